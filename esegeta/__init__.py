@@ -1,0 +1,48 @@
+"""Explains what neural networks for 2-D and 3-D images do: attributions as pure functions over torch.func."""
+
+from esegeta import axioms, baselines, methods, models, noise, random, reducers, spatial, transforms
+from esegeta._registry import METHODS as _METHODS
+from esegeta._registry import TRANSFORMS as _TRANSFORMS
+from esegeta._registry import catalogue, find_method, method, reducer, transform
+from esegeta.engine.batching import batched, explained
+from esegeta.engine.execution import DeadlineExceeded, ExecutionWarning, execution
+from esegeta.engine.memory import forecast
+from esegeta.methods.adaptive_integrated_gradients import integrated
+from esegeta.models import from_module
+from esegeta.transforms.weights import fusion_grad, noise_grad
+from esegeta.trees import on_trees
+
+__version__ = "0.1.0"
+
+# Every registered method and transform of the package, so that a new one is public without a line here.
+globals().update({name: spec.fn for table in (_METHODS, _TRANSFORMS) for name, spec in table.items()})
+
+__all__ = [
+    "DeadlineExceeded",
+    "ExecutionWarning",
+    "axioms",
+    "baselines",
+    "batched",
+    "catalogue",
+    "execution",
+    "explained",
+    "find_method",
+    "forecast",
+    "from_module",
+    "fusion_grad",
+    "integrated",
+    "method",
+    "methods",
+    "models",
+    "noise",
+    "noise_grad",
+    "on_trees",
+    "random",
+    "reducer",
+    "reducers",
+    "spatial",
+    "transform",
+    "transforms",
+    *_METHODS,
+    *_TRANSFORMS,
+]

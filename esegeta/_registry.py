@@ -1,0 +1,293 @@
+"""What reducers, methods and transforms declare: one table that tests, docs, benchmarks and tools read.
+
+A function joins the table by its decorator, in its own file. The decorators also put the checks of user
+input around every explanation, so that a method is only its mathematics.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from esegeta.engine import check, gradient
+
+Needs = Literal["gradient", "values"]
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """What a method promises.
+
+    refs: the further tensors of its explanation, by kind (see ``REFS``); key: whether it draws at random;
+    axioms: names in ``esegeta.axioms`` that hold for every score; needs: whether the score must be
+    differentiable; example: static arguments of a cheap instance; also: other names that people look for.
+    """
+
+    fn: Callable[..., Any]
+    refs: tuple[str, ...]
+    key: bool
+    axioms: frozenset[str]
+    needs: Needs
+    example: Mapping[str, Any]
+    paper: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The public name."""
+        return self.fn.__name__
+
+
+@dataclass(frozen=True)
+class TransformSpec:
+    """What a transform promises.
+
+    refs: from the refs of the inner explanation to those of the outer one, or None where it does not apply;
+    preserves: the axioms that survive it; key: whether it draws at random itself; shape: "input", or
+    "one channel" where it reduces the channel axis.
+    """
+
+    fn: Callable[..., Any]
+    refs: Callable[[tuple[str, ...]], tuple[str, ...] | None]
+    key: bool
+    preserves: frozenset[str]
+    example: Mapping[str, Any]
+    paper: str
+    shape: Literal["input", "one channel"] = "input"
+
+    @property
+    def name(self) -> str:
+        """The public name."""
+        return self.fn.__name__
+
+
+@dataclass(frozen=True)
+class ReducerSpec:
+    """What a reducer promises.
+
+    output: "map" for outputs (K, *S), "vector" for (K,), "any" for both; mask: whether it freezes a mask at
+    ``at=``; differentiable: False for counts, whose gradient is zero everywhere.
+    """
+
+    fn: Callable[..., Any]
+    output: Literal["map", "vector", "any"]
+    mask: bool
+    differentiable: bool
+    example: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The public name."""
+        return self.fn.__name__
+
+
+METHODS: dict[str, MethodSpec] = {}
+TRANSFORMS: dict[str, TransformSpec] = {}
+REDUCERS: dict[str, ReducerSpec] = {}
+
+# The kinds of tensor that an explanation takes besides x, and how each is checked against x.
+REFS: dict[str, Callable[[str, str, object, Tensor], Tensor]] = {
+    "baseline": check.like,
+    "baselines": check.stack_of,
+}
+
+
+def _add(table: dict[str, Any], spec: Any) -> None:
+    if spec.name in table:
+        raise ValueError(
+            check.problem(
+                "esegeta registry",
+                "a new name",
+                f"{spec.name!r}, already defined in {table[spec.name].fn.__module__}",
+                "Rename the function",
+            )
+        )
+    table[spec.name] = spec
+
+
+def takes_key(explain: Callable[..., Tensor]) -> bool:
+    """Whether an explanation draws random numbers, seen from its signature.
+
+    >>> takes_key(lambda x, *, key=None: x), takes_key(lambda x, baseline: x)
+    (True, False)
+    """
+    try:
+        return "key" in inspect.signature(explain).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _checked(
+    name: str, explain: Callable[..., Tensor], kinds: tuple[str, ...], key: bool, score: Callable[[Tensor], Tensor] | None
+) -> Callable[..., Tensor]:
+    """Put the checks of one call around an explanation; ``score`` is given where its gradient is needed."""
+
+    def prepare(x: Tensor, refs: tuple[Tensor, ...]) -> None:
+        check.finite(name, "x", check.floating(name, "x", x), "Repair the image, e.g. with torch.nan_to_num")
+        if len(refs) != len(kinds):
+            raise TypeError(
+                check.problem(
+                    name,
+                    f"explain(x{''.join(', ' + k for k in kinds)}{', key=...' if key else ''})",
+                    f"{1 + len(refs)} tensors",
+                    "Baselines are made by esegeta.baselines, for example baselines.zero(x)",
+                )
+            )
+        for kind, ref in zip(kinds, refs, strict=True):
+            check.finite(name, kind, REFS[kind](name, kind, ref, x), "Repair it, e.g. with torch.nan_to_num")
+
+    def finish(x: Tensor, a: Tensor) -> Tensor:
+        if score is not None:
+            gradient.refuse_dead_score(name, score, x, a)
+        return a
+
+    if key:
+
+        @functools.wraps(explain)
+        def keyed(x: Tensor, *refs: Tensor, key: "int | Tensor | None" = None) -> Tensor:
+            prepare(x, refs)
+            return finish(x, explain(x, *refs, key=check.key(name, key)))
+
+        del keyed.__wrapped__  # type: ignore[attr-defined]  # its signature is the public one
+        return keyed
+
+    @functools.wraps(explain)
+    def plain(x: Tensor, *refs: Tensor) -> Tensor:
+        prepare(x, refs)
+        return finish(x, explain(x, *refs))
+
+    del plain.__wrapped__  # type: ignore[attr-defined]
+    return plain
+
+
+def method(
+    *,
+    refs: tuple[str, ...] = (),
+    key: bool = False,
+    axioms: tuple[str, ...] = (),
+    needs: Needs = "gradient",
+    example: Mapping[str, Any] | None = None,
+    paper: str,
+    also: tuple[str, ...] = (),
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register ``Score -> Explain`` under its function name and put input checks around what it returns."""
+
+    def add(fn: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(fn)
+        def factory(score: Callable[[Tensor], Tensor], **static: Any) -> Callable[..., Tensor]:
+            if not callable(score):
+                raise TypeError(
+                    check.problem(
+                        fn.__name__, "a score: a function of one example", check.describe(score), "Compose a reducer"
+                    )
+                )
+            if needs == "gradient":
+                gradient.refuse_forward_only(fn.__name__, score)
+            inner = fn(score, **static)
+            return _checked(fn.__name__, inner, tuple(refs), key, score if needs == "gradient" else None)
+
+        _add(
+            METHODS,
+            MethodSpec(factory, tuple(refs), key, frozenset(axioms), needs, dict(example or {}), paper, tuple(also)),
+        )
+        return factory
+
+    return add
+
+
+def transform(
+    *,
+    refs: Callable[[tuple[str, ...]], tuple[str, ...] | None] = lambda inner: inner,
+    key: bool = False,
+    preserves: tuple[str, ...] = (),
+    example: Mapping[str, Any] | None = None,
+    paper: str,
+    shape: Literal["input", "one channel"] = "input",
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register ``Explain -> Explain`` under its function name."""
+
+    def add(fn: Callable[..., Any]) -> Callable[..., Any]:
+        _add(TRANSFORMS, TransformSpec(fn, refs, key, frozenset(preserves), dict(example or {}), paper, shape))
+        return fn
+
+    return add
+
+
+def reducer(
+    *,
+    output: Literal["map", "vector", "any"] = "map",
+    mask: bool = False,
+    differentiable: bool = True,
+    example: Mapping[str, Any] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register ``Model -> Score`` under its function name."""
+
+    def add(fn: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(fn)
+        def factory(model: Callable[..., Tensor], *args: Any, **static: Any) -> Callable[[Tensor], Tensor]:
+            if not callable(model):
+                raise TypeError(
+                    check.problem(
+                        fn.__name__,
+                        "a model: a function of one example",
+                        check.describe(model),
+                        "Wrap a network with esegeta.from_module",
+                    )
+                )
+            score: Any = fn(model, *args, **static)
+            words = [*(_short(a) for a in args), *(f"{k}={_short(v)}" for k, v in static.items())]
+            score.__name__ = score.__qualname__ = f"{fn.__name__}({', '.join(['model', *words])})"
+            score.differentiable = differentiable
+            return score
+
+        _add(REDUCERS, ReducerSpec(factory, output, mask, differentiable, dict(example or {})))
+        return factory
+
+    return add
+
+
+def _short(value: object) -> str:
+    return check.describe(value) if isinstance(value, Tensor) else repr(value)
+
+
+def catalogue() -> Iterator[tuple[str, MethodSpec]]:
+    """Every method, then every transform of every method it applies to, with the axioms that follow."""
+    for name, spec in sorted(METHODS.items()):
+        yield name, spec
+    for name, spec in sorted(METHODS.items()):
+        for outer, change in sorted(TRANSFORMS.items()):
+            refs = change.refs(spec.refs)
+            if refs is not None:
+                yield f"{outer}({name})", _composite(spec, change, refs)
+
+
+def _composite(spec: MethodSpec, change: TransformSpec, refs: tuple[str, ...]) -> MethodSpec:
+    def build(score: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+        return change.fn(spec.fn(score, **spec.example), **change.example)
+
+    build.__name__ = f"{change.name}_{spec.name}"
+    return MethodSpec(
+        build, refs, spec.key or change.key, spec.axioms & change.preserves, spec.needs, {}, change.paper
+    )
+
+
+def find_method(name: str) -> MethodSpec:
+    """The method of that name or of that other name.
+
+    >>> import esegeta
+    >>> find_method("gradient_times_image").name
+    'input_x_gradient'
+    """
+    for spec in METHODS.values():
+        if name == spec.name or name in spec.also:
+            return spec
+    import difflib
+
+    names = [n for s in METHODS.values() for n in (s.name, *s.also)]
+    near = difflib.get_close_matches(name, names, n=3)
+    raise ValueError(
+        check.problem("find_method", "the name of a method", repr(name), f"Nearest: {', '.join(near) or 'none'}")
+    )

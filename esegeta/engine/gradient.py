@@ -1,0 +1,103 @@
+"""The one gradient primitive. Every method that differentiates a score does it here."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+
+from esegeta.engine import check, levels
+
+Score = Callable[[Tensor], Tensor]
+
+FORWARD_ONLY = (
+    "Counts, argmax masks and detached values have no gradient: explain a sum of scores instead "
+    "(esegeta.reducers.predicted_class_sum or soft_count), or use a method that needs only values"
+)
+
+
+def value_and_gradient(score: Score) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """``x -> (F(x), dF/dx)`` with one forward and one backward run.
+
+    The backward graph is built only if somebody will differentiate through it: an enclosing ``torch.func``
+    transform, or ordinary autograd watching the input or anything that the score reads. Building it always
+    costs 1.6 times the memory; never building it makes outer gradients silently wrong.
+
+    Example:
+        >>> import torch
+        >>> y, g = value_and_gradient(lambda x: (x ** 2).sum())(torch.tensor([1., 3.]))
+        >>> y.item(), g.tolist()
+        (10.0, [2.0, 6.0])
+    """
+
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        watched = levels.differentiating()
+
+        def traced(z: Tensor) -> Tensor:
+            y = check.scalar("gradient", score(z))
+            if not y.requires_grad:
+                raise ValueError(
+                    check.problem(
+                        "gradient",
+                        "a score that depends on its input through differentiable operations",
+                        f"{name_of(score)}, whose gradient is identically zero",
+                        FORWARD_ONLY,
+                    )
+                )
+            return y
+
+        y, pull = vjp(traced, x)
+        graph = watched or levels.base(y).requires_grad
+        (g,) = pull(torch.ones_like(y), retain_graph=graph, create_graph=graph)
+        return y, g
+
+    return both
+
+
+def gradient(score: Score) -> Callable[[Tensor], Tensor]:
+    """``x -> dF/dx``."""
+    both = value_and_gradient(score)
+    return lambda x: both(x)[1]
+
+
+def name_of(score: Score) -> str:
+    """How errors call a score."""
+    return getattr(score, "__name__", type(score).__name__)
+
+
+def refuse_forward_only(where: str, score: Score) -> None:
+    """Raise for a score that declares that it has no gradient."""
+    if getattr(score, "differentiable", True) is False:
+        raise ValueError(
+            check.problem(
+                where, "a differentiable score", f"{name_of(score)}, whose gradient is identically zero", FORWARD_ONLY
+            )
+        )
+
+
+def refuse_dead_score(where: str, score: Score, x: Tensor, attribution: Tensor) -> None:
+    """Raise if the score varies but its gradient is exactly zero wherever we look.
+
+    An attribution that is zero everywhere may be right: a saturated score, or an input that equals its
+    baseline. It is wrong for scores such as ``sum(z / z * (z > t))``, a count that autograd can differentiate.
+    The two are told apart at three other points: zero gradients at all of them, at different values of the
+    score, cannot come from a function that its gradient describes.
+    """
+    if not levels.true_anywhere((attribution.detach() == 0).all()):
+        return
+    both = value_and_gradient(score)
+    x = x.detach()
+    wave = torch.cos(torch.arange(x.numel(), device=x.device, dtype=x.dtype) * 2.399963).reshape(x.shape)
+    reach = x.abs().amax() + 1
+    seen = [both(z) for z in (x, x / 2, x + reach * wave, reach * wave)]
+    flat = torch.stack([(g == 0).all() for _, g in seen]).all()
+    values = torch.stack([y for y, _ in seen])
+    if levels.true_anywhere(flat & (values.amax() > values.amin()) & (attribution == 0).all()):
+        raise ValueError(
+            check.problem(
+                where,
+                "a score with a gradient",
+                f"{name_of(score)}, which varies although its gradient is zero at {len(seen)} points",
+                FORWARD_ONLY,
+            )
+        )

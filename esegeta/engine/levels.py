@@ -1,0 +1,80 @@
+"""What encloses the running code: which ``torch.func`` transforms, and what lies under their wrappers.
+
+The one place that reads functorch's interpreter stack.
+"""
+
+import torch
+from torch import Tensor
+from torch._C._functorch import (
+    TransformType,
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+)
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch._subclasses.fake_tensor import FakeTensor
+
+
+def differentiating() -> bool:
+    """Whether an enclosing ``grad``, ``vjp`` or ``jvp`` may differentiate what is computed now."""
+    return any(
+        level.key() in (TransformType.Grad, TransformType.Jvp) for level in retrieve_all_functorch_interpreters()
+    )
+
+
+def pulling() -> bool:
+    """Whether an enclosing ``grad`` or ``vjp`` will ask for a pullback of what is computed now."""
+    return any(level.key() == TransformType.Grad for level in retrieve_all_functorch_interpreters())
+
+
+def mapped() -> int:
+    """How many examples the enclosing ``vmap`` levels run at once (1 outside of any).
+
+    >>> import torch
+    >>> seen = []
+    >>> _ = torch.func.vmap(lambda x: seen.append(mapped()) or x)(torch.zeros(3))
+    >>> mapped(), seen
+    (1, [3])
+    """
+    total = 1
+    for level in retrieve_all_functorch_interpreters():
+        if level.key() == TransformType.Vmap:
+            total *= level.batch_size()
+    return total
+
+
+def base(tensor: Tensor) -> Tensor:
+    """The ordinary tensor under all functorch wrappers: every example of the batch, no derivative.
+
+    Reading it leaks nothing: it is used to *look* at values (are they finite?), never to compute with them.
+    """
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor
+
+
+def wrapped(tensor: Tensor) -> bool:
+    """Whether a functorch transform stands between this tensor and its values."""
+    return is_functorch_wrapped_tensor(tensor)
+
+
+def fake(tensor: Tensor) -> bool:
+    """Whether the tensor has a shape but no values, as in a dry run."""
+    return isinstance(base(tensor), FakeTensor)
+
+
+def true_anywhere(condition: Tensor) -> bool:
+    """Whether a boolean tensor is true for any element of any example, seen through every wrapper.
+
+    The only sanctioned way for an error check to look at values. In a dry run nothing has a value,
+    and the answer is False.
+
+    >>> import torch
+    >>> def f(x):
+    ...     return x * 0 if true_anywhere(x > 2) else x
+    >>> torch.func.vmap(f)(torch.tensor([1., 3.])).tolist()
+    [0.0, 0.0]
+    """
+    if fake(condition):
+        return False
+    with torch.no_grad():
+        return bool(base(condition).any())

@@ -1,0 +1,205 @@
+"""Work is streamed, never stacked.
+
+Everything that samples or integrates is a fold over ``fn(i)``: a few of them at a time go through the network
+as one batch, are absorbed into a running state, and are gone. Memory is one chunk plus the state, whatever the
+number of samples; the chunk size changes speed only.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map
+
+from esegeta.engine import levels, memory, progress
+from esegeta.engine.execution import DeadlineExceeded, current, record
+
+State = TypeVar("State")
+Tree = Any
+
+
+def fold(
+    fn: Callable[[Tree], Tree],
+    nodes: Tree,
+    absorb: Callable[[State, Tree, Tree], State],
+    start: State,
+    *,
+    label: str,
+    partial: bool = False,
+    together: bool = True,
+) -> State:
+    """Absorb ``fn(node)`` for every node into a state, a chunk at a time.
+
+    Args:
+        fn: what to compute at one node.
+        nodes: a tensor, or a tree of tensors, with one node along each first axis.
+        absorb: ``(state, values, nodes) -> state`` with the values and nodes of one chunk stacked.
+        start: the first state.
+        label: what progress bars and errors call the loop.
+        partial: whether the state means something before the last node. If so, the deadline ends the loop
+            early with a warning; if not, it raises ``DeadlineExceeded``.
+        together: False where several nodes cannot share a call (each its own weights): one at a time.
+
+    Returns:
+        The last state.
+    """
+    total = len(tree_leaves(nodes)[0])
+    many = vmap(fn) if together else lambda piece: tree_map(lambda t: t[None], fn(tree_map(lambda t: t[0], piece)))
+    state, done = start, 0
+    plan = _Plan(total if together else 1)
+    with progress.loop(label) as bar:
+        while done < total:
+            if current().left() <= 0:
+                if not (partial and done):
+                    raise DeadlineExceeded(
+                        f"{label}: the deadline passed after {done} of {total} steps, and a part of them has no "
+                        "meaning of its own. Allow more time, or ask for fewer steps."
+                    )
+                record(
+                    "partial",
+                    f"{label}: the deadline passed; the result is the mean of {done} of {total} samples.",
+                    done=done,
+                    total=total,
+                )
+                break
+            size = min(plan.size, total - done)
+            piece = tree_map(lambda t, lo=done, hi=done + size: t[lo:hi], nodes)
+            with progress.step(bar, done / total, (done + size) / total):
+                values = plan.attempt(many, piece, size, label)
+                if values is None:  # out of memory: the plan is smaller now
+                    continue
+                state = absorb(state, values, piece)
+            done += size
+            if any(levels.fake(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor)):
+                break  # a dry run: later chunks occupy no more
+            del values
+    return state
+
+
+class _Plan:
+    """How many nodes go together: the least number first, then what the measurement of those allows."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        settings = current()
+        self.measured = settings.chunk is not None or most == 1
+        if settings.chunk is not None:
+            self.size = min(most, max(1, settings.chunk // levels.mapped()))
+        else:
+            # On CPU a 3-D convolution of a single example takes a slow kernel (1.5 to 5 times).
+            self.size = min(most, max(1, -(-2 // levels.mapped())))
+
+    def attempt(self, many: Callable[[Tree], Tree], piece: Tree, size: int, label: str) -> Tree | None:
+        device = levels.base(tree_leaves(piece)[0]).device
+        failed = False
+        try:
+            if self.measured:
+                return many(piece)
+            with memory.Live() as live:
+                values = many(piece)
+        except Exception as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            failed = True  # retry outside of this block: the traceback holds the activations
+            if size == 1:
+                raise torch.OutOfMemoryError(
+                    f"{label}: one step alone does not fit into memory. Use smaller patches, or a device with more."
+                ) from error
+        if failed:
+            memory.release(device)
+            self.size, self.measured = size // 2, True
+            record("out of memory", f"{label}: out of memory with {size} at once, going on with {size // 2}.", size=size)
+            return None
+        leaves = [levels.base(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+        each = max(1, live.peak // size)
+        allowed = memory.budget(leaves[0].device if leaves else device, current().memory)
+        floor = 1 if current().memory is not None else self.size
+        self.size = max(floor, min(self.most, allowed // each))
+        self.measured = True
+        return values
+
+
+def integral(fn: Callable[[Tree], Tree], nodes: Tree, weights: Tensor, *, label: str) -> Tree:
+    """``sum_i w_i fn(node_i)``: a quadrature, of which no part has a meaning.
+
+    >>> import torch
+    >>> integral(lambda t: t ** 2, torch.tensor([0., 1.]), torch.tensor([.5, .5]), label="demo").item()
+    0.5
+    """
+    return fold(
+        lambda node: fn(node[0]),
+        (nodes, weights),
+        lambda sums, values, piece: tree_map(
+            lambda s, v: s + torch.tensordot(piece[1].to(v.dtype), v, 1), sums, values
+        )
+        if sums is not None
+        else tree_map(lambda v: torch.tensordot(piece[1].to(v.dtype), v, 1), values),
+        None,
+        label=label,
+    )
+
+
+def mean(fn: Callable[[Tree], Tree], nodes: Tree, *, label: str, together: bool = True) -> Tree:
+    """``1/n sum_i fn(node_i)``: a sampling mean, of which the first part is a mean too.
+
+    >>> import torch
+    >>> mean(lambda i: i * 1.0, torch.arange(5), label="demo").item()
+    2.0
+    """
+
+    def absorb(state: tuple[int, Tree], values: Tree, piece: Tree) -> tuple[int, Tree]:
+        count, sums = state
+        new = tree_map(lambda v: v.sum(0), values)
+        return count + len(tree_leaves(piece)[0]), new if sums is None else tree_map(torch.add, sums, new)
+
+    count, sums = fold(fn, nodes, absorb, (0, None), label=label, partial=True, together=together)
+    return tree_map(lambda s: s / count, sums)
+
+
+def moments(fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str, together: bool = True) -> tuple[Tensor, Tensor]:
+    """Mean and (1/n) variance of ``fn(node_i)``, merged chunk by chunk without cancellation (Chan et al.).
+
+    >>> import torch
+    >>> m, v = moments(lambda i: i + 1e8, torch.arange(4).double(), label="demo")
+    >>> m.item() - 1e8, v.item()
+    (1.5, 1.25)
+    """
+
+    def absorb(
+        state: tuple[int, Tensor | float, Tensor | float], values: Tensor, piece: Tree
+    ) -> tuple[int, Tensor | float, Tensor | float]:
+        count, centre, spread = state
+        new = len(tree_leaves(piece)[0])
+        here = values.mean(0)
+        step = here - centre
+        both = count + new
+        return (
+            both,
+            centre + step * (new / both),
+            spread + (values - here).square().sum(0) + step.square() * (count * new / both),
+        )
+
+    count, centre, spread = fold(fn, nodes, absorb, (0, 0.0, 0.0), label=label, partial=True, together=together)
+    assert isinstance(centre, Tensor)
+    assert isinstance(spread, Tensor)
+    return centre, spread / count
+
+
+def extrema(fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str) -> tuple[Tensor, Tensor]:
+    """Element-wise minimum and maximum of ``fn(node_i)``.
+
+    >>> import torch
+    >>> lo, hi = extrema(lambda i: (i - 2.0) ** 2, torch.arange(5), label="demo")
+    >>> lo.item(), hi.item()
+    (0.0, 4.0)
+    """
+
+    def absorb(state: tuple[Tensor, Tensor] | None, values: Tensor, _: Tree) -> tuple[Tensor, Tensor]:
+        low, high = values.amin(0), values.amax(0)
+        return (low, high) if state is None else (torch.minimum(state[0], low), torch.maximum(state[1], high))
+
+    found = fold(fn, nodes, absorb, None, label=label, partial=True)
+    assert found is not None
+    return found

@@ -1,0 +1,977 @@
+r"""Reducers: what of a model's output is explained, as one number.
+
+A segmentation network answers at every voxel; an explanation needs one number :math:`F(x) = \rho(f(x))`.
+A reducer takes the model and returns that score: ``predicted_class_sum(model, 1, at=x)``.
+
+Notation, for the output :math:`z = f(x)` of shape ``(K, *S)``, or ``(K,)`` for a classifier:
+
+- several channels exclude each other: :math:`p = \mathrm{softmax}(z)`, and a voxel belongs to the class with
+  the largest :math:`z_k` (the first of equals);
+- one channel is two classes: class 1 has the logit :math:`z` and the probability :math:`\sigma(z)` and is
+  predicted where :math:`z > 0`; class 0 has :math:`-z` and :math:`\sigma(-z)` and is predicted where
+  :math:`z \le 0`. Where classes are compared their logits are :math:`(0, z)`, the same model;
+- with ``exclusive=False`` channels are independent labels: :math:`p_k = \sigma(z_k)`, predicted where
+  :math:`z_k > 0`.
+
+A reducer that sums over predicted voxels needs a mask, and a mask has no derivative. ``at=x`` computes it
+once and freezes it: the score is then as smooth as the model, gradients describe it, and along a path from a
+baseline it is the *same* score. ``dynamic=True`` recomputes the mask at every evaluation: then the score may
+jump where voxels change class, its gradient does not know of the jumps, and completeness fails by their sum.
+Where a dynamic mask is empty the score is 0; an empty frozen mask is an error.
+"""
+
+import numbers
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from esegeta import spatial
+from esegeta._registry import reducer
+from esegeta._types import Model, Score
+from esegeta.engine import check, levels
+
+Mask = Callable[[Tensor], Tensor]
+
+# Examples in the registry fit a one-channel model on a grid of 4 x 4 voxels (and vectors of one or more).
+_GRID = torch.ones(4, 4, dtype=torch.bool)
+
+
+# --- What a model may return ------------------------------------------------------------------------------
+
+
+def _output(where: str, model: Model, x: Tensor, kind: str = "map") -> Tensor:
+    """Run the model on one example and refuse what is not a floating ``(K, *S)`` map or ``(K,)`` vector."""
+    z: object = model(x)
+    if not isinstance(z, Tensor):
+        raise TypeError(
+            check.problem(
+                where,
+                "the model to return one tensor",
+                check.describe(z),
+                "Choose the tensor when the model is made: esegeta.from_module(module, output=...)",
+            )
+        )
+    if not z.is_floating_point():
+        raise TypeError(
+            check.problem(
+                where,
+                "the model to return floating scores",
+                check.describe(z),
+                "Explain the logits before argmax or thresholds: those have no gradient",
+            )
+        )
+    # Where the input is an image, the output has as many axes; a latent vector may grow into any map.
+    is_map = 2 <= z.ndim <= 4 and (x.ndim < 2 or z.ndim == x.ndim)
+    if (is_map and kind != "vector") or (z.ndim == 1 and kind != "map"):
+        return z
+    if z.ndim == 0:
+        advice = "One number needs no reducer, it is a score already"
+    elif z.ndim == 1:
+        advice = "This is a classification output: use logit, probability, log_probability or margin"
+    elif is_map and z.shape[0] != 1:
+        advice = "This is a segmentation output: use predicted_class_sum or another reducer of maps"
+    else:
+        advice = (
+            "Models see one example and return no batch axis: make the model with esegeta.from_module, "
+            "and use esegeta.batched for many examples"
+        )
+    wanted = {"map": "(K, *S)", "vector": "(K,)", "any": "(K, *S) or (K,)"}[kind]
+    raise ValueError(
+        check.problem(
+            where,
+            f"a model output of shape {wanted} for one example",
+            f"{check.describe(z)} for an input {tuple(x.shape)}",
+            advice,
+        )
+    )
+
+
+def _target(where: str, target: object, name: str = "target") -> int:
+    """Refuse anything but a class number; how many classes there are is known at the first call."""
+    if isinstance(target, bool) or not isinstance(target, numbers.Integral) or target < 0:
+        raise ValueError(
+            check.problem(where, f"{name} to be a class number 0, 1, ...", repr(target), "Choose one")
+        )
+    return int(target)
+
+
+def _within(i: object, n: int) -> bool:
+    return isinstance(i, numbers.Integral) and 0 <= int(i) < n
+
+
+def _in_range(where: str, z: Tensor, target: int, exclusive: bool) -> None:
+    channels = z.shape[0]
+    classes = 2 if exclusive and channels == 1 else channels
+    if target >= classes:
+        note = " (one channel counts as two classes)" if exclusive and channels == 1 else ""
+        raise ValueError(
+            check.problem(
+                where,
+                f"a target below {classes}, for the K = {channels} channels of the model{note}",
+                f"target {target}",
+                "Count classes from 0",
+            )
+        )
+
+
+# --- What the output says, voxel by voxel -----------------------------------------------------------------
+
+
+def _softmaxed(z: Tensor, exclusive: bool) -> bool:
+    """Whether classes compete by softmax; otherwise every channel is a question with a yes and a no."""
+    return exclusive and z.shape[0] > 1
+
+
+def _logit(where: str, z: Tensor, target: int, exclusive: bool) -> Tensor:
+    _in_range(where, z, target, exclusive)
+    if exclusive and z.shape[0] == 1:
+        return z[0] if target else -z[0]
+    return z[target]
+
+
+def _probability(where: str, z: Tensor, target: int, exclusive: bool) -> Tensor:
+    own = _logit(where, z, target, exclusive)
+    return z.softmax(0)[target] if _softmaxed(z, exclusive) else own.sigmoid()
+
+
+def _log_probability(where: str, z: Tensor, target: int, exclusive: bool) -> Tensor:
+    own = _logit(where, z, target, exclusive)
+    return z.log_softmax(0)[target] if _softmaxed(z, exclusive) else logsigmoid(own)
+
+
+def _predicted(where: str, z: Tensor, target: int, exclusive: bool) -> Tensor:
+    _in_range(where, z, target, exclusive)
+    if _softmaxed(z, exclusive):
+        return z.argmax(0) == target
+    if exclusive:
+        return z[0] > 0 if target else z[0] <= 0
+    return z[target] > 0
+
+
+def predicted_mask(z: Tensor, target: int, *, exclusive: bool = True) -> Tensor:
+    r"""Where an output predicts a class: :math:`M_v = 1[\hat y_v = c]`.
+
+    The building block of frozen masks: ``region(model, 1, predicted_mask(model(x), 1))`` is
+    ``predicted_class_sum(model, 1, at=x)``.
+
+    Args:
+        z: output of a model.
+        target: class number.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        ``(K, *S) -> (*S)``, boolean.
+
+    Example:
+        >>> predicted_mask(torch.tensor([[0., 5.], [1., 2.]]), 1).tolist()
+        [True, False]
+        >>> predicted_mask(torch.tensor([[-1., 0., 3.]]), 0).tolist()
+        [True, True, False]
+    """
+    return _predicted("predicted_mask", z.detach(), _target("predicted_mask", target), exclusive)
+
+
+def _otsu(n: Tensor) -> Tensor:
+    """Otsu's threshold of values in [0, 1]: the centre of the last of 256 bins of the lower class.
+
+    With w voxels of mean m on either side, the split maximises w0 w1 (m0 - m1)^2. Counts and sums of bin
+    centres are exact in float64, so that equal splits are equal numbers and the first one is taken. That the
+    centre and not the upper edge of the bin is returned is the convention of scikit-image.
+    """
+    bins = 256
+    i = (n.detach() * bins).long().clamp(0, bins - 1).flatten()
+    none = torch.zeros(bins, dtype=torch.float64, device=n.device)
+    count = none.scatter_add(0, i, torch.ones_like(i, dtype=torch.float64))
+    sums = count * (torch.arange(bins, dtype=torch.float64, device=n.device) + 0.5)
+    w0, s0 = count.cumsum(0)[:-1], sums.cumsum(0)[:-1]
+    w1, s1 = count.sum() - w0, sums.sum() - s0
+    between = (s0 * w1 - s1 * w0).square() / (w0 * w1).clamp(min=1)
+    return (between.argmax() + 0.5) / bins
+
+
+def _above_otsu(z: Tensor) -> Tensor:
+    """Where one channel, scaled to [0, 1], exceeds its Otsu threshold; nowhere if it is constant."""
+    low, high = z.amin(), z.amax()
+    n = (z - low) / torch.where(high > low, high - low, 1)
+    return n > _otsu(n)
+
+
+class _Parts(torch.autograd.Function):
+    """Number the connected parts of a mask by size: 1 for the largest, 0 outside. Equals keep raster order.
+
+    Labelling depends on values and runs on the host, one example at a time, hence its own rule for vmap.
+    """
+
+    @staticmethod
+    def forward(mask: Tensor) -> Tensor:
+        """Label one mask."""
+        if levels.fake(mask):
+            return torch.zeros_like(mask, dtype=torch.int64)
+        from scipy import ndimage
+
+        labels, _ = ndimage.label(mask.cpu().numpy())
+        sizes = np.bincount(labels.ravel())
+        rank = np.zeros_like(sizes)
+        rank[1 + np.argsort(-sizes[1:], kind="stable")] = np.arange(1, len(sizes))
+        return torch.from_numpy(rank[labels].astype(np.int64)).to(mask.device)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004
+        """Labels have no derivative."""
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, ...], mask: Tensor) -> tuple[Tensor, int]:  # noqa: ARG004
+        """One example after the other."""
+        return torch.stack([_Parts.apply(one) for one in mask.movedim(in_dims[0], 0)]), 0
+
+
+# --- Masks and sums ---------------------------------------------------------------------------------------
+
+
+def _given(where: str, mask: Tensor, empty: str = "no voxel is True") -> Mask:
+    """A constant mask as a function of the output, checked once for content and at each call for fit."""
+    if mask.dtype != torch.bool:
+        raise TypeError(check.problem(where, "a boolean mask", check.describe(mask), "Use mask > 0"))
+    mask = mask.detach()
+    if levels.true_anywhere(~mask.any()):
+        raise ValueError(
+            check.problem(
+                where,
+                "a mask with at least one voxel",
+                f"an empty one: {empty}",
+                "Explain what is there, or use class_sum, soft_count or region with a mask of your own",
+            )
+        )
+
+    def constant(z: Tensor) -> Tensor:
+        if mask.shape != z.shape[1:]:
+            raise ValueError(
+                check.problem(
+                    where,
+                    f"a mask of the shape {tuple(z.shape[1:])} of the model's output map",
+                    check.describe(mask),
+                    "Masks live on the output grid and have no channel axis; a score fits inputs of one size",
+                )
+            )
+        return _beside(where, "the mask", mask, z)
+
+    return constant
+
+
+def _beside(where: str, name: str, value: Tensor, z: Tensor) -> Tensor:
+    if value.device != z.device:
+        raise ValueError(
+            check.problem(
+                where,
+                f"{name} on {z.device}, where the output is",
+                f"a tensor on {value.device}",
+                "Move it there",
+            )
+        )
+    return value
+
+
+def _frozen(where: str, model: Model, mask_of: Mask, at: Tensor | None, dynamic: bool, empty: str) -> Mask:
+    """A mask computed by the model: once at ``at``, or with ``dynamic`` from every output anew."""
+    if dynamic == (at is not None):
+        raise ValueError(
+            check.problem(
+                where,
+                "either at= or dynamic=True",
+                "both" if dynamic else "neither",
+                "Pass at=x to freeze the mask (recommended) or dynamic=True",
+            )
+        )
+    if at is None:
+        return lambda z: mask_of(z.detach())
+    with torch.no_grad():
+        z = _output(where, model, check.tensor(where, "at", at).detach()).detach()
+        if levels.true_anywhere(z.isnan()):
+            raise ValueError(
+                check.problem(
+                    where,
+                    "a model output without NaN at x",
+                    f"NaN in {check.describe(z)}",
+                    "Look for NaN in the input, the weights, or an overflow in half precision",
+                )
+            )
+        return _given(where, mask_of(z), empty)
+
+
+def _sum(values: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return values.sum()
+    # where, not a product: an infinite logit outside of the mask must not become NaN.
+    return torch.where(mask, values, 0).sum()
+
+
+def _summed(where: str, model: Model, target: int, exclusive: bool, mask: Mask) -> Score:
+    def score(x: Tensor) -> Tensor:
+        z = _output(where, model, x)
+        return _sum(_logit(where, z, target, exclusive), mask(z))
+
+    return score
+
+
+# --- Sums of scores over a map ----------------------------------------------------------------------------
+
+
+@reducer(mask=True, example={"target": 1})
+def predicted_class_sum(
+    model: Model, target: int, *, at: Tensor | None = None, dynamic: bool = False, exclusive: bool = True
+) -> Score:
+    r"""The scores of a class, summed where that class is predicted: the usual choice for segmentation.
+
+    .. math:: F(x) = \sum_{v \in M} z_{c,v}, \qquad M = \{v : \hat y_v = c\} \text{ at } x_0
+
+    With the mask frozen at :math:`x_0` (``at``) this is linear in the output and its gradient is exact. With
+    ``dynamic=True`` the gradient is that of the sum over the current mask; it misses the change of the mask.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)``.
+        target: class number.
+        at: the explained input, where the mask is frozen.
+        dynamic: recompute the mask at every evaluation instead.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> model = lambda x: torch.cat([torch.ones_like(x), x ** 2])
+        >>> x = torch.tensor([[0., 2., 3.]])
+        >>> score = eg.reducers.predicted_class_sum(model, 1, at=x)
+        >>> score(x).item(), torch.func.grad(score)(x).tolist()
+        (13.0, [[0.0, 4.0, 6.0]])
+
+    Reference: S. Chatterjee et al., "TorchEsegeta: Framework for Interpretability and Explainability of
+        Image-based Deep Learning Models", 2022, section 2.5.4 (multi-class). Its equation 16 is a count:
+        see :func:`predicted_count`.
+    """
+    here = "predicted_class_sum"
+    target = _target(here, target)
+    empty = f"class {target} is predicted nowhere at x"
+    mask = _frozen(here, model, lambda z: _predicted(here, z, target, exclusive), at, dynamic, empty)
+    return _summed(here, model, target, exclusive, mask)
+
+
+@reducer(mask=True, example={"part": "foreground"})
+def otsu_sum(
+    model: Model, *, part: str = "foreground", at: Tensor | None = None, dynamic: bool = False
+) -> Score:
+    r"""The scores of a one-channel output, summed above (or not above) its Otsu threshold.
+
+    .. math::
+
+        n = \frac{z - \min z}{\max z - \min z}, \qquad M = \{v : n_v > \mathrm{otsu}(n)\}, \qquad
+        F(x) = \sum_{v \in M} z_v \text{ or } \sum_{v \notin M} z_v
+
+    The threshold is the centre of one of 256 bins, so that a value in this last bin of the background may
+    still exceed it, as in scikit-image. It is a threshold of the *scaled* output and is compared with the
+    scaled output. A constant output has no foreground. For outputs without a natural zero, such as distances
+    or intensities; where zero divides two classes use :func:`predicted_class_sum`.
+
+    Args:
+        model: ``(C, *S) -> (1, *S)``.
+        part: "foreground" (above the threshold) or "background".
+        at: the explained input, where the mask is frozen.
+        dynamic: recompute threshold and mask at every evaluation instead.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> x = torch.tensor([[10., 10., 30., 31., 32.]])
+        >>> eg.reducers.otsu_sum(lambda x: 2 * x, at=x)(x).item()
+        186.0
+        >>> eg.reducers.otsu_sum(lambda x: 2 * x, part="background", at=x)(x).item()
+        40.0
+
+    Reference: N. Otsu, "A Threshold Selection Method from Gray-Level Histograms", 1979. S. Chatterjee et
+        al., "TorchEsegeta", 2022, equations 17 and 18 (threshold-based).
+    """
+    here = "otsu_sum"
+    foreground = check.one_of(here, "part", part, ("foreground", "background")) == "foreground"
+
+    def single(z: Tensor) -> Tensor:
+        if z.shape[0] != 1:
+            raise ValueError(
+                check.problem(
+                    here,
+                    "a model with one output channel",
+                    f"K = {z.shape[0]} channels",
+                    "Use predicted_class_sum where channels are classes",
+                )
+            )
+        return z[0]
+
+    def mask_of(z: Tensor) -> Tensor:
+        above = _above_otsu(single(z))
+        return above if foreground else ~above
+
+    mask = _frozen(here, model, mask_of, at, dynamic, "the output at x is constant and has no foreground")
+
+    def score(x: Tensor) -> Tensor:
+        z = _output(here, model, x)
+        return _sum(single(z), mask(z))
+
+    return score
+
+
+@reducer(example={"target": 1})
+def class_sum(model: Model, target: int, *, exclusive: bool = True) -> Score:
+    r"""The scores of a class, summed over the whole map.
+
+    .. math:: F(x) = \sum_v z_{c,v}
+
+    No mask, so voxels of every class speak, in a mostly empty volume above all the background.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)``.
+        target: class number.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> score = eg.reducers.class_sum(lambda x: torch.cat([x, x ** 3]), 1)
+        >>> score(torch.tensor([[1., 2.]])).item()
+        9.0
+    """
+    here = "class_sum"
+    target = _target(here, target)
+    return lambda x: _logit(here, _output(here, model, x), target, exclusive).sum()
+
+
+@reducer(example={"target": 1})
+def class_mean(model: Model, target: int, *, of: str = "logits", exclusive: bool = True) -> Score:
+    r"""The scores of a class, averaged over the whole map: global average pooling.
+
+    .. math:: F(x) = \frac1{|S|} \sum_v z_{c,v} \quad\text{or}\quad \frac1{|S|} \sum_v p_{c,v}
+
+    :func:`class_sum` on a scale that does not grow with the volume: methods that exponentiate or square the
+    score, and half precision, need it.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)``.
+        target: class number.
+        of: "logits" or "probabilities".
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> score = eg.reducers.class_mean(lambda x: torch.cat([x, x ** 3]), 1)
+        >>> score(torch.tensor([[1., 2.]])).item()
+        4.5
+
+    Reference: V. Couteaux et al., "Towards Interpretability of Segmentation Networks by Analyzing
+        DeepDreams", 2019, equation 3.
+    """
+    here = "class_mean"
+    target = _target(here, target)
+    value = {"logits": _logit, "probabilities": _probability}[
+        check.one_of(here, "of", of, ("logits", "probabilities"))
+    ]
+    return lambda x: value(here, _output(here, model, x), target, exclusive).mean()
+
+
+@reducer(example={"target": 1, "index": (1, 2)})
+def voxel(model: Model, target: int, index: Sequence[int], *, exclusive: bool = True) -> Score:
+    r"""The score of a class at one voxel: why *here*?
+
+    .. math:: F(x) = z_{c,v}
+
+    Args:
+        model: ``(C, *S) -> (K, *S)``.
+        target: class number.
+        index: the voxel, one whole number for each spatial axis of the output.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> score = eg.reducers.voxel(lambda x: torch.cat([x, x ** 3]), 1, (0, 1))
+        >>> torch.func.grad(score)(torch.tensor([[[1., 2.]]])).tolist()
+        [[[0.0, 12.0]]]
+    """
+    here = "voxel"
+    target = _target(here, target)
+    index = tuple(index)
+
+    def score(x: Tensor) -> Tensor:
+        z = _output(here, model, x)
+        size = tuple(z.shape[1:])
+        if len(index) != len(size) or not all(map(_within, index, size)):
+            raise ValueError(
+                check.problem(
+                    here,
+                    f"an index with {len(size)} numbers, from 0 to below {size}",
+                    f"index {index}",
+                    "Index the voxels of the output map, in array order",
+                )
+            )
+        return _logit(here, z, target, exclusive)[index]
+
+    return score
+
+
+@reducer(example={"target": 1, "mask": _GRID})
+def region(
+    model: Model, target: int, mask: Tensor, *, average: bool = False, exclusive: bool = True
+) -> Score:
+    r"""The scores of a class, summed or averaged over a region that you choose.
+
+    .. math:: F(x) = \sum_{v \in M} z_{c,v} \quad\text{or}\quad \frac1{|M|} \sum_{v \in M} z_{c,v}
+
+    Args:
+        model: ``(C, *S) -> (K, *S)``.
+        target: class number.
+        mask: boolean ``(*S)`` on the output grid: a lesion, a reference segmentation, what was missed.
+        average: divide by the number of voxels.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> mask = torch.tensor([True, False, True])
+        >>> score = eg.reducers.region(lambda x: torch.cat([x, x ** 2]), 1, mask, average=True)
+        >>> score(torch.tensor([[1., 2., 3.]])).item()
+        5.0
+    """
+    here = "region"
+    target = _target(here, target)
+    inside = _given(here, mask)
+
+    def score(x: Tensor) -> Tensor:
+        z = _output(here, model, x)
+        m = inside(z)
+        total = _sum(_logit(here, z, target, exclusive), m)
+        return total / m.sum() if average else total
+
+    return score
+
+
+@reducer(mask=True, example={"target": 1, "k": 0})
+def component(
+    model: Model,
+    target: int,
+    k: int = 0,
+    *,
+    at: Tensor | None = None,
+    dynamic: bool = False,
+    exclusive: bool = True,
+) -> Score:
+    r"""The scores of a class, summed over one connected part of its prediction: one lesion, one vessel.
+
+    .. math:: F(x) = \sum_{v \in M_k} z_{c,v}
+
+    :math:`M_0, M_1, \dots` are the parts of :math:`\{v : \hat y_v = c\}` that hang together through the faces
+    of voxels, the largest first; equally large ones in array order.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)``.
+        target: class number.
+        k: which part, 0 for the largest.
+        at: the explained input, where the mask is frozen.
+        dynamic: find the parts anew at every evaluation instead; parts may then change places.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> x = torch.tensor([[5., 0., 1., 2., 0., 9., 9., 9.]])
+        >>> [eg.reducers.component(lambda x: x, 1, k, at=x)(x).item() for k in range(3)]
+        [27.0, 3.0, 5.0]
+    """
+    here = "component"
+    target = _target(here, target)
+    check.positive_count(here, "k", k, least=0)
+
+    def mask_of(z: Tensor) -> Tensor:
+        return _Parts.apply(_predicted(here, z, target, exclusive)) == k + 1
+
+    empty = f"the prediction of class {target} at x has no part k={k} (the largest is 0)"
+    return _summed(here, model, target, exclusive, _frozen(here, model, mask_of, at, dynamic, empty))
+
+
+@reducer(mask=True, example={"target": 1})
+def boundary(
+    model: Model, target: int, *, at: Tensor | None = None, dynamic: bool = False, exclusive: bool = True
+) -> Score:
+    r"""The scores of a class, summed along the boundary of its prediction: why does it end *there*?
+
+    .. math:: F(x) = \sum_{v \in \partial M} z_{c,v}, \qquad M = \{v : \hat y_v = c\}
+
+    :math:`\partial M` is :func:`esegeta.spatial.boundary`: voxels of the class with another class across one
+    of their faces, and those others. What raises this score pushes the boundary outwards.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)``.
+        target: class number.
+        at: the explained input, where the mask is frozen.
+        dynamic: recompute the mask at every evaluation instead.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> x = torch.tensor([[1., 2., 5., -3., -4.]])
+        >>> eg.reducers.boundary(lambda x: x, 1, at=x)(x).item()
+        2.0
+    """
+    here = "boundary"
+    target = _target(here, target)
+
+    def mask_of(z: Tensor) -> Tensor:
+        return spatial.boundary(_predicted(here, z, target, exclusive))
+
+    empty = f"class {target} has no boundary at x, it is predicted nowhere or everywhere"
+    return _summed(here, model, target, exclusive, _frozen(here, model, mask_of, at, dynamic, empty))
+
+
+# --- Comparisons and probabilities ------------------------------------------------------------------------
+
+
+@reducer(example={"target": 1})
+def soft_count(model: Model, target: int, *, exclusive: bool = True) -> Score:
+    r"""The expected number of voxels of a class: the volume that the model sees, with a gradient.
+
+    .. math:: F(x) = \sum_v p_{c,v}
+
+    :func:`predicted_count` counts the same voxels with hard decisions and has no gradient.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)``.
+        target: class number.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> eg.reducers.soft_count(lambda x: x, 1)(torch.zeros(1, 8)).item()
+        4.0
+    """
+    here = "soft_count"
+    target = _target(here, target)
+    return lambda x: _probability(here, _output(here, model, x), target, exclusive).sum()
+
+
+@reducer(output="any", example={"target": 1})
+def margin(model: Model, target: int, other: int | None = None, mask: Tensor | None = None) -> Score:
+    r"""How far a class leads another, or all others: why this class *and not that one*?
+
+    .. math::
+
+        F(x) = \sum_{v \in M} \bigl( z_{c,v} - z_{c',v} \bigr) \quad\text{or}\quad
+        F(x) = \sum_{v \in M} \Bigl( z_{c,v} - \log \sum_{k \ne c} e^{z_{k,v}} \Bigr)
+             = \sum_{v \in M} \log \frac{p_{c,v}}{1 - p_{c,v}}
+
+    Adding the same map to all logits changes neither the prediction nor the margin; it changes
+    :func:`class_sum`.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)`` or ``-> (K,)``; channels exclude each other.
+        target: class number.
+        other: the class to compare with; without it all others together.
+        mask: boolean ``(*S)`` on the output grid; without it the whole map.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> model = lambda x: torch.cat([x, x ** 2, 0 * x])
+        >>> eg.reducers.margin(model, 1, 0)(torch.tensor([[1., 2., 3.]])).item()
+        8.0
+        >>> eg.reducers.margin(lambda x: x, 1)(torch.tensor([3.])).item()
+        3.0
+    """
+    here = "margin"
+    target = _target(here, target)
+    if other is not None and _target(here, other, "other") == target:
+        raise ValueError(check.problem(here, "two classes", f"{target} twice", "Choose another class"))
+    inside = None if mask is None else _given(here, mask)
+
+    def score(x: Tensor) -> Tensor:
+        z = _output(here, model, x, "any")
+        for c in (target, *(() if other is None else (other,))):
+            _in_range(here, z, c, exclusive=True)
+        if z.shape[0] == 1:
+            lead = _logit(here, z, target, exclusive=True)
+        elif other is not None:
+            lead = z[target] - z[other]
+        else:
+            lead = z[target] - torch.cat([z[:target], z[target + 1 :]]).logsumexp(0)
+        return _sum(lead, inside and inside(z))
+
+    return score
+
+
+@reducer(output="any", example={"target": 1})
+def log_probability(
+    model: Model, target: int, *, mask: Tensor | None = None, exclusive: bool = True
+) -> Score:
+    r"""The log-probability of a class, summed over a region.
+
+    .. math:: F(x) = \sum_{v \in M} \log p_{c,v}
+
+    The log-likelihood of "all of M is c", voxels taken as independent. It dwells on voxels that are in doubt
+    or wrong: where :math:`p_c` is near 1 its gradient vanishes.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)`` or ``-> (K,)``.
+        target: class number.
+        mask: boolean ``(*S)`` on the output grid; without it the whole map.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> x = torch.zeros(4, dtype=torch.float64)
+        >>> round(eg.reducers.log_probability(lambda x: x, 1)(x).exp().item(), 12)
+        0.25
+    """
+    here = "log_probability"
+    target = _target(here, target)
+    inside = None if mask is None else _given(here, mask)
+
+    def score(x: Tensor) -> Tensor:
+        z = _output(here, model, x, "any")
+        return _sum(_log_probability(here, z, target, exclusive), inside and inside(z))
+
+    return score
+
+
+@reducer(output="any", example={"labels": _GRID.long()})
+def negative_loss(
+    model: Model, labels: Tensor, *, kind: str = "cross_entropy", exclusive: bool = True
+) -> Score:
+    r"""How well the output agrees with a reference: minus the loss, so evidence for the truth is positive.
+
+    .. math::
+
+        F(x) = \frac1{|S|} \sum_v \log p_{y_v,v} \quad\text{or}\quad
+        F(x) = \frac1{|T|} \sum_{k \in T} \frac{2 \sum_v p_{k,v} 1[y_v = k] + \epsilon}
+                                              {\sum_v p_{k,v} + 1[y_v = k] + \epsilon} - 1
+
+    T are the classes but 0, the background; with ``exclusive=False`` all labels. :math:`\epsilon = 10^{-5}`
+    decides about a class that is neither there nor predicted: its Dice is 1.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)`` or ``-> (K,)``.
+        labels: the reference: whole numbers ``(*S)``, class numbers below K (0 and 1 for one channel); with
+            ``exclusive=False`` zeros and ones ``(K, *S)``.
+        kind: "cross_entropy" or "dice".
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> model = lambda x: torch.cat([x, x, x, x])
+        >>> labels = torch.tensor([0, 3])
+        >>> score = eg.reducers.negative_loss(model, labels)
+        >>> round(score(torch.zeros(1, 2, dtype=torch.float64)).exp().item(), 12)
+        0.25
+    """
+    here = "negative_loss"
+    check.one_of(here, "kind", kind, ("cross_entropy", "dice"))
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(
+            check.problem(here, "labels of an integer dtype", check.describe(labels), "Use labels.long()")
+        )
+    y = labels.detach().long()
+
+    def score(x: Tensor) -> Tensor:
+        z = _output(here, model, x, "any")
+        wanted = z.shape[1:] if exclusive else z.shape
+        if y.shape != wanted:
+            raise ValueError(
+                check.problem(
+                    here,
+                    f"labels of the shape {tuple(wanted)} for the model's output {tuple(z.shape)}",
+                    check.describe(labels),
+                    "Labels are class numbers without a channel axis, or (K, *S) with exclusive=False",
+                )
+            )
+        _beside(here, "the labels", y, z)
+        softmaxed = _softmaxed(z, exclusive)
+        classes = z.shape[0] if softmaxed else 2
+        if levels.true_anywhere((y < 0) | (y >= classes)):
+            raise ValueError(
+                check.problem(
+                    here,
+                    f"labels from 0 to {classes - 1}",
+                    "others",
+                    "Merge or renumber classes, and give ignored voxels a class",
+                )
+            )
+        if kind == "cross_entropy" and softmaxed:
+            return z.log_softmax(0).gather(0, y.unsqueeze(0)).mean()
+        if kind == "cross_entropy":
+            return logsigmoid(torch.where(y.reshape(z.shape) == 1, z, -z)).mean()
+        if softmaxed:
+            p = z.softmax(0)[1:].reshape(classes - 1, -1)
+            truth = y.flatten() == torch.arange(1, classes, device=z.device)[:, None]
+        else:
+            p = z.sigmoid().reshape(z.shape[0], -1)
+            truth = y.reshape(p.shape) == 1
+        both = torch.where(truth, p, 0).sum(1)
+        dice = (2 * both + 1e-5) / (p.sum(1) + truth.sum(1) + 1e-5)
+        return dice.mean() - 1
+
+    return score
+
+
+@reducer(output="any")
+def uncertainty(model: Model, *, exclusive: bool = True) -> Score:
+    r"""The mean entropy of the predicted probabilities: where does doubt come from?
+
+    .. math:: F(x) = -\frac1{|S|} \sum_v \sum_k p_{k,v} \log p_{k,v}
+
+    In nats. Independent labels add the entropies of yes and no of each channel. It is what the model
+    *reports*, not whether it is calibrated.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)`` or ``-> (K,)``.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> score = eg.reducers.uncertainty(lambda x: torch.cat([x, x, x, x]))
+        >>> round(score(torch.zeros(1, 5, dtype=torch.float64)).exp().item(), 12)
+        4.0
+    """
+    here = "uncertainty"
+
+    def score(x: Tensor) -> Tensor:
+        z = _output(here, model, x, "any")
+        # The logarithm from the logits stays finite where p is rounded to 0, and so does its derivative.
+        if _softmaxed(z, exclusive):
+            log_p = z.log_softmax(0)
+            return -(log_p.exp() * log_p).sum(0).mean()
+        yes, no = logsigmoid(z), logsigmoid(-z)
+        return -(yes.exp() * yes + no.exp() * no).sum(0).mean()
+
+    return score
+
+
+@reducer(differentiable=False, example={"target": 1})
+def predicted_count(model: Model, target: int, *, exclusive: bool = True) -> Score:
+    r"""The number of voxels that are predicted as a class: for methods that need only values.
+
+    .. math:: F(x) = |\{v : \hat y_v = c\}|
+
+    A whole number, constant but for jumps where a voxel changes class: its gradient is 0 wherever it exists.
+    Gradient methods refuse it; occlusion and other perturbations can use it. The original system returned it
+    as :math:`\sum_v \frac{z_v}{z_v} 1[z_v > t]`, through which automatic differentiation runs without
+    complaint and yields zeros, or rounding noise that looks like a map. :func:`soft_count` is the count that
+    has a gradient.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)``.
+        target: class number.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``, in the dtype of the output.
+
+    Example:
+        >>> import esegeta as eg
+        >>> score = eg.reducers.predicted_count(lambda x: x, 1)
+        >>> x = torch.tensor([[-1., 2., 0., 7.]])
+        >>> score(x).item(), torch.func.grad(score)(x).tolist()
+        (2.0, [[0.0, 0.0, 0.0, 0.0]])
+
+    Reference: S. Chatterjee et al., "TorchEsegeta", 2022, equation 16.
+    """
+    here = "predicted_count"
+    target = _target(here, target)
+
+    def score(x: Tensor) -> Tensor:
+        z = _output(here, model, x)
+        return _predicted(here, z.detach(), target, exclusive).sum().to(z.dtype)
+
+    return score
+
+
+# --- Classification ---------------------------------------------------------------------------------------
+
+
+@reducer(output="vector", example={"target": 1})
+def logit(model: Model, target: int, *, exclusive: bool = True) -> Score:
+    r"""The score of a class before softmax: the usual choice for classification.
+
+    .. math:: F(x) = z_c
+
+    Args:
+        model: ``(C, *S) -> (K,)``.
+        target: class number.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> eg.reducers.logit(lambda x: x ** 2, 1)(torch.tensor([2., 3.])).item()
+        9.0
+    """
+    here = "logit"
+    target = _target(here, target)
+    return lambda x: _logit(here, _output(here, model, x, "vector"), target, exclusive)
+
+
+@reducer(output="vector", example={"target": 1})
+def probability(model: Model, target: int, *, exclusive: bool = True) -> Score:
+    r"""The probability of a class.
+
+    .. math:: F(x) = p_c
+
+    It saturates: its gradient vanishes where the model is sure, and evidence against another class counts as
+    evidence for this one.
+
+    Args:
+        model: ``(C, *S) -> (K,)``.
+        target: class number.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> eg.reducers.probability(lambda x: x, 1)(torch.zeros(4)).item()
+        0.25
+    """
+    here = "probability"
+    target = _target(here, target)
+    return lambda x: _probability(here, _output(here, model, x, "vector"), target, exclusive)

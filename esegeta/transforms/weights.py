@@ -1,0 +1,110 @@
+"""Statistics of an explanation over noisy weights."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from esegeta import random
+from esegeta._registry import takes_key
+from esegeta._types import Explain
+from esegeta.engine import check, stream
+from esegeta.noise import Noise
+from esegeta.transforms.smoothing import smooth
+
+Weights = Mapping[str, Tensor]
+
+
+def noise_grad(
+    build: Callable[[Weights], Explain], parameters: Weights, *, noise: float = 0.2, samples: int = 10
+) -> Explain:
+    r"""The mean of an explanation over networks with multiplicative noise on their weights.
+
+    .. math:: \frac1n \sum_k a(x;\, \theta \odot (1 + \sigma \epsilon_k)), \qquad \epsilon_k \sim N(0, 1)
+
+    Args:
+        build: from parameters to the explanation of the network that has them, for example
+            ``lambda p: eg.gradient(eg.reducers.class_sum(model_of(p), 1))`` with ``model_of, parameters =
+            eg.models.parametrised(module)``.
+        parameters: the network's own, by name.
+        noise: sigma.
+        samples: how many networks. Each has its own weights, so they run one after another.
+
+    Returns:
+        ``(x, *refs, key=) -> like x``.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> model_of, parameters = eg.models.parametrised(torch.nn.Linear(2, 1))
+        >>> build = lambda p: eg.gradient(lambda x: model_of(p)(x).sum())
+        >>> a = noise_grad(build, parameters, noise=0.0)(torch.ones(2), key=0)
+        >>> torch.allclose(a, parameters["weight"][0])
+        True
+
+    Reference:
+        Bykov, Hedstroem, Nakajima, Hoehne 2022, arXiv:2106.10185.
+    """
+    name = "noise_grad"
+    sigma = check.non_negative(name, "noise", noise)
+    n = check.positive_count(name, "samples", samples)
+    if not parameters:
+        raise ValueError(check.problem(name, "parameters to disturb", "none", "See esegeta.models.parametrised"))
+    names = sorted(parameters)
+    random_inside = takes_key(build(parameters))
+
+    def explain(x: Tensor, *refs: Tensor, key: int | Tensor | None = None) -> Tensor:
+        known = check.key(name, key)
+
+        def once(i: Tensor) -> Tensor:
+            here = random.fold_in(known, i)
+            disturbed = {}
+            for k, which in enumerate(names):
+                p = parameters[which]
+                draw = random.normal(random.fold_in(here, k), tuple(p.shape), dtype=p.dtype, device=p.device)
+                disturbed[which] = p * (1 + sigma * draw)
+            extra = {"key": random.fold_in(here, len(names))} if random_inside else {}
+            return build(disturbed)(x, *refs, **extra)
+
+        return stream.mean(once, torch.arange(n, device=x.device), label=name, together=False)
+
+    return explain
+
+
+def fusion_grad(
+    build: Callable[[Weights], Explain],
+    parameters: Weights,
+    *,
+    noise: float = 0.2,
+    samples: int = 10,
+    input_noise: float | Noise = 0.1,
+    input_samples: int = 10,
+) -> Explain:
+    r"""Noise on the weights and on the input: ``noise_grad`` of ``smooth``.
+
+    .. math:: \frac1{nm} \sum_{k,l} a(x + \eta_l;\, \theta \odot (1 + \sigma \epsilon_k))
+
+    Args:
+        build: as in ``noise_grad``.
+        parameters: the network's own, by name.
+        noise: sigma on the weights.
+        samples: how many networks.
+        input_noise: as ``noise`` in ``smooth``.
+        input_samples: how many noisy inputs for each network.
+
+    Returns:
+        ``(x, *refs, key=) -> like x``.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> model_of, parameters = eg.models.parametrised(torch.nn.Linear(2, 1))
+        >>> build = lambda p: eg.gradient(lambda x: model_of(p)(x).sum())
+        >>> a = fusion_grad(build, parameters, noise=0.0, samples=2, input_samples=2)(torch.ones(2), key=0)
+        >>> torch.allclose(a, parameters["weight"][0])
+        True
+
+    Reference:
+        Bykov, Hedstroem, Nakajima, Hoehne 2022, equation 5, arXiv:2106.10185.
+    """
+    return noise_grad(
+        lambda p: smooth(build(p), noise=input_noise, samples=input_samples), parameters, noise=noise, samples=samples
+    )
