@@ -121,7 +121,11 @@ def takes_key(explain: Callable[..., Tensor]) -> bool:
 
 
 def _checked(
-    name: str, explain: Callable[..., Tensor], kinds: tuple[str, ...], key: bool, score: Callable[[Tensor], Tensor] | None
+    name: str,
+    explain: Callable[..., Tensor],
+    kinds: tuple[str, ...],
+    key: bool,
+    score: Callable[[Tensor], Tensor] | None,
 ) -> Callable[..., Tensor]:
     """Put the checks of one call around an explanation; ``score`` is given where its gradient is needed."""
 
@@ -151,7 +155,7 @@ def _checked(
             prepare(x, refs)
             return finish(x, explain(x, *refs, key=check.key(name, key)))
 
-        del keyed.__wrapped__  # type: ignore[attr-defined]  # its signature is the public one
+        del keyed.__wrapped__  # its signature is the public one
         return keyed
 
     @functools.wraps(explain)
@@ -159,7 +163,7 @@ def _checked(
         prepare(x, refs)
         return finish(x, explain(x, *refs))
 
-    del plain.__wrapped__  # type: ignore[attr-defined]
+    del plain.__wrapped__
     return plain
 
 
@@ -181,7 +185,10 @@ def method(
             if not callable(score):
                 raise TypeError(
                     check.problem(
-                        fn.__name__, "a score: a function of one example", check.describe(score), "Compose a reducer"
+                        fn.__name__,
+                        "a score: a function of one example",
+                        check.describe(score),
+                        "Compose a reducer",
                     )
                 )
             if needs == "gradient":
@@ -191,7 +198,9 @@ def method(
 
         _add(
             METHODS,
-            MethodSpec(factory, tuple(refs), key, frozenset(axioms), needs, dict(example or {}), paper, tuple(also)),
+            MethodSpec(
+                factory, tuple(refs), key, frozenset(axioms), needs, dict(example or {}), paper, tuple(also)
+            ),
         )
         return factory
 
@@ -210,7 +219,9 @@ def transform(
     """Register ``Explain -> Explain`` under its function name."""
 
     def add(fn: Callable[..., Any]) -> Callable[..., Any]:
-        _add(TRANSFORMS, TransformSpec(fn, refs, key, frozenset(preserves), dict(example or {}), paper, shape))
+        _add(
+            TRANSFORMS, TransformSpec(fn, refs, key, frozenset(preserves), dict(example or {}), paper, shape)
+        )
         return fn
 
     return add
@@ -289,5 +300,7 @@ def find_method(name: str) -> MethodSpec:
     names = [n for s in METHODS.values() for n in (s.name, *s.also)]
     near = difflib.get_close_matches(name, names, n=3)
     raise ValueError(
-        check.problem("find_method", "the name of a method", repr(name), f"Nearest: {', '.join(near) or 'none'}")
+        check.problem(
+            "find_method", "the name of a method", repr(name), f"Nearest: {', '.join(near) or 'none'}"
+        )
     )

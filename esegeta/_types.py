@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-
 Model = Callable[..., Tensor]
 Score = Callable[[Tensor], Tensor]
 Reducer = Callable[..., Score]

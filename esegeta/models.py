@@ -14,11 +14,16 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from esegeta._types import Model
 from esegeta.engine import check, layout, levels
 from esegeta.engine.execution import current, record
-from esegeta.engine.folded import BatchFn, fold
+from esegeta.engine.folded import fold
 
 Pick = int | str | Sequence[int | str] | Callable[[Any], Tensor] | None
 
-_RANDOM_IN_TRAINING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+_RANDOM_IN_TRAINING = (
+    nn.modules.dropout._DropoutNd,
+    nn.RReLU,
+    nn.FractionalMaxPool2d,
+    nn.FractionalMaxPool3d,
+)
 _COUPLED_IN_TRAINING = (nn.modules.batchnorm._NormBase,)
 
 
@@ -58,7 +63,10 @@ def from_module(module: Callable[..., Any], output: Pick = None) -> "ModuleModel
     if not callable(module):
         raise TypeError(
             check.problem(
-                "from_module", "a module or another callable", check.describe(module), "Pass the network itself"
+                "from_module",
+                "a module or another callable",
+                check.describe(module),
+                "Pass the network itself",
             )
         )
     return ModuleModel(module, output)
@@ -129,7 +137,7 @@ class _Batched:
         if batch > 1 and self.one_at_a_time is None and not dry:
             self.one_at_a_time = self._needs_one_at_a_time(leaves, spec)
         if batch > 1 and self.one_at_a_time:
-            return torch.cat([self._precise(_each(leaves, lambda t, i=i: t[i : i + 1]), spec) for i in range(batch)])
+            return torch.cat([self._precise(_only(leaves, i), spec) for i in range(batch)])
         images = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if batch == 1 and layout.lonely(images[0]) and not self.one_at_a_time:
             return self._precise(_each(leaves, lambda t: torch.cat([t, t])), spec)[:1]
@@ -155,7 +163,10 @@ class _Batched:
     def _run(self, leaves: list[Any], spec: Any) -> Tensor:
         first = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
         arguments = tree_unflatten(_each(leaves, layout.arrange), spec)
-        call = lambda: pick(self.module(*arguments), self.output, _name(self.module))
+
+        def call() -> Tensor:
+            return pick(self.module(*arguments), self.output, _name(self.module))
+
         with self._kept_buffers():
             try:
                 y = _in_thread(call) if self.outside else call()
@@ -178,7 +189,12 @@ class _Batched:
     @contextmanager
     def _kept_buffers(self) -> Iterator[None]:
         """Put back what a forward pass writes into buffers, also when it fails."""
-        saved = [(m, n, b, b._version, b.clone()) for m in self.tree for n, b in m._buffers.items() if b is not None]
+        saved = [
+            (m, n, b, b._version, b.clone())
+            for m in self.tree
+            for n, b in m._buffers.items()
+            if b is not None
+        ]
         try:
             yield
         finally:
@@ -191,7 +207,7 @@ class _Batched:
 
     def _needs_one_at_a_time(self, leaves: list[Any], spec: Any) -> bool:
         """Run one example alone and beside a very different one, and compare."""
-        alone = _each(leaves, lambda t: t[:1])
+        alone = _only(leaves, 0)
         mates = _each(leaves, _with_a_stranger)
         with torch.no_grad():
             y = self._run(alone, spec)
@@ -231,8 +247,10 @@ class _Batched:
         for m in self.tree:
             if not m.training:
                 continue
-            random = isinstance(m, _RANDOM_IN_TRAINING) and getattr(m, "p", 1)
-            coupled = isinstance(m, _COUPLED_IN_TRAINING) and (m.track_running_stats or "BatchNorm" in type(m).__name__)
+            random = isinstance(m, _RANDOM_IN_TRAINING) and getattr(m, "p", 1) != 0
+            coupled = isinstance(m, _COUPLED_IN_TRAINING) and (
+                m.track_running_stats or "BatchNorm" in type(m).__name__
+            )
             if random or coupled:
                 raise ValueError(
                     check.problem(
@@ -274,7 +292,9 @@ class _Batched:
             )
 
 
-def parametrised(module: nn.Module, output: Pick = None) -> tuple[Callable[[Mapping[str, Tensor]], Model], dict[str, Tensor]]:
+def parametrised(
+    module: nn.Module, output: Pick = None
+) -> tuple[Callable[[Mapping[str, Tensor]], Model], dict[str, Tensor]]:
     """Take a module's parameters out: ``build(parameters)`` is the model with those parameters.
 
     For everything that varies weights: NoiseGrad, randomisation, attribution priors in training. These models
@@ -297,7 +317,9 @@ def parametrised(module: nn.Module, output: Pick = None) -> tuple[Callable[[Mapp
     """
     if not isinstance(module, nn.Module):
         raise TypeError(
-            check.problem("parametrised", "an nn.Module", check.describe(module), "Other callables have no parameters")
+            check.problem(
+                "parametrised", "an nn.Module", check.describe(module), "Other callables have no parameters"
+            )
         )
     rules = _Batched(module, output)
     parameters = {name: p.detach() for name, p in module.named_parameters()}
@@ -329,10 +351,13 @@ def pick(result: Any, output: Pick, where: str) -> Tensor:
         path = [output] if isinstance(output, (int, str)) else list(output)
         for part in path:
             try:
-                result = getattr(result, part) if isinstance(part, str) and hasattr(result, part) else result[part]
+                by_name = isinstance(part, str) and hasattr(result, part)
+                result = getattr(result, str(part)) if by_name else result[part]
             except (KeyError, IndexError, TypeError) as error:
                 raise ValueError(
-                    check.problem(where, f"an output at {output!r}", _outline(result), "Choose output= among those")
+                    check.problem(
+                        where, f"an output at {output!r}", _outline(result), "Choose output= among those"
+                    )
                 ) from error
     if isinstance(result, Tensor):
         return result
@@ -340,7 +365,10 @@ def pick(result: Any, output: Pick, where: str) -> Tensor:
         return torch.as_tensor(result)
     raise TypeError(
         check.problem(
-            where, "one tensor as output", _outline(result), "Choose one: from_module(module, output='name') or output=0"
+            where,
+            "one tensor as output",
+            _outline(result),
+            "Choose one: from_module(module, output='name') or output=0",
         )
     )
 
@@ -355,6 +383,10 @@ def _outline(result: Any) -> str:
 
 def _each(leaves: list[Any], change: Callable[[Tensor], Tensor]) -> list[Any]:
     return [change(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+
+def _only(leaves: list[Any], i: int) -> list[Any]:
+    return _each(leaves, lambda t: t[i : i + 1])
 
 
 def _with_a_stranger(t: Tensor) -> Tensor:
@@ -372,7 +404,10 @@ def _in_thread(call: Callable[[], Tensor]) -> Tensor:
     settings = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
     def run() -> Tensor:
-        with torch.set_grad_enabled(keep), torch.autocast("cpu", settings[1]) if settings[0] else nullcontext():
+        with (
+            torch.set_grad_enabled(keep),
+            torch.autocast("cpu", settings[1]) if settings[0] else nullcontext(),
+        ):
             return call()
 
     with ThreadPoolExecutor(1) as pool:

@@ -51,13 +51,17 @@ def on_trees(method: Method) -> Method:
                 found, form = tree_flatten(other)
                 if form != spec or [f.shape for f in found] != [leaf.shape for leaf in leaves]:
                     raise ValueError(
-                        check.problem("on_trees", f"a tree like the input, {spec}", str(form), "Match keys and shapes")
+                        check.problem(
+                            "on_trees", f"a tree like the input, {spec}", str(form), "Match keys and shapes"
+                        )
                     )
                 return torch.cat([f.reshape(-1) for f in found])
 
             def part(vector: Tensor) -> Any:
                 pieces = vector.split([leaf.numel() for leaf in leaves])
-                return tree_unflatten([p.reshape(leaf.shape) for p, leaf in zip(pieces, leaves, strict=True)], spec)
+                return tree_unflatten(
+                    [p.reshape(leaf.shape) for p, leaf in zip(pieces, leaves, strict=True)], spec
+                )
 
             return part(method(lambda v: score(part(v)), **static)(join(tree), *map(join, refs), **kwargs))
 

@@ -73,7 +73,9 @@ def dummy(explain: Explain, ignored: Tensor) -> Callable[..., Tensor]:
     return residual
 
 
-def linearity(method: Method, score: Score, other: Score, *, weights: tuple[float, float] = (1.0, 2.0)) -> Callable[..., Tensor]:
+def linearity(
+    method: Method, score: Score, other: Score, *, weights: tuple[float, float] = (1.0, 2.0)
+) -> Callable[..., Tensor]:
     r"""How far the attribution of a weighted sum of scores is from the weighted sum of attributions.
 
     .. math:: \max_i \left| a_i[uF + vG] - u\,a_i[F] - v\,a_i[G] \right|

@@ -68,7 +68,10 @@ def like(where: str, name: str, value: object, x: Tensor) -> Tensor:
     if value.dtype != x.dtype:
         raise TypeError(
             problem(
-                where, f"{name} with the dtype of the input {describe(x)}", describe(value), f"Use {name}.to(x.dtype)"
+                where,
+                f"{name} with the dtype of the input {describe(x)}",
+                describe(value),
+                f"Use {name}.to(x.dtype)",
             )
         )
     if value.device != x.device:
@@ -111,21 +114,27 @@ def scalar(where: str, value: object) -> Tensor:
 def positive_count(where: str, name: str, value: object, least: int = 1) -> int:
     """Refuse a number of steps or samples that is not a whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(problem(where, f"{name} to be an int >= {least}", repr(value), "Pass a larger whole number"))
+        raise ValueError(
+            problem(where, f"{name} to be an int >= {least}", repr(value), "Pass a larger whole number")
+        )
     return value
 
 
 def non_negative(where: str, name: str, value: object) -> float:
     """Refuse a negative or non-finite size."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-        raise ValueError(problem(where, f"{name} to be a finite number >= 0", repr(value), "Pass such a number"))
+        raise ValueError(
+            problem(where, f"{name} to be a finite number >= 0", repr(value), "Pass such a number")
+        )
     return float(value)
 
 
 def one_of(where: str, name: str, value: object, choices: Sequence[str]) -> str:
     """Refuse a word that is not in the list."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(problem(where, f"{name} to be one of {', '.join(choices)}", repr(value), "Choose one of them"))
+        raise ValueError(
+            problem(where, f"{name} to be one of {', '.join(choices)}", repr(value), "Choose one of them")
+        )
     return value
 
 
@@ -133,12 +142,21 @@ def key(where: str, value: object) -> "int | Tensor":
     """Refuse a missing random key."""
     if value is None:
         raise TypeError(
-            problem(where, "key= (an int, or an int64 tensor of shape ())", "no key", "Pass for example key=0")
+            problem(
+                where, "key= (an int, or an int64 tensor of shape ())", "no key", "Pass for example key=0"
+            )
         )
     if isinstance(value, bool) or not isinstance(value, (int, Tensor)):
-        raise TypeError(problem(where, "key to be an int or an int64 tensor", describe(value), "Pass for example key=0"))
+        raise TypeError(
+            problem(where, "key to be an int or an int64 tensor", describe(value), "Pass for example key=0")
+        )
     if isinstance(value, Tensor) and (value.dtype != torch.int64 or value.ndim):
         raise TypeError(
-            problem(where, "key to be an int64 tensor of shape ()", describe(value), "Use esegeta.batched for many keys")
+            problem(
+                where,
+                "key to be an int64 tensor of shape ()",
+                describe(value),
+                "Use esegeta.batched for many keys",
+            )
         )
     return value

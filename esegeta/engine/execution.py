@@ -83,7 +83,9 @@ def parse_memory(where: str, value: int | float | str) -> int:
                     break
     if amount is None or not 1 <= amount < float("inf"):
         raise ValueError(
-            check.problem(where, 'memory in bytes or as "4 GiB"', repr(value), f"Units are {', '.join(_UNITS)}")
+            check.problem(
+                where, 'memory in bytes or as "4 GiB"', repr(value), f"Units are {', '.join(_UNITS)}"
+            )
         )
     return int(amount)
 
@@ -134,11 +136,15 @@ def execution(
     if layout is not None:
         changes["layout"] = check.one_of(where, "layout", layout, ("auto", "channels_last", "contiguous"))
     if precision is not None:
-        changes["precision"] = _PRECISIONS[check.one_of(where, "precision", precision, ("bfloat16", "float16"))]
+        changes["precision"] = _PRECISIONS[
+            check.one_of(where, "precision", precision, ("bfloat16", "float16"))
+        ]
     if progress is not None:
         if not isinstance(progress, bool) and not callable(progress):
             raise TypeError(
-                check.problem(where, "progress to be a bool or a function", check.describe(progress), "Pass True")
+                check.problem(
+                    where, "progress to be a bool or a function", check.describe(progress), "Pass True"
+                )
             )
         changes["progress"] = progress
     if deadline is not None:

@@ -79,13 +79,18 @@ class Op:
                 dual = [torch.zeros_like(y).requires_grad_() for y in seen]
                 inner = [x for x in leaves if x.is_floating_point()]
                 pulled = torch.autograd.grad(seen, inner, dual, create_graph=True, allow_unused=True)
-                used = [(p, t) for p, t in zip(pulled, tangents, strict=True) if p is not None and p.requires_grad]
+                used = [
+                    (p, t) for p, t in zip(pulled, tangents, strict=True) if p is not None and p.requires_grad
+                ]
+                pushed: tuple[Tensor | None, ...] = (None,) * len(dual)
                 if used:
                     pushed = torch.autograd.grad(
-                        [p for p, _ in used], dual, [t for _, t in used], create_graph=recording, allow_unused=True
+                        [p for p, _ in used],
+                        dual,
+                        [t for _, t in used],
+                        create_graph=recording,
+                        allow_unused=True,
                     )
-                else:
-                    pushed = (None,) * len(dual)
             by_output = iter(pushed)
             out = [next(by_output) if y.requires_grad else None for y in floats]
             return tuple(torch.zeros_like(y) if p is None else p for p, y in zip(out, floats, strict=True))
@@ -133,9 +138,15 @@ class _Pullback(Op):
         inner = [x for x in leaves if x.is_floating_point()]
         with torch.enable_grad():
             grads = torch.autograd.grad(
-                [y for y, _ in pairs], inner, [g for _, g in pairs], create_graph=create_graph, allow_unused=True
+                [y for y, _ in pairs],
+                inner,
+                [g for _, g in pairs],
+                create_graph=create_graph,
+                allow_unused=True,
             )
-        return tuple(torch.zeros_like(x) if g is None else _as(g, x) for g, x in zip(grads, inner, strict=True))
+        return tuple(
+            torch.zeros_like(x) if g is None else _as(g, x) for g, x in zip(grads, inner, strict=True)
+        )
 
 
 def _as(g: Tensor, x: Tensor) -> Tensor:
@@ -167,7 +178,7 @@ def _identity(xs: Sequence[Tensor]) -> tuple[Any, ...]:
 
 class _Call(torch.autograd.Function):
     @staticmethod
-    def forward(op: Op, keep: bool, *xs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(op: Op, keep: bool, *xs: Tensor) -> tuple[Tensor, ...]:
         return op.run(xs, keep)
 
     @staticmethod
@@ -180,14 +191,14 @@ class _Call(torch.autograd.Function):
         ctx.save_for_forward(*xs)
 
     @staticmethod
-    def backward(ctx: Any, *gs: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gs: Tensor) -> tuple[Any, ...]:
         xs = ctx.saved_tensors
         kept = [g for g, floating in zip(gs, ctx.floats, strict=True) if floating]
         pulled = iter(_Call.apply(ctx.op.pullback(len(xs)), False, *xs, *kept))
         return (None, None, *[next(pulled) if x.is_floating_point() else None for x in xs])
 
     @staticmethod
-    def jvp(ctx: Any, _op: None, _keep: None, *ts: Tensor | None) -> Any:  # type: ignore[override]
+    def jvp(ctx: Any, _op: None, _keep: None, *ts: Tensor | None) -> Any:
         xs = ctx.saved_tensors
         tangents = [
             torch.zeros_like(x) if t is None else t
@@ -198,7 +209,7 @@ class _Call(torch.autograd.Function):
         return tuple(next(pushed) if floating else None for floating in ctx.floats)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], op: Op, keep: bool, *xs: Tensor) -> Any:  # type: ignore[override]
+    def vmap(info: Any, in_dims: tuple[int | None, ...], op: Op, keep: bool, *xs: Tensor) -> Any:
         n = info.batch_size
         moved = [
             x.unsqueeze(0).expand(n, *x.shape) if d is None else x.movedim(d, 0)

@@ -46,7 +46,7 @@ def value_and_gradient(score: Score) -> Callable[[Tensor], tuple[Tensor, Tensor]
                 )
             return y
 
-        y, pull = vjp(traced, x)
+        y, pull = vjp(traced, x)  # type: ignore[misc]
         graph = watched or levels.base(y).requires_grad
         (g,) = pull(torch.ones_like(y), retain_graph=graph, create_graph=graph)
         return y, g
@@ -70,7 +70,10 @@ def refuse_forward_only(where: str, score: Score) -> None:
     if getattr(score, "differentiable", True) is False:
         raise ValueError(
             check.problem(
-                where, "a differentiable score", f"{name_of(score)}, whose gradient is identically zero", FORWARD_ONLY
+                where,
+                "a differentiable score",
+                f"{name_of(score)}, whose gradient is identically zero",
+                FORWARD_ONLY,
             )
         )
 

@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 def differentiating() -> bool:
     """Whether an enclosing ``grad``, ``vjp`` or ``jvp`` may differentiate what is computed now."""
     return any(
-        level.key() in (TransformType.Grad, TransformType.Jvp) for level in retrieve_all_functorch_interpreters()
+        level.key() in (TransformType.Grad, TransformType.Jvp)
+        for level in retrieve_all_functorch_interpreters()
     )
 
 
@@ -38,7 +39,7 @@ def mapped() -> int:
     total = 1
     for level in retrieve_all_functorch_interpreters():
         if level.key() == TransformType.Vmap:
-            total *= level.batch_size()
+            total *= level.batch_size()  # type: ignore[attr-defined]
     return total
 
 

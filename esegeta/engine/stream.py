@@ -46,7 +46,11 @@ def fold(
         The last state.
     """
     total = len(tree_leaves(nodes)[0])
-    many = vmap(fn) if together else lambda piece: tree_map(lambda t: t[None], fn(tree_map(lambda t: t[0], piece)))
+    many = (
+        vmap(fn)
+        if together
+        else lambda piece: tree_map(lambda t: t[None], fn(tree_map(lambda t: t[0], piece)))
+    )
     state, done = start, 0
     plan = _Plan(total if together else 1)
     with progress.loop(label) as bar:
@@ -110,7 +114,11 @@ class _Plan:
         if failed:
             memory.release(device)
             self.size, self.measured = size // 2, True
-            record("out of memory", f"{label}: out of memory with {size} at once, going on with {size // 2}.", size=size)
+            record(
+                "out of memory",
+                f"{label}: out of memory with {size} at once, going on with {size // 2}.",
+                size=size,
+            )
             return None
         leaves = [levels.base(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
         each = max(1, live.peak // size)
@@ -131,11 +139,11 @@ def integral(fn: Callable[[Tree], Tree], nodes: Tree, weights: Tensor, *, label:
     return fold(
         lambda node: fn(node[0]),
         (nodes, weights),
-        lambda sums, values, piece: tree_map(
-            lambda s, v: s + torch.tensordot(piece[1].to(v.dtype), v, 1), sums, values
-        )
-        if sums is not None
-        else tree_map(lambda v: torch.tensordot(piece[1].to(v.dtype), v, 1), values),
+        lambda sums, values, piece: (
+            tree_map(lambda s, v: s + torch.tensordot(piece[1].to(v.dtype), v, 1), sums, values)
+            if sums is not None
+            else tree_map(lambda v: torch.tensordot(piece[1].to(v.dtype), v, 1), values)
+        ),
         None,
         label=label,
     )
@@ -158,7 +166,9 @@ def mean(fn: Callable[[Tree], Tree], nodes: Tree, *, label: str, together: bool 
     return tree_map(lambda s: s / count, sums)
 
 
-def moments(fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str, together: bool = True) -> tuple[Tensor, Tensor]:
+def moments(
+    fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str, together: bool = True
+) -> tuple[Tensor, Tensor]:
     """Mean and (1/n) variance of ``fn(node_i)``, merged chunk by chunk without cancellation (Chan et al.).
 
     >>> import torch
@@ -167,9 +177,7 @@ def moments(fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str, together: 
     (1.5, 1.25)
     """
 
-    def absorb(
-        state: tuple[int, Tensor | float, Tensor | float], values: Tensor, piece: Tree
-    ) -> tuple[int, Tensor | float, Tensor | float]:
+    def absorb(state: tuple[int, Any, Any], values: Tensor, piece: Tree) -> tuple[int, Any, Any]:
         count, centre, spread = state
         new = len(tree_leaves(piece)[0])
         here = values.mean(0)
@@ -181,9 +189,8 @@ def moments(fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str, together: 
             spread + (values - here).square().sum(0) + step.square() * (count * new / both),
         )
 
-    count, centre, spread = fold(fn, nodes, absorb, (0, 0.0, 0.0), label=label, partial=True, together=together)
-    assert isinstance(centre, Tensor)
-    assert isinstance(spread, Tensor)
+    nothing: tuple[int, Any, Any] = (0, 0.0, 0.0)
+    count, centre, spread = fold(fn, nodes, absorb, nothing, label=label, partial=True, together=together)
     return centre, spread / count
 
 

@@ -92,7 +92,9 @@ def integrated(score: Score, *, tolerance: float = 0.01, most: int = 200):  # ty
         t = x.new_tensor([0.0, 1.0])
         values, rates, ends = vmap(at)(t)
         kept = list(ends.unbind())
-        slot = torch.tensor([0, 1], device=x.device)  # where each node's gradient is kept, -1 once it is settled
+        slot = torch.tensor(
+            [0, 1], device=x.device
+        )  # where each node's gradient is kept, -1 once it is settled
         left, right = slot[:1], slot[1:]  # the nodes on either side of each interval
         settled = torch.zeros_like(x)
         goal = tolerance * (values[1] - values[0]).abs()
@@ -101,7 +103,9 @@ def integrated(score: Score, *, tolerance: float = 0.01, most: int = 200):  # ty
 
         with progress.loop(where) as bar:
             while True:
-                errors = (t[right] - t[left]) * (rates[left] + rates[right]) / 2 - (values[right] - values[left])
+                errors = (t[right] - t[left]) * (rates[left] + rates[right]) / 2 - (
+                    values[right] - values[left]
+                )
                 below = errors.sum().abs() <= goal
                 done = done | (below & calm)
                 calm = below
@@ -132,9 +136,13 @@ def integrated(score: Score, *, tolerance: float = 0.01, most: int = 200):  # ty
                     out = _calmest(slot, left, right, torch.where(chosen, float("inf"), open_), t)
                     weight = _weights(t, left, right)[out]
                     here = [slot[out] == s for s in range(_KEPT)]
-                    settled = settled + weight * sum(torch.where(h, g, 0.0) for h, g in zip(here, kept, strict=True))
+                    settled = settled + weight * sum(
+                        torch.where(h, g, 0.0) for h, g in zip(here, kept, strict=True)
+                    )
                     kept = [torch.where(h, slope, g) for h, g in zip(here, kept, strict=True)]
-                    slot = torch.cat([torch.where(torch.arange(node, device=x.device) == out, -1, slot), slot[out][None]])
+                    slot = torch.cat(
+                        [torch.where(torch.arange(node, device=x.device) == out, -1, slot), slot[out][None]]
+                    )
                 bar.at(min(1.0, len(t) / most))
 
         weights = _weights(t, left, right)

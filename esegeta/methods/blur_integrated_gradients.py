@@ -64,7 +64,7 @@ def blur_integrated_gradients(
 
     def explain(x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
         def at(s: Tensor) -> Tensor:
-            image, change = jvp(lambda s: blur(x, s, spacing), (s,), (torch.ones_like(s),))
+            image, change = jvp(lambda s: blur(x, s, spacing), (s,), (torch.ones_like(s),))  # type: ignore[misc]
             return slope(image) * change
 
         return -stream.integral(at, x.new_tensor(t * most), x.new_tensor(w * most), label=name)

@@ -91,14 +91,15 @@ def _expected(score: Score, name: str, samples: int, noise: Noise | None) -> Exp
     def explain(
         x: Float[Tensor, "*dims"], baselines: Float[Tensor, "n *dims"], *, key: int | Tensor | None = None
     ) -> Float[Tensor, "*dims"]:
-        order = random.permutation(random.fold_in(key, 0), n)
-        offsets = random.uniform(random.fold_in(key, 1), (n,), dtype=x.dtype, device=x.device)
+        known = check.key(name, key)
+        order = random.permutation(random.fold_in(known, 0), n, device=x.device)
+        offsets = random.uniform(random.fold_in(known, 1), (n,), dtype=x.dtype, device=x.device)
         places = (order.to(x) + offsets) / n
 
         def sample(node: tuple[Tensor, Tensor]) -> Tensor:
             i, t = node
             baseline = baselines.index_select(0, (i % len(baselines))[None])[0]
-            noisy = x if noise is None else x + noise(x, random.fold_in(key, i + 2))
+            noisy = x if noise is None else x + noise(x, random.fold_in(known, i + 2))
             line = noisy - baseline
             return line * slope(baseline + t * line)
 

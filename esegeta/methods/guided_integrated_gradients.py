@@ -65,7 +65,9 @@ def guided_integrated_gradients(
         with progress.loop(name) as bar:
             for k in range(n):
                 if current().left() <= 0:
-                    raise DeadlineExceeded(f"{name}: the deadline passed after {k} of {n} steps. Allow more time.")
+                    raise DeadlineExceeded(
+                        f"{name}: the deadline passed after {k} of {n} steps. Allow more time."
+                    )
                 g = slope(baseline + place * line)
                 goal = (k + 1) / n
                 caught_up = place.clamp(min=max(goal - band, 0.0))

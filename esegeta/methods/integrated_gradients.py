@@ -50,7 +50,10 @@ def integrated_gradients(score: Score, *, steps: int = 32, rule: str = "gauss-le
     def explain(x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
         line = x - baseline
         average = stream.integral(
-            lambda t: slope(baseline + t * line), x.new_tensor(t), x.new_tensor(w), label="integrated_gradients"
+            lambda t: slope(baseline + t * line),
+            x.new_tensor(t),
+            x.new_tensor(w),
+            label="integrated_gradients",
         )
         return line * average
 

@@ -135,7 +135,9 @@ def _sampler(name: str, explain: Explain, noise: float | Noise, samples: int):  
         def once(i: Tensor) -> Tensor:
             here = random.fold_in(key, i)
             noisy = x + disturb(x, here)
-            return explain(noisy, *refs, key=random.fold_in(here, 1)) if random_inside else explain(noisy, *refs)
+            return (
+                explain(noisy, *refs, key=random.fold_in(here, 1)) if random_inside else explain(noisy, *refs)
+            )
 
         return once
 

@@ -48,7 +48,9 @@ def noise_grad(
     sigma = check.non_negative(name, "noise", noise)
     n = check.positive_count(name, "samples", samples)
     if not parameters:
-        raise ValueError(check.problem(name, "parameters to disturb", "none", "See esegeta.models.parametrised"))
+        raise ValueError(
+            check.problem(name, "parameters to disturb", "none", "See esegeta.models.parametrised")
+        )
     names = sorted(parameters)
     random_inside = takes_key(build(parameters))
 
@@ -106,5 +108,8 @@ def fusion_grad(
         Bykov, Hedstroem, Nakajima, Hoehne 2022, equation 5, arXiv:2106.10185.
     """
     return noise_grad(
-        lambda p: smooth(build(p), noise=input_noise, samples=input_samples), parameters, noise=noise, samples=samples
+        lambda p: smooth(build(p), noise=input_noise, samples=input_samples),
+        parameters,
+        noise=noise,
+        samples=samples,
     )
