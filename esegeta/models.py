@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -169,12 +169,12 @@ class _Batched:
 
         with self._kept_buffers():
             try:
-                y = _in_thread(call) if self.outside else call()
+                y = _in_thread(call, first.device) if self.outside else call()
             except RuntimeError as error:
                 if self.outside or "saved tensor hooks" not in str(error):
                     raise
                 self.outside = True
-                y = _in_thread(call)
+                y = _in_thread(call, first.device)
         if y.ndim == 0 or y.shape[0] != first.shape[0]:
             raise ValueError(
                 check.problem(
@@ -399,15 +399,21 @@ def _name(module: object) -> str:
     return getattr(module, "__name__", None) or type(module).__name__
 
 
-def _in_thread(call: Callable[[], Tensor]) -> Tensor:
+def _in_thread(call: Callable[[], Tensor], device: torch.device) -> Tensor:
+    """Call in a thread of one's own, with what torch keeps per thread: grad mode, autocast, CUDA stream."""
     keep = torch.is_grad_enabled()
-    settings = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    casts = [
+        (kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)
+    ]
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
     def run() -> Tensor:
-        with (
-            torch.set_grad_enabled(keep),
-            torch.autocast("cpu", settings[1]) if settings[0] else nullcontext(),
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(keep))
+            for kind, dtype in casts:
+                stack.enter_context(torch.autocast(kind, dtype=dtype))
+            if stream is not None:
+                stack.enter_context(torch.cuda.stream(stream))
             return call()
 
     with ThreadPoolExecutor(1) as pool:

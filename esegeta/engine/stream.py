@@ -136,17 +136,12 @@ def integral(fn: Callable[[Tree], Tree], nodes: Tree, weights: Tensor, *, label:
     >>> integral(lambda t: t ** 2, torch.tensor([0., 1.]), torch.tensor([.5, .5]), label="demo").item()
     0.5
     """
-    return fold(
-        lambda node: fn(node[0]),
-        (nodes, weights),
-        lambda sums, values, piece: (
-            tree_map(lambda s, v: s + torch.tensordot(piece[1].to(v.dtype), v, 1), sums, values)
-            if sums is not None
-            else tree_map(lambda v: torch.tensordot(piece[1].to(v.dtype), v, 1), values)
-        ),
-        None,
-        label=label,
-    )
+
+    def absorb(sums: Tree | None, values: Tree, piece: tuple[Tree, Tensor]) -> Tree:
+        new = tree_map(lambda v: torch.tensordot(piece[1].to(v.dtype), v, 1), values)
+        return new if sums is None else tree_map(torch.add, sums, new)
+
+    return fold(lambda node: fn(node[0]), (nodes, weights), absorb, None, label=label)
 
 
 def mean(fn: Callable[[Tree], Tree], nodes: Tree, *, label: str, together: bool = True) -> Tree:

@@ -1,0 +1,99 @@
+"""A partition of [0, 1] that is refined where a trapezoidal sum is worst.
+
+Everything is a small tensor, and nothing branches on values: a ``vmap`` refines every example where it needs
+it. Nodes are numbered in the order in which they come; the gradient at a node is kept in a slot as long as the
+intervals beside it may be halved, which changes its weight.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Partition(NamedTuple):
+    """Nodes (place, value and derivative of the function there, slot or -1) and intervals (their end nodes)."""
+
+    t: Tensor
+    values: Tensor
+    rates: Tensor
+    slot: Tensor
+    left: Tensor
+    right: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Of the intervals."""
+        return self.t[self.right] - self.t[self.left]
+
+    @property
+    def errors(self) -> Tensor:
+        """What the trapezoid over each interval misses of the function's difference: known exactly."""
+        mean = (self.rates[self.left] + self.rates[self.right]) / 2
+        return self.lengths * mean - (self.values[self.right] - self.values[self.left])
+
+    @property
+    def open_errors(self) -> Tensor:
+        """Sizes of the errors; -1 for intervals that can be halved no more, since an end is settled."""
+        kept = (self.slot[self.left] >= 0) & (self.slot[self.right] >= 0)
+        return torch.where(kept, self.errors.abs(), -1.0)
+
+    @property
+    def weights(self) -> Tensor:
+        """Of the nodes in the trapezoidal sum."""
+        return (_touching(self) * self.lengths / 2).sum(1)
+
+
+def whole(values: Tensor, rates: Tensor) -> Partition:
+    """[0, 1] as one interval, with the function's values and derivatives at its ends in slots 0 and 1.
+
+    >>> p = whole(torch.tensor([0., 1.]), torch.tensor([0., 2.]))
+    >>> p.errors.tolist(), p.weights.tolist()
+    ([0.0], [0.5, 0.5])
+    """
+    ends = torch.arange(2, device=values.device)
+    return Partition(ends.to(values.dtype), values, rates, ends, ends[:1], ends[1:])
+
+
+def middles(p: Partition, which: Tensor) -> Tensor:
+    """Where the intervals are halved."""
+    return (p.t[p.left[which]] + p.t[p.right[which]]) / 2
+
+
+def measured(p: Partition, t: Tensor, values: Tensor, rates: Tensor) -> Partition:
+    """With new nodes that no interval uses yet, and without slots."""
+    return p._replace(
+        t=torch.cat([p.t, t]),
+        values=torch.cat([p.values, values]),
+        rates=torch.cat([p.rates, rates]),
+        slot=torch.cat([p.slot, torch.full_like(t, -1, dtype=torch.int64)]),
+    )
+
+
+def halved(p: Partition, interval: Tensor, node: int, active: Tensor) -> Partition:
+    """With the interval cut at the node; where not active, with an interval of length zero instead."""
+    far = p.right[interval]
+    cut = (torch.arange(len(p.left), device=p.t.device) == interval) & active
+    return p._replace(
+        left=torch.cat([p.left, torch.where(active, node, far)[None]]),
+        right=torch.cat([torch.where(cut, node, p.right), far[None]]),
+    )
+
+
+def calmest(p: Partition, errors: Tensor) -> Tensor:
+    """The node in a slot with the smallest of ``errors`` beside it; intervals after those are not touched."""
+    known = torch.cat([errors, errors.new_full((len(p.left) - len(errors),), float("inf"))])
+    known = torch.where(p.lengths > 0, known, -1.0)
+    beside = torch.where(_touching(p), known, -1.0).amax(1)
+    return torch.where(p.slot >= 0, beside, float("inf")).argmin()
+
+
+def swapped(p: Partition, out: Tensor, node: int) -> Partition:
+    """With the slot of one node given to another."""
+    nodes = torch.arange(len(p.slot), device=p.t.device)
+    return p._replace(slot=torch.where(nodes == node, p.slot[out], torch.where(nodes == out, -1, p.slot)))
+
+
+def _touching(p: Partition) -> Tensor:
+    nodes = torch.arange(len(p.t), device=p.t.device)[:, None]
+    return (nodes == p.left) | (nodes == p.right)
