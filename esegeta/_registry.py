@@ -8,13 +8,14 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from torch import Tensor
 
 from esegeta.engine import check, gradient
 
 Needs = Literal["gradient", "values"]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -155,16 +156,21 @@ def _checked(
             prepare(x, refs)
             return finish(x, explain(x, *refs, key=check.key(name, key)))
 
-        del keyed.__wrapped__  # its signature is the public one
-        return keyed
+        return _named(keyed, name)
 
     @functools.wraps(explain)
     def plain(x: Tensor, *refs: Tensor) -> Tensor:
         prepare(x, refs)
         return finish(x, explain(x, *refs))
 
-    del plain.__wrapped__
-    return plain
+    return _named(plain, name)
+
+
+def _named(explain: Any, name: str) -> Callable[..., Tensor]:
+    """Errors and progress bars call it by the method; its own signature, not the inner one, is the public one."""
+    del explain.__wrapped__
+    explain.__name__ = explain.__qualname__ = name
+    return explain
 
 
 def method(
@@ -176,10 +182,10 @@ def method(
     example: Mapping[str, Any] | None = None,
     paper: str,
     also: tuple[str, ...] = (),
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+) -> Callable[[Function], Function]:
     """Register ``Score -> Explain`` under its function name and put input checks around what it returns."""
 
-    def add(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def add(fn: Function) -> Function:
         @functools.wraps(fn)
         def factory(score: Callable[[Tensor], Tensor], **static: Any) -> Callable[..., Tensor]:
             if not callable(score):
@@ -202,7 +208,7 @@ def method(
                 factory, tuple(refs), key, frozenset(axioms), needs, dict(example or {}), paper, tuple(also)
             ),
         )
-        return factory
+        return cast(Function, factory)  # same signature, with checks around
 
     return add
 
@@ -215,10 +221,10 @@ def transform(
     example: Mapping[str, Any] | None = None,
     paper: str,
     shape: Literal["input", "one channel"] = "input",
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+) -> Callable[[Function], Function]:
     """Register ``Explain -> Explain`` under its function name."""
 
-    def add(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def add(fn: Function) -> Function:
         _add(
             TRANSFORMS, TransformSpec(fn, refs, key, frozenset(preserves), dict(example or {}), paper, shape)
         )
@@ -233,10 +239,10 @@ def reducer(
     mask: bool = False,
     differentiable: bool = True,
     example: Mapping[str, Any] | None = None,
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+) -> Callable[[Function], Function]:
     """Register ``Model -> Score`` under its function name."""
 
-    def add(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def add(fn: Function) -> Function:
         @functools.wraps(fn)
         def factory(model: Callable[..., Tensor], *args: Any, **static: Any) -> Callable[[Tensor], Tensor]:
             if not callable(model):
@@ -255,7 +261,7 @@ def reducer(
             return score
 
         _add(REDUCERS, ReducerSpec(factory, output, mask, differentiable, dict(example or {})))
-        return factory
+        return cast(Function, factory)  # same signature, with checks around
 
     return add
 

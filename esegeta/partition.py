@@ -80,18 +80,43 @@ def halved(p: Partition, interval: Tensor, node: int, active: Tensor) -> Partiti
     )
 
 
-def calmest(p: Partition, errors: Tensor) -> Tensor:
+class Store(NamedTuple):
+    """The gradients in slots, and the weighted sum of those that gave theirs up."""
+
+    kept: list[Tensor]
+    settled: Tensor | float = 0.0
+
+    def total(self, p: Partition) -> Tensor:
+        """The trapezoidal sum of the gradients."""
+        total = self.settled
+        for s, gradient in enumerate(self.kept):
+            total = total + torch.where(p.slot == s, p.weights, 0.0).sum() * gradient
+        return torch.as_tensor(total)
+
+
+def stored(
+    p: Partition, store: Store, node: int, gradient: Tensor, errors: Tensor, room: int
+) -> tuple[Partition, Store]:
+    """With the gradient of a node in a slot: a new one if there is room, else that of the calmest node."""
+    nodes = torch.arange(len(p.slot), device=p.t.device)
+    if len(store.kept) < room:
+        slot = torch.where(nodes == node, len(store.kept), p.slot)
+        return p._replace(slot=slot), store._replace(kept=[*store.kept, gradient])
+    out = _calmest(p, errors)
+    here = [p.slot[out] == s for s in range(room)]
+    leaving = torch.stack([torch.where(h, 1.0, 0.0) for h in here]).to(gradient.dtype)
+    settled = store.settled + p.weights[out] * sum(w * g for w, g in zip(leaving, store.kept, strict=True))
+    kept = [torch.where(h, gradient, g) for h, g in zip(here, store.kept, strict=True)]
+    slot = torch.where(nodes == node, p.slot[out], torch.where(nodes == out, -1, p.slot))
+    return p._replace(slot=slot), Store(kept, settled)
+
+
+def _calmest(p: Partition, errors: Tensor) -> Tensor:
     """The node in a slot with the smallest of ``errors`` beside it; intervals after those are not touched."""
     known = torch.cat([errors, errors.new_full((len(p.left) - len(errors),), float("inf"))])
     known = torch.where(p.lengths > 0, known, -1.0)
     beside = torch.where(_touching(p), known, -1.0).amax(1)
     return torch.where(p.slot >= 0, beside, float("inf")).argmin()
-
-
-def swapped(p: Partition, out: Tensor, node: int) -> Partition:
-    """With the slot of one node given to another."""
-    nodes = torch.arange(len(p.slot), device=p.t.device)
-    return p._replace(slot=torch.where(nodes == node, p.slot[out], torch.where(nodes == out, -1, p.slot)))
 
 
 def _touching(p: Partition) -> Tensor:

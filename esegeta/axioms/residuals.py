@@ -74,7 +74,7 @@ def dummy(explain: Explain, ignored: Tensor) -> Callable[..., Tensor]:
 
 
 def linearity(
-    method: Method, score: Score, other: Score, *, weights: tuple[float, float] = (1.0, 2.0)
+    method: Method, score: Score, other: Score, *, weights: tuple[float | int, float | int] = (1.0, 2.0)
 ) -> Callable[..., Tensor]:
     r"""How far the attribution of a weighted sum of scores is from the weighted sum of attributions.
 

@@ -89,7 +89,9 @@ def batched(explain: Explain, in_dims: Axes = 0) -> Explain:
     return many
 
 
-def explained(explain: Explain, examples: Iterable[Any], *, key: int | None = None) -> Iterator[Tensor]:
+def explained(
+    explain: Explain, examples: Iterable[Any], *, key: int | Tensor | None = None
+) -> Iterator[Tensor]:
     """Explain examples as they come, one attribution out for each, in order.
 
     For data sets that do not fit into memory, and for volumes of different shapes.

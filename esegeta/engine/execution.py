@@ -98,7 +98,7 @@ def execution(
     layout: Layout | None = None,
     precision: Literal["bfloat16", "float16"] | None = None,
     progress: bool | Report | None = None,
-    deadline: float | None = None,
+    deadline: float | int | None = None,
 ) -> Iterator[Execution]:
     """Compute in another way inside this ``with`` block. What is not named stays as it is outside.
 

@@ -34,7 +34,7 @@ class Integrated(NamedTuple):
     paper="Sundararajan, Taly, Yan 2017, arXiv:1703.01365",
     also=("integrated_gradients_adaptive", "ig_adaptive"),
 )
-def adaptive_integrated_gradients(score: Score, *, tolerance: float = 0.01, most: int = 200) -> Explain:
+def adaptive_integrated_gradients(score: Score, *, tolerance: float | int = 0.01, most: int = 200) -> Explain:
     r"""Integrated gradients with as many gradients as completeness needs, where the path needs them.
 
     .. math:: a_i = (x_i - x'_i) \sum_j \tfrac{h_j}{2} \left( \partial_i F(t_j) + \partial_i F(t_j + h_j) \right)
@@ -71,7 +71,7 @@ def adaptive_integrated_gradients(score: Score, *, tolerance: float = 0.01, most
     return explain
 
 
-def integrated(score: Score, *, tolerance: float = 0.01, most: int = 200):  # type: ignore[no-untyped-def]
+def integrated(score: Score, *, tolerance: float | int = 0.01, most: int = 200):  # type: ignore[no-untyped-def]
     """``(x, baseline) -> Integrated``: adaptive integrated gradients with residual and number of gradients.
 
     >>> import torch
@@ -92,15 +92,13 @@ def integrated(score: Score, *, tolerance: float = 0.01, most: int = 200):  # ty
             return value, (slope * line).sum(), slope
 
         values, rates, slopes = vmap(at)(x.new_tensor([0.0, 1.0]))
-        p = partition.whole(values, rates)
-        kept, settled = list(slopes.unbind()), torch.zeros_like(x)
+        p, store = partition.whole(values, rates), partition.Store(list(slopes.unbind()))
         goal = tolerance * (values[1] - values[0]).abs()
         calm = done = torch.zeros_like(goal, dtype=torch.bool)
         evaluations = torch.full_like(goal, 2, dtype=torch.int64)
         with progress.loop(where) as bar:
             while True:
-                below = p.errors.sum().abs() <= goal
-                errors = p.open_errors
+                below, errors = p.errors.sum().abs() <= goal, p.open_errors
                 worst, which = errors.topk(min(2, len(errors)))
                 done = done | (below & calm) | (worst[0] < 0) | (below & (worst[0] == 0))
                 calm = below
@@ -110,31 +108,19 @@ def integrated(score: Score, *, tolerance: float = 0.01, most: int = 200):  # ty
                     raise DeadlineExceeded(
                         f"{where}: the deadline passed after {len(p.t)} gradients. Allow more time or error."
                     )
-                t = partition.middles(p, which)
+                t, first = partition.middles(p, which), len(p.t)
                 values, rates, slopes = vmap(at)(t)
-                first = len(p.t)
                 p = partition.measured(p, t, values, rates)
                 evaluations = evaluations + torch.where(done, 0, len(which))
-                # The ends of the intervals that are being halved stay.
+                # The ends of the intervals that are being halved keep their gradients.
                 indices = torch.arange(len(errors), device=x.device)[:, None]
                 errors = torch.where((indices == which).any(1), float("inf"), errors)
                 for k, slope in enumerate(slopes.unbind()):
                     p = partition.halved(p, which[k], first + k, ~done & (worst[k] >= 0))
-                    if len(kept) < _KEPT:
-                        p.slot[first + k] = len(kept)
-                        kept.append(slope)
-                        continue
-                    out = partition.calmest(p, errors)
-                    here = [p.slot[out] == s for s in range(_KEPT)]
-                    leaving = sum(torch.where(h, g, 0.0) for h, g in zip(here, kept, strict=True))
-                    settled = settled + p.weights[out] * leaving
-                    kept = [torch.where(h, slope, g) for h, g in zip(here, kept, strict=True)]
-                    p = partition.swapped(p, out, first + k)
+                    p, store = partition.stored(p, store, first + k, slope, errors, _KEPT)
                 bar.at(min(1.0, len(p.t) / most))
 
-        average = settled
-        for s, slope in enumerate(kept):
-            average = average + torch.where(p.slot == s, p.weights, 0.0).sum() * slope
+        average = store.total(p)
         residual = (line * average).sum() - (p.values[1] - p.values[0])
         if levels.true_anywhere(residual.abs() > 1.5 * goal + 1e-5 * p.values.abs().amax()):
             record(

@@ -22,7 +22,7 @@ from esegeta.spatial import Spacing, blur
 def blur_integrated_gradients(
     score: Score,
     *,
-    sigma: float = 20.0,
+    sigma: float | int = 20.0,
     steps: int = 32,
     spacing: Spacing | None = None,
     rule: str = "gauss-legendre",

@@ -18,7 +18,7 @@ from esegeta.noise import Noise, as_noise
     axioms=("linearity", "dummy", "shift"),
     example={"samples": 8},
     paper="Erion, Janizek, Sturmfels, Lundberg, Lee 2021, arXiv:1906.10670",
-    also=("eg",),
+    also=("expected_gradient",),
 )
 def expected_gradients(score: Score, *, samples: int = 64) -> Explain:
     r"""Integrated gradients from a random baseline at a random place of its line, averaged.
@@ -56,7 +56,7 @@ def expected_gradients(score: Score, *, samples: int = 64) -> Explain:
     paper="Lundberg, Lee 2017, arXiv:1705.07874",
     also=("gradientshap", "gradient_shapley"),
 )
-def gradient_shap(score: Score, *, samples: int = 64, noise: float | Noise = 0.0) -> Explain:
+def gradient_shap(score: Score, *, samples: int = 64, noise: float | int | Noise = 0.0) -> Explain:
     r"""Expected gradients of noisy copies of the input.
 
     .. math:: a_i = E\left[ (x_i + \eta_i - x'_i)\, \partial_i F(x' + t (x + \eta - x')) \right]

@@ -19,7 +19,7 @@ from esegeta.engine.gradient import gradient
     also=("guided_ig",),
 )
 def guided_integrated_gradients(
-    score: Score, *, steps: int = 200, fraction: float = 0.25, distance: float = 0.02
+    score: Score, *, steps: int = 200, fraction: float | int = 0.25, distance: float | int = 0.02
 ) -> Explain:
     r"""Move the elements with the smallest gradients first, and add up gradient times movement.
 

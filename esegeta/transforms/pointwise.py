@@ -21,7 +21,7 @@ def _after(explain: Explain, change: Callable[[Tensor], Tensor]) -> Explain:
     """``change`` after ``explain``, with its signature."""
 
     @functools.wraps(explain)
-    def changed(*args: Tensor, **kwargs: Tensor) -> Tensor:
+    def changed(*args: Tensor, **kwargs: int | Tensor) -> Tensor:
         return change(explain(*args, **kwargs))
 
     return changed

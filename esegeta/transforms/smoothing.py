@@ -17,7 +17,7 @@ from esegeta.noise import Noise, as_noise
     example={"noise": 0.1, "samples": 4},
     paper="Smilkov, Thorat, Kim, Viegas, Wattenberg 2017, arXiv:1706.03825",
 )
-def smooth(explain: Explain, *, noise: float | Noise = 0.1, samples: int = 25) -> Explain:
+def smooth(explain: Explain, *, noise: float | int | Noise = 0.1, samples: int = 25) -> Explain:
     r"""The mean of an explanation over noisy copies of the input; SmoothGrad when it is the gradient.
 
     .. math:: \bar a(x) = \frac1n \sum_k a(x + \eta_k), \qquad \eta_k \sim N(0, \sigma^2)
@@ -54,7 +54,7 @@ def smooth(explain: Explain, *, noise: float | Noise = 0.1, samples: int = 25) -
     example={"noise": 0.1, "samples": 4},
     paper="Smilkov, Thorat, Kim, Viegas, Wattenberg 2017, arXiv:1706.03825",
 )
-def smooth_squared(explain: Explain, *, noise: float | Noise = 0.1, samples: int = 25) -> Explain:
+def smooth_squared(explain: Explain, *, noise: float | int | Noise = 0.1, samples: int = 25) -> Explain:
     r"""The mean of the squared explanation over noisy copies of the input.
 
     .. math:: \frac1n \sum_k a(x + \eta_k)^2
@@ -91,7 +91,7 @@ def smooth_squared(explain: Explain, *, noise: float | Noise = 0.1, samples: int
     example={"noise": 0.1, "samples": 4},
     paper="Adebayo, Gilmer, Goodfellow, Kim 2018, arXiv:1810.03307",
 )
-def variance(explain: Explain, *, noise: float | Noise = 0.1, samples: int = 25) -> Explain:
+def variance(explain: Explain, *, noise: float | int | Noise = 0.1, samples: int = 25) -> Explain:
     r"""The variance of an explanation over noisy copies of the input; VarGrad when it is the gradient.
 
     .. math:: \frac1n \sum_k \left( a(x + \eta_k) - \bar a(x) \right)^2
@@ -124,7 +124,7 @@ def variance(explain: Explain, *, noise: float | Noise = 0.1, samples: int = 25)
     return spread
 
 
-def _sampler(name: str, explain: Explain, noise: float | Noise, samples: int):  # type: ignore[no-untyped-def]
+def _sampler(name: str, explain: Explain, noise: float | int | Noise, samples: int):  # type: ignore[no-untyped-def]
     disturb = as_noise(noise)
     n = check.positive_count(name, "samples", samples)
     random_inside = takes_key(explain)

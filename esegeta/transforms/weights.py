@@ -16,7 +16,7 @@ Weights = Mapping[str, Tensor]
 
 
 def noise_grad(
-    build: Callable[[Weights], Explain], parameters: Weights, *, noise: float = 0.2, samples: int = 10
+    build: Callable[[Weights], Explain], parameters: Weights, *, noise: float | int = 0.2, samples: int = 10
 ) -> Explain:
     r"""The mean of an explanation over networks with multiplicative noise on their weights.
 
@@ -76,9 +76,9 @@ def fusion_grad(
     build: Callable[[Weights], Explain],
     parameters: Weights,
     *,
-    noise: float = 0.2,
+    noise: float | int = 0.2,
     samples: int = 10,
-    input_noise: float | Noise = 0.1,
+    input_noise: float | int | Noise = 0.1,
     input_samples: int = 10,
 ) -> Explain:
     r"""Noise on the weights and on the input: ``noise_grad`` of ``smooth``.

@@ -67,7 +67,7 @@ def explain(score: Score, x: Tensor, spacing: tuple[float, ...], brain: Tensor) 
     """Run the four methods, printing a line of the table after each."""
     air = eg.baselines.zero(x)
     sigma, steps, samples = 10.0, 12, 10
-    adaptive = eg.integrated(score, tolerance=0.02, most=24)
+    adaptive = eg.integrated(score, tolerance=0.05, most=41)
     smooth = eg.smooth(eg.gradient(score), noise=0.05, samples=samples)
     focus = eg.blur_integrated_gradients(score, sigma=sigma, steps=steps, spacing=spacing)
 
@@ -151,7 +151,8 @@ def draw(found: Sequence[Found], x: Tensor, predicted: Tensor, spacing: Sequence
             cell.imshow(plane(a), cmap="seismic", vmin=-limit, vmax=limit, alpha=seen, **shown)
             if row == 0:
                 cell.set_title(
-                    f"{found[column - 1].name.replace('_', ' ')}\nred to blue: ±{limit:.2g}", fontsize=8
+                    f"{found[column - 1].name.replace('_', ' ')}\nred for, blue against: ±{limit:.1g}",
+                    fontsize=8,
                 )
         if row == 0:
             axes[0][0].set_title("head, and what is\npredicted as brain", fontsize=8)
@@ -161,13 +162,13 @@ def draw(found: Sequence[Found], x: Tensor, predicted: Tensor, spacing: Sequence
 
 
 def a_size(text: str) -> int:
-    """A size that the network takes."""
+    """A size that the network takes; on coarser grids it finds no brain."""
     with suppress(ValueError):
-        if int(text) % 8 == 0 and 16 <= int(text) <= 128:
+        if int(text) % 8 == 0 and 40 <= int(text) <= 128:
             return int(text)
     raise argparse.ArgumentTypeError(
         check.problem(
-            WHERE, "--size to be a multiple of 8 from 16 to 128", repr(text), "Choose for example 64"
+            WHERE, "--size to be a multiple of 8 from 40 to 128", repr(text), "Choose for example 64"
         )
     )
 
@@ -201,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         predicted = eg.reducers.predicted_mask(model(x), 1)
     dice = 2 * float((predicted & brain).sum() / (predicted.sum() + brain.sum()))
     print(
-        f"The head on {options.size} voxels a side. The network finds the brain with a Dice coefficient of {dice:.2f}; "
+        f"The head on {options.size} voxels a side. The network finds the brain with a Dice of {dice:.2f}; "
         f"{100 * float(brain.float().mean()):.1f} % of all voxels are brain."
     )
     with warnings.catch_warnings(), eg.execution() as run:
@@ -220,9 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        print(
-            f'Maps are in {options.out}. There is no picture, because matplotlib is missing: pip install "esegeta[viz]".'
-        )
+        print(f"Maps are in {options.out}.")
+        print('There is no picture of them, because matplotlib is missing: pip install "esegeta[viz]".')
     return 0
 
 

@@ -1,0 +1,95 @@
+# Written by: python -m esegeta._stubs
+from esegeta import axioms as axioms
+from esegeta import baselines as baselines
+from esegeta import methods as methods
+from esegeta import models as models
+from esegeta import noise as noise
+from esegeta import random as random
+from esegeta import reducers as reducers
+from esegeta import spatial as spatial
+from esegeta import transforms as transforms
+from esegeta._registry import catalogue as catalogue
+from esegeta._registry import find_method as find_method
+from esegeta._registry import method as method
+from esegeta._registry import reducer as reducer
+from esegeta._registry import transform as transform
+from esegeta.engine.batching import batched as batched
+from esegeta.engine.batching import explained as explained
+from esegeta.engine.execution import DeadlineExceeded as DeadlineExceeded
+from esegeta.engine.execution import ExecutionWarning as ExecutionWarning
+from esegeta.engine.execution import execution as execution
+from esegeta.engine.memory import forecast as forecast
+from esegeta.methods.adaptive_integrated_gradients import (
+    adaptive_integrated_gradients as adaptive_integrated_gradients,
+)
+from esegeta.methods.adaptive_integrated_gradients import integrated as integrated
+from esegeta.methods.blur_integrated_gradients import blur_integrated_gradients as blur_integrated_gradients
+from esegeta.methods.expected_gradients import expected_gradients as expected_gradients
+from esegeta.methods.expected_gradients import gradient_shap as gradient_shap
+from esegeta.methods.gradient import gradient as gradient
+from esegeta.methods.gradient import saliency as saliency
+from esegeta.methods.guided_integrated_gradients import (
+    guided_integrated_gradients as guided_integrated_gradients,
+)
+from esegeta.methods.idgi import idgi as idgi
+from esegeta.methods.input_x_gradient import input_x_gradient as input_x_gradient
+from esegeta.methods.integrated_gradients import integrated_gradients as integrated_gradients
+from esegeta.models import from_module as from_module
+from esegeta.transforms.averaging import over_baselines as over_baselines
+from esegeta.transforms.pointwise import absolute as absolute
+from esegeta.transforms.pointwise import negative as negative
+from esegeta.transforms.pointwise import positive as positive
+from esegeta.transforms.pointwise import reduce_channels as reduce_channels
+from esegeta.transforms.smoothing import smooth as smooth
+from esegeta.transforms.smoothing import smooth_squared as smooth_squared
+from esegeta.transforms.smoothing import variance as variance
+from esegeta.transforms.weights import fusion_grad as fusion_grad
+from esegeta.transforms.weights import noise_grad as noise_grad
+from esegeta.trees import on_trees as on_trees
+
+__version__: str
+__all__ = [
+    "DeadlineExceeded",
+    "ExecutionWarning",
+    "absolute",
+    "adaptive_integrated_gradients",
+    "axioms",
+    "baselines",
+    "batched",
+    "blur_integrated_gradients",
+    "catalogue",
+    "execution",
+    "expected_gradients",
+    "explained",
+    "find_method",
+    "forecast",
+    "from_module",
+    "fusion_grad",
+    "gradient",
+    "gradient_shap",
+    "guided_integrated_gradients",
+    "idgi",
+    "input_x_gradient",
+    "integrated",
+    "integrated_gradients",
+    "method",
+    "methods",
+    "models",
+    "negative",
+    "noise",
+    "noise_grad",
+    "on_trees",
+    "over_baselines",
+    "positive",
+    "random",
+    "reduce_channels",
+    "reducer",
+    "reducers",
+    "saliency",
+    "smooth",
+    "smooth_squared",
+    "spatial",
+    "transform",
+    "transforms",
+    "variance",
+]

@@ -1,0 +1,206 @@
+"""Imports point one way, and what is clever stays in the engine."""
+
+import ast
+import io
+import tokenize
+from pathlib import Path
+
+import pytest
+
+import esegeta
+
+ROOT = Path(esegeta.__file__).parent
+
+# From low to high: a line may import from itself and from lines above it, never from below.
+ORDER = (
+    "_types",
+    "engine",
+    "engine.levels",
+    "engine.check",
+    "engine.execution",
+    "engine.progress",
+    "engine.memory",
+    "engine.layout",
+    "engine.folded",
+    "engine.gradient",
+    "engine.stream",
+    "engine.batching",
+    "_registry",
+    "random",
+    "spatial",
+    "quadrature",
+    "partition",
+    "models",
+    "noise",
+    "baselines",
+    "reducers",
+    "trees",
+    "methods",
+    "transforms",
+    "axioms",
+    "zoo",
+    "_surface",
+    "_tables",
+    "_stubs",
+    "zoo.__main__",
+)
+# A package that stands for all of its files: they are many, found by name, and each is alone.
+WHOLE = ("methods", "transforms", "axioms", "zoo")
+SURFACE = "_surface"  # esegeta/__init__.py
+
+FUNCTORCH = ("torch._C", "torch._functorch", "torch._subclasses")
+# A method says what is computed. How (devices, chunks, global random numbers, graphs) is the engine's.
+ENGINES_BUSINESS = (
+    "cuda",
+    "requires_grad_",
+    "manual_seed",
+    "randn",
+    "rand",
+    "rand_like",
+    "randn_like",
+    "randperm",
+)
+LONGEST_METHOD = 80
+
+
+def files():
+    return sorted(p for p in ROOT.rglob("*.py") if "__pycache__" not in p.parts)
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or SURFACE
+
+
+def place_of(name):
+    """The line of ``ORDER`` that a module belongs to."""
+    head = name.partition(".")[0]
+    if name not in ORDER and head in WHOLE:
+        name = head
+    return ORDER.index(name) if name in ORDER else None
+
+
+def imports_of(path):
+    """Dotted names of everything that a file imports, wherever in the file, doctests excepted."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write it in full, so that its direction shows"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def module_of(dotted):
+    """The module of this package that an imported name lies in, None for other packages."""
+    if dotted.partition(".")[0] != "esegeta":
+        return None
+    parts = dotted.split(".")[1:]
+    while parts and not (ROOT.joinpath(*parts).is_dir() or ROOT.joinpath(*parts).with_suffix(".py").exists()):
+        parts.pop()
+    return ".".join(parts) or SURFACE
+
+
+def code_lines(path):
+    """Lines that hold code: no comments, no docstrings, no blank lines."""
+    text = path.read_text()
+    docs = set()
+    for node in ast.walk(ast.parse(text)):
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and ast.get_docstring(node, clean=False) is not None
+        ):
+            docs |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    silent = (
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    )
+    code = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in silent:
+            code |= set(range(token.start[0], token.end[0] + 1))
+    return len(code - docs)
+
+
+def test_every_module_has_a_place():
+    homeless = [name_of(p) for p in files() if place_of(name_of(p)) is None]
+    assert not homeless, f"{homeless}: enter these modules in ORDER, above everything that imports them"
+
+
+def test_every_place_has_a_module():
+    assert set(ORDER) <= {name_of(p) for p in files()}
+
+
+@pytest.mark.parametrize("path", files(), ids=name_of)
+def test_imports_point_one_way(path):
+    here = place_of(name_of(path))
+    for dotted in sorted(imports_of(path)):
+        module = module_of(dotted)
+        if module is not None:
+            there = place_of(module)
+            assert there is not None, f"{module} is not in ORDER"
+            assert there <= here, f"{name_of(path)} imports {dotted}, which stands above it"
+
+
+@pytest.mark.parametrize("path", files(), ids=name_of)
+def test_the_insides_of_functorch_and_context_variables_stay_in_the_engine(path):
+    if name_of(path).partition(".")[0] == "engine":
+        return
+    for dotted in imports_of(path):
+        assert not any(f"{dotted}.".startswith(f"{private}.") for private in FUNCTORCH), dotted
+        assert dotted.partition(".")[0] != "contextvars", dotted
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            assert ast.unparse(node) not in FUNCTORCH, (
+                f"{name_of(path)}, line {node.lineno}: {ast.unparse(node)}"
+            )
+
+
+MATHEMATICS = [p for p in files() if name_of(p).partition(".")[0] in ("methods", "transforms")]
+
+
+@pytest.mark.parametrize("path", MATHEMATICS, ids=name_of)
+def test_methods_and_transforms_leave_devices_chunks_and_randomness_to_others(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            whole = ast.unparse(node)
+            # esegeta.random has no such names; torch's draw from a global state.
+            assert node.attr not in ENGINES_BUSINESS, f"{path.name}, line {node.lineno}: {whole}"
+        if isinstance(node, ast.Name):
+            assert node.id not in ("chunk", "chunks", "chunk_size"), (
+                f"{path.name}, line {node.lineno}: {node.id}"
+            )
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "to":
+            moved = [a for a in node.args if isinstance(a, ast.Attribute) and a.attr == "device"]
+            named = [k for k in node.keywords if k.arg == "device"]
+            text = [a for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            assert not [*moved, *named, *text], f"{path.name}, line {node.lineno}: moves between devices"
+
+
+@pytest.mark.parametrize("path", MATHEMATICS, ids=name_of)
+def test_a_method_is_short(path):
+    lines = code_lines(path)
+    assert lines <= LONGEST_METHOD, (
+        f"{path.name} has {lines} lines of code: a reducer, rule or transform hides in it"
+    )
+
+
+def test_code_lines_are_counted_right(tmp_path):
+    path = tmp_path / "f.py"
+    path.write_text(
+        '"""Doc.\n\nMore.\n"""\n\n# why\nx = """a\nb"""\n\n'
+        'def f():\n    """Doc."""\n    return (\n        1  # one\n    )\n'
+    )
+    assert code_lines(path) == 2 + 1 + 3
+
+
+def test_an_import_is_traced_to_its_module():
+    assert module_of("esegeta.engine.check") == "engine.check"
+    assert module_of("esegeta.engine.check.problem") == "engine.check"
+    assert module_of("esegeta.from_module") == module_of("esegeta") == SURFACE
+    assert module_of("torch.func.grad") is None

@@ -1,0 +1,164 @@
+"""Every Python block of the pages runs, and the pages say what is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import esegeta
+from esegeta import _stubs, _tables
+from esegeta.zoo import __main__ as main_job
+
+ROOT = Path(esegeta.__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?://)([^)#]*)(#[^)]*)?\)")
+
+
+def title(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def code(path):
+    """The blocks of a page as one file, each at its own line, so that a traceback points into the page."""
+    text = path.read_text()
+    lines = [""] * text.count("\n")
+    for found in BLOCK.finditer(text):
+        start = text.count("\n", 0, found.start(1))
+        block = found[1].splitlines()
+        lines[start : start + len(block)] = block
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=title)
+def test_the_code_of_a_page_runs(path):
+    source = code(path)
+    if path.name == "README.md":  # the real network: as it stands, but with fewer gradients
+        assert "steps=8" in source
+        assert "samples=4" in source
+        source = source.replace("steps=8", "steps=2").replace("samples=4", "samples=2")
+    if source.strip():
+        assert "assert" in source, "nothing on this page can fail"
+        exec(compile(source, str(path), "exec"), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("path", PAGES, ids=title)
+def test_the_tables_of_a_page_are_current(path):
+    text = path.read_text()
+    assert text == _tables.fill(text), f"Run: {_tables.COMMAND}"
+    assert ("<!-- table:" in text) == (title(path) in _tables.PAGES)
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=title)
+def test_the_links_of_a_page_lead_somewhere(path):
+    for target, anchor in LINK.findall(path.read_text()):
+        page = (path.parent / target).resolve() if target else path
+        assert page.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+            assert anchor[1:] in [
+                re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in heads
+            ], anchor
+
+
+def test_every_page_is_linked_from_the_first():
+    linked = {target for target, _ in LINK.findall((ROOT / "README.md").read_text())}
+    linked |= {f"docs/{target}" for target, _ in LINK.findall((ROOT / "docs" / "index.md").read_text())}
+    assert {title(p) for p in PAGES[1:]} <= linked
+
+
+def test_the_stub_is_current():
+    stub = _stubs.PATH.read_text() if _stubs.PATH.exists() else ""
+    assert stub == _stubs.text(), f"Run: {_stubs.COMMAND}"
+
+
+def test_the_stub_names_what_the_package_has():
+    public = set(re.findall(r'^    "(\w+)",$', _stubs.text(), re.MULTILINE))
+    own = {
+        n
+        for n in esegeta.__all__
+        if getattr(getattr(esegeta, n), "__module__", "esegeta").startswith("esegeta")
+    }
+    assert public == own
+    assert all(hasattr(esegeta, name) for name in public)
+
+
+def test_commands_of_the_readme_are_the_ones_that_are_run():
+    readme = (ROOT / "README.md").read_text()
+    tests = [line for line in readme.splitlines() if line.startswith("python3 -m venv") and "pytest" in line]
+    assert len(tests) == 1
+    assert tests[0] in (ROOT / ".ci" / "run").read_text()
+
+
+def test_a_page_reports_the_line_that_fails(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("Text.\n\n```python\nx = 1\n```\n\nMore.\n\n```python\nassert x == 2\n```\n")
+    assert code(page).splitlines()[3] == "x = 1"
+    with pytest.raises(AssertionError) as caught:
+        exec(compile(code(page), str(page), "exec"), {})
+    assert caught.traceback[-1].lineno + 1 == 10
+
+
+# --- python -m esegeta.zoo --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", ["60", "8", "136", "much"])
+def test_the_main_job_refuses_sizes_that_the_network_does_not_take(size, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main_job.main(["--size", size])
+    assert caught.value.code == 2
+    assert f"expected --size to be a multiple of 8 from 40 to 128, got '{size}'" in capsys.readouterr().err
+
+
+def test_the_main_job_writes_maps_on_the_grid_of_the_image(tmp_path, capsys):
+    from nibabel.nifti1 import Nifti1Image
+
+    assert main_job.main(["--size", "40", "--out", str(tmp_path / "maps")]) == 0
+    table = capsys.readouterr().out
+    head = Nifti1Image.from_filename(tmp_path / "maps" / "head.nii.gz")
+    full = esegeta.zoo.head()
+    corner = np.array([-0.5, -0.5, -0.5, 1])  # the outer corner of the first voxel stays where it was
+    np.testing.assert_allclose(head.affine @ corner, full.affine @ corner, atol=1e-4)
+    maps = ["gradient", "adaptive_integrated_gradients", "smooth_gradient", "blur_integrated_gradients"]
+    for name in maps:
+        image = Nifti1Image.from_filename(tmp_path / "maps" / f"{name}.nii.gz")
+        assert image.shape == (40, 40, 40)
+        assert image.header.get_xyzt_units()[0] == "mm"
+        np.testing.assert_array_equal(image.affine, head.affine)
+        values = np.asarray(image.dataobj)
+        assert np.isfinite(values).all()
+        assert values.min() < 0 < values.max()
+        assert f"\n{name} " in table
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        assert "esegeta[viz]" in table
+        expected = {"head", *maps}
+    else:
+        expected = {"head", *maps, "maps"}
+    assert {p.name.partition(".")[0] for p in (tmp_path / "maps").iterdir()} == expected
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "map.nii.gz"
+    path.write_text("old")
+
+    def fail(part):
+        part.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        main_job.replace(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_main_job_is_a_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "esegeta.zoo", "--help"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0
+    assert "--size" in done.stdout

@@ -1,0 +1,190 @@
+"""The names that are promised, with their signatures; documentation and annotations of all of them."""
+
+import inspect
+import types
+
+import pytest
+
+import esegeta as eg
+from esegeta import zoo
+from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
+
+# Name, positional parameters, keyword-only parameters, as users write them.
+PROMISED = [
+    ("from_module", "module output", ""),
+    ("models.from_module", "module output", ""),
+    ("models.parametrised", "module output", ""),
+    ("batched", "explain in_dims", ""),
+    ("explained", "explain examples", "key"),
+    ("execution", "", "chunk memory layout precision progress deadline"),
+    ("on_trees", "method", ""),
+    ("catalogue", "", ""),
+    ("find_method", "name", ""),
+    ("method", "", "refs key axioms needs example paper also"),
+    ("transform", "", "refs key preserves example paper shape"),
+    ("reducer", "", "output mask differentiable example"),
+    ("gradient", "score", ""),
+    ("saliency", "score", ""),
+    ("input_x_gradient", "score", ""),
+    ("integrated_gradients", "score", "steps rule"),
+    ("adaptive_integrated_gradients", "score", "tolerance most"),
+    ("integrated", "score", "tolerance most"),
+    ("guided_integrated_gradients", "score", "steps fraction distance"),
+    ("blur_integrated_gradients", "score", "sigma steps spacing rule"),
+    ("expected_gradients", "score", "samples"),
+    ("gradient_shap", "score", "samples noise"),
+    ("idgi", "score", "steps"),
+    ("smooth", "explain", "noise samples"),
+    ("smooth_squared", "explain", "noise samples"),
+    ("variance", "explain", "noise samples"),
+    ("over_baselines", "explain", ""),
+    ("absolute", "explain", ""),
+    ("positive", "explain", ""),
+    ("negative", "explain", ""),
+    ("reduce_channels", "explain", "by"),
+    ("noise_grad", "build parameters", "noise samples"),
+    ("fusion_grad", "build parameters", "noise samples input_noise input_samples"),
+    ("reducers.predicted_class_sum", "model target", "at dynamic exclusive"),
+    ("reducers.otsu_sum", "model", "part at dynamic"),
+    ("reducers.class_sum", "model target", "exclusive"),
+    ("reducers.class_mean", "model target", "of exclusive"),
+    ("reducers.voxel", "model target index", "exclusive"),
+    ("reducers.region", "model target mask", "average exclusive"),
+    ("reducers.component", "model target k", "at dynamic exclusive"),
+    ("reducers.boundary", "model target", "at dynamic exclusive"),
+    ("reducers.soft_count", "model target", "exclusive"),
+    ("reducers.margin", "model target other mask", ""),
+    ("reducers.log_probability", "model target", "mask exclusive"),
+    ("reducers.negative_loss", "model labels", "kind exclusive"),
+    ("reducers.uncertainty", "model", "exclusive"),
+    ("reducers.predicted_count", "model target", "exclusive"),
+    ("reducers.logit", "model target", "exclusive"),
+    ("reducers.probability", "model target", "exclusive"),
+    ("reducers.predicted_mask", "z target", "exclusive"),
+    ("axioms.completeness", "explain score", ""),
+    ("axioms.dummy", "explain ignored", ""),
+    ("axioms.linearity", "method score other", "weights"),
+    ("axioms.symmetry", "explain permutation", ""),
+    ("axioms.shift", "method score offset", ""),
+    ("axioms.sensitivity_a", "explain score", ""),
+    ("baselines.zero", "x", ""),
+    ("baselines.black", "x minimum", ""),
+    ("baselines.white", "x maximum", ""),
+    ("baselines.mean", "x", ""),
+    ("baselines.blurred", "x sigma spacing", ""),
+    ("baselines.uniform", "x", "key low high"),
+    ("baselines.farthest_corner", "x low high", ""),
+    ("baselines.dataset", "samples", "key count"),
+    ("noise.absolute", "sigma", ""),
+    ("noise.fraction_of_range", "fraction", ""),
+    ("noise.within", "noise mask", ""),
+    ("random.fold_in", "key index", ""),
+    ("random.uniform", "key shape", "dtype device"),
+    ("random.normal", "key shape", "dtype device"),
+    ("spatial.blur", "x sigma spacing", ""),
+    ("spatial.dilate", "mask", "faces"),
+    ("spatial.erode", "mask", "faces"),
+    ("spatial.boundary", "mask", "faces"),
+]
+MODULES = [eg.axioms, eg.baselines, eg.models, eg.noise, eg.random, eg.reducers, eg.spatial, zoo]
+# Decorators, registry functions and building blocks: no formula, no paper, or not called by users.
+UNREGISTERED_NEED_NO_EXAMPLE = {"method", "transform", "reducer", "catalogue", "integrated", "find_method"}
+
+
+def own(fn):
+    return isinstance(fn, types.FunctionType) and fn.__module__.startswith("esegeta.")
+
+
+def public():
+    """Every public function of the package, by the name that users write."""
+    found = {n: getattr(eg, n) for n in eg.__all__ if own(getattr(eg, n))}
+    for module in MODULES:
+        short = module.__name__.removeprefix("esegeta.")
+        for name, value in vars(module).items():
+            if not name.startswith("_") and own(value) and value.__module__.startswith(module.__name__):
+                found[f"{short}.{name}"] = value
+    return found
+
+
+REGISTERED = {
+    spec.name: spec
+    for table in (METHODS, TRANSFORMS, REDUCERS)
+    for spec in table.values()
+    if spec.fn.__module__.startswith("esegeta.")
+}
+PUBLIC = public()
+
+
+@pytest.mark.parametrize(("name", "positional", "keyword"), PROMISED, ids=[p[0] for p in PROMISED])
+def test_a_promised_name_has_its_signature(name, positional, keyword):
+    fn = eg
+    for part in name.split("."):
+        fn = getattr(fn, part)
+    parameters = inspect.signature(fn).parameters.values()
+    named = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    only = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    assert (named, only) == (positional.split(), keyword.split())
+    assert len(named) + len(only) == len(list(parameters)), "no *args, no **kwargs"
+
+
+def test_every_registered_function_is_promised():
+    promised = {name for name, _, _ in PROMISED}
+    missing = {
+        f"reducers.{n}" if n in REDUCERS else n for n in REGISTERED if not {n, f"reducers.{n}"} & promised
+    }
+    assert not missing, f"enter {missing} in PROMISED"
+
+
+def test_all_is_what_there_is():
+    assert all(hasattr(eg, name) for name in eg.__all__)
+    assert len(set(eg.__all__)) == len(eg.__all__)
+    unlisted = {n for n, v in vars(eg).items() if not n.startswith("_") and own(v)} - set(eg.__all__)
+    assert not unlisted
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_a_public_function_is_documented_and_annotated(name):
+    fn = PUBLIC[name]
+    doc = inspect.getdoc(fn) or ""
+    assert doc, "no docstring"
+    first = doc.split("\n\n")[0]
+    assert first.rstrip("`").endswith((".", "?")), f"the first line is a sentence: {first}"
+    inner = inspect.unwrap(fn)
+    signature = inspect.signature(inner)
+    bare = [p.name for p in signature.parameters.values() if p.annotation is p.empty]
+    assert not bare, f"no annotation: {bare}"
+    assert signature.return_annotation is not signature.empty or name == "integrated"
+    assert ">>> " in doc or name in UNREGISTERED_NEED_NO_EXAMPLE
+
+
+@pytest.mark.parametrize("name", sorted(REGISTERED))
+def test_a_registered_function_has_every_section(name):
+    spec = REGISTERED[name]
+    doc = inspect.getdoc(spec.fn) or ""
+    wanted = ["Args:", "Returns:", "Example:", ">>> "]
+    if name not in REDUCERS:  # most reducers are nobody's invention
+        wanted.append("Reference:")
+    assert [w for w in wanted if w not in doc] == []
+    assert [doc.index(w) for w in wanted if w != ">>> "] == sorted(
+        doc.index(w) for w in wanted if w != ">>> "
+    )
+    assert ".. math::" in doc or ":math:" in doc
+    arguments = list(inspect.signature(inspect.unwrap(spec.fn)).parameters.values())
+    section = doc[doc.index("Args:") : doc.index("Returns:")]
+    assert [a.name for a in arguments if f"    {a.name}: " not in section] == []
+    assert sum(a.kind is a.KEYWORD_ONLY for a in arguments) <= 6
+
+
+def test_other_names_lead_to_one_method_each():
+    names = [n for s in METHODS.values() for n in (s.name, *s.also)]
+    assert len(set(names)) == len(names)
+    for spec in METHODS.values():
+        for other in spec.also:
+            assert eg.find_method(other) is spec
+
+
+def test_claimed_axioms_exist():
+    for spec in METHODS.values():
+        assert all(callable(getattr(eg.axioms, a, None)) for a in spec.axioms), spec.name
+    for spec in TRANSFORMS.values():
+        assert all(callable(getattr(eg.axioms, a, None)) for a in spec.preserves), spec.name

@@ -1,0 +1,46 @@
+"""Style, types and the price of the import."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import esegeta
+
+ROOT = Path(esegeta.__file__).parent.parent
+IMPORT_SECONDS = 0.2
+HEAVY = ("nibabel", "scipy.ndimage", "matplotlib", "captum", "hypothesis")
+
+
+def python(*arguments):
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
+def test_a_tool_has_nothing_to_say(command):
+    done = python("-m", *command.split())
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def test_the_import_is_cheap():
+    # Both in one interpreter, so that a busy machine slows both; the least of several, because load only adds.
+    script = (
+        "import time; a = time.perf_counter(); import torch; b = time.perf_counter(); import esegeta; "
+        "print(time.perf_counter() - b)"
+    )
+    seconds = []
+    for _ in range(8):
+        done = python("-c", script)
+        assert done.returncode == 0, done.stderr
+        seconds.append(float(done.stdout))
+        if len(seconds) >= 3 and min(seconds) <= IMPORT_SECONDS:
+            break
+    assert min(seconds) <= IMPORT_SECONDS, f"import esegeta takes {min(seconds):.2f} s beyond torch"
+
+
+def test_the_import_leaves_heavy_packages_alone():
+    before = python("-c", "import sys, torch; print(*sorted(sys.modules))").stdout.split()
+    after = python("-c", "import sys, torch, esegeta; print(*sorted(sys.modules))").stdout.split()
+    assert "esegeta" in after
+    assert [m for m in HEAVY if m in after and m not in before] == []
