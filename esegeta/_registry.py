@@ -110,11 +110,14 @@ def _add(table: dict[str, Any], spec: Any) -> None:
 
 
 def takes_key(explain: Callable[..., Tensor]) -> bool:
-    """Whether an explanation draws random numbers, seen from its signature.
+    """Whether an explanation draws random numbers: it says so itself, or by its signature.
 
     >>> takes_key(lambda x, *, key=None: x), takes_key(lambda x, baseline: x)
     (True, False)
     """
+    says = getattr(explain, "takes_key", None)
+    if says is not None:
+        return bool(says)
     try:
         return "key" in inspect.signature(explain).parameters
     except (TypeError, ValueError):
@@ -131,7 +134,7 @@ def _checked(
     """Put the checks of one call around an explanation; ``score`` is given where its gradient is needed."""
 
     def prepare(x: Tensor, refs: tuple[Tensor, ...]) -> None:
-        check.finite(name, "x", check.floating(name, "x", x), "Repair the image, e.g. with torch.nan_to_num")
+        check.image(name, "x", x)
         if len(refs) != len(kinds):
             raise TypeError(
                 check.problem(
@@ -156,20 +159,39 @@ def _checked(
             prepare(x, refs)
             return finish(x, explain(x, *refs, key=check.key(name, key)))
 
-        return _named(keyed, name)
+        return _named(keyed, name, key=True)
 
     @functools.wraps(explain)
     def plain(x: Tensor, *refs: Tensor) -> Tensor:
         prepare(x, refs)
         return finish(x, explain(x, *refs))
 
-    return _named(plain, name)
+    return _named(plain, name, key=False)
 
 
-def _named(explain: Any, name: str) -> Callable[..., Tensor]:
+def _finite(name: str, score: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The score, refused where its value is NaN or infinite."""
+
+    @functools.wraps(score)
+    def checked(x: Tensor) -> Tensor:
+        y = score(x)
+        if isinstance(y, Tensor) and y.is_floating_point():
+            check.finite(
+                name,
+                "the score",
+                y,
+                "Look for NaN in the weights, overflow in half precision, or log(0) in the score",
+            )
+        return y
+
+    return checked
+
+
+def _named(explain: Any, name: str, key: bool) -> Callable[..., Tensor]:
     """Errors and progress bars call it by the method; its own signature, not the inner one, is the public one."""
     del explain.__wrapped__
     explain.__name__ = explain.__qualname__ = name
+    explain.takes_key = key
     return explain
 
 
@@ -199,7 +221,7 @@ def method(
                 )
             if needs == "gradient":
                 gradient.refuse_forward_only(fn.__name__, score)
-            inner = fn(score, **static)
+            inner = fn(_finite(fn.__name__, score), **static)
             return _checked(fn.__name__, inner, tuple(refs), key, score if needs == "gradient" else None)
 
         _add(

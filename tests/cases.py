@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -223,19 +222,3 @@ def subjects(*, few: bool = False) -> Iterator[Subject]:
                 True,
                 1.5 * static.get("tolerance", 0.0),
             )
-
-
-def known(subject: Subject, check: str = "") -> list[pytest.MarkDecorator]:
-    """Marks for what is known to fail."""
-    inner = METHODS.get(subject.name.partition("(")[2].rstrip(")"))
-    outer = TRANSFORMS.get(subject.name.partition("(")[0])
-    why = ""
-    if inner is not None and inner.key and outer is not None and outer.key:
-        why = "under run-time type checks a transform does not see that its explanation takes a key"
-    elif check == "shift" and outer is not None and outer.key:
-        why = "noise as a fraction of the range changes when input and network are shifted by a ramp"
-    elif check == "symmetry" and subject.name == "guided_integrated_gradients":
-        why = "elements whose gradients differ in the last digit only are moved apart"
-    elif check == "no symmetry" and subject.name == "expected_gradients":
-        why = "it keeps symmetry and does not claim it"
-    return [pytest.mark.xfail(strict=True, reason=why)] if why else []

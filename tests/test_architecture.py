@@ -21,6 +21,7 @@ ORDER = (
     "engine.progress",
     "engine.memory",
     "engine.layout",
+    "engine.native",
     "engine.folded",
     "engine.gradient",
     "engine.stream",

@@ -10,7 +10,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from cases import KINDS, Case, Subject, every_case, known, make_case, subjects
+from cases import KINDS, Case, Subject, every_case, make_case, subjects
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ METHODS = [s for s in SUBJECTS if not s.composite]
 
 
 def named(chosen: list[Subject]) -> list:
-    return [pytest.param(s, id=s.name, marks=known(s)) for s in chosen]
+    return [pytest.param(s, id=s.name) for s in chosen]
 
 
 strict = settings(
@@ -394,9 +394,7 @@ def test_a_copied_module_gives_the_same_answer():
     "kind",
     [
         "softplus",
-        pytest.param(
-            "segmentation", marks=pytest.mark.xfail(strict=True, reason="leaves are made of x itself")
-        ),
+        "segmentation",
     ],
 )
 def test_tensors_of_inference_mode_are_welcome(kind):

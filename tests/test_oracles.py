@@ -170,7 +170,7 @@ def blur_loop(score, x, sigma, steps):
 def guided_loop(score, x, b, steps, fraction, distance):
     """Move the calmest movable elements, a block at a time, until the distance left is what it should be."""
     line = x - b
-    whole, size = float(line.abs().sum()), max(1, int(fraction * x.numel()))
+    whole, size = float(line.abs().sum()), int(fraction * (x.numel() - 1)) + 1
     here, total = b.clone(), torch.zeros_like(x)
     for k in range(steps):
         g = slope(score, here)

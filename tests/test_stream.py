@@ -92,9 +92,6 @@ def test_nodes_that_cannot_share_a_call_come_one_at_a_time():
     assert seen == [0, 1, 2, 3]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="sums are kept in the precision of the values: 256 + 1 = 256 in bfloat16"
-)
 def test_sums_of_half_precision_values_do_not_stop_growing():
     ones, each = torch.ones(1000, dtype=torch.bfloat16), torch.full((1000,), 1e-3)
     found = []
@@ -105,7 +102,6 @@ def test_sums_of_half_precision_values_do_not_stop_growing():
     assert found == pytest.approx([1, 1, 1, 1], rel=0.01)
 
 
-@pytest.mark.xfail(strict=True, reason="the weights are rounded to the dtype of integer values, to zero")
 def test_integrals_of_integers():
     total = stream.integral(lambda t: (t > 0).long(), torch.ones(4), torch.full((4,), 0.25), label="test")
     assert float(total) == 1
@@ -301,7 +297,8 @@ def test_a_mean_ends_at_the_deadline_with_the_mean_of_what_it_has(chunk):
     with (
         eg.execution(deadline=0.1, chunk=chunk) as run,
         pytest.warns(
-            eg.ExecutionWarning, match=r"^test: the deadline passed; the result is the mean of \d+ of 100"
+            eg.ExecutionWarning,
+            match=r"^test: the deadline passed; the result is that of the first \d+ of 100",
         ),
     ):
         got = stream.mean(slow(0.03), t, label="test")
@@ -324,7 +321,6 @@ def test_moments_and_extrema_end_at_the_deadline_too():
     close(low, torch.stack([wave(s) for s in t[: run.events[0]["done"]]]).amin(0))
 
 
-@pytest.mark.xfail(strict=True, reason="every partial stream says that it is a mean")
 def test_partial_extrema_are_not_called_a_mean():
     with eg.execution(deadline=0.1, chunk=1), pytest.warns(eg.ExecutionWarning) as w:
         stream.extrema(slow(0.03), nodes(50), label="test")
@@ -380,7 +376,6 @@ def test_progress_of_nested_loops():
     assert len(set(fractions)) >= 12
 
 
-@pytest.mark.xfail(strict=True, reason="each of two loops in a row moves over the whole step")
 def test_progress_of_two_loops_inside_of_one():
     def inner(a):
         return sum(stream.mean(lambda b: a * b, nodes(2), label="in") for _ in range(2))
@@ -390,7 +385,6 @@ def test_progress_of_two_loops_inside_of_one():
     assert monotone(fractions)
 
 
-@pytest.mark.xfail(strict=True, reason="a chunk that ran out of memory is reported as done")
 def test_progress_does_not_go_back_after_a_failure():
     fn, _ = limited(2)
     with pytest.warns(eg.ExecutionWarning):

@@ -47,6 +47,11 @@ def batched(explain: Explain, in_dims: Axes = 0) -> Explain:
                     "Give one entry per tensor, e.g. in_dims=(0, None) to share the baseline",
                 )
             )
+        for t, d in zip(tensors, dims, strict=True):
+            if d is not None and not -t.ndim <= d < t.ndim:
+                raise ValueError(
+                    check.problem("batched", f"in_dims within the {t.ndim} axes", repr(in_dims), "0 is usual")
+                )
         mapped = [t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True) if d is not None]
         counts = [len(t) for t in mapped]
         keys = isinstance(key, Tensor) and key.ndim == 1
@@ -123,12 +128,16 @@ def explained(
 
     for example in examples:
         tensors = tuple(example) if isinstance(example, (tuple, list)) else (example,)
-        if waiting and [t.shape for t in tensors] != [t.shape for t in waiting[0]]:
+        if waiting and [_kind(t) for t in tensors] != [_kind(t) for t in waiting[0]]:
             yield from flush()
         waiting.append(tensors)
         if len(waiting) == together:
             yield from flush()
     yield from flush()
+
+
+def _kind(t: Tensor) -> tuple[Any, ...]:
+    return t.shape, t.dtype, t.device
 
 
 def _label(explain: Explain) -> str:

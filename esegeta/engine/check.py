@@ -53,6 +53,15 @@ def finite(where: str, name: str, value: Tensor, advice: str) -> Tensor:
     return value
 
 
+def image(where: str, name: str, value: object) -> Tensor:
+    """Refuse what cannot be explained: no tensor, integers, no elements, no values, NaN or infinity."""
+    value = floating(where, name, value)
+    if value.numel() == 0 or value.device.type == "meta":
+        got = describe(value) + (" on the meta device" if value.device.type == "meta" else "")
+        raise ValueError(problem(where, f"{name} with elements and values", got, "Pass one example (C,*S)"))
+    return finite(where, name, value, "Repair the image, e.g. with torch.nan_to_num")
+
+
 def like(where: str, name: str, value: object, x: Tensor) -> Tensor:
     """Refuse a tensor whose shape, dtype or device differs from the input's."""
     value = tensor(where, name, value)

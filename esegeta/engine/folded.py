@@ -8,12 +8,11 @@ reach the batch function as one batch of 35.
 
 Derivatives are batch functions too: the pullback of ``f`` is ``(x, g) -> J(x)^T g``, the pushforward is
 ``(x, t) -> J(x) t``. Both are folded by the same rule, so any order of derivative exists, and each op only has
-to say what it computes on a plain batch. Between the forward run and its first pullback the autograd graph is
-kept in a slot, so that the common case, one gradient, costs one forward and one backward run. Higher orders
-run again: nothing but inputs is saved between orders.
+to say what it computes on a plain batch. Between a forward run and its first pullback autograd's graph is kept
+beside the inputs, so that the common case, one gradient, costs one forward and one backward run; it is gone
+when either is. Higher orders run again: nothing but inputs is saved between orders.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,45 +20,67 @@ import torch
 from torch import Tensor
 
 from esegeta.engine import levels
+from esegeta.engine.execution import current, record
 
 BatchFn = Callable[..., tuple[Tensor, ...]]
+Host = Callable[[Callable[[], Any]], Any]
 
 
 class NoGradient(RuntimeError):
     """A derivative was asked of a function that autograd cannot see through."""
 
 
+class Run:
+    """One forward run: whether a pullback may follow, and until then its graph (leaves and outputs)."""
+
+    __slots__ = ("graph", "keep")
+
+    def __init__(self, keep: bool) -> None:
+        self.keep = keep
+        self.graph: tuple[list[Tensor], tuple[Tensor, ...]] | None = None
+
+    def take(self, batch: int) -> tuple[list[Tensor], tuple[Tensor, ...]] | None:
+        """The graph, once. A pullback that is itself mapped (a Jacobian) has another batch: not this graph."""
+        graph, self.graph = self.graph, None
+        return graph if graph is not None and graph[0][0].shape[0] == batch else None
+
+
 class Op:
-    """A batch function with its pullback and pushforward, themselves such ops."""
+    """A batch function with its pullback and pushforward, themselves such ops.
 
-    def __init__(self, fn: BatchFn, name: str) -> None:
-        self.fn = fn
-        self.name = name
-        self._slot = threading.local()  # one live graph per thread: threads never share graphs
+    ``host`` runs whatever touches autograd; the default runs it on the spot. ``full`` is the same function in
+    full precision, for gradients that overflow in a reduced one.
+    """
 
-    def run(self, xs: tuple[Tensor, ...], keep: bool) -> tuple[Tensor, ...]:
-        """Values on a plain batch; with ``keep``, the graph waits in the slot for the pullback."""
-        self._slot.live = None  # free an unused graph before the next one is built
-        if not keep:
+    def __init__(self, fn: BatchFn, name: str, host: Host | None = None, full: BatchFn | None = None) -> None:
+        self.fn, self.name, self.full = fn, name, full
+        self.host: Host = host or (lambda work: work())
+
+    def run(self, run: Run, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Values on a plain batch; if a pullback may follow, the graph waits in ``run``."""
+        if run.keep:
+
+            def build() -> tuple[list[Tensor], tuple[Tensor, ...]]:
+                with torch.enable_grad():
+                    leaves = [_leaf(x) for x in xs]
+                    return leaves, self.fn(*leaves)
+
+            try:
+                run.graph = self.host(build)
+                return tuple(y.detach() for y in run.graph[1])
+            except RuntimeError as error:
+                if "numpy() on Tensor that requires grad" not in str(error):
+                    raise  # else it is a black box: it has values, and the pullback says that it has no more
+
+        def values() -> tuple[Tensor, ...]:
             with torch.no_grad():
-                return tuple(y.detach() for y in self.fn(*xs))
-        with torch.enable_grad():
-            leaves = [_leaf(x) for x in xs]
-            ys = self.fn(*leaves)
-        self._slot.live = (_identity(xs), xs, leaves, ys)
-        return tuple(y.detach() for y in ys)
+                return self.fn(*xs)
 
-    def take(self, xs: tuple[Tensor, ...]) -> "tuple[list[Tensor], tuple[Tensor, ...]] | None":
-        """The graph of the last kept run if it was of these very inputs; it is handed out once."""
-        live = getattr(self._slot, "live", None)
-        self._slot.live = None
-        if live is None or live[0] != _identity(xs):
-            return None
-        return live[2], live[3]
+        return tuple(y.detach() for y in self.host(values))
 
-    def pullback(self, count: int) -> "Op":
+    def pullback(self, count: int, run: Run | None = None) -> "Op":
         """``(*xs, *gs) -> J(x)^T g`` for the floating ones of ``count`` inputs."""
-        return _Pullback(self, count)
+        return _Pullback(self, count, run)
 
     def pushforward(self, count: int) -> "Op":
         """``(*xs, *ts) -> J(x) t``, one tangent for each floating one of ``count`` inputs."""
@@ -72,12 +93,12 @@ class Op:
             with torch.enable_grad():
                 leaves = [x if recording and x.requires_grad else _leaf(x) for x in xs]
                 ys = self.fn(*leaves)
-                floats = [y for y in ys if y.is_floating_point()]
+                floats = [y for y in ys if _smooth(y)]
                 seen = [y for y in floats if y.requires_grad]
                 if not seen:
                     raise self.no_gradient()
                 dual = [torch.zeros_like(y).requires_grad_() for y in seen]
-                inner = [x for x in leaves if x.is_floating_point()]
+                inner = [x for x in leaves if _smooth(x)]
                 pulled = torch.autograd.grad(seen, inner, dual, create_graph=True, allow_unused=True)
                 used = [
                     (p, t) for p, t in zip(pulled, tangents, strict=True) if p is not None and p.requires_grad
@@ -95,7 +116,7 @@ class Op:
             out = [next(by_output) if y.requires_grad else None for y in floats]
             return tuple(torch.zeros_like(y) if p is None else p for p, y in zip(out, floats, strict=True))
 
-        return Op(push, f"pushforward of {self.name}")
+        return Op(push, f"pushforward of {self.name}", self.host)
 
     def no_gradient(self) -> NoGradient:
         """The error for a function that autograd cannot see through."""
@@ -106,36 +127,45 @@ class Op:
 
 
 class _Pullback(Op):
-    def __init__(self, of: Op, count: int) -> None:
-        self.of, self.count = of, count
-        super().__init__(self._pull, f"pullback of {of.name}")
+    def __init__(self, of: Op, count: int, forward: Run | None = None) -> None:
+        super().__init__(self._pull, f"pullback of {of.name}", of.host)
+        self.of, self.count, self.forward = of, count, forward
 
-    def run(self, xs: tuple[Tensor, ...], keep: bool) -> tuple[Tensor, ...]:
-        if keep:
-            return super().run(xs, keep)
-        inputs, gs = xs[: self.count], xs[self.count :]
-        live = self.of.take(inputs)
-        if live is None:
-            with torch.no_grad():
-                return self._pull(*xs)
-        leaves, ys = live
-        return self._grad(leaves, ys, gs, create_graph=False)
+    def run(self, run: Run, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        graph = self.forward.take(xs[0].shape[0]) if self.forward is not None else None
+        if graph is None:
+            grads = super().run(Run(keep=False), xs)
+        else:
+            gs = xs[self.count :]
+            grads = self.host(lambda: self._grad(graph[0], graph[1], gs, create_graph=False))
+        if self.of.full is not None and current().precision is not None and not _finite(grads):
+            record(
+                "precision", f"{self.of.name}: gradient not finite in {current().precision}, computed again."
+            )
+            return _Pullback(Op(self.of.full, self.of.name, self.host), self.count).run(run, xs)
+        return grads
 
     def _pull(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         xs, gs = arguments[: self.count], arguments[self.count :]
         recording = torch.is_grad_enabled() and any(a.requires_grad for a in arguments)
         with torch.enable_grad():
             leaves = [x if recording and x.requires_grad else _leaf(x) for x in xs]
-            return self._grad(leaves, self.of.fn(*leaves), gs, create_graph=recording)
+            try:
+                ys = self.of.fn(*leaves)
+            except RuntimeError as error:
+                if "numpy() on Tensor that requires grad" in str(error):
+                    raise self.of.no_gradient() from error
+                raise
+            return self._grad(leaves, ys, gs, create_graph=recording)
 
     def _grad(
         self, leaves: Sequence[Tensor], ys: tuple[Tensor, ...], gs: Sequence[Tensor], create_graph: bool
     ) -> tuple[Tensor, ...]:
-        floats = [y for y in ys if y.is_floating_point()]
+        floats = [y for y in ys if _smooth(y)]
         pairs = [(y, g.to(y.dtype)) for y, g in zip(floats, gs, strict=True) if y.requires_grad]
         if not pairs:
             raise self.of.no_gradient()
-        inner = [x for x in leaves if x.is_floating_point()]
+        inner = [x for x in leaves if _smooth(x)]
         with torch.enable_grad():
             grads = torch.autograd.grad(
                 [y for y, _ in pairs],
@@ -154,39 +184,31 @@ def _as(g: Tensor, x: Tensor) -> Tensor:
     return g.contiguous() if x.is_contiguous() else g
 
 
+def _smooth(t: Tensor) -> bool:
+    """Whether it can have a derivative at all."""
+    return t.is_floating_point() or t.is_complex()
+
+
 def _leaf(x: Tensor) -> Tensor:
-    x = x.detach()
-    return x.requires_grad_() if x.is_floating_point() else x
+    x = x.clone() if x.is_inference() else x.detach()
+    return x.requires_grad_() if _smooth(x) else x
 
 
-def _identity(xs: Sequence[Tensor]) -> tuple[Any, ...]:
-    # The slot holds xs alive, so an address cannot be used again while it is compared. Tensors of a dry run
-    # have no address: there the objects themselves are compared.
-    return tuple(
-        (
-            id(x) if levels.fake(x) else x.data_ptr(),
-            x.shape,
-            x.stride(),
-            x.storage_offset(),
-            x.dtype,
-            x.device,
-            x._version,
-        )
-        for x in xs
-    )
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    return all(levels.fake(t) or bool(torch.isfinite(t).all()) for t in tensors)
 
 
 class _Call(torch.autograd.Function):
     @staticmethod
-    def forward(op: Op, keep: bool, *xs: Tensor) -> tuple[Tensor, ...]:
-        return op.run(xs, keep)
+    def forward(op: Op, run: Run, *xs: Tensor) -> tuple[Tensor, ...]:
+        # Returned as it came in, an input would count as the output's alias.
+        return tuple(y.clone() if any(y is x for x in xs) else y for y in op.run(run, xs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        op, _, *xs = inputs
-        ctx.op = op
-        ctx.floats = [y.is_floating_point() for y in output]
-        ctx.mark_non_differentiable(*[y for y in output if not y.is_floating_point()])
+        ctx.op, ctx.run, *xs = inputs
+        ctx.floats = [_smooth(y) for y in output]
+        ctx.mark_non_differentiable(*[y for y in output if not _smooth(y)])
         ctx.save_for_backward(*xs)
         ctx.save_for_forward(*xs)
 
@@ -194,40 +216,43 @@ class _Call(torch.autograd.Function):
     def backward(ctx: Any, *gs: Tensor) -> tuple[Any, ...]:
         xs = ctx.saved_tensors
         kept = [g for g, floating in zip(gs, ctx.floats, strict=True) if floating]
-        pulled = iter(_Call.apply(ctx.op.pullback(len(xs)), False, *xs, *kept))
-        return (None, None, *[next(pulled) if x.is_floating_point() else None for x in xs])
+        pulled = iter(_Call.apply(ctx.op.pullback(len(xs), ctx.run), Run(keep=False), *xs, *kept))
+        return (None, None, *[next(pulled) if _smooth(x) else None for x in xs])
 
     @staticmethod
-    def jvp(ctx: Any, _op: None, _keep: None, *ts: Tensor | None) -> Any:
+    def jvp(ctx: Any, _op: None, _run: None, *ts: Tensor | None) -> Any:
         xs = ctx.saved_tensors
         tangents = [
-            torch.zeros_like(x) if t is None else t
-            for x, t in zip(xs, ts, strict=True)
-            if x.is_floating_point()
+            torch.zeros_like(x) if t is None else t for x, t in zip(xs, ts, strict=True) if _smooth(x)
         ]
-        pushed = iter(_Call.apply(ctx.op.pushforward(len(xs)), False, *xs, *tangents))
+        pushed = iter(_Call.apply(ctx.op.pushforward(len(xs)), Run(keep=False), *xs, *tangents))
         return tuple(next(pushed) if floating else None for floating in ctx.floats)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], op: Op, keep: bool, *xs: Tensor) -> Any:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], op: Op, run: Run, *xs: Tensor) -> Any:
         n = info.batch_size
         moved = [
             x.unsqueeze(0).expand(n, *x.shape) if d is None else x.movedim(d, 0)
             for x, d in zip(xs, in_dims[2:], strict=True)
         ]
-        ys = _Call.apply(op, keep, *[x.flatten(0, 1) for x in moved])
-        return tuple(y.unflatten(0, (n, -1)) for y in ys), (0,) * len(ys)
+        inner = moved[0].shape[1]
+        ys = _Call.apply(op, run, *[x.flatten(0, 1) for x in moved])
+        return tuple(y.reshape(n, inner, *y.shape[1:]) for y in ys), (0,) * len(ys)
 
 
-def fold(fn: BatchFn, name: str) -> Callable[..., tuple[Tensor, ...]]:
+def fold(
+    fn: BatchFn, name: str, *, host: Host | None = None, full: BatchFn | None = None
+) -> Callable[..., tuple[Tensor, ...]]:
     """Make of a batch function a function of one example that every ``torch.func`` transform can enter.
 
     Args:
         fn: tensors with a common first axis in, a tuple of tensors with that first axis out.
         name: how errors call it.
+        host: runs the work that is handed to it, elsewhere if need be.
+        full: the same function in full precision; gradients that are not finite are computed with it.
 
     Returns:
-        ``f(*xs) -> tuple`` on single examples; ``f.op`` is the underlying op.
+        ``f(*xs) -> tuple`` on single examples.
 
     Example:
         >>> import torch
@@ -240,13 +265,13 @@ def fold(fn: BatchFn, name: str) -> Callable[..., tuple[Tensor, ...]]:
         >>> sizes
         [6]
     """
-    op = Op(fn, name)
+    op = Op(fn, name, host, full)
 
     def one(*xs: Tensor) -> tuple[Tensor, ...]:
         # Without anybody to differentiate, no graph is built: forward-only methods pay nothing for it.
-        keep = levels.pulling() or (torch.is_grad_enabled() and any(x.requires_grad for x in xs))
-        ys: tuple[Tensor, ...] = _Call.apply(op, keep, *[x.unsqueeze(0) for x in xs])
+        watched = torch.is_grad_enabled() and any(levels.base(x).requires_grad for x in xs)
+        run = Run(keep=watched or (torch.is_grad_enabled() and levels.pulling()))
+        ys: tuple[Tensor, ...] = _Call.apply(op, run, *[x.unsqueeze(0) for x in xs])
         return tuple(y.squeeze(0) for y in ys)
 
-    one.op = op  # type: ignore[attr-defined]
     return one

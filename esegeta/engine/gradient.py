@@ -21,7 +21,7 @@ def value_and_gradient(score: Score) -> Callable[[Tensor], tuple[Tensor, Tensor]
 
     The backward graph is built only if somebody will differentiate through it: an enclosing ``torch.func``
     transform, or ordinary autograd watching the input or anything that the score reads. Building it always
-    costs 1.6 times the memory; never building it makes outer gradients silently wrong.
+    keeps activations alive for nobody; never building it makes outer gradients silently wrong.
 
     Example:
         >>> import torch
@@ -31,6 +31,13 @@ def value_and_gradient(score: Score) -> Callable[[Tensor], tuple[Tensor, Tensor]
     """
 
     def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.is_inference_mode_enabled() or levels.base(x).is_inference():
+            # Tensors of inference mode never get a derivative; a copy made outside of it does.
+            with torch.inference_mode(False):
+                return outside(x.clone())
+        return outside(x)
+
+    def outside(x: Tensor) -> tuple[Tensor, Tensor]:
         watched = levels.differentiating()
 
         def traced(z: Tensor) -> Tensor:
@@ -83,8 +90,8 @@ def refuse_dead_score(where: str, score: Score, x: Tensor, attribution: Tensor) 
 
     An attribution that is zero everywhere may be right: a saturated score, or an input that equals its
     baseline. It is wrong for scores such as ``sum(z / z * (z > t))``, a count that autograd can differentiate.
-    The two are told apart at three other points: zero gradients at all of them, at different values of the
-    score, cannot come from a function that its gradient describes.
+    The two are told apart at other points, far and near: zero gradients at all of them, at different values of
+    the score, do not come from a function that its gradient describes.
     """
     if not levels.true_anywhere((attribution.detach() == 0).all()):
         return
@@ -92,7 +99,8 @@ def refuse_dead_score(where: str, score: Score, x: Tensor, attribution: Tensor) 
     x = x.detach()
     wave = torch.cos(torch.arange(x.numel(), device=x.device, dtype=x.dtype) * 2.399963).reshape(x.shape)
     reach = x.abs().amax() + 1
-    seen = [both(z) for z in (x, x / 2, x + reach * wave, reach * wave)]
+    near = [reach * wave / 10**k for k in range(5)]
+    seen = [both(z) for z in (x, x / 2, x + reach * wave, *near)]
     flat = torch.stack([(g == 0).all() for _, g in seen]).all()
     values = torch.stack([y for y, _ in seen])
     if levels.true_anywhere(flat & (values.amax() > values.amin()) & (attribution == 0).all()):

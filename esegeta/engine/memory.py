@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,31 +20,51 @@ GPU_SHARE = 0.4
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
+_running: ContextVar["tuple[Live, ...]"] = ContextVar("esegeta_live", default=())
+
+
 class Live(TorchDispatchMode):
     """Counts the bytes of live storages that are allocated inside; ``peak`` is their maximum."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._seen: set[int] = set()
+        self._known: set[int] = set()
+
+    @staticmethod
+    def running() -> "tuple[Live, ...]":
+        """Those that count in this context, for work that moves to another thread."""
+        return _running.get()
+
+    def __enter__(self) -> "Live":
+        _running.set((*_running.get(), self))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        _running.set(_running.get()[:-1])
+        super().__exit__(*error)
 
     def _freed(self, address: int, size: int) -> None:
-        self._seen.discard(address)
+        self._known.discard(address)
         self.now -= size
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator and note what it allocated."""
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
+    def _note(self, tree: Any, allocated: bool) -> None:
+        for leaf in tree_leaves(tree):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
                 address = storage._cdata
-                if address not in self._seen:
-                    size = storage.nbytes()
-                    self._seen.add(address)
+                if address not in self._known:
+                    size = storage.nbytes() if allocated else 0
+                    self._known.add(address)
                     self.now += size
                     self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._freed, address, size)
+                    weakref.finalize(storage, self._freed, address, size).atexit = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator and note what it allocated: not what came in, of which the result may be a view."""
+        self._note((args, kwargs), allocated=False)
+        out = func(*args, **(kwargs or {}))
+        self._note(out, allocated=True)
         return out
 
 

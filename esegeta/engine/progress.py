@@ -24,11 +24,13 @@ class Bar:
         self.started = self.shown = time.monotonic()
         self.visible = False
         self.spans: list[tuple[float, float]] = [(0.0, 1.0)]
+        self.reached = 0.0
 
     def at(self, fraction: float) -> None:
         """The innermost loop has done this fraction of itself."""
         start, width = self.spans[-1]
-        whole = start + width * fraction
+        # Never back: a step may hold two loops, and one that ran out of memory is tried again.
+        whole = self.reached = max(self.reached, start + width * fraction)
         if self.report is not None:
             self.report(self.label, whole)
         elif self.drawn:
@@ -83,4 +85,3 @@ def step(bar: Bar, start: float, end: float) -> Iterator[None]:
         yield
     finally:
         bar.spans.pop()
-    bar.at(end)

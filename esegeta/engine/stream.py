@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from esegeta.engine import levels, memory, progress
+from esegeta.engine import check, levels, memory, progress
 from esegeta.engine.execution import DeadlineExceeded, current, record
 
 State = TypeVar("State")
@@ -45,7 +45,14 @@ def fold(
     Returns:
         The last state.
     """
-    total = len(tree_leaves(nodes)[0])
+    counts = {len(leaf) for leaf in tree_leaves(nodes)}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            check.problem(
+                label, "nodes that share a first axis of at least one", f"{sorted(counts)}", "Stack them"
+            )
+        )
+    total = counts.pop()
     many = (
         vmap(fn)
         if together
@@ -63,7 +70,7 @@ def fold(
                     )
                 record(
                     "partial",
-                    f"{label}: the deadline passed; the result is the mean of {done} of {total} samples.",
+                    f"{label}: the deadline passed; the result is that of the first {done} of {total} samples.",
                     done=done,
                     total=total,
                 )
@@ -76,6 +83,7 @@ def fold(
                     continue
                 state = absorb(state, values, piece)
             done += size
+            bar.at(done / total)
             if any(levels.fake(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor)):
                 break  # a dry run: later chunks occupy no more
             del values
@@ -129,6 +137,19 @@ class _Plan:
         return values
 
 
+def _wide(values: Tensor) -> torch.dtype:
+    """What sums are kept in: a half-precision sum stops growing once its terms fall below its spacing."""
+    return torch.promote_types(values.dtype, torch.float32)
+
+
+def _narrow(total: Tensor, dtype: torch.dtype) -> Tensor:
+    return total.to(dtype) if dtype.is_floating_point else total
+
+
+def _dtypes(values: Tree) -> Tree:
+    return tree_map(lambda v: v.dtype, values)
+
+
 def integral(fn: Callable[[Tree], Tree], nodes: Tree, weights: Tensor, *, label: str) -> Tree:
     """``sum_i w_i fn(node_i)``: a quadrature, of which no part has a meaning.
 
@@ -137,11 +158,14 @@ def integral(fn: Callable[[Tree], Tree], nodes: Tree, weights: Tensor, *, label:
     0.5
     """
 
-    def absorb(sums: Tree | None, values: Tree, piece: tuple[Tree, Tensor]) -> Tree:
-        new = tree_map(lambda v: torch.tensordot(piece[1].to(v.dtype), v, 1), values)
-        return new if sums is None else tree_map(torch.add, sums, new)
+    def absorb(
+        state: tuple[Tree, Tree] | None, values: Tree, piece: tuple[Tree, Tensor]
+    ) -> tuple[Tree, Tree]:
+        new = tree_map(lambda v: torch.tensordot(piece[1].to(_wide(v)), v.to(_wide(v)), 1), values)
+        return (new if state is None else tree_map(torch.add, state[0], new)), _dtypes(values)
 
-    return fold(lambda node: fn(node[0]), (nodes, weights), absorb, None, label=label)
+    sums, dtypes = fold(lambda node: fn(node[0]), (nodes, weights), absorb, None, label=label)  # type: ignore[misc]
+    return tree_map(_narrow, sums, dtypes)
 
 
 def mean(fn: Callable[[Tree], Tree], nodes: Tree, *, label: str, together: bool = True) -> Tree:
@@ -152,13 +176,15 @@ def mean(fn: Callable[[Tree], Tree], nodes: Tree, *, label: str, together: bool 
     2.0
     """
 
-    def absorb(state: tuple[int, Tree], values: Tree, piece: Tree) -> tuple[int, Tree]:
-        count, sums = state
-        new = tree_map(lambda v: v.sum(0), values)
-        return count + len(tree_leaves(piece)[0]), new if sums is None else tree_map(torch.add, sums, new)
+    def absorb(state: tuple[int, Tree, Tree] | None, values: Tree, piece: Tree) -> tuple[int, Tree, Tree]:
+        here = len(tree_leaves(piece)[0])
+        new = tree_map(lambda v: v.sum(0, dtype=_wide(v)), values)
+        if state is None:
+            return here, new, _dtypes(values)
+        return state[0] + here, tree_map(torch.add, state[1], new), state[2]
 
-    count, sums = fold(fn, nodes, absorb, (0, None), label=label, partial=True, together=together)
-    return tree_map(lambda s: s / count, sums)
+    count, sums, dtypes = fold(fn, nodes, absorb, None, label=label, partial=True, together=together)  # type: ignore[misc]
+    return tree_map(lambda s, dtype: _narrow(s / count, dtype), sums, dtypes)
 
 
 def moments(
@@ -172,21 +198,22 @@ def moments(
     (1.5, 1.25)
     """
 
-    def absorb(state: tuple[int, Any, Any], values: Tensor, piece: Tree) -> tuple[int, Any, Any]:
-        count, centre, spread = state
+    def absorb(state: tuple[Any, ...], values: Tensor, piece: Tree) -> tuple[Any, ...]:
+        count, centre, spread, _ = state
+        wide = values.to(_wide(values))
         new = len(tree_leaves(piece)[0])
-        here = values.mean(0)
-        step = here - centre
         both = count + new
-        return (
-            both,
-            centre + step * (new / both),
-            spread + (values - here).square().sum(0) + step.square() * (count * new / both),
-        )
+        here = wide.mean(0)
+        step = here - centre
+        centre = centre + step * (new / both)
+        spread = spread + (wide - here).square().sum(0) + step.square() * (count * new / both)
+        return both, centre, spread, values.dtype
 
-    nothing: tuple[int, Any, Any] = (0, 0.0, 0.0)
-    count, centre, spread = fold(fn, nodes, absorb, nothing, label=label, partial=True, together=together)
-    return centre, spread / count
+    nothing: tuple[Any, ...] = (0, 0.0, 0.0, None)
+    count, centre, spread, dtype = fold(
+        fn, nodes, absorb, nothing, label=label, partial=True, together=together
+    )
+    return _narrow(centre, dtype), _narrow(spread / count, dtype)
 
 
 def extrema(fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from esegeta.noise import Noise, as_noise
 @method(
     refs=("baselines",),
     key=True,
-    axioms=("linearity", "dummy", "shift"),
+    axioms=("linearity", "dummy", "symmetry", "shift"),
     example={"samples": 8},
     paper="Erion, Janizek, Sturmfels, Lundberg, Lee 2021, arXiv:1906.10670",
     also=("expected_gradient",),

@@ -13,7 +13,7 @@ from esegeta.engine.gradient import gradient
 
 @method(
     refs=("baseline",),
-    axioms=("dummy", "symmetry", "shift"),
+    axioms=("dummy", "shift"),
     example={"steps": 24},
     paper="Kapishnikov, Venugopalan, Avci, Wedin, Terry, Bolukbasi 2021, arXiv:2106.09788",
     also=("guided_ig",),
@@ -52,13 +52,13 @@ def guided_integrated_gradients(
     slope = gradient(score)
     n = check.positive_count(name, "steps", steps)
     band = check.non_negative(name, "distance", distance)
-    if not 0 < fraction <= 1:
+    if not 0 < check.non_negative(name, "fraction", fraction) <= 1:
         raise ValueError(check.problem(name, "0 < fraction <= 1", repr(fraction), "A quarter is usual"))
 
     def explain(x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
         line = x - baseline
         whole = line.abs().sum()
-        size = max(1, int(fraction * x.numel()))
+        size = int(fraction * (x.numel() - 1)) + 1  # the lower quantile
         # Progress of each element along its own line, in [0, 1]; what does not move is at its end.
         place = torch.where(line == 0, 1.0, torch.zeros_like(x))
         attribution = torch.zeros_like(x)
@@ -88,7 +88,7 @@ def _shares(size_of_gradient: Tensor, room: Tensor, needed: Tensor, size: int) -
     """Which share of its room each element moves: all of it in the first blocks, part of it in the last one.
 
     Blocks are the elements up to the next ``size`` in order of the gradient among those that can move; equal
-    gradients share a block, so that symmetric elements move together.
+    gradients share a block, so that symmetric elements move together as far as rounding leaves them equal.
     """
     flat = torch.where(room > 0, size_of_gradient, float("inf")).flatten()
     ranked = flat.sort().values

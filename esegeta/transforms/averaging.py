@@ -12,7 +12,7 @@ from esegeta.engine import check, stream
 
 @transform(
     refs=lambda inner: ("baselines",) if inner == ("baseline",) else None,
-    preserves=("completeness", "linearity", "dummy", "shift"),
+    preserves=("completeness", "linearity", "dummy", "symmetry", "shift"),
     paper="Sturmfels, Lundberg, Lee 2020, doi:10.23915/distill.00022",
 )
 def over_baselines(explain: Explain) -> Explain:

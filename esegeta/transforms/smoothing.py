@@ -13,7 +13,7 @@ from esegeta.noise import Noise, as_noise
 
 @transform(
     key=True,
-    preserves=("linearity", "dummy", "shift"),
+    preserves=("linearity", "dummy"),
     example={"noise": 0.1, "samples": 4},
     paper="Smilkov, Thorat, Kim, Viegas, Wattenberg 2017, arXiv:1706.03825",
 )
@@ -50,7 +50,7 @@ def smooth(explain: Explain, *, noise: float | int | Noise = 0.1, samples: int =
 
 @transform(
     key=True,
-    preserves=("dummy", "shift"),
+    preserves=("dummy",),
     example={"noise": 0.1, "samples": 4},
     paper="Smilkov, Thorat, Kim, Viegas, Wattenberg 2017, arXiv:1706.03825",
 )
@@ -87,7 +87,7 @@ def smooth_squared(explain: Explain, *, noise: float | int | Noise = 0.1, sample
 
 @transform(
     key=True,
-    preserves=("dummy", "shift"),
+    preserves=("dummy",),
     example={"noise": 0.1, "samples": 4},
     paper="Adebayo, Gilmer, Goodfellow, Kim 2018, arXiv:1810.03307",
 )
@@ -130,7 +130,7 @@ def _sampler(name: str, explain: Explain, noise: float | int | Noise, samples: i
     random_inside = takes_key(explain)
 
     def draw(x: Tensor, refs: tuple[Tensor, ...], key: int | Tensor):  # type: ignore[no-untyped-def]
-        check.finite(name, "x", check.floating(name, "x", x), "Repair the image, e.g. with torch.nan_to_num")
+        check.image(name, "x", x)
 
         def once(i: Tensor) -> Tensor:
             here = random.fold_in(key, i)

@@ -1,0 +1,413 @@
+"""How a network runs on a plain batch: what it needs to run at its own speed, and to be left as it was."""
+
+import contextvars
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_unflatten
+
+from esegeta.engine import check, layout, levels, memory
+from esegeta.engine.execution import current, record
+
+Pick = int | str | Sequence[int | str] | Callable[[Any], Tensor] | None
+
+_RANDOM_IN_TRAINING = (
+    nn.modules.dropout._DropoutNd,
+    nn.RReLU,
+    nn.FractionalMaxPool2d,
+    nn.FractionalMaxPool3d,
+)
+_COUPLED_IN_TRAINING = (nn.modules.batchnorm._NormBase,)
+# How far an answer may depend on batch-mates: other kernels for other batch sizes round otherwise.
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+class Native:
+    """A network as a function of a batch: layout, precision, batch size, buffers, threads."""
+
+    def __init__(self, module: Callable[..., Any], output: Pick) -> None:
+        self.module, self.output, self.name = module, output, name_of(module)
+        self.one_at_a_time: bool | None = None  # unknown until a batch comes
+        self.writes_buffers: bool | None = None  # unknown until a run
+        self.channels_last = True
+        # Compiled code runs only outside of functorch's interpreters, and checkpointing only without their
+        # ban on saved-tensor hooks. A thread of one's own is outside.
+        self.outside = any(type(m).__name__ == "OptimizedModule" for m in self.tree)
+        self._lock = threading.RLock()
+
+    @property
+    def tree(self) -> list[nn.Module]:
+        """The module and all below it, as they are now."""
+        return list(self.module.modules()) if isinstance(self.module, nn.Module) else []
+
+    def __call__(self, leaves: list[Any], spec: Any, full: bool = False) -> Tensor:
+        """Run a batch; ``full`` says that no reduced precision will do."""
+        first = _first(leaves)
+        batch = first.shape[0]
+        lonely = batch == 1 and layout.lonely(first)
+        if (batch > 1 or lonely) and self.one_at_a_time is None:
+            if levels.fake(first):
+                return self._in_dry_run(leaves, spec, full)
+            with self._lock:
+                if self.one_at_a_time is None:
+                    self.one_at_a_time = self._needs_one_at_a_time(leaves, spec)
+        if batch > 1 and self.one_at_a_time:
+            return torch.cat([self._precise(_only(leaves, i), spec, full) for i in range(batch)])
+        if lonely and not self.one_at_a_time:
+            return self._precise(each(leaves, lambda t: torch.cat([t, t])), spec, full)[:1]
+        return self._precise(leaves, spec, full)
+
+    def host(self, work: Callable[[], Any]) -> Any:
+        """Run what touches autograd, in a thread if the network needs to be outside of functorch."""
+        if not self.outside:
+            try:
+                return work()
+            except RuntimeError as error:
+                if "saved tensor hooks" not in str(error):
+                    raise
+                self.outside = True
+        return _in_thread(work)
+
+    def _in_dry_run(self, leaves: list[Any], spec: Any, full: bool) -> Tensor:
+        # Values cannot be compared in a dry run; whether a batch is taken at all can be tried.
+        try:
+            return self._precise(leaves, spec, full)
+        except (RuntimeError, ValueError, AssertionError):
+            return torch.cat(
+                [self._precise(_only(leaves, i), spec, full) for i in range(_first(leaves).shape[0])]
+            )
+
+    def _precise(self, leaves: list[Any], spec: Any, full: bool) -> Tensor:
+        """Run in the precision asked for; a result that is not finite is computed again in full."""
+        reduced = current().precision
+        if reduced is None or full:
+            return self._run(leaves, spec)
+        first = _first(leaves)
+        with torch.autocast(first.device.type, dtype=reduced):
+            y = self._run(leaves, spec)
+        y = y.to(first.dtype) if y.is_floating_point() and first.is_floating_point() else y
+        if levels.fake(y) or bool(torch.isfinite(y.detach()).all()):
+            return y
+        record("precision", f"{self.name}: result not finite in {reduced}, computed again in {first.dtype}.")
+        return self._run(leaves, spec)
+
+    def _run(self, leaves: list[Any], spec: Any) -> Tensor:
+        first = _first(leaves)
+        if self.channels_last and current().layout != "contiguous":
+            try:
+                y = self._run_arranged(leaves, spec, layout.channels_last)
+            except RuntimeError:
+                # Some networks cannot take it, above all those that .view() what comes out of a convolution.
+                if not any(isinstance(leaf, Tensor) and leaf.ndim in (4, 5) for leaf in leaves):
+                    raise
+                y = self._run_arranged(leaves, spec, torch.clone)
+                self.channels_last = False
+        else:
+            y = self._run_arranged(leaves, spec, torch.clone)
+        if y.is_complex():
+            raise TypeError(
+                check.problem(
+                    self.name,
+                    "a real output",
+                    check.describe(y),
+                    "Choose its size or a part: output=torch.abs",
+                )
+            )
+        if y.ndim == 0 or y.shape[0] != first.shape[0]:
+            raise ValueError(
+                check.problem(
+                    self.name,
+                    f"an output whose first axis is the batch of {first.shape[0]}",
+                    check.describe(y),
+                    "A network maps a batch to a batch; a plain function of one example needs no from_module",
+                )
+            )
+        return y
+
+    def _run_arranged(self, leaves: list[Any], spec: Any, arrange: Callable[[Tensor], Tensor]) -> Tensor:
+        def run() -> Tensor:
+            # On copies, so that a network that works in place on its input neither writes into the caller's
+            # tensor nor into a leaf of autograd's graph.
+            return pick(self.module(*tree_unflatten(each(leaves, arrange), spec)), self.output, self.name)
+
+        if not any(m._buffers for m in self.tree):
+            return run()
+        if self.writes_buffers is False:
+            with _restored(self._buffers()) as changed:
+                y = run()
+            if not changed:
+                return y
+        with self._lock:  # two threads must not take each other's values for the network's own
+            if self.writes_buffers is None:
+                with _restored(self._buffers()) as changed:
+                    y = run()
+                self.writes_buffers = bool(changed)
+                if not changed:
+                    return y
+            # Once more, on copies: putting values back would spoil what autograd has saved of them.
+            self.writes_buffers = True
+            with _on_copies(self._buffers()):
+                return run()
+
+    def _buffers(self) -> list[tuple[nn.Module, str, Tensor | None]]:
+        return [(m, n, b) for m in self.tree for n, b in m._buffers.items()]
+
+    def _needs_one_at_a_time(self, leaves: list[Any], spec: Any) -> bool | None:
+        """Run one example alone, behind a stranger and before one, and compare; None if that says nothing."""
+        one = each(_only(leaves, 0), _varied)
+        with torch.no_grad():
+            try:
+                alone = self._run(one, spec)
+            except Exception:  # not an input that the network takes: the real one will tell
+                one = _only(leaves, 0)
+                alone = self._run(one, spec)
+            rows = []
+            for place, sign in ((1, 1.0), (0, -1.0)):
+                other = each(one, functools.partial(_stranger, sign=sign))
+                pair = [
+                    torch.cat([b, a] if place else [a, b]) if isinstance(a, Tensor) else a
+                    for a, b in zip(one, other, strict=True)
+                ]
+                try:
+                    rows.append(self._run(pair, spec)[place : place + 1])
+                except Exception:
+                    try:  # was it the stranger, or the pair?
+                        rows.append(self._run(each(one, lambda t: torch.cat([t, t])), spec)[:1])
+                    except Exception as error:
+                        record(
+                            "one at a time",
+                            f"{self.name}: takes no batch of two ({_line(error)}); examples go one at a time.",
+                        )
+                        return True
+            if all(_same(row, alone) for row in rows):
+                return (
+                    False if alone.numel() > 1 and not _same(alone.flatten()[:1], alone.flatten()) else None
+                )
+            if not _same(self._run(one, spec), alone, exactly=True):
+                raise ValueError(
+                    check.problem(
+                        self.name,
+                        "the same answer to the same input",
+                        "two answers",
+                        "Call module.eval(); a random network has no attribution",
+                    )
+                )
+        record(
+            "one at a time",
+            f"{self.name}: examples influence each other through the batch; they go through one at a time.",
+        )
+        return True
+
+    def refuse_training(self) -> None:
+        """Refuse a network whose answer is random or depends on the batch because it is in training mode."""
+        for m in self.tree:
+            if not getattr(m, "training", False):
+                continue
+            random = isinstance(m, _RANDOM_IN_TRAINING) and getattr(m, "p", 1) != 0
+            coupled = isinstance(m, _COUPLED_IN_TRAINING) and (
+                m.track_running_stats or "BatchNorm" in type(m).__name__
+            )
+            if random or coupled:
+                raise ValueError(
+                    check.problem(
+                        self.name,
+                        "a network in evaluation mode",
+                        f"training mode with {type(m).__name__}",
+                        "Call module.eval() first; esegeta does not change it for you",
+                    )
+                )
+
+    def refuse_strangers(self, tensors: Sequence[Tensor]) -> None:
+        """Refuse inputs of another dtype or device than the network's, where it has parameters."""
+        if not tensors[0].is_floating_point() or not isinstance(self.module, nn.Module):
+            return
+        x = levels.base(tensors[0])
+        kinds = {(p.dtype, p.device) for p in self.module.parameters() if p.is_floating_point()}
+        if kinds and x.dtype not in {dtype for dtype, _ in kinds}:
+            dtype = next(iter(kinds))[0]
+            raise TypeError(
+                check.problem(
+                    self.name,
+                    f"an input of the network's dtype {dtype}",
+                    check.describe(x),
+                    f"Use x.to({dtype}), or module.to({x.dtype})",
+                )
+            )
+        if kinds and x.device not in {device for _, device in kinds}:
+            device = next(iter(kinds))[1]
+            raise ValueError(
+                check.problem(
+                    self.name,
+                    f"an input on the network's device {device}",
+                    f"one on {x.device}",
+                    f"Use x.to({str(device)!r})",
+                )
+            )
+
+
+def pick(result: Any, output: Pick, where: str) -> Tensor:
+    """The tensor that ``output`` names in the result of a network.
+
+    >>> import torch
+    >>> pick({"logits": [torch.ones(1), torch.zeros(1)]}, ("logits", 1), "net").tolist()
+    [0.0]
+    """
+    if callable(output):
+        result = output(result)
+    elif output is not None:
+        for part in [output] if isinstance(output, (int, str)) else list(output):
+            try:
+                attribute = (
+                    isinstance(part, str) and not isinstance(result, Mapping) and hasattr(result, part)
+                )
+                result = getattr(result, str(part)) if attribute else result[part]
+            except (KeyError, IndexError, TypeError) as error:
+                raise ValueError(
+                    check.problem(
+                        where, f"an output at {output!r}", _outline(result), "Choose output= among those"
+                    )
+                ) from error
+    if isinstance(result, Tensor):
+        return result
+    if type(result).__module__ == "numpy":
+        return torch.as_tensor(result)
+    raise TypeError(
+        check.problem(
+            where,
+            "one tensor as output",
+            _outline(result),
+            "Choose one: from_module(module, output='name') or output=0",
+        )
+    )
+
+
+def name_of(module: object) -> str:
+    """How errors call a network."""
+    return getattr(module, "__name__", None) or type(module).__name__
+
+
+def each(leaves: list[Any], change: Callable[[Tensor], Tensor]) -> list[Any]:
+    """Change the tensors among the leaves."""
+    return [change(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+
+def _outline(result: Any) -> str:
+    if isinstance(result, Mapping):
+        return "a dict with " + ", ".join(f"{k!r}: {check.describe(v)}" for k, v in result.items())
+    if isinstance(result, (tuple, list)):
+        return f"a {type(result).__name__} of " + ", ".join(check.describe(v) for v in result)
+    return check.describe(result)
+
+
+def _first(leaves: list[Any]) -> Tensor:
+    return next(leaf for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _only(leaves: list[Any], i: int) -> list[Any]:
+    return each(leaves, lambda t: t[i : i + 1])
+
+
+def _wave(t: Tensor) -> Tensor:
+    return (
+        torch.cos(torch.arange(t.numel(), device=t.device, dtype=torch.float64) * 2.399963)
+        .to(t.dtype)
+        .reshape(t.shape)
+    )
+
+
+def _varied(t: Tensor) -> Tensor:
+    """The example itself, unless it is constant: then nothing that depends on it could be seen."""
+    constant = t.is_floating_point() and t.numel() > 1 and bool((t == t.flatten()[0]).all())
+    return t + _wave(t) if constant else t
+
+
+def _stranger(t: Tensor, sign: float) -> Tensor:
+    """Another example of large values, of one sign for the most part."""
+    if not t.is_floating_point():
+        return t.flip(list(range(1, t.ndim))) if t.ndim > 1 else t
+    return sign * (t.abs().amax() + 1) * (1.5 + _wave(t))
+
+
+def _same(a: Tensor, b: Tensor, exactly: bool = False) -> bool:
+    if not a.is_floating_point() or exactly:
+        return bool(((a == b) | (a != a) & (b != b)).all())
+    tolerance = _ROUNDING.get(b.dtype, 50 * torch.finfo(b.dtype).eps)
+    known = torch.where(b.isfinite(), b.abs(), 0)
+    scale = known.amax() + torch.finfo(b.dtype).tiny if b.numel() else known.sum()
+    return bool(
+        ((a - b).abs() <= tolerance * scale).logical_or(a == b).logical_or(a.isnan() & b.isnan()).all()
+    )
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:80]
+
+
+@contextmanager
+def _restored(buffers: list[tuple[nn.Module, str, Tensor | None]]) -> Iterator[list[str]]:
+    """Put back what is written into buffers, also after an error; the names of those end up in the list."""
+    saved = [(m, n, b, b._version, b.clone()) for m, n, b in buffers if b is not None]
+    empty = [(m, n) for m, n, b in buffers if b is None]
+    changed: list[str] = []
+    try:
+        yield changed
+    finally:
+        with torch.no_grad():
+            for owner, name, buffer, version, value in saved:
+                if owner._buffers[name] is not buffer and not isinstance(owner, torch.jit.ScriptModule):
+                    owner._buffers[name] = buffer
+                    changed.append(name)
+                if buffer._version != version:
+                    buffer.copy_(value)
+                    changed.append(name)
+            for owner, name in empty:
+                if owner._buffers[name] is not None:
+                    owner._buffers[name] = None
+                    changed.append(name)
+
+
+@contextmanager
+def _on_copies(buffers: list[tuple[nn.Module, str, Tensor | None]]) -> Iterator[None]:
+    """Let the network write into copies of its buffers; TorchScript, which has no place for them, into its own."""
+    own = [entry for entry in buffers if isinstance(entry[0], torch.jit.ScriptModule)]
+    others = [entry for entry in buffers if not isinstance(entry[0], torch.jit.ScriptModule)]
+    with _restored(own):
+        try:
+            for owner, name, buffer in others:
+                owner._buffers[name] = None if buffer is None else buffer.clone()
+            yield
+        finally:
+            for owner, name, buffer in others:
+                owner._buffers[name] = buffer
+
+
+def _in_thread(work: Callable[[], Any]) -> Any:
+    """Work in a thread of one's own, with what torch keeps per thread: modes, autocast, CUDA stream."""
+    grad = torch.is_grad_enabled()
+    casts = [
+        (kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)
+    ]
+    stream = (
+        torch.cuda.current_stream() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    )
+    live = memory.Live.running()
+
+    def run() -> Any:
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(grad))
+            for kind, dtype in casts:
+                stack.enter_context(torch.autocast(kind, dtype=dtype))
+            if stream is not None:
+                stack.enter_context(torch.cuda.stream(stream))
+            for mode in live:
+                stack.enter_context(mode)
+            return work()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(contextvars.copy_context().run, run).result()
