@@ -73,7 +73,7 @@ def fraction_of_range(fraction: float | int) -> Noise:
     return noise
 
 
-def within(noise: Noise, mask: Bool[Tensor, "..."]) -> Noise:
+def within(noise: float | int | Noise, mask: Bool[Tensor, "..."]) -> Noise:
     r"""The noise inside a mask and zero outside: noise in air is far from what networks are trained on.
 
     .. math:: \eta'_i = \eta_i \, 1[i \in M]
@@ -81,7 +81,7 @@ def within(noise: Noise, mask: Bool[Tensor, "..."]) -> Noise:
     Inside, the values are those of the unmasked noise.
 
     Args:
-        noise: the noise to restrict.
+        noise: the noise to restrict; a number is a fraction of the range of x.
         mask: of shape (\*S) for all channels, or (C,\*S); True where there shall be noise.
 
     Returns:
@@ -92,11 +92,7 @@ def within(noise: Noise, mask: Bool[Tensor, "..."]) -> Noise:
         >>> (within(absolute(1.0), mask)(torch.zeros(2, 3), 7) != 0).tolist()
         [[True, False, True], [True, False, True]]
     """
-    if not callable(noise):
-        advice = "Pass for example noise.absolute(0.1)"
-        raise TypeError(
-            check.problem("within", "a noise (x, key) -> tensor like x", check.describe(noise), advice)
-        )
+    inner = as_noise(noise)
     if check.tensor("within", "mask", mask).dtype != torch.bool:
         raise TypeError(
             check.problem("within", "a boolean mask", check.describe(mask), "Pass for example mask > 0")
@@ -108,7 +104,7 @@ def within(noise: Noise, mask: Bool[Tensor, "..."]) -> Noise:
             raise ValueError(
                 check.problem("within", expected, check.describe(mask), "Resample it to the image")
             )
-        values = noise(x, key)
+        values = inner(x, key)
         return torch.where(mask, values, torch.zeros_like(values))
 
     return masked

@@ -132,10 +132,16 @@ def test_what_is_no_noise_is_refused():
     for bad, got in (("0.1", "str '0.1'"), (None, "NoneType None"), (True, "bool True")):
         with pytest.raises(TypeError, match=expected.format(got)):
             noise.as_noise(bad)
-    with pytest.raises(
-        TypeError, match=r"^within: expected a noise \(x, key\) -> tensor like x, got float 0.1\. "
-    ):
-        noise.within(0.1, torch.tensor([True]))
+        with pytest.raises(TypeError, match=expected.format(got)):
+            noise.within(bad, torch.tensor([True]))
+
+
+def test_a_number_within_a_mask_is_a_fraction_of_the_range():
+    mask = torch.tensor([True, False])
+    x = torch.tensor([[0.0, 10.0]])
+    expected = noise.within(noise.fraction_of_range(0.1), mask)(x, 3)
+    assert torch.equal(noise.within(0.1, mask)(x, 3), expected)
+    assert expected[0, 0] != 0
 
 
 @pytest.mark.usefixtures("unannotated")

