@@ -8,6 +8,7 @@ from torch import nn
 from torch.func import grad, vmap
 
 import esegeta as eg
+from esegeta import zoo
 from esegeta.engine import memory
 from esegeta.engine.memory import Live, budget, forecast, is_out_of_memory
 
@@ -150,3 +151,27 @@ def test_errors_that_say_that_memory_ran_out():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**58)
     assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize(
+    "explain",
+    [
+        lambda score, n: lambda x: eg.integrated_gradients(score, steps=n)(x, torch.zeros_like(x)),
+        lambda score, n: lambda x: eg.smooth(eg.gradient(score), samples=n)(x, key=0),
+        lambda score, n: lambda x: eg.variance(eg.gradient(score), samples=n)(x, key=0),
+        lambda score, n: lambda x: eg.idgi(score, steps=n)(x, torch.zeros_like(x)),
+        lambda score, n: lambda x: eg.expected_gradients(score, samples=n)(x, x[None] * 0, key=0),
+    ],
+    ids=["integrated_gradients", "smooth", "variance", "idgi", "expected_gradients"],
+)
+def test_what_really_runs_takes_no_more_for_more_steps(explain):
+    x = eg.random.uniform(0, (1, 16, 16, 16))
+    score = eg.reducers.class_sum(eg.from_module(zoo.small_unet(3)), 1)
+    eg.gradient(score)(x)  # the check of the network is behind us
+
+    def peak(n):
+        with eg.execution(memory="4 MiB"), Live() as live:
+            explain(score, n)(x)
+        return live.peak
+
+    assert peak(256) <= 1.05 * peak(8)
