@@ -518,3 +518,11 @@ def test_trees():
         explain({"a": torch.ones(2), "b": torch.ones(3).double()}, tree)
     with refused(TypeError, "on_trees", "leaf 1 of a floating dtype", "int64"):
         explain({"a": torch.ones(2), "b": torch.ones(3).long()}, tree)
+
+
+def test_the_report_of_integrated_gradients_checks_its_input_too():
+    run = eg.integrated(square)
+    with refused(ValueError, "adaptive_integrated_gradients", "baseline with the shape", r"\(1, 1\)", ""):
+        run(TWO, TWO[:, :1])
+    with refused(ValueError, "adaptive_integrated_gradients", "finite values in x", "1 NaN", ""):
+        run(TWO * torch.tensor([[NAN, 1.0]]), TWO)

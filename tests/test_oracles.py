@@ -388,7 +388,9 @@ def test_it_takes_fewer_gradients_than_equal_steps():
 
 def test_too_few_gradients_are_reported():
     score = lambda z: torch.sigmoid(60 * (z.sum() - 1.9))
-    with pytest.warns(eg.ExecutionWarning, match="residual is still above 1e-06 of the difference after 8"):
+    with pytest.warns(
+        eg.ExecutionWarning, match="residual is still above 1e-06 of the difference after 7 gr"
+    ):
         done = eg.integrated(score, tolerance=1e-6, most=8)(row(1, 1), row(0, 0))
     assert int(done.evaluations) <= 8
     difference = score(row(1, 1)) - score(row(0, 0))

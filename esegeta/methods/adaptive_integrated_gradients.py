@@ -1,5 +1,6 @@
 """Integrated gradients to a tolerance."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -71,7 +72,9 @@ def adaptive_integrated_gradients(score: Score, *, tolerance: float | int = 0.01
     return explain
 
 
-def integrated(score: Score, *, tolerance: float | int = 0.01, most: int = 200):  # type: ignore[no-untyped-def]
+def integrated(
+    score: Score, *, tolerance: float | int = 0.01, most: int = 200
+) -> Callable[[Tensor, Tensor], Integrated]:
     """``(x, baseline) -> Integrated``: adaptive integrated gradients with residual and number of gradients.
 
     >>> import torch
@@ -85,6 +88,8 @@ def integrated(score: Score, *, tolerance: float | int = 0.01, most: int = 200):
     both = value_and_gradient(score)
 
     def explain(x: Tensor, baseline: Tensor) -> Integrated:
+        check.image(where, "x", x)
+        check.finite(where, "baseline", check.like(where, "baseline", baseline, x), "Repair it")
         line = x - baseline
 
         def at(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,7 +130,7 @@ def integrated(score: Score, *, tolerance: float | int = 0.01, most: int = 200):
         if levels.true_anywhere(residual.abs() > 1.5 * goal + 1e-5 * p.values.abs().amax()):
             record(
                 "tolerance",
-                f"{where}: the residual is still above {tolerance:.2g} of the difference after {most} gradients.",
+                f"{where}: the residual is still above {tolerance:.2g} of the difference after {len(p.t)} gradients.",
             )
         return Integrated(line * average, residual, evaluations)
 

@@ -1,5 +1,7 @@
 """Statistics of an explanation over noisy copies of the input."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -124,12 +126,18 @@ def variance(explain: Explain, *, noise: float | int | Noise = 0.1, samples: int
     return spread
 
 
-def _sampler(name: str, explain: Explain, noise: float | int | Noise, samples: int):  # type: ignore[no-untyped-def]
+Sample = Callable[[Tensor], Tensor]
+
+
+def _sampler(
+    name: str, explain: Explain, noise: float | int | Noise, samples: int
+) -> tuple[Callable[[Tensor, tuple[Tensor, ...], int | Tensor], Sample], Callable[[Tensor], Tensor]]:
+    """``draw(x, refs, key)`` is the explanation of the i-th noisy copy, ``nodes(x)`` are the i."""
     disturb = as_noise(noise)
     n = check.positive_count(name, "samples", samples)
     random_inside = takes_key(explain)
 
-    def draw(x: Tensor, refs: tuple[Tensor, ...], key: int | Tensor):  # type: ignore[no-untyped-def]
+    def draw(x: Tensor, refs: tuple[Tensor, ...], key: int | Tensor) -> Sample:
         check.image(name, "x", x)
 
         def once(i: Tensor) -> Tensor:
