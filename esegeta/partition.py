@@ -104,8 +104,8 @@ def stored(
         return p._replace(slot=slot), store._replace(kept=[*store.kept, gradient])
     out = _calmest(p, errors)
     here = [p.slot[out] == s for s in range(room)]
-    leaving = torch.stack([torch.where(h, 1.0, 0.0) for h in here]).to(gradient.dtype)
-    settled = store.settled + p.weights[out] * sum(w * g for w, g in zip(leaving, store.kept, strict=True))
+    leaving = sum(torch.where(h, g, 0.0) for h, g in zip(here, store.kept, strict=True))
+    settled = store.settled + p.weights[out] * leaving
     kept = [torch.where(h, gradient, g) for h, g in zip(here, store.kept, strict=True)]
     slot = torch.where(nodes == node, p.slot[out], torch.where(nodes == out, -1, p.slot))
     return p._replace(slot=slot), Store(kept, settled)

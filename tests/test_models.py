@@ -429,6 +429,25 @@ def test_networks_in_training_are_refused():
         eg.from_module(nn.Sequential(layer))(torch.ones(1, 4))
 
 
+def test_running_out_of_memory_is_not_held_against_the_network():
+    most = [1]
+
+    def fn(self, x):
+        if len(x) > most[0]:
+            raise torch.OutOfMemoryError("too much")
+        return x**2
+
+    model, xs = eg.from_module(Net(fn)), torch.rand(4, 1, 6, 6)
+    with pytest.raises(torch.OutOfMemoryError):
+        vmap(model)(xs)
+    most[0] = 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        close(vmap(model)(xs), xs**2)
+    assert model._native.channels_last
+    assert model._native.one_at_a_time is False
+
+
 # ------------------------------------------------------------------ single volumes
 
 

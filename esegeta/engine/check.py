@@ -66,6 +66,12 @@ def image(where: str, name: str, value: object) -> Tensor:
     return finite(where, name, value, "Repair the image, e.g. with torch.nan_to_num")
 
 
+def wave(x: Tensor) -> Tensor:
+    """A fixed field like x without symmetry, in [-1, 1]: where a probe needs values that say something."""
+    steps = torch.arange(x.numel(), device=x.device, dtype=torch.float64)
+    return torch.cos(steps * 2.399963).to(x.dtype).reshape(x.shape)
+
+
 def like(where: str, name: str, value: object, x: Tensor) -> Tensor:
     """Refuse a tensor whose shape, dtype or device differs from the input's."""
     value = tensor(where, name, value)

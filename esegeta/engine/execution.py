@@ -20,7 +20,7 @@ Layout = Literal["auto", "channels_last", "contiguous"]
 Report = Callable[[str, float], None]
 
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_PRECISIONS = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)

@@ -138,11 +138,12 @@ class _Pullback(Op):
         else:
             gs = xs[self.count :]
             grads = self.host(lambda: self._grad(graph[0], graph[1], gs, create_graph=False))
-        if self.of.full is not None and current().precision is not None and not _finite(grads):
+        full = self.of.full if current().precision is not None else None
+        if full is not None and not all(map(levels.finite, grads)):
             record(
                 "precision", f"{self.of.name}: gradient not finite in {current().precision}, computed again."
             )
-            return _Pullback(Op(self.of.full, self.of.name, self.host), self.count).run(run, xs)
+            return _Pullback(Op(full, self.of.name, self.host), self.count).run(run, xs)
         return grads
 
     def _pull(self, *arguments: Tensor) -> tuple[Tensor, ...]:
@@ -192,10 +193,6 @@ def _smooth(t: Tensor) -> bool:
 def _leaf(x: Tensor) -> Tensor:
     x = x.clone() if x.is_inference() else x.detach()
     return x.requires_grad_() if _smooth(x) else x
-
-
-def _finite(tensors: Sequence[Tensor]) -> bool:
-    return all(levels.fake(t) or bool(torch.isfinite(t).all()) for t in tensors)
 
 
 class _Call(torch.autograd.Function):

@@ -99,10 +99,8 @@ def refuse_dead_score(where: str, score: Score, x: Tensor, attribution: Tensor) 
         return
     both = value_and_gradient(score)
     x = x.detach()
-    wave = torch.cos(torch.arange(x.numel(), device=x.device, dtype=x.dtype) * 2.399963).reshape(x.shape)
-    reach = x.abs().amax() + 1
-    near = [reach * wave / 10**k for k in range(5)]
-    seen = [both(z) for z in (x, x / 2, x + reach * wave, *near)]
+    wave = (x.abs().amax() + 1) * check.wave(x)
+    seen = [both(z) for z in (x, x / 2, x + wave, *(wave / 10**k for k in range(5)))]
     flat = torch.stack([(g == 0).all() for _, g in seen]).all()
     values = torch.stack([y for y, _ in seen])
     if levels.true_anywhere(flat & (values.amax() > values.amin()) & dead):

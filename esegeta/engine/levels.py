@@ -63,6 +63,11 @@ def fake(tensor: Tensor) -> bool:
     return isinstance(base(tensor), FakeTensor)
 
 
+def finite(tensor: Tensor) -> bool:
+    """Whether a plain tensor holds neither NaN nor infinity; in a dry run it has no values and passes."""
+    return fake(tensor) or bool(torch.isfinite(tensor.detach()).all())
+
+
 def true_anywhere(condition: Tensor) -> bool:
     """Whether a boolean tensor is true for any element of any example, seen through every wrapper.
 

@@ -92,7 +92,7 @@ class Native:
         with torch.autocast(first.device.type, dtype=reduced):
             y = self._run(leaves, spec)
         y = y.to(first.dtype) if y.is_floating_point() and first.is_floating_point() else y
-        if levels.fake(y) or bool(torch.isfinite(y.detach()).all()):
+        if levels.finite(y):
             return y
         record("precision", f"{self.name}: result not finite in {reduced}, computed again in {first.dtype}.")
         return self._run(leaves, spec)
@@ -102,9 +102,10 @@ class Native:
         if self.channels_last and current().layout != "contiguous":
             try:
                 y = self._run_arranged(leaves, spec, layout.channels_last)
-            except RuntimeError:
+            except RuntimeError as error:
                 # Some networks cannot take it, above all those that .view() what comes out of a convolution.
-                if not any(isinstance(leaf, Tensor) and leaf.ndim in (4, 5) for leaf in leaves):
+                arranged = any(isinstance(leaf, Tensor) and leaf.ndim in (4, 5) for leaf in leaves)
+                if not arranged or memory.is_out_of_memory(error):
                     raise
                 y = self._run_arranged(leaves, spec, torch.clone)
                 self.channels_last = False
@@ -164,7 +165,9 @@ class Native:
         with torch.no_grad():
             try:
                 alone = self._run(one, spec)
-            except Exception:  # not an input that the network takes: the real one will tell
+            except Exception as error:  # not an input that the network takes: the real one will tell
+                if memory.is_out_of_memory(error):
+                    raise
                 one = _only(leaves, 0)
                 alone = self._run(one, spec)
             rows = []
@@ -176,13 +179,17 @@ class Native:
                 ]
                 try:
                     rows.append(self._run(pair, spec)[place : place + 1])
-                except Exception:
+                except Exception as error:
+                    if memory.is_out_of_memory(error):
+                        raise  # says nothing about the network; whoever chose the batch takes a smaller one
                     try:  # was it the stranger, or the pair?
                         rows.append(self._run(each(one, lambda t: torch.cat([t, t])), spec)[:1])
-                    except Exception as error:
+                    except Exception as again:
+                        if memory.is_out_of_memory(again):
+                            raise
                         record(
                             "one at a time",
-                            f"{self.name}: takes no batch of two ({_line(error)}); examples go one at a time.",
+                            f"{self.name}: takes no batch of two ({_line(again)}); examples go one at a time.",
                         )
                         return True
             if all(_same(row, alone) for row in rows):
@@ -313,25 +320,17 @@ def _only(leaves: list[Any], i: int) -> list[Any]:
     return each(leaves, lambda t: t[i : i + 1])
 
 
-def _wave(t: Tensor) -> Tensor:
-    return (
-        torch.cos(torch.arange(t.numel(), device=t.device, dtype=torch.float64) * 2.399963)
-        .to(t.dtype)
-        .reshape(t.shape)
-    )
-
-
 def _varied(t: Tensor) -> Tensor:
     """The example itself, unless it is constant: then nothing that depends on it could be seen."""
     constant = t.is_floating_point() and t.numel() > 1 and bool((t == t.flatten()[0]).all())
-    return t + _wave(t) if constant else t
+    return t + check.wave(t) if constant else t
 
 
 def _stranger(t: Tensor, sign: float) -> Tensor:
     """Another example of large values, of one sign for the most part."""
     if not t.is_floating_point():
         return t.flip(list(range(1, t.ndim))) if t.ndim > 1 else t
-    return sign * (t.abs().amax() + 1) * (1.5 + _wave(t))
+    return sign * (t.abs().amax() + 1) * (1.5 + check.wave(t))
 
 
 def _same(a: Tensor, b: Tensor, exactly: bool = False) -> bool:
