@@ -132,6 +132,27 @@ def best(candidates: dict[int, Callable[[], object]], what: str) -> int:
     return min(times, key=lambda key: times[key])
 
 
+def contenders(
+    title: str,
+    ours: Callable[[], object],
+    captums: Callable[[int, int], Callable[[], object]],
+    by_hand: Callable[[int, int], Callable[[], object]],
+    count: int,
+) -> dict[str, Callable[[], object]]:
+    """Three ways to the same ``count`` gradients, the other two in the batch that is fastest for them."""
+    theirs = best({b: captums(4, b) for b in (1, 2, 4)}, "captum")
+    hand = best({b: by_hand(4, b) for b in (1, 2, 4)}, "the loop")
+    print(title)
+    print(f"fastest batch of 1, 2, 4: captum {theirs}, loop {hand}\n")
+    return {"esegeta": ours, "captum": captums(count, theirs), "loop": by_hand(count, hand)}
+
+
+def against_claims(runs: dict[str, Callable[[], object]], repeats: int) -> None:
+    """Time the three and print the two ratios that are claimed."""
+    times = interleaved(runs, repeats)
+    ratio_table(times, [("captum", "esegeta", ">= 1.5"), ("esegeta", "loop", "<= 1.05")])
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print columns: the first to the left, the others to the right."""
     cells = [tuple(map(str, head)), *(tuple(map(str, row)) for row in rows)]

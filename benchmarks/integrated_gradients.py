@@ -4,6 +4,7 @@ Claims: at least 1.5 times as fast as captum, and at most 5 % slower than the lo
 """
 
 import copy
+import functools
 
 import numpy as np
 import torch
@@ -12,11 +13,10 @@ from captum.attr import IntegratedGradients
 import esegeta as eg
 from _measure import (
     Task,
+    against_claims,
     arguments,
-    best,
     channels_last,
-    interleaved,
-    ratio_table,
+    contenders,
     real_task,
     setting,
     summed,
@@ -62,17 +62,14 @@ def main():
     options = arguments(__doc__, size=96, **more)
     steps = options.steps or (8 if options.quick else 32)
     task = real_task(options.size)
-    batches = (1, 2, 4)
-    captums = best({b: by_captum(task, 4, b) for b in batches}, "captum")
-    hands = best({b: by_hand(task, 4, b) for b in batches}, "the loop")
     explain = eg.integrated_gradients(task.score, steps=steps)
-    runs = {
-        "esegeta": lambda: explain(task.x, task.baseline),
-        "captum": by_captum(task, steps, captums),
-        "loop": by_hand(task, steps, hands),
-    }
-    print(f"integrated gradients, {steps} steps, {setting(options)}")
-    print(f"fastest batch of 1, 2, 4: captum {captums}, loop {hands}\n")
+    runs = contenders(
+        f"integrated gradients, {steps} steps, {setting(options)}",
+        lambda: explain(task.x, task.baseline),
+        functools.partial(by_captum, task),
+        functools.partial(by_hand, task),
+        steps,
+    )
 
     ours, theirs, hand = (run() for run in runs.values())
     largest = theirs.abs().max()
@@ -83,8 +80,7 @@ def main():
             for n, a in (("esegeta", ours), ("loop", hand))
         ],
     )
-    times = interleaved(runs, options.repeats)
-    ratio_table(times, [("captum", "esegeta", ">= 1.5"), ("esegeta", "loop", "<= 1.05")])
+    against_claims(runs, options.repeats)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ than the loop.
 """
 
 import copy
+import functools
 
 import torch
 from captum.attr import NoiseTunnel, Saliency
@@ -12,11 +13,10 @@ from captum.attr import NoiseTunnel, Saliency
 import esegeta as eg
 from _measure import (
     Task,
+    against_claims,
     arguments,
-    best,
     channels_last,
-    interleaved,
-    ratio_table,
+    contenders,
     real_task,
     setting,
     summed,
@@ -59,19 +59,15 @@ def main():
     options = arguments(__doc__, size=96, **more)
     samples = options.samples or (8 if options.quick else 24)
     task = real_task(options.size)
-    batches = (1, 2, 4)
-    captums = best({b: by_captum(task, 4, b) for b in batches}, "captum")
-    hands = best({b: by_hand(task, 4, b) for b in batches}, "the loop")
     explain = eg.smooth(eg.gradient(task.score), noise=eg.noise.absolute(SIGMA), samples=samples)
-    runs = {
-        "esegeta": lambda: explain(task.x, key=0),
-        "captum": by_captum(task, samples, captums),
-        "loop": by_hand(task, samples, hands),
-    }
-    print(f"SmoothGrad, {samples} samples, {setting(options)}")
-    print(f"fastest batch of 1, 2, 4: captum {captums}, loop {hands}\n")
-    times = interleaved(runs, options.repeats)
-    ratio_table(times, [("captum", "esegeta", ">= 1.5"), ("esegeta", "loop", "<= 1.05")])
+    runs = contenders(
+        f"SmoothGrad, {samples} samples, {setting(options)}",
+        lambda: explain(task.x, key=0),
+        functools.partial(by_captum, task),
+        functools.partial(by_hand, task),
+        samples,
+    )
+    against_claims(runs, options.repeats)
 
 
 if __name__ == "__main__":
