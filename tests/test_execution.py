@@ -343,7 +343,7 @@ def test_levels_say_who_is_around():
 
     def note(name):
         def f(x):
-            seen[name] = (levels.mapped(), levels.pulling(), levels.differentiating(), levels.wrapped(x))
+            seen[name] = (levels.mapped(), levels.watched(x), levels.differentiating(), levels.wrapped(x))
             return x * 1.0
 
         return f

@@ -31,26 +31,29 @@ class NoGradient(RuntimeError):
 
 
 class Run:
-    """One forward run: whether a pullback may follow, and until then its graph (leaves and outputs)."""
+    """One forward run: for which inputs a pullback may follow, and until then its graph (leaves and outputs)."""
 
-    __slots__ = ("graph", "keep")
+    __slots__ = ("graph", "watched")
 
-    def __init__(self, keep: bool) -> None:
-        self.keep = keep
+    def __init__(self, watched: Sequence[bool] = ()) -> None:
+        self.watched = watched
         self.graph: tuple[list[Tensor], tuple[Tensor, ...]] | None = None
 
-    def take(self, batch: int) -> tuple[list[Tensor], tuple[Tensor, ...]] | None:
+    def take(self, batch: int, wanted: Sequence[int]) -> tuple[list[Tensor], tuple[Tensor, ...]] | None:
         """The graph, once. A pullback that is itself mapped (a Jacobian) has another batch: not this graph."""
         graph, self.graph = self.graph, None
-        return graph if graph is not None and graph[0][0].shape[0] == batch else None
+        fits = graph is not None and graph[0][0].shape[0] == batch
+        return graph if fits and all(graph[0][i].requires_grad for i in wanted) else None
 
 
 class Op:
     """A batch function with its pullback and pushforward, themselves such ops.
 
     ``host`` runs whatever touches autograd; the default runs it on the spot. ``full`` is the same function in
-    full precision, for gradients that overflow in a reduced one.
+    full precision, for gradients that overflow in a reduced one. ``derived`` ones are derivatives of others.
     """
+
+    derived = False
 
     def __init__(self, fn: BatchFn, name: str, host: Host | None = None, full: BatchFn | None = None) -> None:
         self.fn, self.name, self.full = fn, name, full
@@ -58,11 +61,11 @@ class Op:
 
     def run(self, run: Run, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Values on a plain batch; if a pullback may follow, the graph waits in ``run``."""
-        if run.keep:
+        if any(run.watched):
 
             def build() -> tuple[list[Tensor], tuple[Tensor, ...]]:
                 with torch.enable_grad():
-                    leaves = [_leaf(x) for x in xs]
+                    leaves = [_leaf(x, w) for x, w in zip(xs, run.watched, strict=True)]
                     return leaves, self.fn(*leaves)
 
             try:
@@ -78,9 +81,11 @@ class Op:
 
         return tuple(y.detach() for y in self.host(values))
 
-    def pullback(self, count: int, run: Run | None = None) -> "Op":
-        """``(*xs, *gs) -> J(x)^T g`` for the floating ones of ``count`` inputs."""
-        return _Pullback(self, count, run)
+    def pullback(
+        self, count: int, wanted: tuple[int, ...], given: tuple[int, ...], run: Run | None = None
+    ) -> "Op":
+        """``(*xs, *gs) -> J(x)^T g`` for the wanted ones of ``count`` inputs, from the given ones of the outputs."""
+        return _Pullback(self, count, wanted, given, run)
 
     def pushforward(self, count: int) -> "Op":
         """``(*xs, *ts) -> J(x) t``, one tangent for each floating one of ``count`` inputs."""
@@ -116,7 +121,9 @@ class Op:
             out = [next(by_output) if y.requires_grad else None for y in floats]
             return tuple(torch.zeros_like(y) if p is None else p for p, y in zip(out, floats, strict=True))
 
-        return Op(push, f"pushforward of {self.name}", self.host)
+        op = Op(push, f"pushforward of {self.name}", self.host)
+        op.derived = True
+        return op
 
     def no_gradient(self) -> NoGradient:
         """The error for a function that autograd cannot see through."""
@@ -127,14 +134,23 @@ class Op:
 
 
 class _Pullback(Op):
-    def __init__(self, of: Op, count: int, forward: Run | None = None) -> None:
+    derived = True
+
+    def __init__(
+        self,
+        of: Op,
+        count: int,
+        wanted: tuple[int, ...],
+        given: tuple[int, ...],
+        forward: Run | None = None,
+    ) -> None:
         super().__init__(self._pull, f"pullback of {of.name}", of.host)
-        self.of, self.count, self.forward = of, count, forward
+        self.of, self.count, self.wanted, self.given, self.forward = of, count, wanted, given, forward
 
     def run(self, run: Run, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        graph = self.forward.take(xs[0].shape[0]) if self.forward is not None else None
+        graph = self.forward.take(xs[0].shape[0], self.wanted) if self.forward is not None else None
         if graph is None:
-            grads = super().run(Run(keep=False), xs)
+            grads = super().run(Run(), xs)
         else:
             gs = xs[self.count :]
             grads = self.host(lambda: self._grad(graph[0], graph[1], gs, create_graph=False))
@@ -143,14 +159,17 @@ class _Pullback(Op):
             record(
                 "precision", f"{self.of.name}: gradient not finite in {current().precision}, computed again."
             )
-            return _Pullback(Op(full, self.of.name, self.host), self.count).run(run, xs)
+            again = Op(full, self.of.name, self.host)
+            return _Pullback(again, self.count, self.wanted, self.given).run(run, xs)
         return grads
 
     def _pull(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         xs, gs = arguments[: self.count], arguments[self.count :]
         recording = torch.is_grad_enabled() and any(a.requires_grad for a in arguments)
         with torch.enable_grad():
-            leaves = [x if recording and x.requires_grad else _leaf(x) for x in xs]
+            leaves = [
+                x if recording and x.requires_grad else _leaf(x, i in self.wanted) for i, x in enumerate(xs)
+            ]
             try:
                 ys = self.of.fn(*leaves)
             except RuntimeError as error:
@@ -162,11 +181,14 @@ class _Pullback(Op):
     def _grad(
         self, leaves: Sequence[Tensor], ys: tuple[Tensor, ...], gs: Sequence[Tensor], create_graph: bool
     ) -> tuple[Tensor, ...]:
-        floats = [y for y in ys if _smooth(y)]
-        pairs = [(y, g.to(y.dtype)) for y, g in zip(floats, gs, strict=True) if y.requires_grad]
+        seen = [ys[i] for i in self.given]
+        pairs = [(y, g.to(y.dtype)) for y, g in zip(seen, gs, strict=True) if y.requires_grad]
+        inner = [leaves[i] for i in self.wanted]
         if not pairs:
+            # Not connected to what is asked for. If it is connected to anything, that derivative is zero.
+            if self.of.derived or any(y.requires_grad for y in self.of.fn(*map(_leaf, leaves))):
+                return tuple(map(torch.zeros_like, inner))
             raise self.of.no_gradient()
-        inner = [x for x in leaves if _smooth(x)]
         with torch.enable_grad():
             grads = torch.autograd.grad(
                 [y for y, _ in pairs],
@@ -190,9 +212,9 @@ def _smooth(t: Tensor) -> bool:
     return t.is_floating_point() or t.is_complex()
 
 
-def _leaf(x: Tensor) -> Tensor:
+def _leaf(x: Tensor, watched: bool = True) -> Tensor:
     x = x.clone() if x.is_inference() else x.detach()
-    return x.requires_grad_() if _smooth(x) else x
+    return x.requires_grad_() if watched and _smooth(x) else x
 
 
 class _Call(torch.autograd.Function):
@@ -206,15 +228,24 @@ class _Call(torch.autograd.Function):
         ctx.op, ctx.run, *xs = inputs
         ctx.floats = [_smooth(y) for y in output]
         ctx.mark_non_differentiable(*[y for y in output if not _smooth(y)])
+        # Outputs that nobody differentiates, such as observed activations, cost no gradient of zeros.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*xs)
         ctx.save_for_forward(*xs)
 
     @staticmethod
-    def backward(ctx: Any, *gs: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *gs: Tensor | None) -> tuple[Any, ...]:
         xs = ctx.saved_tensors
-        kept = [g for g, floating in zip(gs, ctx.floats, strict=True) if floating]
-        pulled = iter(_Call.apply(ctx.op.pullback(len(xs), ctx.run), Run(keep=False), *xs, *kept))
-        return (None, None, *[next(pulled) if _smooth(x) else None for x in xs])
+        wanted = tuple(i for i, x in enumerate(xs) if _smooth(x) and ctx.needs_input_grad[i + 2])
+        given = tuple(i for i, (g, f) in enumerate(zip(gs, ctx.floats, strict=True)) if f and g is not None)
+        if not given:
+            return (None,) * (2 + len(xs))
+        op = ctx.op.pullback(len(xs), wanted, given, ctx.run)
+        pulled = _Call.apply(op, Run(), *xs, *[gs[i] for i in given])
+        out: list[Any] = [None] * len(xs)
+        for i, g in zip(wanted, pulled, strict=True):
+            out[i] = g
+        return (None, None, *out)
 
     @staticmethod
     def jvp(ctx: Any, _op: None, _run: None, *ts: Tensor | None) -> Any:
@@ -222,7 +253,7 @@ class _Call(torch.autograd.Function):
         tangents = [
             torch.zeros_like(x) if t is None else t for x, t in zip(xs, ts, strict=True) if _smooth(x)
         ]
-        pushed = iter(_Call.apply(ctx.op.pushforward(len(xs)), Run(keep=False), *xs, *tangents))
+        pushed = iter(_Call.apply(ctx.op.pushforward(len(xs)), Run(), *xs, *tangents))
         return tuple(next(pushed) if floating else None for floating in ctx.floats)
 
     @staticmethod
@@ -265,9 +296,9 @@ def fold(
     op = Op(fn, name, host, full)
 
     def one(*xs: Tensor) -> tuple[Tensor, ...]:
-        # Without anybody to differentiate, no graph is built: forward-only methods pay nothing for it.
-        watched = torch.is_grad_enabled() and any(levels.base(x).requires_grad for x in xs)
-        run = Run(keep=watched or (torch.is_grad_enabled() and levels.pulling()))
+        # Without anybody to differentiate, no graph is built: forward-only methods pay nothing for it, and
+        # inputs that stay fixed cost no gradient.
+        run = Run([torch.is_grad_enabled() and levels.watched(x) for x in xs])
         ys: tuple[Tensor, ...] = _Call.apply(op, run, *[x.unsqueeze(0) for x in xs])
         return tuple(y.squeeze(0) for y in ys)
 

@@ -22,9 +22,9 @@ def differentiating() -> bool:
     )
 
 
-def pulling() -> bool:
-    """Whether an enclosing ``grad`` or ``vjp`` will ask for a pullback of what is computed now."""
-    return any(level.key() == TransformType.Grad for level in retrieve_all_functorch_interpreters())
+def depth() -> int:
+    """How many ``torch.func`` transforms enclose the running code."""
+    return len(retrieve_all_functorch_interpreters())
 
 
 def mapped() -> int:
@@ -51,6 +51,22 @@ def base(tensor: Tensor) -> Tensor:
     while is_functorch_wrapped_tensor(tensor):
         tensor = get_unwrapped(tensor)
     return tensor
+
+
+def watched(tensor: Tensor) -> bool:
+    """Whether an enclosing ``grad`` or ``vjp``, or ordinary autograd, may ask for a gradient of this tensor.
+
+    >>> import torch
+    >>> seen = []
+    >>> _ = torch.func.grad(lambda x: (seen.append((watched(x), watched(torch.ones(1)))), x)[1])(torch.ones(()))
+    >>> seen
+    [(True, False)]
+    """
+    while is_functorch_wrapped_tensor(tensor):
+        if tensor.requires_grad:
+            return True
+        tensor = get_unwrapped(tensor)
+    return tensor.requires_grad
 
 
 def wrapped(tensor: Tensor) -> bool:
