@@ -186,8 +186,9 @@ class _Pullback(Op):
         inner = [leaves[i] for i in self.wanted]
         if not pairs:
             # Not connected to what is asked for. If it is connected to anything, that derivative is zero.
-            if self.of.derived or any(y.requires_grad for y in self.of.fn(*map(_leaf, leaves))):
-                return tuple(map(torch.zeros_like, inner))
+            with torch.enable_grad():
+                if self.of.derived or any(y.requires_grad for y in self.of.fn(*map(_leaf, leaves))):
+                    return tuple(map(torch.zeros_like, inner))
             raise self.of.no_gradient()
         with torch.enable_grad():
             grads = torch.autograd.grad(
