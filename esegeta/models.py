@@ -10,9 +10,10 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from esegeta._types import Model
-from esegeta.engine import check
+from esegeta.engine import check, interception, levels
 from esegeta.engine.folded import fold
-from esegeta.engine.native import Native, Pick, each, name_of, pick
+from esegeta.engine.interception import Address, Edit, Session, Stop, View
+from esegeta.engine.native import Arrange, Call, Native, Pick, each, name_of, pick
 
 _OPS = 64  # how many kinds of call a model remembers
 
@@ -70,6 +71,10 @@ class ModuleModel:
         self.output = output
         self._native = Native(module, output)
         self._folded: dict[Any, Callable[..., tuple[Tensor, ...]]] = {}
+        # What has been learnt about places: which are written to after they were passed, and for which sets
+        # of places examples have to go through alone, because the first axis is not the batch.
+        self._copies: set[Address] = set()
+        self._alone: dict[frozenset[Address], bool] = {}
 
     def __repr__(self) -> str:
         chosen = "" if self.output is None else f", output={self.output!r}"
@@ -96,8 +101,13 @@ class ModuleModel:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         self._native.refuse_strangers(tensors)
         statics = tuple(None if t else leaf for t, leaf in zip(is_tensor, leaves, strict=True))
-        (y,) = self._fold(spec, is_tensor, statics)(*tensors)
-        return y
+        session = interception.current()
+        if session is None:
+            (y,) = self._fold(spec, is_tensor, statics)(*tensors)
+            return y
+        if session.listing is not None:
+            return self._listed(session, leaves, spec)
+        return self._observed(session, leaves, spec)
 
     def _fold(self, spec: Any, is_tensor: tuple[bool, ...], statics: tuple[Any, ...]) -> Any:
         # One op for all calls alike but for tensors; what cannot be compared safely gets one for itself.
@@ -109,7 +119,8 @@ class ModuleModel:
         def run(*tensors: Tensor, full: bool = False) -> tuple[Tensor, ...]:
             found = iter(tensors)
             leaves = [next(found) if t else s for t, s in zip(is_tensor, statics, strict=True)]
-            return (self._native(leaves, spec, full),)
+            self._native.settle(leaves, spec)
+            return self._native(leaves, self._native.plain(spec), full)
 
         folded = fold(
             run, name_of(self.module), host=self._native.host, full=functools.partial(run, full=True)
@@ -117,6 +128,69 @@ class ModuleModel:
         if comparable and len(self._folded) < _OPS:
             self._folded[key] = folded
         return folded
+
+    def _listed(self, session: Session, leaves: list[Any], spec: Any) -> Tensor:
+        """Run under ordinary autograd, as one graph with the code around, and note every place."""
+        last: list[Session] = []
+        with interception.aside():
+            batch = each(leaves, lambda t: t.unsqueeze(0))
+            (y,) = self._watched_call(len(leaves), spec, session, last)(batch, torch.clone)
+            session.join(last[-1], ())
+            return y.squeeze(0)
+
+    def _observed(self, session: Session, leaves: list[Any], spec: Any) -> Tensor:
+        """Run with places observed or changed: what goes in are further inputs, what is seen further outputs."""
+        count = sum(isinstance(leaf, Tensor) for leaf in leaves)
+        places = session.addresses()
+        last: list[Session] = []
+
+        def run(*tensors: Tensor, full: bool = False) -> tuple[Tensor, ...]:
+            found = iter(tensors)
+            own = [next(found) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            self._native.settle(own, spec)
+            calls = functools.partial(self._watched_call, len(leaves), spec)
+            if places not in self._alone and not levels.fake(tensors[0]) and self._native.together(tensors[0]):
+                self._alone[places] = self._leads_nowhere(places, own, calls)
+            alone = self._alone.get(places, False)
+            return self._native([*own, *tensors[count:]], calls(session, last), full, alone)
+
+        name = name_of(self.module)
+        op = fold(run, name, host=self._native.host, full=functools.partial(run, full=True))
+        with interception.aside():
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            out = op(*tensors, *session.put())
+        stopped = len(out) == len(last[-1].seen())
+        session.join(last[-1], out if stopped else out[1:])
+        return out[0]
+
+    def _watched_call(self, count: int, spec: Any, session: Session, last: list[Session]) -> Call:
+        def call(leaves: list[Any], arrange: Arrange) -> tuple[Tensor, ...]:
+            own, put = leaves[:count], leaves[count:]
+            batch = next(leaf for leaf in own if isinstance(leaf, Tensor)).shape[0]
+            while True:
+                inner = session.fork(put, batch, self._copies)
+                out: tuple[Tensor, ...] = ()
+                try:
+                    with inner.running(self.module):
+                        module = getattr(self.module, "_orig_mod", self.module)
+                        y = pick(module(*tree_unflatten(each(own, arrange), spec)), self.output, self._native.name)
+                    out = (self._native.checked(y, batch),)
+                except Stop:
+                    pass
+                last[:] = [inner]
+                if not inner.spoiled:
+                    return (*out, *inner.seen())
+                self._copies |= inner.spoiled
+
+        return call
+
+    def _leads_nowhere(self, places: frozenset[Address], leaves: list[Any], call: Any) -> bool:
+        """Whether the first axis of any of these places is not the batch, seen on a single example."""
+        seen: list[Session] = []
+        view = View("places", [Edit(at, "tap") for at in places], stop=bool(places))
+        with torch.no_grad():
+            call(Session([view]), seen)(each(leaves, lambda t: t[:1]), torch.clone)
+        return seen[-1].odd
 
 
 def parametrised(

@@ -1,6 +1,7 @@
 """The one gradient primitive. Every method that differentiates a score does it here."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,36 +30,58 @@ def value_and_gradient(score: Score) -> Callable[[Tensor], tuple[Tensor, Tensor]
         >>> y.item(), g.tolist()
         (10.0, [2.0, 6.0])
     """
+    pulled = value_gradients_and_more(lambda x: (score(x), ()), name_of(score))
 
     def both(x: Tensor) -> tuple[Tensor, Tensor]:
-        if torch.is_inference_mode_enabled() or levels.base(x).is_inference():
+        y, (g,), _ = pulled(x)
+        return y, g
+
+    return both
+
+
+def value_gradients_and_more(
+    fn: Callable[..., tuple[Tensor, Any]], name: str
+) -> Callable[..., tuple[Tensor, tuple[Tensor, ...], Any]]:
+    """Of ``(*xs) -> (y, more)`` the value, the gradient for each of its inputs, and whatever came along.
+
+    Example:
+        >>> import torch
+        >>> fn = lambda a, b: ((a * b).sum(), {"product": a * b})
+        >>> y, (ga, gb), more = value_gradients_and_more(fn, "demo")(torch.tensor([2.]), torch.tensor([3.]))
+        >>> y.item(), ga.item(), gb.item(), more["product"].item()
+        (6.0, 3.0, 2.0, 6.0)
+    """
+
+    def all_of_it(*xs: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Any]:
+        if torch.is_inference_mode_enabled() or any(levels.base(x).is_inference() for x in xs):
             # Tensors of inference mode never get a derivative; a copy made outside of it does.
             with torch.inference_mode(False):
-                return outside(x.clone())
-        return outside(x)
+                return outside(*[x.clone() for x in xs])
+        return outside(*xs)
 
-    def outside(x: Tensor) -> tuple[Tensor, Tensor]:
+    def outside(*xs: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Any]:
         watched = levels.differentiating()
 
-        def traced(z: Tensor) -> Tensor:
-            y = check.scalar("gradient", score(z))
+        def traced(*zs: Tensor) -> tuple[Tensor, Any]:
+            y, more = fn(*zs)
+            y = check.scalar("gradient", y)
             if not y.requires_grad:
                 raise ValueError(
                     check.problem(
                         "gradient",
                         "a score that depends on its input through differentiable operations",
-                        f"{name_of(score)}, whose gradient is identically zero",
+                        f"{name}, whose gradient is identically zero",
                         FORWARD_ONLY,
                     )
                 )
-            return y
+            return y, more
 
-        y, pull = vjp(traced, x)  # type: ignore[misc]
+        y, pull, more = vjp(traced, *xs, has_aux=True)  # type: ignore[misc]
         graph = watched or levels.base(y).requires_grad
-        (g,) = pull(torch.ones_like(y), retain_graph=graph, create_graph=graph)
-        return y, g
+        gs = pull(torch.ones_like(y), retain_graph=graph, create_graph=graph)
+        return y, gs, more
 
-    return both
+    return all_of_it
 
 
 def gradient(score: Score) -> Callable[[Tensor], Tensor]:

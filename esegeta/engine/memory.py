@@ -89,6 +89,17 @@ def forecast(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     return live.peak
 
 
+def without_values(fn: Callable[[Tensor], Any], like: Tensor) -> Any:
+    """What ``fn`` returns for an input of this size, as tensors that have a size but no values.
+
+    >>> import torch
+    >>> without_values(lambda x: torch.cat([x, x]), torch.zeros(3)).shape
+    torch.Size([6])
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return fn(torch.empty(like.shape, dtype=like.dtype, device=like.device))
+
+
 def budget(device: torch.device, asked: int | None) -> int:
     """Bytes that one chunk may occupy."""
     if asked is not None:

@@ -16,6 +16,9 @@ from esegeta.engine import check, layout, levels, memory
 from esegeta.engine.execution import current, record
 
 Pick = int | str | Sequence[int | str] | Callable[[Any], Tensor] | None
+Arrange = Callable[[Tensor], Tensor]
+# A run of the network on leaves, which it arranges first, with what comes out.
+Call = Callable[[list[Any], Arrange], tuple[Tensor, ...]]
 
 _RANDOM_IN_TRAINING = (
     nn.modules.dropout._DropoutNd,
@@ -46,22 +49,46 @@ class Native:
         """The module and all below it, as they are now."""
         return list(self.module.modules()) if isinstance(self.module, nn.Module) else []
 
-    def __call__(self, leaves: list[Any], spec: Any, full: bool = False) -> Tensor:
-        """Run a batch; ``full`` says that no reduced precision will do."""
+    def plain(self, spec: Any) -> Call:
+        """The network as it is: its leaves in the tree that it takes, the chosen tensor out."""
+
+        def call(leaves: list[Any], arrange: Arrange) -> tuple[Tensor, ...]:
+            # On copies, so that a network that works in place on its input neither writes into the caller's
+            # tensor nor into a leaf of autograd's graph.
+            y = pick(self.module(*tree_unflatten(each(leaves, arrange), spec)), self.output, self.name)
+            return (self.checked(y, _first(leaves).shape[0]),)
+
+        return call
+
+    def __call__(
+        self, leaves: list[Any], call: Call, full: bool = False, alone: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Run a batch; ``full`` says that no reduced precision will do, ``alone`` that no batch will."""
         first = _first(leaves)
         batch = first.shape[0]
-        lonely = batch == 1 and layout.lonely(first)
-        if (batch > 1 or lonely) and self.one_at_a_time is None:
-            if levels.fake(first):
-                return self._in_dry_run(leaves, spec, full)
+        lonely = batch == 1 and not alone and layout.lonely(first)
+        if self.together(first) and self.one_at_a_time is None and levels.fake(first):
+            return self._in_dry_run(leaves, call, full)
+        alone = alone or bool(self.one_at_a_time)
+        if batch > 1 and alone:
+            rows = [self._precise(_only(leaves, i), call, full) for i in range(batch)]
+            return tuple(torch.cat(column) for column in zip(*rows, strict=True))
+        if lonely and not alone:
+            pair = each(leaves, lambda t: torch.cat([t, t]))
+            return tuple(y[:1] for y in self._precise(pair, call, full))
+        return self._precise(leaves, call, full)
+
+    def together(self, first: Tensor) -> bool:
+        """Whether this batch goes through with more than one example, if the network allows it."""
+        return first.shape[0] > 1 or layout.lonely(first)
+
+    def settle(self, leaves: list[Any], spec: Any) -> None:
+        """Find out, once, at the first batch, whether examples may go through together."""
+        first = _first(leaves)
+        if self.one_at_a_time is None and not levels.fake(first) and self.together(first):
             with self._lock:
                 if self.one_at_a_time is None:
-                    self.one_at_a_time = self._needs_one_at_a_time(leaves, spec)
-        if batch > 1 and self.one_at_a_time:
-            return torch.cat([self._precise(_only(leaves, i), spec, full) for i in range(batch)])
-        if lonely and not self.one_at_a_time:
-            return self._precise(each(leaves, lambda t: torch.cat([t, t])), spec, full)[:1]
-        return self._precise(leaves, spec, full)
+                    self.one_at_a_time = self._needs_one_at_a_time(leaves, self.plain(spec))
 
     def host(self, work: Callable[[], Any]) -> Any:
         """Run what touches autograd, in a thread if the network needs to be outside of functorch."""
@@ -74,43 +101,45 @@ class Native:
                 self.outside = True
         return _in_thread(work)
 
-    def _in_dry_run(self, leaves: list[Any], spec: Any, full: bool) -> Tensor:
+    def _in_dry_run(self, leaves: list[Any], call: Call, full: bool) -> tuple[Tensor, ...]:
         # Values cannot be compared in a dry run; whether a batch is taken at all can be tried.
         try:
-            return self._precise(leaves, spec, full)
+            return self._precise(leaves, call, full)
         except (RuntimeError, ValueError, AssertionError):
-            return torch.cat(
-                [self._precise(_only(leaves, i), spec, full) for i in range(_first(leaves).shape[0])]
-            )
+            rows = [self._precise(_only(leaves, i), call, full) for i in range(_first(leaves).shape[0])]
+            return tuple(torch.cat(column) for column in zip(*rows, strict=True))
 
-    def _precise(self, leaves: list[Any], spec: Any, full: bool) -> Tensor:
+    def _precise(self, leaves: list[Any], call: Call, full: bool) -> tuple[Tensor, ...]:
         """Run in the precision asked for; a result that is not finite is computed again in full."""
         reduced = current().precision
         if reduced is None or full:
-            return self._run(leaves, spec)
+            return self._run(leaves, call)
         first = _first(leaves)
         with torch.autocast(first.device.type, dtype=reduced):
-            y = self._run(leaves, spec)
-        y = y.to(first.dtype) if y.is_floating_point() and first.is_floating_point() else y
-        if levels.finite(y):
-            return y
+            ys = self._run(leaves, call)
+        if first.is_floating_point():
+            ys = tuple(y.to(first.dtype) if y.is_floating_point() else y for y in ys)
+        if all(map(levels.finite, ys)):
+            return ys
         record("precision", f"{self.name}: result not finite in {reduced}, computed again in {first.dtype}.")
-        return self._run(leaves, spec)
+        return self._run(leaves, call)
 
-    def _run(self, leaves: list[Any], spec: Any) -> Tensor:
-        first = _first(leaves)
+    def _run(self, leaves: list[Any], call: Call) -> tuple[Tensor, ...]:
         if self.channels_last and current().layout != "contiguous":
             try:
-                y = self._run_arranged(leaves, spec, layout.channels_last)
+                return self._run_guarded(leaves, call, layout.channels_last)
             except RuntimeError as error:
                 # Some networks cannot take it, above all those that .view() what comes out of a convolution.
                 arranged = any(isinstance(leaf, Tensor) and leaf.ndim in (4, 5) for leaf in leaves)
                 if not arranged or memory.is_out_of_memory(error):
                     raise
-                y = self._run_arranged(leaves, spec, torch.clone)
+                ys = self._run_guarded(leaves, call, torch.clone)
                 self.channels_last = False
-        else:
-            y = self._run_arranged(leaves, spec, torch.clone)
+                return ys
+        return self._run_guarded(leaves, call, torch.clone)
+
+    def checked(self, y: Tensor, batch: int) -> Tensor:
+        """Refuse an output that is complex, or not a batch."""
         if y.is_complex():
             raise TypeError(
                 check.problem(
@@ -120,22 +149,20 @@ class Native:
                     "Choose its size or a part: output=torch.abs",
                 )
             )
-        if y.ndim == 0 or y.shape[0] != first.shape[0]:
+        if y.ndim == 0 or y.shape[0] != batch:
             raise ValueError(
                 check.problem(
                     self.name,
-                    f"an output whose first axis is the batch of {first.shape[0]}",
+                    f"an output whose first axis is the batch of {batch}",
                     check.describe(y),
                     "A network maps a batch to a batch; a plain function of one example needs no from_module",
                 )
             )
         return y
 
-    def _run_arranged(self, leaves: list[Any], spec: Any, arrange: Callable[[Tensor], Tensor]) -> Tensor:
-        def run() -> Tensor:
-            # On copies, so that a network that works in place on its input neither writes into the caller's
-            # tensor nor into a leaf of autograd's graph.
-            return pick(self.module(*tree_unflatten(each(leaves, arrange), spec)), self.output, self.name)
+    def _run_guarded(self, leaves: list[Any], call: Call, arrange: Arrange) -> tuple[Tensor, ...]:
+        def run() -> tuple[Tensor, ...]:
+            return call(leaves, arrange)
 
         if not any(m._buffers for m in self.tree):
             return run()
@@ -159,17 +186,17 @@ class Native:
     def _buffers(self) -> list[tuple[nn.Module, str, Tensor | None]]:
         return [(m, n, b) for m in self.tree for n, b in m._buffers.items()]
 
-    def _needs_one_at_a_time(self, leaves: list[Any], spec: Any) -> bool | None:
+    def _needs_one_at_a_time(self, leaves: list[Any], call: Call) -> bool | None:
         """Run one example alone, behind a stranger and before one, and compare; None if that says nothing."""
         one = each(_only(leaves, 0), _varied)
         with torch.no_grad():
             try:
-                alone = self._run(one, spec)
+                alone = self._run(one, call)[0]
             except Exception as error:  # not an input that the network takes: the real one will tell
                 if memory.is_out_of_memory(error):
                     raise
                 one = _only(leaves, 0)
-                alone = self._run(one, spec)
+                alone = self._run(one, call)[0]
             rows = []
             for place, sign in ((1, 1.0), (0, -1.0)):
                 other = each(one, functools.partial(_stranger, sign=sign))
@@ -178,12 +205,12 @@ class Native:
                     for a, b in zip(one, other, strict=True)
                 ]
                 try:
-                    rows.append(self._run(pair, spec)[place : place + 1])
+                    rows.append(self._run(pair, call)[0][place : place + 1])
                 except Exception as error:
                     if memory.is_out_of_memory(error):
                         raise  # says nothing about the network; whoever chose the batch takes a smaller one
                     try:  # was it the stranger, or the pair?
-                        rows.append(self._run(each(one, lambda t: torch.cat([t, t])), spec)[:1])
+                        rows.append(self._run(each(one, lambda t: torch.cat([t, t])), call)[0][:1])
                     except Exception as again:
                         if memory.is_out_of_memory(again):
                             raise
@@ -196,7 +223,7 @@ class Native:
                 return (
                     False if alone.numel() > 1 and not _same(alone.flatten()[:1], alone.flatten()) else None
                 )
-            if not _same(self._run(one, spec), alone, exactly=True):
+            if not _same(self._run(one, call)[0], alone, exactly=True):
                 raise ValueError(
                     check.problem(
                         self.name,

@@ -1,0 +1,600 @@
+"""Looking into a running score: places are passed one after another, and whoever asked sees or changes them.
+
+A *place* is one tensor that the code produces on its way: the output of a module, of one of its calls, of an
+operation in its ``forward``, or a value marked by ``name``. Nothing of this is compiled, traced or rewritten:
+the code runs as it always does, and a *session*, scoped to the running thread, is told of every place that it
+passes. A network behind the folded call is a plain batch inside: there a second session, forked for that one
+run, sees batches, and what it has seen leaves the run as further outputs, what it puts in enters as further
+inputs. So every transform around the score works for places as for the score itself.
+"""
+
+import difflib
+import re
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
+
+from esegeta.engine import check, levels
+
+Kind = Literal["tap", "replace", "nudge"]
+
+_GRAMMAR = re.compile(r"([^#:\s][^#:]*)(?:#(\d+))?(?::([^#:]+))?")
+# What moves, copies or looks at a tensor makes no new value, and Python's own spelling of operators.
+_SILENT = frozenset(
+    "get set delitem setitem contiguous clone detach to float double half bfloat16 type type_as cpu cuda "
+    "requires_grad size dim zeros_like ones_like empty_like rand_like randn_like full_like new_zeros new_ones "
+    "new_empty new_full new_tensor tolist item numpy backward register_hook retain_grad".split()
+)
+_SPELLED = {"truediv": "div", "rtruediv": "div", "multiply": "mul", "true_divide": "div", "divide": "div"}
+_SPELLED |= {p + n: n for p in "ir" for n in ("add", "sub", "mul", "pow", "matmul")} | {"itruediv": "div"}
+
+
+class Stop(BaseException):
+    """Everything that a view asked for has been seen: the rest of the score need not run."""
+
+    def __init__(self, view: "View") -> None:
+        self.view = view
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where: a path, which of its calls, which tensor of the result.
+
+    >>> parse("demo", "block.conv#1:aux.0")
+    Address(path='block.conv', call=1, leaf='aux.0')
+    >>> str(parse("demo", "block#0"))
+    'block'
+    """
+
+    path: str
+    call: int = 0
+    leaf: str = ""
+
+    def __str__(self) -> str:
+        call = f"#{self.call}" if self.call else ""
+        return self.path + call + (f":{self.leaf}" if self.leaf else "")
+
+    @property
+    def side(self) -> str:
+        """What is counted: outputs of a path, or inputs of a module."""
+        return f"{self.path}:in" if self.leaf.split(".")[0] == "in" else self.path
+
+
+def parse(where: str, text: object) -> Address:
+    """Read ``path``, ``path#call``, ``path:leaf``, ``path#call:leaf``."""
+    found = _GRAMMAR.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError(
+            check.problem(
+                where,
+                'a place such as "encoder.0", "block.conv#1" (second call), "block:1" (second output), '
+                '"block.relu:in" (input)',
+                check.describe(text),
+                "esegeta.places(score, x) lists them",
+            )
+        )
+    path, call, leaf = found.groups()
+    return Address(path, int(call or 0), leaf or "")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What to do at a place. Taps come out; replacements and nudges come with the tensor that they put in."""
+
+    at: Address
+    kind: Kind
+    tensor: Tensor | None = None
+
+
+@dataclass
+class Passed:
+    """One tensor that a listing session passed."""
+
+    at: Address
+    kind: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    vertex: Any
+    time: float
+
+
+class View:
+    """What one caller asks for while a score runs, and what it has met so far."""
+
+    def __init__(self, where: str, edits: Sequence[Edit], stop: bool) -> None:
+        self.where, self.edits, self.stop = where, tuple(edits), stop
+        self.counts: Counter[str] = Counter()
+        self.met: dict[int, Tensor | None] = {}
+        self.leaves: dict[tuple[str, int], list[str]] = {}
+        self.modules: dict[str, str] = {}  # path -> the path that it is known by (another one if shared)
+        self.depth = levels.depth()
+        self._index()
+
+    def _index(self) -> None:
+        self.wanted: dict[tuple[str, int], list[int]] = {}
+        for i, edit in enumerate(self.edits):
+            self.wanted.setdefault((edit.at.side, edit.at.call), []).append(i)
+
+    def fork(self, tensors: Sequence[Tensor | None]) -> "View":
+        """The same requests for one run of a network, with batches to put in."""
+        inner = View(
+            self.where,
+            [Edit(e.at, e.kind, t) for e, t in zip(self.edits, tensors, strict=True)],
+            self.stop,
+        )
+        inner.counts = Counter(self.counts)
+        inner.met = dict.fromkeys(self.met)
+        return inner
+
+    @property
+    def done(self) -> bool:
+        """Whether it wants no more of this run."""
+        return self.stop and len(self.met) == len(self.edits)
+
+    def missing(self) -> Exception | None:
+        """The error for what was never passed."""
+        for i, edit in enumerate(self.edits):
+            if i not in self.met:
+                return self._why(edit.at)
+        return None
+
+    def _why(self, at: Address) -> Exception:
+        where, path = self.where, at.path
+        if self.modules.get(path, path) != path:
+            other = self.modules[path]
+            return ValueError(
+                check.problem(
+                    where,
+                    "a place by the first of its names",
+                    f"{str(at)!r}, which is the same module as {other!r}",
+                    f"Use {other!r} with the number of the call, such as {other + '#1'!r}",
+                )
+            )
+        calls = self.counts[at.side] or (self.counts[path] if at.side != path else 0)
+        if calls > at.call:
+            leaves = [leaf for leaf in self.leaves.get((at.side, at.call), []) if leaf] or ["no tensor"]
+            return ValueError(
+                check.problem(
+                    where,
+                    f"one tensor of {path!r}",
+                    f"{str(at)!r}, where there are {len(leaves)}: {', '.join(leaves)}",
+                    f"Choose one, such as {path + ':' + leaves[0]!r}",
+                )
+            )
+        if calls:
+            return ValueError(
+                check.problem(
+                    where,
+                    f"a call of {path!r} that happens",
+                    f"#{at.call}, but there {'is' if calls == 1 else 'are'} {calls}",
+                    "Calls are counted from 0",
+                )
+            )
+        if path in self.modules:
+            return ValueError(
+                check.problem(
+                    where,
+                    "a place that this input reaches",
+                    f"{str(at)!r}, a module that was never called",
+                    "esegeta.places(score, x) lists what is reached",
+                )
+            )
+        names = {*self.modules, *(p.removesuffix(":in") for p in self.counts)}
+        return ValueError(
+            check.problem(
+                where, "a place of this score", f"{str(at)!r}, which is never passed", nearest(path, names)
+            )
+        )
+
+
+class Session:
+    """The views of one stretch of running code, told of every place that it passes.
+
+    ``batch`` is the number of examples where values are plain batches, None where they are single examples.
+    ``copies`` are places whose value is written to later: there what is handed out must be a copy.
+    """
+
+    def __init__(
+        self, views: Sequence[View], batch: int | None = None, copies: Iterable[Address] | None = None
+    ) -> None:
+        self.views, self.batch = tuple(views), batch
+        self.copies = copies
+        self.listing: list[Passed] | None = None
+        self.owner = [""]
+        self.hidden: frozenset[str] = frozenset()
+        self.modules: frozenset[str] = frozenset()
+        self.odd = False  # whether some place did not have the batch first: only a batch of one shows it unmixed
+        self.silent = False  # after a network has run, the operations around it are a reducer's: no places
+        self._held: list[tuple[Address, Tensor, int]] = []
+
+    # -- what the running code tells ------------------------------------------------------------------------
+
+    def visit(self, side: str, value: Any, kind: str) -> Any:
+        """A place is passed; what comes back goes on in its stead."""
+        calls = [(view, view.counts[side]) for view in self.views]
+        for view, _ in calls:
+            view.counts[side] += 1
+        asked = [(view, call) for view, call in calls if (side, call) in view.wanted]
+        if not asked and self.listing is None:
+            return value
+        paths, spec = tree_flatten_with_path(value)
+        leaves = [leaf for _, leaf in paths]
+        names = _leaf_names(paths, "in" if side.endswith(":in") else "")
+        for change in (True, False):
+            for view, call in asked:
+                view.leaves[side, call] = [names[i] for i in sorted(names)]
+                for number in view.wanted[side, call]:
+                    edit = view.edits[number]
+                    i = _find(names, edit.at.leaf)
+                    if i is None or (edit.kind == "tap") == change:
+                        continue
+                    if change:
+                        leaves[i] = self._changed(view, edit, leaves[i])
+                        view.met[number] = None
+                    else:
+                        view.met[number] = self._taken(view, edit, leaves[i])
+        if self.listing is not None:
+            call = calls[0][1] if calls else 0
+            for i, name in names.items():
+                self._list(Address(side, call, name), kind, leaves[i])
+        for view, _ in asked:
+            if view.done:
+                raise Stop(view)
+        return tree_unflatten(leaves, spec) if asked else value
+
+    def _list(self, at: Address, kind: str, t: Tensor) -> None:
+        assert self.listing is not None
+        if t.is_floating_point() and t.ndim > (self.batch is not None):
+            vertex = (t.grad_fn, t.output_nr) if t.grad_fn is not None else None
+            self.listing.append(Passed(at, kind, self.shape(t), t.dtype, vertex, _now()))
+
+    def shape(self, t: Tensor) -> tuple[int, ...]:
+        """The shape for one example."""
+        return tuple(t.shape[1:] if self._leads(t) else t.shape)
+
+    def _leads(self, t: Tensor) -> bool:
+        """Whether the first axis is the batch."""
+        if self.batch is None:
+            return False
+        leads = t.ndim > 0 and t.shape[0] == self.batch
+        self.odd = self.odd or not leads
+        return leads
+
+    def _changed(self, view: View, edit: Edit, value: Tensor) -> Tensor:
+        put = edit.tensor
+        assert put is not None
+        if not value.is_floating_point():
+            raise TypeError(
+                check.problem(
+                    view.where,
+                    "a place with floating activations",
+                    f"{check.describe(value)} at {str(edit.at)!r}",
+                    "Choose a place before the argmax, comparison or cast",
+                )
+            )
+        _refuse_checkpoint(view.where, edit.at)
+        one = self.shape(value)
+        have = tuple(put.shape if self.batch is None else put.shape[1:])
+        fits = have == one if edit.kind == "replace" else len(have) == len(one) and _broadcasts(have, one)
+        if not fits:
+            what = "a replacement of shape" if edit.kind == "replace" else "a nudge that broadcasts to"
+            raise ValueError(
+                check.problem(
+                    view.where, f"{what} {one} at {str(edit.at)!r}", str(have), "Take it from esegeta.tap"
+                )
+            )
+        if self.batch is not None and not self._leads(value):
+            put = put.squeeze(0)
+        put = put.to(value.dtype)
+        return value + put if edit.kind == "nudge" else _arranged(put, value)
+
+    def _taken(self, view: View, edit: Edit, value: Tensor) -> Tensor:
+        if levels.depth() > view.depth and self.batch is None:
+            raise _inner(view.where, edit.at)
+        t = value if self._leads(value) or self.batch is None else value.unsqueeze(0)
+        if self.copies is None or edit.at in self.copies or t.is_inference():
+            return t.clone()
+        self._held.append((edit.at, t, t._version))
+        return t
+
+    # -- what the run of a network needs --------------------------------------------------------------------
+
+    @property
+    def spoiled(self) -> set[Address]:
+        """Places whose value, handed out as it was, has been written to since."""
+        return {at for at, t, version in self._held if t._version != version}
+
+    def put(self) -> list[Tensor]:
+        """What all views put in, in order."""
+        return [e.tensor for view in self.views for e in view.edits if e.tensor is not None]
+
+    def fork(self, put: Sequence[Tensor], batch: int, copies: Iterable[Address]) -> "Session":
+        """The session for one run of a network on a batch."""
+        rest = iter(put)
+        views = [v.fork([None if e.tensor is None else next(rest) for e in v.edits]) for v in self.views]
+        inner = Session(views, batch, copies)
+        inner.listing = self.listing
+        return inner
+
+    def seen(self) -> list[Tensor]:
+        """The taps of all views, in order."""
+        return [t for view in self.views for _, t in sorted(view.met.items()) if t is not None]
+
+    def join(self, inner: "Session", seen: Sequence[Tensor]) -> None:
+        """Take over what a run has met, with its taps as they came out; stop if that is all."""
+        rest = iter(seen)
+        for view, other in zip(self.views, inner.views, strict=True):
+            view.counts, view.modules = other.counts, {**view.modules, **other.modules}
+            view.leaves.update(other.leaves)
+            for i, t in sorted(other.met.items()):
+                if t is not None:
+                    if levels.depth() > view.depth:
+                        raise _inner(view.where, view.edits[i].at)
+                    view.met[i] = next(rest)
+                else:
+                    view.met.setdefault(i)
+        self.silent = True
+        for view in self.views:
+            if view.edits and view.done:
+                raise Stop(view)
+
+    def addresses(self) -> frozenset[Address]:
+        """Every place that is asked for."""
+        return frozenset(e.at for view in self.views for e in view.edits)
+
+    @contextmanager
+    def running(self, module: Any = None) -> Iterator[None]:
+        """Be told of what runs inside this block, and of the inside of a module. Hooks are gone afterwards."""
+        root = getattr(module, "_orig_mod", module)
+        tree: dict[nn.Module, str] = {}
+        if isinstance(root, nn.Module):
+            for path, m in root.named_modules(remove_duplicate=False):
+                tree.setdefault(m, path)
+                for view in self.views:
+                    view.modules[path] = tree[m]
+        self.modules = frozenset(tree.values())
+        sides = {e.at.side for view in self.views for e in view.edits}
+        everything = self.listing is not None
+        # Operations that torch has in the code around or inside: only then every operation is looked at.
+        operations = everything or any(_may_be_operation(side, self.modules) for side in sides)
+        with ExitStack() as stack:
+            token = _current.set(self)
+            stack.callback(_current.reset, token)
+            if operations:
+                self.hidden = frozenset(p for m, p in tree.items() if p and _is_builtin_leaf(m))
+                for m, path in tree.items():
+                    stack.callback(m.register_forward_pre_hook(self._enter(path)).remove)
+            for m, path in tree.items():
+                if path and not isinstance(m, torch.jit.ScriptModule):
+                    if everything or path in sides:
+                        stack.callback(m.register_forward_hook(self._leave(path)).remove)
+                    if f"{path}:in" in sides:
+                        hook = m.register_forward_pre_hook(self._input(path), with_kwargs=True)
+                        stack.callback(hook.remove)
+            if operations:
+                for m, path in tree.items():
+                    stack.callback(m.register_forward_hook(self._exit(path), always_call=True).remove)
+                stack.enter_context(_Operations(self))
+            yield
+
+    def _mine(self) -> bool:
+        # Hooks fire for every thread that runs this module; the context variable says whose run it is.
+        return _current.get() is self
+
+    def _enter(self, path: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            if self._mine():
+                self.owner.append(path)
+
+        return hook
+
+    def _exit(self, path: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            if self._mine() and len(self.owner) > 1:
+                self.owner.pop()
+
+        return hook
+
+    def _leave(self, path: str) -> Callable[..., Any]:
+        def hook(_m: nn.Module, _args: Any, output: Any) -> Any:
+            return self.visit(path, output, "module") if self._mine() else None
+
+        return hook
+
+    def _input(self, path: str) -> Callable[..., Any]:
+        def hook(_m: nn.Module, args: Any, kwargs: Any) -> Any:
+            if not self._mine():
+                return None
+            if kwargs:
+                merged = self.visit(f"{path}:in", {**dict(enumerate(args)), **kwargs}, "input")
+                return tuple(merged[i] for i in range(len(args))), {k: merged[k] for k in kwargs}
+            return self.visit(f"{path}:in", args, "input"), kwargs
+
+        return hook
+
+
+_current: ContextVar[Session | None] = ContextVar("esegeta_session", default=None)
+
+
+def current() -> Session | None:
+    """The session that the running code reports to."""
+    return _current.get()
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Run what is in this block unobserved."""
+    token = _current.set(None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def observe(
+    where: str, score: Callable[..., Any], inputs: Sequence[Any], edits: Sequence[Edit], *, stop: bool = False
+) -> tuple[Any, list[Tensor]]:
+    """Run a score with edits: its value (None if stopped early) and what the taps saw, in order."""
+    outer = _current.get()
+    view = View(where, edits, stop)
+    session = Session((view, *(outer.views if outer is not None and outer.batch is None else ())))
+    session.silent = outer is not None and outer.silent
+    result = None
+    try:
+        with session.running():
+            result = score(*inputs)
+    except Stop as reached:
+        if reached.view is not view:
+            raise
+    error = view.missing()
+    if error is not None:
+        raise error
+    return result, [t for _, t in sorted(view.met.items()) if t is not None]
+
+
+def list_passed(score: Callable[..., Any], x: Tensor) -> tuple[Any, list[Passed]]:
+    """Run a score on a plain tensor under ordinary autograd and note every place that it passes."""
+    session = Session([View("places", (), False)])
+    session.listing = []
+    with session.running():
+        result = score(x)
+    return result, session.listing
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Advice for a name that does not exist."""
+    near = difflib.get_close_matches(name, sorted({*names} - {""}), n=3, cutoff=0.5)
+    return f"Nearest: {', '.join(near)}" if near else "esegeta.places(score, x) lists them"
+
+
+def visit_marker(z: Tensor, label: str) -> Tensor:
+    """Tell the session of a value that carries a name."""
+    session = _current.get()
+    return z if session is None else session.visit(label, z, "marker")
+
+
+class _Operations(TorchFunctionMode):
+    """Tells a session of every torch operation in Python code, whoever spelled it how."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        # Modes live in torch's own stack; what they hold must not outlive the run.
+        self._session = weakref.ref(session)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        session = self._session()
+        if session is None or not session._mine() or session.silent:
+            return out
+        name, owner = operation(func), session.owner[-1]
+        if not name or owner in session.hidden or not _holds_tensor(out):
+            return out
+        path = f"{owner}.{name}" if owner else name
+        return session.visit(f"{path}()" if path in session.modules else path, out, "operation")
+
+
+def operation(func: Any) -> str:
+    """One name for all spellings of an operation; nothing for what makes no new value.
+
+    >>> [operation(f) for f in (torch.relu, torch.Tensor.relu_, torch.Tensor.__iadd__, torch.Tensor.size)]
+    ['relu', 'relu', 'add', '']
+    """
+    name = getattr(func, "__name__", "").split(".")[0].strip("_")
+    name = _SPELLED.get(name, name)
+    return "" if name in _SILENT or name.startswith(("is_", "has_")) else name
+
+
+def _holds_tensor(out: Any) -> bool:
+    return isinstance(out, Tensor) or (
+        isinstance(out, (tuple, list)) and any(isinstance(o, Tensor) for o in out)
+    )
+
+
+def _may_be_operation(side: str, modules: frozenset[str]) -> bool:
+    if side in modules or side.endswith(":in"):
+        return False
+    name = side.rpartition(".")[2].removesuffix("()")
+    return any(hasattr(home, name) for home in (torch, nn.functional, Tensor, torch.ops.aten)) or hasattr(
+        Tensor, f"__{name}__"
+    )
+
+
+def _now() -> float:
+    """The time by the clock of autograd's graph, whose nodes are numbered as they are made."""
+    tick: Any = torch.zeros((), requires_grad=True).view_as(torch.zeros(())).grad_fn
+    return float(tick._sequence_nr())
+
+
+def _is_builtin_leaf(m: nn.Module) -> bool:
+    """Torch's own layers are one place, not the operations that they are made of."""
+    return type(m).__module__.startswith(("torch.nn.", "torch.ao.")) and not m._modules
+
+
+def _leaf_names(paths: Sequence[tuple[Any, Any]], side: str) -> dict[int, str]:
+    """A name for each tensor of a tree, by position; nothing where there is only one."""
+    tensors = [(i, keys) for i, (keys, leaf) in enumerate(paths) if isinstance(leaf, Tensor)]
+    if len(tensors) == 1:
+        return {tensors[0][0]: side}
+    names = {i: ".".join(str(_key(k)) for k in keys) for i, keys in tensors}
+    return {i: f"{side}.{name}" if side else name for i, name in names.items()}
+
+
+def _key(entry: Any) -> Any:
+    for attribute in ("idx", "key", "name"):
+        if hasattr(entry, attribute):
+            return getattr(entry, attribute)
+    return entry
+
+
+def _find(names: dict[int, str], leaf: str) -> int | None:
+    exact = [i for i, name in names.items() if name == leaf]
+    if exact:
+        return exact[0]
+    # Where there is one tensor, any position that holds it is right: "in.0", or "0" of a tuple of one.
+    return next(iter(names)) if len(names) == 1 and leaf in ("0", "in.0") else None
+
+
+def _broadcasts(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
+    return all(a in (1, b) for a, b in zip(small, large, strict=True))
+
+
+def _arranged(z: Tensor, like: Tensor) -> Tensor:
+    """A copy of z in the layout of another tensor, so that the next kernel is the same one, and may write to it."""
+    if like.layout != torch.strided or levels.wrapped(z) or levels.wrapped(like):
+        return z.clone()
+    order = sorted(range(like.ndim), key=lambda d: (-like.stride(d), d))
+    back = [order.index(d) for d in range(like.ndim)]
+    return z.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
+
+
+def _refuse_checkpoint(where: str, at: Address) -> None:
+    # Checkpointing runs the region again in the backward pass, without what was put in.
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        raise ValueError(
+            check.problem(
+                where,
+                "a place outside of checkpointed code",
+                f"{str(at)!r}, which is computed again in the backward pass",
+                "Switch checkpointing off, or take the place before or after the checkpointed block",
+            )
+        )
+
+
+def _inner(where: str, at: Address) -> ValueError:
+    return ValueError(
+        check.problem(
+            where,
+            "a place that is passed once by the score",
+            f"{str(at)!r} inside of a vmap or grad that the score itself applies",
+            "Take the place of the function that is mapped",
+        )
+    )

@@ -1,0 +1,701 @@
+r"""Places inside a score: named intermediate tensors, to look at, to cut at, to change.
+
+A place is written ``path``, ``path#call``, ``path:leaf`` or both:
+
+- ``encoder.2.conv``: the output of a module; ``encoder.2.conv#1`` that of its second call;
+- ``block:1``, ``block:aux.0``: one tensor of a result that holds several;
+- ``block.relu:in``: the input of a module, ``block.join:in.1`` one of several;
+- ``block.add#1``: the second addition in the ``forward`` of ``block``, in whatever spelling;
+- ``bottleneck``: what the code itself calls so, with ``name(z, "bottleneck")``.
+
+``places(score, x)`` lists them. The network is never changed, and everything here is a function like the
+score: it can be mapped, differentiated and run from several threads.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils.weak import WeakIdKeyDictionary
+
+from esegeta._registry import find_method
+from esegeta._types import Explain, Method, Score
+from esegeta.engine import check, interception, levels, memory
+from esegeta.engine.gradient import name_of, value_gradients_and_more
+from esegeta.engine.interception import Edit, Passed
+from esegeta.trees import on_trees
+
+Names = str | Sequence[str]
+Rule = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place of a score, as ``places`` found it.
+
+    name: how to ask for it; kind: "module", "operation" or "marker"; shape, dtype: of its tensor for one example;
+    call: which call of its path; cut: whether all that the score knows of the input passes through it;
+    beside: the places that carry the rest, which together with it are a cut; used: whether the score depends
+    on it at all.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    call: int
+    cut: bool
+    beside: tuple[str, ...]
+    used: bool
+
+    def __str__(self) -> str:
+        note = "cut" if self.cut else f"beside: {', '.join(self.beside)}" if self.used else "not used"
+        return f"{self.name:<32} {self.kind:<10} {str(self.shape):<22} {note}"
+
+
+class Places(tuple[Place, ...]):
+    """Places in the order in which they are computed; prints as a table; ``found["name"]`` is one of them."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+    def __getitem__(self, which: Any) -> Any:
+        if not isinstance(which, str):
+            return super().__getitem__(which)
+        for place in self:
+            if place.name == which:
+                return place
+        names = [place.name for place in self]
+        raise KeyError(
+            check.problem("places", "the name of a place", repr(which), interception.nearest(which, names))
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(place.name for place in self)
+
+
+def name(z: Tensor, label: str) -> Tensor:
+    """Give a value inside of a function a name, so that it is a place. It stays the same value.
+
+    Args:
+        z: the value.
+        label: its name, without ``#`` and ``:``.
+
+    Returns:
+        z; or what somebody puts in its stead.
+
+    Example:
+        >>> import torch
+        >>> score = lambda x: (name(2 * x, "double") ** 2).sum()
+        >>> tap(score, "double")(torch.tensor([[1., 3.]])).tolist()
+        [[2.0, 6.0]]
+    """
+    check.tensor("name", "z", z)
+    if not isinstance(label, str) or str(interception.parse("name", label)) != label or "#" in label:
+        raise ValueError(check.problem("name", "a label without # and :", repr(label), "Choose another"))
+    return interception.visit_marker(z, label)
+
+
+def places(score: Callable[[Tensor], Tensor], x: Tensor) -> Places:
+    r"""Every place that a score passes for this input, in order.
+
+    A place is a *cut* if every way from the input to the score leads through it: then the score is a function
+    of this place alone. A layer beside a skip connection is none; ``beside`` then names the places that carry
+    what bypasses it. What autograd does not see (``detach``, ``argmax``) is not counted as a way.
+
+    Args:
+        score: a score, or a model.
+        x: an example. The score runs once, with a graph, outside of ``vmap`` and ``grad``.
+
+    Returns:
+        The places; they print as a table.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> from esegeta import zoo
+        >>> score = eg.reducers.class_sum(eg.from_module(zoo.small_unet(2)), 1)
+        >>> found = places(score, torch.rand(1, 8, 8))
+        >>> found["bottom"].shape, found["bottom"].cut, found["bottom"].beside
+        ((8, 4, 4), False, ('encoder',))
+        >>> found["decoder"].cut
+        True
+    """
+    check.image("places", "x", x)
+    if levels.depth():
+        raise ValueError(
+            check.problem(
+                "places", "to be called outside of vmap and grad", "a call inside", "List the places first"
+            )
+        )
+    graph = _Graph(score, x)
+    found = []
+    for passed in graph.passed:
+        beside = graph.beside([passed])
+        found.append(
+            Place(
+                str(passed.at),
+                passed.kind,
+                passed.shape,
+                passed.dtype,
+                passed.at.call,
+                graph.used(passed) and not beside,
+                beside,
+                graph.used(passed),
+            )
+        )
+    return Places(found)
+
+
+def tap(score: Callable[..., Tensor], place: Names) -> Callable[..., Any]:
+    r"""The activation at a place, as a function of the input: :math:`A(x)`.
+
+    The score runs only as far as needed. It is a model like any other: a reducer on it explains a neuron.
+
+    Args:
+        score: a score or a model.
+        place: one place, or several.
+
+    Returns:
+        ``x -> activation``, or a tuple of them for several places.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> net = torch.nn.Sequential(torch.nn.Conv1d(1, 3, 1), torch.nn.ReLU())
+        >>> tap(eg.from_module(net), "0")(torch.zeros(1, 5)).shape
+        torch.Size([3, 5])
+    """
+    names, form = _names("tap", place)
+    edits = [Edit(at, "tap") for at in names]
+
+    def tapped(*inputs: Tensor) -> Any:
+        return form(interception.observe("tap", score, inputs, edits, stop=True)[1])
+
+    tapped.__name__ = f"{name_of(score)} at {_text(place)}"
+    return tapped
+
+
+def replace(score: Callable[..., Tensor], place: Names) -> Callable[..., Tensor]:
+    r"""The score with an activation put in at a place: :math:`F(x \mid A := z)`.
+
+    Args:
+        score: a score or a model.
+        place: one place, or several.
+
+    Returns:
+        ``(x, z) -> F``; for several places z is a tuple.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: (eg.name(2 * x, "double") + x).sum()
+        >>> replace(score, "double")(torch.ones(1, 1), torch.zeros(1, 1)).item()
+        1.0
+    """
+    return _with("replace", score, place)
+
+
+def nudge(score: Callable[..., Tensor], place: Names) -> Callable[..., Tensor]:
+    r"""The score with something added at a place: :math:`F(x \mid A := A(x) + d)`.
+
+    Its gradient for d at zero is the gradient for the activation, at the price of one run.
+
+    Args:
+        score: a score or a model.
+        place: one place, or several.
+
+    Returns:
+        ``(x, d) -> F``, where d has the shape of the activation or broadcasts to it; for several places d is a
+        tuple.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: (eg.name(2 * x, "double") ** 2).sum()
+        >>> torch.func.grad(lambda d: nudge(score, "double")(torch.ones(1, 1), d))(torch.zeros(1, 1)).item()
+        4.0
+    """
+    return _with("nudge", score, place)
+
+
+def split(
+    score: Score, place: Names, *, at: Tensor | None = None
+) -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]:
+    r"""Cut a score at a place: :math:`F = \mathrm{head} \circ \mathrm{trunk}`.
+
+    ``head(trunk(x))`` is ``score(x)``, at every place. The head on *other* activations needs to know the rest
+    of what it reads: nothing if the place is a cut; else what bypasses the place comes from ``at``. Several
+    places that are a cut together need no ``at`` either.
+
+    Args:
+        score: the score.
+        place: one place, or several.
+        at: the input that everything beside the place is frozen at.
+
+    Returns:
+        ``(trunk, head)``, ``x -> z`` and ``z -> F``; for several places z is a tuple.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: (eg.name(2 * x, "double") ** 2).sum()
+        >>> trunk, head = split(score, "double")
+        >>> z = trunk(torch.tensor([[1., 3.]]))
+        >>> z.tolist(), head(z).item(), head(torch.zeros(1, 2)).item()
+        ([[2.0, 6.0]], 40.0, 0.0)
+    """
+    names, form = _names("split", place)
+    if at is not None:
+        check.image("split", "at", at)
+    put = replace(score, place)
+    taps = [Edit(name, "tap") for name in names]
+    single = isinstance(place, str)
+    # What a trunk returned belongs to the input that it came from for as long as somebody holds it.
+    origin: Any = WeakIdKeyDictionary()
+    inputs: dict[tuple[tuple[int, ...], ...], Tensor] = {}
+
+    def trunk(x: Tensor) -> Any:
+        _, found = interception.observe("split", score, (x,), taps, stop=True)
+        for z, name in zip(found, names, strict=True):
+            if not z.is_floating_point():
+                raise TypeError(
+                    check.problem(
+                        "split",
+                        "a place with floating activations",
+                        f"{check.describe(z)} at {str(name)!r}",
+                        "Choose a place before the argmax, comparison or cast",
+                    )
+                )
+            if z.ndim == 0:
+                raise ValueError(
+                    check.problem(
+                        "split",
+                        "a place inside of the network",
+                        f"{str(name)!r}, a single number",
+                        "Choose a place before the reducer",
+                    )
+                )
+            origin[z] = x
+        sizes = tuple(tuple(z.shape) for z in found)
+        if at is None and sizes not in inputs:
+            inputs[sizes] = torch.empty((), dtype=x.dtype, device=x.device).expand(x.shape)
+        return form(found)
+
+    def head(z: Any) -> Tensor:
+        zs = (z,) if single else tuple(z)
+        known = at if at is not None else origin.get(zs[0])
+        if known is None:
+            known = elsewhere(zs)
+        return put(known, z)
+
+    cuts: dict[tuple[tuple[int, ...], ...], Tensor] = {}
+
+    def elsewhere(zs: Sequence[Tensor]) -> Tensor:
+        """Some input for the head of a cut, which does not matter; refused where it would."""
+        sizes = tuple(tuple(z.shape) for z in zs)
+        if sizes not in inputs:
+            raise ValueError(
+                check.problem(
+                    "split",
+                    "an activation like those of the trunk, or at=x",
+                    f"{', '.join(map(str, sizes))} before any call of the trunk with such a result",
+                    "Call trunk(x) first, so that the size of the input is known, or pass at=x",
+                )
+            )
+        if sizes not in cuts:
+            with torch.no_grad():
+                cuts[sizes] = _refuse_ways_around(score, put, trunk, names, place, inputs[sizes])
+        return cuts[sizes]
+
+    trunk.__name__, head.__name__ = f"trunk to {_text(place)}", f"{name_of(score)} from {_text(place)}"
+    head.differentiable = getattr(score, "differentiable", True)  # type: ignore[attr-defined]
+    return trunk, head
+
+
+def at(method: Method | str, place: Names) -> Method:
+    r"""The layer version of a method: it explains by the activations at a place instead of the input.
+
+    .. math:: \mathrm{at}(M, l)(F)(x, x') = M(\mathrm{head}_l)(A_l(x), A_l(x'))
+
+    Everything that bypasses the place stays as it is at x. A path method goes on a straight line between
+    *activations*, so layer integrated gradients sum up to what changes if the place alone is switched from x
+    to the baseline; for the path in the input there is ``conductance``.
+
+    Args:
+        method: ``Score -> Explain``, or the name of one.
+        place: one place, or several; then explanations are tuples.
+
+    Returns:
+        A method; its explanations take x and references in the input space and are like the activation.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: (eg.name(2 * x, "double") ** 2).sum()
+        >>> explain = at(eg.integrated_gradients, "double")(score, steps=2)
+        >>> explain(torch.ones(1, 2), torch.zeros(1, 2)).tolist()
+        [[4.0, 4.0]]
+    """
+    method = find_method(method).fn if isinstance(method, str) else method
+    names, _ = _names("at", place)
+    chosen = method if isinstance(place, str) else on_trees(method)
+
+    def layered(score: Score, **static: Any) -> Explain:
+        def explain(x: Tensor, *refs: Tensor, **extra: Any) -> Tensor:
+            trunk, head = split(score, place, at=x)
+
+            def inside(ref: Tensor) -> Any:
+                if not isinstance(ref, Tensor) or ref.shape == x.shape:
+                    return trunk(ref)
+                return vmap(trunk)(ref) if ref.shape[1:] == x.shape else ref  # a stack of references
+
+            return chosen(head, **static)(trunk(x), *map(inside, refs), **extra)
+
+        explain.__name__ = f"{name_of(method)} at {_text(place)}"
+        explain.takes_key = getattr(method(score, **static), "takes_key", False)  # type: ignore[attr-defined]
+        return explain
+
+    layered.__name__ = f"{name_of(method)} at {', '.join(map(str, names))}"
+    return layered
+
+
+def activation_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
+    r"""The activations :math:`A` at places and the gradients :math:`\partial F / \partial A`, in one pass.
+
+    One forward and one backward run whatever the number of places. What most layer methods are made of.
+
+    Args:
+        score: the score.
+        place: one place, or several.
+
+    Returns:
+        ``x -> (A, G)``; for several places two tuples.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: (eg.name(2 * x, "double") ** 2).sum()
+        >>> a, g = activation_and_gradient(score, "double")(torch.tensor([[1., 3.]]))
+        >>> a.tolist(), g.tolist()
+        ([[2.0, 6.0]], [[4.0, 12.0]])
+    """
+    names, form = _names("activation_and_gradient", place)
+    shapes = _shapes(score, place)
+    taps = [Edit(name, "tap") for name in names]
+
+    def both(x: Tensor) -> tuple[Any, Any]:
+        def nudged(*ds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            edits = [Edit(name, "nudge", d) for name, d in zip(names, ds, strict=True)]
+            y, found = interception.observe("activation_and_gradient", score, (x,), [*edits, *taps])
+            return y, tuple(found)
+
+        zeros = [torch.zeros((), dtype=d, device=x.device).expand(s) for s, d in shapes(x)]
+        _, gradients, found = value_gradients_and_more(nudged, name_of(score))(*zeros)
+        for name, g in zip(names, gradients, strict=True):
+            if not levels.true_anywhere(g.detach() != 0):
+                _refuse_unused(score, str(name), x)
+        return form(found), form(gradients)
+
+    return both
+
+
+def local(score: Score, place: Names, rule: Rule) -> Explain:
+    """The explanation by a rule of activation and gradient; at several places in one pass.
+
+    Args:
+        score: the score.
+        place: one place, or several.
+        rule: ``(A, G) -> map``.
+
+    Returns:
+        ``x -> map``, or a tuple of maps for several places.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: (eg.name(2 * x, "double") ** 2).sum()
+        >>> local(score, "double", lambda a, g: a * g)(torch.ones(1, 2)).tolist()
+        [[8.0, 8.0]]
+    """
+    both = activation_and_gradient(score, place)
+
+    def explain(x: Tensor) -> Any:
+        a, g = both(x)
+        return rule(a, g) if isinstance(place, str) else tuple(map(rule, a, g))
+
+    return explain
+
+
+# --- How it is done ---------------------------------------------------------------------------------------
+
+
+def _names(
+    where: str, place: Names
+) -> tuple[list[interception.Address], Callable[[Sequence[Tensor]], Any]]:
+    if isinstance(place, str):
+        return [interception.parse(where, place)], lambda found: found[0]
+    if not isinstance(place, Sequence) or not place:
+        raise TypeError(
+            check.problem(
+                where, "a place or a sequence of places", check.describe(place), "Pass for example 'encoder.0'"
+            )
+        )
+    names = [interception.parse(where, p) for p in place]
+    if len(set(names)) != len(names):
+        raise ValueError(
+            check.problem(where, "each place once", ", ".join(map(str, names)), "Remove repetitions")
+        )
+    return names, tuple
+
+
+def _text(place: Names) -> str:
+    return place if isinstance(place, str) else ", ".join(place)
+
+
+def _with(kind: Any, score: Callable[..., Tensor], place: Names) -> Callable[..., Tensor]:
+    names, _ = _names(kind, place)
+
+    def changed(*inputs: Any) -> Tensor:
+        *own, put = inputs
+        tensors = [put] if isinstance(place, str) else list(put)
+        if len(tensors) != len(names):
+            raise ValueError(
+                check.problem(
+                    kind, f"{len(names)} tensors, one for each place", str(len(tensors)), "Pass a tuple"
+                )
+            )
+        for name, t in zip(names, tensors, strict=True):
+            check.floating(kind, f"what is put in at {str(name)!r}", t)
+        edits = [Edit(name, kind, t) for name, t in zip(names, tensors, strict=True)]
+        return interception.observe(kind, score, own, edits)[0]
+
+    changed.__name__ = f"{name_of(score)} with {kind} at {_text(place)}"
+    return changed
+
+
+def _shapes(
+    score: Score, place: Names
+) -> Callable[[Tensor], list[tuple[tuple[int, ...], torch.dtype]]]:
+    """``x -> `` shape and dtype of the activation at every place, found once for inputs alike."""
+    found: dict[Any, list[tuple[tuple[int, ...], torch.dtype]]] = {}
+    taps = [Edit(name, "tap") for name in _names("tap", place)[0]]
+
+    def shapes(x: Tensor) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        key = (tuple(x.shape), x.dtype, x.device)
+        if key not in found:
+            found[key] = look(x)
+        return found[key]
+
+    def look(x: Tensor) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        # A dry run takes no time whatever the size; code that looks at values needs a real one.
+        try:
+            return memory.without_values(run, x)
+        except Exception:
+            return run(x.detach())
+
+    def run(x: Tensor) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        with torch.no_grad():
+            _, seen = interception.observe("places", score, (x,), taps, stop=True)
+        for tapped, z in zip(taps, seen, strict=True):
+            if not z.is_floating_point() or z.ndim == 0:
+                raise TypeError(
+                    check.problem(
+                        "places",
+                        "a place with floating activations inside of the network",
+                        f"{check.describe(z)} at {str(tapped.at)!r}",
+                        "Choose a place before the reducer, argmax, comparison or cast",
+                    )
+                )
+        return [(tuple(z.shape), z.dtype) for z in seen]
+
+    return shapes
+
+
+def _refuse_unused(score: Score, name: str, x: Tensor) -> None:
+    """Raise where a gradient is zero because the score does not depend on the place at all."""
+    with interception.aside(), torch.enable_grad():
+        graph = _Graph(score, _probe(x))
+    passed = [p for p in graph.passed if str(p.at) == name]
+    if passed and not graph.used(passed[0]):
+        raise ValueError(
+            check.problem(
+                "places",
+                "a place that the score depends on",
+                f"{name!r}, from which no gradient leads to the score",
+                "It lies behind what the score uses, or its result is thrown away",
+            )
+        )
+
+
+def _refuse_ways_around(
+    score: Score,
+    put: Callable[..., Tensor],
+    trunk: Callable[[Tensor], Any],
+    names: Sequence[interception.Address],
+    place: Names,
+    like: Tensor,
+) -> Tensor:
+    """Raise unless the places are a cut; else an input of the right size for the rest to run on."""
+    with interception.aside():
+        one, other = _probe(like), -2 * _probe(like) + 1
+        with torch.enable_grad():
+            graph = _Graph(score, one)
+        chosen = [p for p in graph.passed if p.at in names]
+        beside = graph.beside(chosen)
+        same = torch.allclose(put(other, trunk(one)), score(one), rtol=1e-4, atol=0, equal_nan=True)
+    if beside or not same:
+        way = f"more flows beside it, through {', '.join(beside)}" if beside else "more flows beside it"
+        advice = "Freeze the rest with split(score, place, at=x)"
+        if beside and "input" not in beside:
+            everything = [*map(str, names), *beside]
+            advice += f", or cut at all of {everything}"
+        raise ValueError(
+            check.problem("split", "a cut, where the head gets all it needs", f"{_text(place)!r}: {way}", advice)
+        )
+    return one
+
+
+def _probe(like: Tensor) -> Tensor:
+    base = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
+    return check.wave(base)
+
+
+class _Graph:
+    """Autograd's graph of one run of a score, with the places that it passed."""
+
+    def __init__(self, score: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        with torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            result, self.passed = interception.list_passed(score, leaf)
+            start = leaf.view_as(leaf).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+        self.passed = [p for p in self.passed if not (p.vertex and _is_input(p.vertex, start))]
+        roots = [t for t in ([result] if isinstance(result, Tensor) else []) if t.grad_fn is not None]
+        vertices = [(t.grad_fn, t.output_nr) for t in roots]
+        if not vertices:  # a count, say: then what the network computed last
+            vertices = [p.vertex for p in self.passed[-1:] if p.vertex]
+        self.start = start
+        self.ways = self._ways(vertices)
+        self.readers: dict[Any, list[tuple[Any, Any, float]]] = {}
+        for vertex, into in self.ways.items():
+            self.readers.setdefault(vertex[0], []).extend((vertex, node, time) for node, time in into)
+        self.names: dict[Any, str] = {}  # of each tensor the first
+        for passed in self.passed:
+            if passed.vertex is not None:
+                self.names.setdefault(passed.vertex, str(passed.at))
+
+    def _ways(self, roots: Sequence[Any]) -> dict[Any, list[tuple[Any, float]]]:
+        """What reads each vertex on a way from the input to the result: consumers with their time."""
+        after: dict[Any, list[Any]] = {}
+        below: dict[Any, list[Any]] = {}
+        stack = [node for node, _ in roots]
+        seen = set(stack)
+        while stack:
+            node = stack.pop()
+            below[node] = [(n, nr) for n, nr in node.next_functions if n is not None]
+            for n, _ in below[node]:
+                after.setdefault(n, []).append(node)
+                if n not in seen:
+                    seen.add(n)
+                    stack.append(n)
+        reaches = {self.start} if self.start in seen else set()
+        stack = list(reaches)
+        while stack:
+            for node in after.get(stack.pop(), []):
+                if node not in reaches:
+                    reaches.add(node)
+                    stack.append(node)
+        ways: dict[Any, list[tuple[Any, float]]] = {}
+        for root in roots:
+            if root[0] in reaches:
+                ways.setdefault(root, []).append((None, float("inf")))
+        for node in reaches:
+            for vertex in below.get(node, []):
+                if vertex[0] in reaches:
+                    ways.setdefault(vertex, []).append((node, self._time(node)))
+        return ways
+
+    def _time(self, node: Any) -> float:
+        return -1.0 if node is self.start else float(node._sequence_nr())
+
+    def used(self, passed: Passed) -> bool:
+        """Whether a way from the input to the result leads through it."""
+        return passed.vertex in self.ways
+
+    def beside(self, chosen: Sequence[Passed]) -> tuple[str, ...]:
+        """The places that carry what bypasses the chosen ones, as of the time of the last of them."""
+        # What has read a tensor before the place was passed is not reached by what is put in there.
+        since = {p.vertex: p.time for p in reversed(chosen) if p.vertex in self.ways}
+        if not since or not self._bypassed(since):
+            return ()
+        now = max(since.values())
+        crossing = [
+            vertex
+            for vertex, readers in self.ways.items()
+            if vertex not in since
+            and self._time(vertex[0]) <= now
+            and any(time > now for _, time in readers)
+            and self._bypassed(since, vertex[0])
+        ]
+        found = {self._named(vertex) for vertex in crossing}
+        order = ["input", *(str(p.at) for p in self.passed)]
+        return tuple(sorted((n for n in found if n is not None), key=order.index))
+
+    def _bypassed(self, since: dict[Any, float], goal: Any = None) -> bool:
+        """Whether a way from the input to the result (or to a node) avoids all of these."""
+        reached, stack = {self.start}, [self.start]
+        while stack:
+            node = stack.pop()
+            if node is goal:
+                return True
+            for vertex, reader, time in self.readers.get(node, []):
+                if vertex in since and time > since[vertex]:
+                    continue
+                if reader is None and goal is None:
+                    return True
+                if reader is not None and reader not in reached:
+                    reached.add(reader)
+                    stack.append(reader)
+        return False
+
+    def _named(self, vertex: Any) -> str | None:
+        """Its name, or that of what it is made of."""
+        seen: set[Any] = set()
+        stack: list[Any] = [vertex]
+        while stack:
+            here = stack.pop(0)
+            if here in self.names:
+                return self.names[here]
+            if here[0] is self.start:
+                return "input"
+            if here not in seen:
+                seen.add(here)
+                stack += [v for v in here[0].next_functions if v[0] is not None and v in self.ways]
+        return None
+
+
+def _is_input(vertex: Any, start: Any) -> bool:
+    return vertex[0] is start
+
+
+def every(score: Callable[[Tensor], Tensor], x: Tensor, *, grids: bool = False) -> tuple[str, ...]:
+    """The names of all places that the score depends on; each tensor once.
+
+    Args:
+        score: a score or a model.
+        x: an example.
+        grids: only those that are feature maps ``(D, *U)`` with as many axes as the input.
+
+    Returns:
+        Names in order, to be handed to what takes several places.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: (eg.name(2 * x, "double") ** 2).sum()
+        >>> every(score, torch.ones(1, 2))
+        ('mul', 'pow')
+    """
+    return tuple(_once(places(score, x), x if grids else None))
+
+
+def _once(found: Places, like: Tensor | None) -> Iterator[str]:
+    for place in found:
+        if place.used and (like is None or len(place.shape) == like.ndim):
+            yield place.name
