@@ -9,6 +9,8 @@ from esegeta.engine.execution import DeadlineExceeded, ExecutionWarning, executi
 from esegeta.engine.memory import forecast
 from esegeta.methods.adaptive_integrated_gradients import integrated
 from esegeta.models import from_module
+from esegeta.places import activation_and_gradient, at, every, name, nudge, places, replace, split, tap
+from esegeta.spatial import upsample
 from esegeta.transforms.weights import fusion_grad, noise_grad
 from esegeta.trees import on_trees
 
@@ -20,10 +22,13 @@ globals().update({name: spec.fn for table in (_METHODS, _TRANSFORMS) for name, s
 __all__ = [
     "DeadlineExceeded",
     "ExecutionWarning",
+    "activation_and_gradient",
+    "at",
     "axioms",
     "baselines",
     "batched",
     "catalogue",
+    "every",
     "execution",
     "explained",
     "find_method",
@@ -34,15 +39,22 @@ __all__ = [
     "method",
     "methods",
     "models",
+    "name",
     "noise",
     "noise_grad",
+    "nudge",
     "on_trees",
+    "places",
     "random",
     "reducer",
     "reducers",
+    "replace",
     "spatial",
+    "split",
+    "tap",
     "transform",
     "transforms",
+    "upsample",
     *_METHODS,
     *_TRANSFORMS,
 ]

@@ -26,6 +26,7 @@ from esegeta.methods.adaptive_integrated_gradients import integrated as integrat
 from esegeta.methods.blur_integrated_gradients import blur_integrated_gradients as blur_integrated_gradients
 from esegeta.methods.expected_gradients import expected_gradients as expected_gradients
 from esegeta.methods.expected_gradients import gradient_shap as gradient_shap
+from esegeta.methods.grad_cam import grad_cam as grad_cam
 from esegeta.methods.gradient import gradient as gradient
 from esegeta.methods.gradient import saliency as saliency
 from esegeta.methods.guided_integrated_gradients import (
@@ -35,6 +36,16 @@ from esegeta.methods.idgi import idgi as idgi
 from esegeta.methods.input_x_gradient import input_x_gradient as input_x_gradient
 from esegeta.methods.integrated_gradients import integrated_gradients as integrated_gradients
 from esegeta.models import from_module as from_module
+from esegeta.places import activation_and_gradient as activation_and_gradient
+from esegeta.places import at as at
+from esegeta.places import every as every
+from esegeta.places import name as name
+from esegeta.places import nudge as nudge
+from esegeta.places import places as places
+from esegeta.places import replace as replace
+from esegeta.places import split as split
+from esegeta.places import tap as tap
+from esegeta.spatial import upsample as upsample
 from esegeta.transforms.averaging import over_baselines as over_baselines
 from esegeta.transforms.pointwise import absolute as absolute
 from esegeta.transforms.pointwise import negative as negative
@@ -52,12 +63,15 @@ __all__ = [
     "DeadlineExceeded",
     "ExecutionWarning",
     "absolute",
+    "activation_and_gradient",
     "adaptive_integrated_gradients",
+    "at",
     "axioms",
     "baselines",
     "batched",
     "blur_integrated_gradients",
     "catalogue",
+    "every",
     "execution",
     "expected_gradients",
     "explained",
@@ -65,6 +79,7 @@ __all__ = [
     "forecast",
     "from_module",
     "fusion_grad",
+    "grad_cam",
     "gradient",
     "gradient_shap",
     "guided_integrated_gradients",
@@ -75,21 +90,28 @@ __all__ = [
     "method",
     "methods",
     "models",
+    "name",
     "negative",
     "noise",
     "noise_grad",
+    "nudge",
     "on_trees",
     "over_baselines",
+    "places",
     "positive",
     "random",
     "reduce_channels",
     "reducer",
     "reducers",
+    "replace",
     "saliency",
     "smooth",
     "smooth_squared",
     "spatial",
+    "split",
+    "tap",
     "transform",
     "transforms",
+    "upsample",
     "variance",
 ]

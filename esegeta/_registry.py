@@ -15,6 +15,7 @@ from torch import Tensor
 from esegeta.engine import check, gradient
 
 Needs = Literal["gradient", "values"]
+Shape = Literal["input", "layer", "map"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -25,6 +26,8 @@ class MethodSpec:
     refs: the further tensors of its explanation, by kind (see ``REFS``); key: whether it draws at random;
     axioms: names in ``esegeta.axioms`` that hold for every score; needs: whether the score must be
     differentiable; example: static arguments of a cheap instance; also: other names that people look for.
+    place: whether it explains by the activations at a place, which is its second argument; shape: "input" if the
+    explanation is like x, "layer" if it is like the activation, "map" if it is one channel on the grid of either.
     """
 
     fn: Callable[..., Any]
@@ -35,6 +38,8 @@ class MethodSpec:
     example: Mapping[str, Any]
     paper: str
     also: tuple[str, ...] = ()
+    place: bool = False
+    shape: Shape = "input"
 
     @property
     def name(self) -> str:
@@ -149,7 +154,7 @@ def _checked(
 
     def finish(x: Tensor, a: Tensor) -> Tensor:
         if score is not None:
-            gradient.refuse_dead_score(name, score, x, a)
+            gradient.refuse_dead_score(name, score, x, a if isinstance(a, Tensor) else next(iter(a)))
         return a
 
     if key:
@@ -204,12 +209,17 @@ def method(
     example: Mapping[str, Any] | None = None,
     paper: str,
     also: tuple[str, ...] = (),
+    place: bool = False,
+    shape: Shape | None = None,
 ) -> Callable[[Function], Function]:
-    """Register ``Score -> Explain`` under its function name and put input checks around what it returns."""
+    """Register ``Score -> Explain`` under its function name and put input checks around what it returns.
+
+    With ``place`` it is ``(score, place) -> Explain``.
+    """
 
     def add(fn: Function) -> Function:
         @functools.wraps(fn)
-        def factory(score: Callable[[Tensor], Tensor], **static: Any) -> Callable[..., Tensor]:
+        def factory(score: Callable[[Tensor], Tensor], *where: Any, **static: Any) -> Callable[..., Tensor]:
             if not callable(score):
                 raise TypeError(
                     check.problem(
@@ -221,13 +231,22 @@ def method(
                 )
             if needs == "gradient":
                 gradient.refuse_forward_only(fn.__name__, score)
-            inner = fn(_finite(fn.__name__, score), **static)
+            inner = fn(_finite(fn.__name__, score), *where, **static)
             return _checked(fn.__name__, inner, tuple(refs), key, score if needs == "gradient" else None)
 
         _add(
             METHODS,
             MethodSpec(
-                factory, tuple(refs), key, frozenset(axioms), needs, dict(example or {}), paper, tuple(also)
+                factory,
+                tuple(refs),
+                key,
+                frozenset(axioms),
+                needs,
+                dict(example or {}),
+                paper,
+                tuple(also),
+                place,
+                shape or ("layer" if place else "input"),
             ),
         )
         return cast(Function, factory)  # same signature, with checks around
@@ -304,12 +323,20 @@ def catalogue() -> Iterator[tuple[str, MethodSpec]]:
 
 
 def _composite(spec: MethodSpec, change: TransformSpec, refs: tuple[str, ...]) -> MethodSpec:
-    def build(score: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-        return change.fn(spec.fn(score, **spec.example), **change.example)
+    def build(score: Callable[[Tensor], Tensor], *where: Any) -> Callable[..., Tensor]:
+        return change.fn(spec.fn(score, *where, **spec.example), **change.example)
 
     build.__name__ = f"{change.name}_{spec.name}"
     return MethodSpec(
-        build, refs, spec.key or change.key, spec.axioms & change.preserves, spec.needs, {}, change.paper
+        build,
+        refs,
+        spec.key or change.key,
+        spec.axioms & change.preserves,
+        spec.needs,
+        {},
+        change.paper,
+        place=spec.place,
+        shape="map" if change.shape == "one channel" else spec.shape,
     )
 
 

@@ -149,7 +149,11 @@ class ModuleModel:
             own = [next(found) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             self._native.settle(own, spec)
             calls = functools.partial(self._watched_call, len(leaves), spec)
-            if places not in self._alone and not levels.fake(tensors[0]) and self._native.together(tensors[0]):
+            if (
+                places not in self._alone
+                and not levels.fake(tensors[0])
+                and self._native.together(tensors[0])
+            ):
                 self._alone[places] = self._leads_nowhere(places, own, calls)
             alone = self._alone.get(places, False)
             return self._native([*own, *tensors[count:]], calls(session, last), full, alone)
@@ -173,7 +177,9 @@ class ModuleModel:
                 try:
                     with inner.running(self.module):
                         module = getattr(self.module, "_orig_mod", self.module)
-                        y = pick(module(*tree_unflatten(each(own, arrange), spec)), self.output, self._native.name)
+                        y = pick(
+                            module(*tree_unflatten(each(own, arrange), spec)), self.output, self._native.name
+                        )
                     out = (self._native.checked(y, batch),)
                 except Stop:
                     pass

@@ -398,6 +398,24 @@ def activation_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tu
     return both
 
 
+def grid(a: Tensor) -> tuple[int, ...]:
+    """The spatial axes of a feature map (D,*U); refused where there are none.
+
+    >>> grid(torch.zeros(3, 4, 5))
+    (1, 2)
+    """
+    if a.ndim < 2:
+        raise ValueError(
+            check.problem(
+                "places",
+                "a layer with feature maps (D,*U)",
+                f"an activation of shape {tuple(a.shape)}",
+                "Choose a layer before pooling or flattening",
+            )
+        )
+    return tuple(range(1, a.ndim))
+
+
 def local(score: Score, place: Names, rule: Rule) -> Explain:
     """The explanation by a rule of activation and gradient; at several places in one pass.
 
@@ -427,15 +445,16 @@ def local(score: Score, place: Names, rule: Rule) -> Explain:
 # --- How it is done ---------------------------------------------------------------------------------------
 
 
-def _names(
-    where: str, place: Names
-) -> tuple[list[interception.Address], Callable[[Sequence[Tensor]], Any]]:
+def _names(where: str, place: Names) -> tuple[list[interception.Address], Callable[[Sequence[Tensor]], Any]]:
     if isinstance(place, str):
         return [interception.parse(where, place)], lambda found: found[0]
     if not isinstance(place, Sequence) or not place:
         raise TypeError(
             check.problem(
-                where, "a place or a sequence of places", check.describe(place), "Pass for example 'encoder.0'"
+                where,
+                "a place or a sequence of places",
+                check.describe(place),
+                "Pass for example 'encoder.0'",
             )
         )
     names = [interception.parse(where, p) for p in place]
@@ -471,9 +490,7 @@ def _with(kind: Any, score: Callable[..., Tensor], place: Names) -> Callable[...
     return changed
 
 
-def _shapes(
-    score: Score, place: Names
-) -> Callable[[Tensor], list[tuple[tuple[int, ...], torch.dtype]]]:
+def _shapes(score: Score, place: Names) -> Callable[[Tensor], list[tuple[tuple[int, ...], torch.dtype]]]:
     """``x -> `` shape and dtype of the activation at every place, found once for inputs alike."""
     found: dict[Any, list[tuple[tuple[int, ...], torch.dtype]]] = {}
     taps = [Edit(name, "tap") for name in _names("tap", place)[0]]
@@ -548,7 +565,9 @@ def _refuse_ways_around(
             everything = [*map(str, names), *beside]
             advice += f", or cut at all of {everything}"
         raise ValueError(
-            check.problem("split", "a cut, where the head gets all it needs", f"{_text(place)!r}: {way}", advice)
+            check.problem(
+                "split", "a cut, where the head gets all it needs", f"{_text(place)!r}: {way}", advice
+            )
         )
     return one
 

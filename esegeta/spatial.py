@@ -7,6 +7,7 @@ from typing import Any, SupportsFloat
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from esegeta.engine import check, levels
 
@@ -198,3 +199,37 @@ def boundary(mask: Bool[Tensor, "..."], *, faces: bool = True) -> Bool[Tensor, "
     """
     mask = _mask("boundary", mask)
     return _grow(mask, faces) & _grow(~mask, faces)
+
+
+def upsample(map: Float[Tensor, "..."], *, like: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    r"""Bring a map from the grid of a layer to the grid of an image, by multilinear interpolation.
+
+    Voxels are boxes and their values sit at the centres (half-pixel convention, ``align_corners=False``), as
+    pooling and strided convolution with padding have it. Nothing overshoots; a constant stays a constant.
+
+    Args:
+        map: (D,\*U), computed in its own dtype, in float32 where that is narrower.
+        like: an image (C,\*S) with as many axes.
+
+    Returns:
+        (D,\*U) -> (D,\*S).
+
+    Example:
+        >>> upsample(torch.tensor([[0., 4.]]), like=torch.zeros(1, 4)).tolist()
+        [[0.0, 1.0, 3.0, 4.0]]
+    """
+    image("upsample", "map", map)
+    check.tensor("upsample", "like", like)
+    if like.ndim != map.ndim:
+        raise ValueError(
+            check.problem(
+                "upsample",
+                f"a map with the {like.ndim - 1} spatial axes of the image",
+                check.describe(map),
+                "Maps of layers without a grid have no place on the image",
+            )
+        )
+    mode = ("linear", "bilinear", "trilinear")[map.ndim - 2]
+    wide = map.to(torch.promote_types(map.dtype, torch.float32))
+    size = list(like.shape[1:])
+    return interpolate(wide[None], size=size, mode=mode, align_corners=False)[0].to(map.dtype)

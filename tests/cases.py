@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import esegeta as eg
-from esegeta._registry import METHODS, TRANSFORMS
+from esegeta._registry import METHODS, TRANSFORMS, MethodSpec
 
 SHAPES = {1: (7,), 2: (3, 4), 3: (2, 3, 2)}
 POLYNOMIAL = ("linear", "quadratic", "cubic")
@@ -193,6 +193,22 @@ def _static(example: Mapping[str, Any], loose: Mapping[str, Any]) -> dict[str, A
     return {k: loose.get(k, v) for k, v in example.items()}
 
 
+def _built(spec: MethodSpec, static: Mapping[str, Any]) -> Callable[[Score], Callable[..., Tensor]]:
+    """Methods at a place explain the simplest one here, a copy of the input: so what holds for all holds for them."""
+    if not spec.place:
+        return lambda score: spec.fn(score, **static)
+
+    def build(score: Score) -> Callable[..., Tensor]:
+        if not callable(score):
+            return spec.fn(score, "copy", **static)
+        marked = lambda z: score(eg.name(1.0 * z, "copy"))
+        marked.differentiable = getattr(score, "differentiable", True)
+        marked.__name__ = getattr(score, "__name__", "score")
+        return spec.fn(marked, "copy", **static)
+
+    return build
+
+
 def subjects(*, few: bool = False) -> Iterator[Subject]:
     """Everything of ``esegeta.catalogue()``, as cheap as it gets.
 
@@ -202,9 +218,14 @@ def subjects(*, few: bool = False) -> Iterator[Subject]:
     hasty = {"tolerance": 0.02, "steps": 6}
     for name, spec in sorted(METHODS.items()):
         static = _static(spec.example, hasty if few else {"tolerance": 1e-3})
-        build = lambda score, fn=spec.fn, static=static: fn(score, **static)
         yield Subject(
-            name, build, spec.refs, spec.key, spec.axioms, accuracy=1.5 * static.get("tolerance", 0.0)
+            name,
+            _built(spec, static),
+            spec.refs,
+            spec.key,
+            spec.axioms,
+            spec.shape == "map",
+            accuracy=1.5 * static.get("tolerance", 0.0),
         )
     for name, spec in sorted(METHODS.items()):
         for outer, change in sorted(TRANSFORMS.items()):
@@ -214,11 +235,11 @@ def subjects(*, few: bool = False) -> Iterator[Subject]:
             static = _static(spec.example, hasty)
             yield Subject(
                 f"{outer}({name})",
-                lambda score, f=spec.fn, s=static, c=change: c.fn(f(score, **s), **c.example),
+                lambda score, build=_built(spec, static), c=change: c.fn(build(score), **c.example),
                 refs,
                 spec.key or change.key,
                 spec.axioms & change.preserves,
-                change.shape == "one channel",
+                "map" in (spec.shape, "map" if change.shape == "one channel" else ""),
                 True,
                 1.5 * static.get("tolerance", 0.0),
             )

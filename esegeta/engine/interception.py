@@ -212,7 +212,9 @@ class Session:
         self.owner = [""]
         self.hidden: frozenset[str] = frozenset()
         self.modules: frozenset[str] = frozenset()
-        self.odd = False  # whether some place did not have the batch first: only a batch of one shows it unmixed
+        self.odd = (
+            False  # whether some place did not have the batch first: only a batch of one shows it unmixed
+        )
         self.silent = False  # after a network has run, the operations around it are a reducer's: no places
         self._held: list[tuple[Address, Tensor, int]] = []
 

@@ -1,0 +1,48 @@
+"""Grad-CAM."""
+
+from torch import Tensor
+
+from esegeta import places
+from esegeta._registry import method
+from esegeta._types import Explain, Score
+
+
+@method(
+    place=True,
+    shape="map",
+    axioms=("linearity",),
+    paper="Selvaraju et al. 2017, arXiv:1610.02391",
+    also=("gradcam", "layer_grad_cam", "seg_grad_cam"),
+)
+def grad_cam(score: Score, place: places.Names) -> Explain:
+    r"""The channels of a layer, added up with their mean gradients as weights.
+
+    .. math:: L_u(x) = \sum_d \Big( \tfrac{1}{|U|} \sum_{u'} G_{d,u'} \Big) A_{d,u}, \qquad
+              G = \partial F / \partial A
+
+    Raw: signed, on the grid of the layer. The picture of the paper is ``positive`` of it, brought to the image
+    by ``upsample``. The mean over the grid is the approximation that makes it smooth: it may light up where
+    the network did not look (``hires_cam`` does not). For segmentation take the reducer of your question: the
+    sum over a region, an instance or one voxel (Seg-Grad-CAM), or ``class_mean``.
+
+    Args:
+        score: ``(C,*S) -> ()``.
+        place: a layer whose activation is ``(D,*U)``; several for several maps from one pass.
+
+    Returns:
+        ``explain(x) -> (1,*U)``, signed; a tuple of maps for several places.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: (eg.name(2 * x, "layer") * torch.tensor([[1., 3.]])).sum()
+        >>> grad_cam(score, "layer")(torch.tensor([[1., 5.]])).tolist()
+        [[4.0, 20.0]]
+
+    Reference:
+        Selvaraju et al. 2017, equations 1 and 2 without the ReLU, arXiv:1610.02391.
+    """
+
+    def weighted(a: Tensor, g: Tensor) -> Tensor:
+        return (g.mean(places.grid(a), keepdim=True) * a).sum(0, keepdim=True)
+
+    return places.local(score, place, weighted)
