@@ -229,6 +229,15 @@ def method(
                         "Compose a reducer",
                     )
                 )
+            if len(where) > place:
+                raise TypeError(
+                    check.problem(
+                        fn.__name__,
+                        f"{1 + place} positional argument{'s' if place else ''}",
+                        str(1 + len(where)),
+                        "Settings have to be named",
+                    )
+                )
             if needs == "gradient":
                 gradient.refuse_forward_only(fn.__name__, score)
             inner = fn(_finite(fn.__name__, score), *where, **static)

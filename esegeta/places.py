@@ -23,7 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from esegeta._registry import find_method
 from esegeta._types import Explain, Method, Score
-from esegeta.engine import check, interception, levels, memory
+from esegeta.engine import check, interception, levels, memory, native
 from esegeta.engine.gradient import name_of, value_gradients_and_more
 from esegeta.engine.interception import Edit, Passed
 from esegeta.trees import on_trees
@@ -53,7 +53,7 @@ class Place:
 
     def __str__(self) -> str:
         note = "cut" if self.cut else f"beside: {', '.join(self.beside)}" if self.used else "not used"
-        return f"{self.name:<32} {self.kind:<10} {str(self.shape):<22} {note}"
+        return f"{self.name:<32} {self.kind:<10} {self.shape!s:<22} {note}"
 
 
 class Places(tuple[Place, ...]):
@@ -151,7 +151,7 @@ def places(score: Callable[[Tensor], Tensor], x: Tensor) -> Places:
     return Places(found)
 
 
-def tap(score: Callable[..., Tensor], place: Names) -> Callable[..., Any]:
+def tap(score: Callable[..., Any], place: Names) -> Callable[..., Any]:
     r"""The activation at a place, as a function of the input: :math:`A(x)`.
 
     The score runs only as far as needed. It is a model like any other: a reducer on it explains a neuron.
@@ -304,8 +304,7 @@ def split(
                 )
             )
         if sizes not in cuts:
-            with torch.no_grad():
-                cuts[sizes] = _refuse_ways_around(score, put, trunk, names, place, inputs[sizes])
+            cuts[sizes] = _refuse_ways_around(score, put, trunk, names, place, inputs[sizes])
         return cuts[sizes]
 
     trunk.__name__, head.__name__ = f"trunk to {_text(place)}", f"{name_of(score)} from {_text(place)}"
@@ -351,11 +350,11 @@ def at(method: Method | str, place: Names) -> Method:
 
             return chosen(head, **static)(trunk(x), *map(inside, refs), **extra)
 
-        explain.__name__ = f"{name_of(method)} at {_text(place)}"
+        explain.__name__ = f"{_called(method)} at {_text(place)}"
         explain.takes_key = getattr(method(score, **static), "takes_key", False)  # type: ignore[attr-defined]
         return explain
 
-    layered.__name__ = f"{name_of(method)} at {', '.join(map(str, names))}"
+    layered.__name__ = f"{_called(method)} at {', '.join(map(str, names))}"
     return layered
 
 
@@ -465,6 +464,10 @@ def _names(where: str, place: Names) -> tuple[list[interception.Address], Callab
     return names, tuple
 
 
+def _called(method: Method) -> str:
+    return getattr(method, "__name__", type(method).__name__)
+
+
 def _text(place: Names) -> str:
     return place if isinstance(place, str) else ", ".join(place)
 
@@ -528,8 +531,11 @@ def _shapes(score: Score, place: Names) -> Callable[[Tensor], list[tuple[tuple[i
 
 def _refuse_unused(score: Score, name: str, x: Tensor) -> None:
     """Raise where a gradient is zero because the score does not depend on the place at all."""
-    with interception.aside(), torch.enable_grad():
-        graph = _Graph(score, _probe(x))
+    with interception.aside():
+        try:
+            graph = native.outside(lambda: _Graph(score, _probe(x)))
+        except RuntimeError:  # a score that holds tensors of an enclosing transform cannot be looked at alone
+            return
     passed = [p for p in graph.passed if str(p.at) == name]
     if passed and not graph.used(passed[0]):
         raise ValueError(
@@ -551,13 +557,17 @@ def _refuse_ways_around(
     like: Tensor,
 ) -> Tensor:
     """Raise unless the places are a cut; else an input of the right size for the rest to run on."""
-    with interception.aside():
+
+    def look() -> tuple[Tensor, tuple[str, ...], bool]:
         one, other = _probe(like), -2 * _probe(like) + 1
-        with torch.enable_grad():
-            graph = _Graph(score, one)
-        chosen = [p for p in graph.passed if p.at in names]
-        beside = graph.beside(chosen)
-        same = torch.allclose(put(other, trunk(one)), score(one), rtol=1e-4, atol=0, equal_nan=True)
+        graph = _Graph(score, one)
+        beside = graph.beside([p for p in graph.passed if p.at in names])
+        with torch.no_grad():
+            there = put(other, trunk(one))
+            return one, beside, torch.allclose(there, score(one), rtol=1e-4, atol=0, equal_nan=True)
+
+    with interception.aside():
+        one, beside, same = native.outside(look)
     if beside or not same:
         way = f"more flows beside it, through {', '.join(beside)}" if beside else "more flows beside it"
         advice = "Freeze the rest with split(score, place, at=x)"

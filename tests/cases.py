@@ -193,7 +193,7 @@ def _static(example: Mapping[str, Any], loose: Mapping[str, Any]) -> dict[str, A
     return {k: loose.get(k, v) for k, v in example.items()}
 
 
-def _built(spec: MethodSpec, static: Mapping[str, Any]) -> Callable[[Score], Callable[..., Tensor]]:
+def built(spec: MethodSpec, static: Mapping[str, Any]) -> Callable[[Score], Callable[..., Tensor]]:
     """Methods at a place explain the simplest one here, a copy of the input: so what holds for all holds for them."""
     if not spec.place:
         return lambda score: spec.fn(score, **static)
@@ -220,7 +220,7 @@ def subjects(*, few: bool = False) -> Iterator[Subject]:
         static = _static(spec.example, hasty if few else {"tolerance": 1e-3})
         yield Subject(
             name,
-            _built(spec, static),
+            built(spec, static),
             spec.refs,
             spec.key,
             spec.axioms,
@@ -232,14 +232,14 @@ def subjects(*, few: bool = False) -> Iterator[Subject]:
             refs = change.refs(spec.refs)
             if refs is None:
                 continue
-            static = _static(spec.example, hasty)
+            inner = built(spec, _static(spec.example, hasty))
             yield Subject(
                 f"{outer}({name})",
-                lambda score, build=_built(spec, static), c=change: c.fn(build(score), **c.example),
+                lambda score, build=inner, c=change: c.fn(build(score), **c.example),
                 refs,
                 spec.key or change.key,
                 spec.axioms & change.preserves,
                 "map" in (spec.shape, "map" if change.shape == "one channel" else ""),
                 True,
-                1.5 * static.get("tolerance", 0.0),
+                1.5 * hasty["tolerance"] if "tolerance" in spec.example else 0.0,
             )

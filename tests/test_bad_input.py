@@ -6,7 +6,7 @@ import warnings
 import jaxtyping
 import pytest
 import torch
-from cases import METHODS, make_case, subjects
+from cases import METHODS, built, make_case, subjects
 from torch import nn
 
 import esegeta as eg
@@ -211,9 +211,9 @@ def test_quadrature_rules():
 @every
 def test_statics_have_to_be_named(subject):
     with pytest.raises(TypeError, match="positional argument"):
-        METHODS[subject.name].fn(square, 3)
+        METHODS[subject.name].fn(square, *["copy"] * METHODS[subject.name].place, 3)
     with pytest.raises(TypeError, match="unexpected keyword"):
-        METHODS[subject.name].fn(square, stpes=3)
+        built(METHODS[subject.name], {"stpes": 3})(square)
 
 
 def test_a_name_that_is_almost_right():
@@ -265,7 +265,7 @@ patient = pytest.mark.filterwarnings("ignore::esegeta.ExecutionWarning")
 def hasty(subject, score):
     """The method with few steps of everything."""
     few = {k: min(v, 8) if isinstance(v, int) else v for k, v in METHODS[subject.name].example.items()}
-    return METHODS[subject.name].fn(score, **few)
+    return built(METHODS[subject.name], few)(score)
 
 
 @patient

@@ -71,16 +71,19 @@ def dummy(subject: Subject, case: Case) -> Iterator[Found]:
 
 
 def symmetry(subject: Subject, case: Case) -> Iterator[Found]:
-    size = case.x.numel()
+    # Elements, or voxels where the channels are one map.
+    rows = (case.channels, -1) if subject.one_channel else (-1,)
+    size = case.x.reshape(rows).shape[-1]
     swap = torch.arange(size)
     i, j = 0, size - 2
     swap[[i, j]] = torch.tensor([j, i])
     symmetric = torch.arange(size)
     symmetric[j] = i
     inner = case.score
-    score: Score = lambda z: inner(z) + inner(z.flatten()[swap].reshape(z.shape))
-    x = case.x.flatten()[symmetric].reshape(case.x.shape)
-    refs = [r.flatten(-len(case.shape))[..., symmetric].reshape(r.shape) for r in case.refs(subject.refs)]
+    moved = lambda z, order: z.reshape(*z.shape[: -len(case.shape)], *rows)[..., order].reshape(z.shape)
+    score: Score = lambda z: inner(z) + inner(moved(z, swap))
+    x = moved(case.x, symmetric)
+    refs = [moved(r, symmetric) for r in case.refs(subject.refs)]
     explain = subject.build(score)
     a = explain(x, *refs, **subject.extra())
     residual = eg.axioms.symmetry(explain, swap)

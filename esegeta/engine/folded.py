@@ -42,8 +42,9 @@ class Run:
     def take(self, batch: int, wanted: Sequence[int]) -> tuple[list[Tensor], tuple[Tensor, ...]] | None:
         """The graph, once. A pullback that is itself mapped (a Jacobian) has another batch: not this graph."""
         graph, self.graph = self.graph, None
-        fits = graph is not None and graph[0][0].shape[0] == batch
-        return graph if fits and all(graph[0][i].requires_grad for i in wanted) else None
+        if graph is None or graph[0][0].shape[0] != batch:
+            return None
+        return graph if all(graph[0][i].requires_grad for i in wanted) else None
 
 
 class Op:

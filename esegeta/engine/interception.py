@@ -30,9 +30,44 @@ Kind = Literal["tap", "replace", "nudge"]
 _GRAMMAR = re.compile(r"([^#:\s][^#:]*)(?:#(\d+))?(?::([^#:]+))?")
 # What moves, copies or looks at a tensor makes no new value, and Python's own spelling of operators.
 _SILENT = frozenset(
-    "get set delitem setitem contiguous clone detach to float double half bfloat16 type type_as cpu cuda "
-    "requires_grad size dim zeros_like ones_like empty_like rand_like randn_like full_like new_zeros new_ones "
-    "new_empty new_full new_tensor tolist item numpy backward register_hook retain_grad".split()
+    {
+        "backward",
+        "bfloat16",
+        "clone",
+        "contiguous",
+        "cpu",
+        "cuda",
+        "delitem",
+        "detach",
+        "dim",
+        "double",
+        "empty_like",
+        "float",
+        "full_like",
+        "get",
+        "half",
+        "item",
+        "new_empty",
+        "new_full",
+        "new_ones",
+        "new_tensor",
+        "new_zeros",
+        "numpy",
+        "ones_like",
+        "rand_like",
+        "randn_like",
+        "register_hook",
+        "requires_grad",
+        "retain_grad",
+        "set",
+        "setitem",
+        "size",
+        "to",
+        "tolist",
+        "type",
+        "type_as",
+        "zeros_like",
+    }
 )
 _SPELLED = {"truediv": "div", "rtruediv": "div", "multiply": "mul", "true_divide": "div", "divide": "div"}
 _SPELLED |= {p + n: n for p in "ir" for n in ("add", "sub", "mul", "pow", "matmul")} | {"itruediv": "div"}
@@ -383,8 +418,8 @@ class Session:
                         hook = m.register_forward_pre_hook(self._input(path), with_kwargs=True)
                         stack.callback(hook.remove)
             if operations:
-                for m, path in tree.items():
-                    stack.callback(m.register_forward_hook(self._exit(path), always_call=True).remove)
+                for m in tree:
+                    stack.callback(m.register_forward_hook(self._exit(), always_call=True).remove)
                 stack.enter_context(_Operations(self))
             yield
 
@@ -399,7 +434,7 @@ class Session:
 
         return hook
 
-    def _exit(self, path: str) -> Callable[..., None]:
+    def _exit(self) -> Callable[..., None]:
         def hook(*_: Any) -> None:
             if self._mine() and len(self.owner) > 1:
                 self.owner.pop()
@@ -573,7 +608,8 @@ def _arranged(z: Tensor, like: Tensor) -> Tensor:
     """A copy of z in the layout of another tensor, so that the next kernel is the same one, and may write to it."""
     if like.layout != torch.strided or levels.wrapped(z) or levels.wrapped(like):
         return z.clone()
-    order = sorted(range(like.ndim), key=lambda d: (-like.stride(d), d))
+    strides = like.stride()
+    order = sorted(range(like.ndim), key=lambda d: (-strides[d], d))
     back = [order.index(d) for d in range(like.ndim)]
     return z.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
 

@@ -413,6 +413,11 @@ def _on_copies(buffers: list[tuple[nn.Module, str, Tensor | None]]) -> Iterator[
                 owner._buffers[name] = buffer
 
 
+def outside(work: Callable[[], Any]) -> Any:
+    """Do something about the code itself, on tensors of one's own, outside of the enclosing transforms."""
+    return _in_thread(work) if levels.depth() else work()
+
+
 def _in_thread(work: Callable[[], Any]) -> Any:
     """Work in a thread of one's own, with what torch keeps per thread: modes, autocast, CUDA stream."""
     grad = torch.is_grad_enabled()

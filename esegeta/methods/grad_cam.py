@@ -10,7 +10,7 @@ from esegeta._types import Explain, Score
 @method(
     place=True,
     shape="map",
-    axioms=("linearity",),
+    axioms=("linearity", "symmetry"),
     paper="Selvaraju et al. 2017, arXiv:1610.02391",
     also=("gradcam", "layer_grad_cam", "seg_grad_cam"),
 )
