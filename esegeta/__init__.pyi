@@ -19,22 +19,37 @@ from esegeta.engine.execution import DeadlineExceeded as DeadlineExceeded
 from esegeta.engine.execution import ExecutionWarning as ExecutionWarning
 from esegeta.engine.execution import execution as execution
 from esegeta.engine.memory import forecast as forecast
+from esegeta.methods.ablation_cam import ablation_cam as ablation_cam
 from esegeta.methods.adaptive_integrated_gradients import (
     adaptive_integrated_gradients as adaptive_integrated_gradients,
 )
 from esegeta.methods.adaptive_integrated_gradients import integrated as integrated
 from esegeta.methods.blur_integrated_gradients import blur_integrated_gradients as blur_integrated_gradients
+from esegeta.methods.cam import cam as cam
+from esegeta.methods.eigen_cam import eigen_cam as eigen_cam
+from esegeta.methods.eigen_grad_cam import eigen_grad_cam as eigen_grad_cam
+from esegeta.methods.elementwise_grad_cam import elementwise_grad_cam as elementwise_grad_cam
 from esegeta.methods.expected_gradients import expected_gradients as expected_gradients
 from esegeta.methods.expected_gradients import gradient_shap as gradient_shap
+from esegeta.methods.fem import fem as fem
 from esegeta.methods.grad_cam import grad_cam as grad_cam
+from esegeta.methods.grad_cam_plus_plus import grad_cam_plus_plus as grad_cam_plus_plus
 from esegeta.methods.gradient import gradient as gradient
 from esegeta.methods.gradient import saliency as saliency
 from esegeta.methods.guided_integrated_gradients import (
     guided_integrated_gradients as guided_integrated_gradients,
 )
+from esegeta.methods.hires_cam import hires_cam as hires_cam
 from esegeta.methods.idgi import idgi as idgi
 from esegeta.methods.input_x_gradient import input_x_gradient as input_x_gradient
 from esegeta.methods.integrated_gradients import integrated_gradients as integrated_gradients
+from esegeta.methods.layer_cam import layer_cam as layer_cam
+from esegeta.methods.random_cam import random_cam as random_cam
+from esegeta.methods.score_cam import score_cam as score_cam
+from esegeta.methods.seg_eigen_cam import seg_eigen_cam as seg_eigen_cam
+from esegeta.methods.seg_xres_cam import seg_xres_cam as seg_xres_cam
+from esegeta.methods.shapley_cam import shapley_cam as shapley_cam
+from esegeta.methods.xgrad_cam import xgrad_cam as xgrad_cam
 from esegeta.models import from_module as from_module
 from esegeta.places import activation_and_gradient as activation_and_gradient
 from esegeta.places import at as at
@@ -62,6 +77,7 @@ __version__: str
 __all__ = [
     "DeadlineExceeded",
     "ExecutionWarning",
+    "ablation_cam",
     "absolute",
     "activation_and_gradient",
     "adaptive_integrated_gradients",
@@ -70,23 +86,31 @@ __all__ = [
     "baselines",
     "batched",
     "blur_integrated_gradients",
+    "cam",
     "catalogue",
+    "eigen_cam",
+    "eigen_grad_cam",
+    "elementwise_grad_cam",
     "every",
     "execution",
     "expected_gradients",
     "explained",
+    "fem",
     "find_method",
     "forecast",
     "from_module",
     "fusion_grad",
     "grad_cam",
+    "grad_cam_plus_plus",
     "gradient",
     "gradient_shap",
     "guided_integrated_gradients",
+    "hires_cam",
     "idgi",
     "input_x_gradient",
     "integrated",
     "integrated_gradients",
+    "layer_cam",
     "method",
     "methods",
     "models",
@@ -100,11 +124,16 @@ __all__ = [
     "places",
     "positive",
     "random",
+    "random_cam",
     "reduce_channels",
     "reducer",
     "reducers",
     "replace",
     "saliency",
+    "score_cam",
+    "seg_eigen_cam",
+    "seg_xres_cam",
+    "shapley_cam",
     "smooth",
     "smooth_squared",
     "spatial",
@@ -114,4 +143,5 @@ __all__ = [
     "transforms",
     "upsample",
     "variance",
+    "xgrad_cam",
 ]

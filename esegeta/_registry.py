@@ -14,7 +14,7 @@ from torch import Tensor
 
 from esegeta.engine import check, gradient
 
-Needs = Literal["gradient", "values"]
+Needs = Literal["gradient", "values", "activation"]
 Shape = Literal["input", "layer", "map"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -25,7 +25,8 @@ class MethodSpec:
 
     refs: the further tensors of its explanation, by kind (see ``REFS``); key: whether it draws at random;
     axioms: names in ``esegeta.axioms`` that hold for every score; needs: whether the score must be
-    differentiable; example: static arguments of a cheap instance; also: other names that people look for.
+    differentiable ("gradient"), give values, or run only as far as an activation; example: static arguments of
+    a cheap instance; also: other names that people look for.
     place: whether it explains by the activations at a place, which is its second argument; shape: "input" if the
     explanation is like x, "layer" if it is like the activation, "map" if it is one channel on the grid of either.
     """
@@ -152,7 +153,7 @@ def _checked(
         for kind, ref in zip(kinds, refs, strict=True):
             check.finite(name, kind, REFS[kind](name, kind, ref, x), "Repair it, e.g. with torch.nan_to_num")
 
-    def finish(x: Tensor, a: Tensor) -> Tensor:
+    def finish(x: Tensor, a: Any) -> Any:  # a tensor, or several for several places
         if score is not None:
             gradient.refuse_dead_score(name, score, x, a if isinstance(a, Tensor) else next(iter(a)))
         return a
@@ -160,14 +161,14 @@ def _checked(
     if key:
 
         @functools.wraps(explain)
-        def keyed(x: Tensor, *refs: Tensor, key: "int | Tensor | None" = None) -> Tensor:
+        def keyed(x: Tensor, *refs: Tensor, key: "int | Tensor | None" = None) -> Any:
             prepare(x, refs)
             return finish(x, explain(x, *refs, key=check.key(name, key)))
 
         return _named(keyed, name, key=True)
 
     @functools.wraps(explain)
-    def plain(x: Tensor, *refs: Tensor) -> Tensor:
+    def plain(x: Tensor, *refs: Tensor) -> Any:
         prepare(x, refs)
         return finish(x, explain(x, *refs))
 

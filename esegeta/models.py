@@ -131,18 +131,29 @@ class ModuleModel:
 
     def _listed(self, session: Session, leaves: list[Any], spec: Any) -> Tensor:
         """Run under ordinary autograd, as one graph with the code around, and note every place."""
-        last: list[Session] = []
+        if levels.depth():
+            raise ValueError(
+                check.problem(
+                    "places",
+                    "a score that runs its network as it is",
+                    "one that applies vmap or grad to it",
+                    "List the places of the function that is mapped",
+                )
+            )
+        last: list[tuple[Session, bool]] = []
         with interception.aside():
-            batch = each(leaves, lambda t: t.unsqueeze(0))
-            (y,) = self._watched_call(len(leaves), spec, session, last)(batch, torch.clone)
-            session.join(last[-1], ())
-            return y.squeeze(0)
+            batch = [*each(leaves, lambda t: t.unsqueeze(0)), *(t.unsqueeze(0) for t in session.put())]
+            call = self._watched_call(len(leaves), spec, session.bare(), last)
+            out = [y.squeeze(0) for y in self._native.guarded(batch, call, torch.clone)]
+            inner, stopped = last[-1]
+            session.join(inner, out if stopped else out[1:])
+            return out[0]
 
     def _observed(self, session: Session, leaves: list[Any], spec: Any) -> Tensor:
         """Run with places observed or changed: what goes in are further inputs, what is seen further outputs."""
         count = sum(isinstance(leaf, Tensor) for leaf in leaves)
-        places = session.addresses()
-        last: list[Session] = []
+        places, plan = session.addresses(), session.bare()
+        last: list[tuple[Session, bool]] = []
 
         def run(*tensors: Tensor, full: bool = False) -> tuple[Tensor, ...]:
             found = iter(tensors)
@@ -154,24 +165,30 @@ class ModuleModel:
                 and not levels.fake(tensors[0])
                 and self._native.together(tensors[0])
             ):
-                self._alone[places] = self._leads_nowhere(places, own, calls)
+                self._alone[places] = self._leads_nowhere(plan, own, calls)
             alone = self._alone.get(places, False)
-            return self._native([*own, *tensors[count:]], calls(session, last), full, alone)
+            return self._native([*own, *tensors[count:]], calls(plan, last), full, alone)
 
         name = name_of(self.module)
         op = fold(run, name, host=self._native.host, full=functools.partial(run, full=True))
         with interception.aside():
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             out = op(*tensors, *session.put())
-        stopped = len(out) == len(last[-1].seen())
-        session.join(last[-1], out if stopped else out[1:])
+        inner, stopped = last[-1]
+        session.join(inner, out if stopped else out[1:])
         return out[0]
 
-    def _watched_call(self, count: int, spec: Any, session: Session, last: list[Session]) -> Call:
+    def _watched_call(
+        self, count: int, spec: Any, session: Session, last: list[tuple[Session, bool]]
+    ) -> Call:
+        listed = len(session.listing or ())
+
         def call(leaves: list[Any], arrange: Arrange) -> tuple[Tensor, ...]:
             own, put = leaves[:count], leaves[count:]
             batch = next(leaf for leaf in own if isinstance(leaf, Tensor)).shape[0]
             while True:
+                if session.listing is not None:  # an attempt before this one may have been for nothing
+                    del session.listing[listed:]
                 inner = session.fork(put, batch, self._copies)
                 out: tuple[Tensor, ...] = ()
                 try:
@@ -183,20 +200,28 @@ class ModuleModel:
                     out = (self._native.checked(y, batch),)
                 except Stop:
                     pass
-                last[:] = [inner]
-                if not inner.spoiled:
-                    return (*out, *inner.seen())
-                self._copies |= inner.spoiled
+                spoiled, seen = inner.spoiled, inner.take()
+                if spoiled:
+                    self._copies |= spoiled
+                    continue
+                if last and not inner.agrees(last[-1][0]):
+                    # Examples that go through one at a time may go different ways.
+                    raise inner.missing() or last[-1][0].missing() or RuntimeError("places differ")
+                last[:] = [(inner, not out)]
+                return (*out, *seen)
 
         return call
 
-    def _leads_nowhere(self, places: frozenset[Address], leaves: list[Any], call: Any) -> bool:
-        """Whether the first axis of any of these places is not the batch, seen on a single example."""
-        seen: list[Session] = []
-        view = View("places", [Edit(at, "tap") for at in places], stop=bool(places))
-        with torch.no_grad():
-            call(Session([view]), seen)(each(leaves, lambda t: t[:1]), torch.clone)
-        return seen[-1].odd
+    def _leads_nowhere(self, plan: Session, leaves: list[Any], calls: Any) -> bool:
+        """Whether the first axis of any place is not the batch: seen on one example, and on two."""
+        odd = False
+        one = each(leaves, lambda t: t[:1])
+        for batch in (one, each(one, lambda t: torch.cat([t, t]))):
+            seen: list[tuple[Session, bool]] = []
+            with torch.no_grad():
+                self._native.guarded(batch, calls(plan.looking(), seen), torch.clone)
+            odd = odd or seen[-1][0].odd
+        return odd
 
 
 def parametrised(

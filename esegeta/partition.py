@@ -5,10 +5,13 @@ it. Nodes are numbered in the order in which they come; the gradient at a node i
 intervals beside it may be halved, which changes its weight.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from esegeta.engine import stream
 
 
 class Partition(NamedTuple):
@@ -122,3 +125,37 @@ def _calmest(p: Partition, errors: Tensor) -> Tensor:
 def _touching(p: Partition) -> Tensor:
     nodes = torch.arange(len(p.t), device=p.t.device)[:, None]
     return (nodes == p.left) | (nodes == p.right)
+
+
+def planned(value: Callable[[Tensor], Tensor], steps: int, like: Tensor, label: str) -> Tensor:
+    r"""Nodes from 0 to 1 that are dense where a function bends, from its values alone.
+
+    Between two nodes a function is off its chord by about :math:`h^2 |f''| / 8`. The second differences say
+    where that is largest; there the next two nodes go, until there are ``steps`` intervals.
+
+    >>> t = planned(lambda t: (t - 0.9).clamp(min=0), 16, torch.zeros(()), "demo")
+    >>> len(t), t[0].item(), t[-1].item(), ((t > 0.8) & (t < 1)).sum().item() >= 6
+    (17, 0.0, 1.0, True)
+    """
+    t = torch.linspace(0, 1, min(steps, 8) + 1, dtype=like.dtype, device=like.device)
+    values = _values(value, t, label)
+    while t.shape[0] <= steps:
+        more = min(2, steps + 1 - t.shape[0])
+        slopes = values.diff() / t.diff()
+        bends = (2 * slopes.diff() / (t[2:] - t[:-2])).abs()
+        ends = torch.cat([bends[:1], bends, bends[-1:]])
+        worst = torch.maximum(ends[:-1], ends[1:]) * t.diff().square()
+        i = worst.topk(more).indices
+        new = (t[i] + t[i + 1]) / 2
+        t, order = torch.cat([t, new]).sort()
+        values = torch.cat([values, _values(value, new, label)])[order]
+    return t
+
+
+def _values(value: Callable[[Tensor], Tensor], t: Tensor, label: str) -> Tensor:
+    def absorb(known: Tensor | None, more: Tensor, _: Tensor) -> Tensor:
+        return more if known is None else torch.cat([known, more])
+
+    found = stream.fold(value, t, absorb, None, label=label)
+    assert found is not None
+    return found

@@ -12,6 +12,7 @@ A place is written ``path``, ``path#call``, ``path:leaf`` or both:
 score: it can be mapped, differentiated and run from several threads.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ class Place:
     name: how to ask for it; kind: "module", "operation" or "marker"; shape, dtype: of its tensor for one example;
     call: which call of its path; cut: whether all that the score knows of the input passes through it;
     beside: the places that carry the rest, which together with it are a cut; used: whether the score depends
-    on it at all.
+    on it at all; same_as: the first name of this tensor, if it has one before this.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Place:
     cut: bool
     beside: tuple[str, ...]
     used: bool
+    same_as: str = ""
 
     def __str__(self) -> str:
         note = "cut" if self.cut else f"beside: {', '.join(self.beside)}" if self.used else "not used"
@@ -96,8 +98,10 @@ def name(z: Tensor, label: str) -> Tensor:
         [[2.0, 6.0]]
     """
     check.tensor("name", "z", z)
-    if not isinstance(label, str) or str(interception.parse("name", label)) != label or "#" in label:
-        raise ValueError(check.problem("name", "a label without # and :", repr(label), "Choose another"))
+    if not isinstance(label, str) or not label.strip() or label != label.strip() or set(label) & set("#:\n"):
+        raise ValueError(
+            check.problem("name", "a label, a word without # and :", repr(label), "Choose another")
+        )
     return interception.visit_marker(z, label)
 
 
@@ -146,6 +150,7 @@ def places(score: Callable[[Tensor], Tensor], x: Tensor) -> Places:
                 graph.used(passed) and not beside,
                 beside,
                 graph.used(passed),
+                graph.first_name(passed),
             )
         )
     return Places(found)
@@ -284,6 +289,8 @@ def split(
 
     def head(z: Any) -> Tensor:
         zs = (z,) if single else tuple(z)
+        for given in zs:
+            check.floating("split", "the activation", given)
         known = at if at is not None else origin.get(zs[0])
         if known is None:
             known = elsewhere(zs)
@@ -336,11 +343,15 @@ def at(method: Method | str, place: Names) -> Method:
         [[4.0, 4.0]]
     """
     method = find_method(method).fn if isinstance(method, str) else method
+    if not callable(method):
+        raise TypeError(
+            check.problem("at", "a method or the name of one", check.describe(method), "Pass eg.gradient")
+        )
     names, _ = _names("at", place)
     chosen = method if isinstance(place, str) else on_trees(method)
 
     def layered(score: Score, **static: Any) -> Explain:
-        def explain(x: Tensor, *refs: Tensor, **extra: Any) -> Tensor:
+        def explain(x: Tensor, *refs: Tensor, **extra: Any) -> Any:
             trunk, head = split(score, place, at=x)
 
             def inside(ref: Tensor) -> Any:
@@ -393,6 +404,40 @@ def activation_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tu
             if not levels.true_anywhere(g.detach() != 0):
                 _refuse_unused(score, str(name), x)
         return form(found), form(gradients)
+
+    return both
+
+
+def partials(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
+    r"""Like ``activation_and_gradient``, with each of several places varied while the others stay as they are.
+
+    The same for one place, and for places of which none comes before another. Otherwise a gradient of
+    ``activation_and_gradient`` includes what goes on through later places, which would be counted twice in
+    sums over places.
+
+    Args:
+        score: the score.
+        place: one place, or several.
+
+    Returns:
+        ``x -> (A, G)``; for several places two tuples.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: (eg.name(3 * eg.name(2 * x, "first"), "second")).sum()
+        >>> a, g = partials(score, ["first", "second"])(torch.ones(1, 1))
+        >>> [t.item() for t in g]
+        [0.0, 1.0]
+    """
+    if isinstance(place, str):
+        return activation_and_gradient(score, place)
+    _names("partials", place)
+
+    def both(x: Tensor) -> tuple[Any, Any]:
+        trunk, head = split(score, place, at=x)
+        zs = trunk(x)
+        _, gradients, _ = value_gradients_and_more(lambda *z: (head(z), ()), name_of(score))(*zs)
+        return zs, tuple(gradients)
 
     return both
 
@@ -476,6 +521,10 @@ def _with(kind: Any, score: Callable[..., Tensor], place: Names) -> Callable[...
     names, _ = _names(kind, place)
 
     def changed(*inputs: Any) -> Tensor:
+        if len(inputs) < 2:
+            raise TypeError(
+                check.problem(kind, "the input and what to put in", f"{len(inputs)} arguments", "Pass (x, z)")
+            )
         *own, put = inputs
         tensors = [put] if isinstance(place, str) else list(put)
         if len(tensors) != len(names):
@@ -505,7 +554,10 @@ def _shapes(score: Score, place: Names) -> Callable[[Tensor], list[tuple[tuple[i
         return found[key]
 
     def look(x: Tensor) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        # A dry run takes no time whatever the size; code that looks at values needs a real one.
+        # A dry run takes no time whatever the size; code that looks at values needs a real one, and so do
+        # threads, since torch's dry run is not made for several of them.
+        if threading.current_thread() is not threading.main_thread():
+            return run(x.detach())
         try:
             return memory.without_values(run, x)
         except Exception:
@@ -564,10 +616,22 @@ def _refuse_ways_around(
         beside = graph.beside([p for p in graph.passed if p.at in names])
         with torch.no_grad():
             there = put(other, trunk(one))
-            return one, beside, torch.allclose(there, score(one), rtol=1e-4, atol=0, equal_nan=True)
+            here = score(one)
+            close = levels.fake(here) or torch.allclose(there, here, rtol=1e-4, atol=0, equal_nan=True)
+            return one, beside, close
 
     with interception.aside():
-        one, beside, same = native.outside(look)
+        try:
+            one, beside, same = native.outside(look)
+        except Exception as error:
+            raise ValueError(
+                check.problem(
+                    "split",
+                    "a score that can be checked to be cut there",
+                    f"{_text(place)!r} and an error on a probe ({str(error).splitlines()[0][:120]})",
+                    "Freeze the rest with split(score, place, at=x)",
+                )
+            ) from error
     if beside or not same:
         way = f"more flows beside it, through {', '.join(beside)}" if beside else "more flows beside it"
         advice = "Freeze the rest with split(score, place, at=x)"
@@ -591,7 +655,8 @@ class _Graph:
     """Autograd's graph of one run of a score, with the places that it passed."""
 
     def __init__(self, score: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            # Tensors of inference mode never get a graph; a copy made outside of it does.
             leaf = x.detach().clone().requires_grad_()
             result, self.passed = interception.list_passed(score, leaf)
             start = leaf.view_as(leaf).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
@@ -648,6 +713,11 @@ class _Graph:
         """Whether a way from the input to the result leads through it."""
         return passed.vertex in self.ways
 
+    def first_name(self, passed: Passed) -> str:
+        """Another name that its tensor had before, or nothing."""
+        first = self.names.get(passed.vertex, "")
+        return "" if first == str(passed.at) else first
+
     def beside(self, chosen: Sequence[Passed]) -> tuple[str, ...]:
         """The places that carry what bypasses the chosen ones, as of the time of the last of them."""
         # What has read a tensor before the place was passed is not reached by what is put in there.
@@ -663,7 +733,7 @@ class _Graph:
             and any(time > now for _, time in readers)
             and self._bypassed(since, vertex[0])
         ]
-        found = {self._named(vertex) for vertex in crossing}
+        found = {self._carrier(vertex, now) for vertex in crossing}
         order = ["input", *(str(p.at) for p in self.passed)]
         return tuple(sorted((n for n in found if n is not None), key=order.index))
 
@@ -683,6 +753,15 @@ class _Graph:
                     reached.add(reader)
                     stack.append(reader)
         return False
+
+    def _carrier(self, vertex: Any, now: float) -> str | None:
+        """The name to ask for what is read of a tensor after a time: the last that comes before those readers.
+
+        So the output of a block that a skip connection carries, not the layer that also feeds what comes next.
+        """
+        first = min(time for _, time in self.ways[vertex] if time > now)
+        fitting = [str(p.at) for p in self.passed if p.vertex == vertex and p.time < first]
+        return fitting[-1] if fitting else self._named(vertex)
 
     def _named(self, vertex: Any) -> str | None:
         """Its name, or that of what it is made of."""
@@ -726,5 +805,5 @@ def every(score: Callable[[Tensor], Tensor], x: Tensor, *, grids: bool = False) 
 
 def _once(found: Places, like: Tensor | None) -> Iterator[str]:
     for place in found:
-        if place.used and (like is None or len(place.shape) == like.ndim):
+        if place.used and not place.same_as and (like is None or len(place.shape) == like.ndim):
             yield place.name

@@ -175,6 +175,7 @@ class Subject:
     one_channel: bool = False
     composite: bool = False
     accuracy: float = 0.0
+    stops_early: bool = False
 
     def __repr__(self) -> str:
         return self.name
@@ -226,6 +227,7 @@ def subjects(*, few: bool = False) -> Iterator[Subject]:
             spec.axioms,
             spec.shape == "map",
             accuracy=1.5 * static.get("tolerance", 0.0),
+            stops_early=spec.needs == "activation",
         )
     for name, spec in sorted(METHODS.items()):
         for outer, change in sorted(TRANSFORMS.items()):
@@ -242,4 +244,5 @@ def subjects(*, few: bool = False) -> Iterator[Subject]:
                 "map" in (spec.shape, "map" if change.shape == "one channel" else ""),
                 True,
                 1.5 * hasty["tolerance"] if "tolerance" in spec.example else 0.0,
+                spec.needs == "activation",
             )

@@ -121,7 +121,8 @@ def sensitivity_a(subject: Subject, case: Case) -> Iterator[Found]:
             residual = eg.axioms.sensitivity_a(subject.build(score), score)
             if what == "the case's score" and float((score(x) - score(start)).abs()) < 1e-3:
                 continue
-            yield f"element {element}, {what}", float(residual(x, *([start] if subject.refs else []))), 0.0
+            refs = [start] if subject.refs else []
+            yield f"element {element}, {what}", float(residual(x, *refs, **subject.extra())), 0.0
 
 
 SITUATIONS: dict[str, Callable[[Subject, Case], Iterator[Found]]] = {

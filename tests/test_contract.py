@@ -260,8 +260,11 @@ def check_module_untouched(subject: Subject, case: Case) -> None:
     explain = subject.build(lambda x: bad(x).sum())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", eg.ExecutionWarning)
-        with pytest.raises(ArithmeticError, match="inside forward"):
+        if subject.stops_early:
             explain(case.x, *case.refs(subject.refs), **subject.extra())
+        else:
+            with pytest.raises(ArithmeticError, match="inside forward"):
+                explain(case.x, *case.refs(subject.refs), **subject.extra())
     after = _snapshot(module)
     for what in before:
         if what == "state":

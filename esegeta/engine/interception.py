@@ -149,8 +149,10 @@ class View:
         self.where, self.edits, self.stop = where, tuple(edits), stop
         self.counts: Counter[str] = Counter()
         self.met: dict[int, Tensor | None] = {}
+        self.fresh: list[int] = []  # the taps of this very run, in order of their numbers
         self.leaves: dict[tuple[str, int], list[str]] = {}
         self.modules: dict[str, str] = {}  # path -> the path that it is known by (another one if shared)
+        self.scripted: set[str] = set()
         self.depth = levels.depth()
         self._index()
 
@@ -159,15 +161,18 @@ class View:
         for i, edit in enumerate(self.edits):
             self.wanted.setdefault((edit.at.side, edit.at.call), []).append(i)
 
-    def fork(self, tensors: Sequence[Tensor | None]) -> "View":
+    def fork(self, tensors: Iterator[Tensor]) -> "View":
         """The same requests for one run of a network, with batches to put in."""
-        inner = View(
-            self.where,
-            [Edit(e.at, e.kind, t) for e, t in zip(self.edits, tensors, strict=True)],
-            self.stop,
-        )
-        inner.counts = Counter(self.counts)
-        inner.met = dict.fromkeys(self.met)
+        edits = [Edit(e.at, e.kind, None if e.kind == "tap" else next(tensors)) for e in self.edits]
+        return self._again(edits)
+
+    def bare(self) -> "View":
+        """The same requests without tensors: what may be kept for as long as a graph lives."""
+        return self._again([Edit(e.at, e.kind) for e in self.edits])
+
+    def _again(self, edits: Sequence[Edit]) -> "View":
+        inner = View(self.where, edits, self.stop)
+        inner.counts, inner.met = Counter(self.counts), dict.fromkeys(self.met)
         return inner
 
     @property
@@ -184,6 +189,15 @@ class View:
 
     def _why(self, at: Address) -> Exception:
         where, path = self.where, at.path
+        if path in self.scripted:
+            return ValueError(
+                check.problem(
+                    where,
+                    "a place in Python code",
+                    f"{str(at)!r}, a part of a TorchScript network, which shows nothing of its inside",
+                    "Take the module that it was made from",
+                )
+            )
         if self.modules.get(path, path) != path:
             other = self.modules[path]
             return ValueError(
@@ -196,15 +210,15 @@ class View:
             )
         calls = self.counts[at.side] or (self.counts[path] if at.side != path else 0)
         if calls > at.call:
-            leaves = [leaf for leaf in self.leaves.get((at.side, at.call), []) if leaf] or ["no tensor"]
-            return ValueError(
-                check.problem(
-                    where,
-                    f"one tensor of {path!r}",
-                    f"{str(at)!r}, where there are {len(leaves)}: {', '.join(leaves)}",
-                    f"Choose one, such as {path + ':' + leaves[0]!r}",
-                )
-            )
+            leaves = self.leaves.get((at.side, at.call), [])
+            if not leaves:
+                got, advice = f"{str(at)!r}, which holds none that torch finds", "Choose a place inside of it"
+            elif leaves in ([""], ["in"]):
+                got, advice = f"{str(at)!r}, where there is only one", f"Use {str(Address(path, at.call))!r}"
+            else:
+                got = f"{str(at)!r}, where there are {len(leaves)}: {', '.join(leaves)}"
+                advice = f"Choose one, such as {str(Address(path, at.call, leaves[0]))!r}"
+            return ValueError(check.problem(where, f"one tensor of {path!r}", got, advice))
         if calls:
             return ValueError(
                 check.problem(
@@ -252,17 +266,38 @@ class Session:
         )
         self.silent = False  # after a network has run, the operations around it are a reducer's: no places
         self._held: list[tuple[Address, Tensor, int]] = []
+        self._versions: dict[str, list[int | None]] = {}
+        self._busy = False
 
     # -- what the running code tells ------------------------------------------------------------------------
 
-    def visit(self, side: str, value: Any, kind: str) -> Any:
-        """A place is passed; what comes back goes on in its stead."""
+    def visit(self, side: str, value: Any, kind: str, *, written: bool = False) -> Any:
+        """A place is passed; what comes back goes on in its stead.
+
+        ``written`` says that the value is a tensor that the code had before and has now written to: whoever
+        else holds it reads the new value too, so a change has to be written into it as well.
+        """
         calls = [(view, view.counts[side]) for view in self.views]
         for view, _ in calls:
             view.counts[side] += 1
         asked = [(view, call) for view, call in calls if (side, call) in view.wanted]
         if not asked and self.listing is None:
             return value
+        self._busy = True  # what is done here is no operation of the code that is looked at
+        try:
+            return self._look(side, value, kind, written, calls, asked)
+        finally:
+            self._busy = False
+
+    def _look(
+        self,
+        side: str,
+        value: Any,
+        kind: str,
+        written: bool,
+        calls: list[tuple[View, int]],
+        asked: list[tuple[View, int]],
+    ) -> Any:
         paths, spec = tree_flatten_with_path(value)
         leaves = [leaf for _, leaf in paths]
         names = _leaf_names(paths, "in" if side.endswith(":in") else "")
@@ -275,14 +310,15 @@ class Session:
                     if i is None or (edit.kind == "tap") == change:
                         continue
                     if change:
-                        leaves[i] = self._changed(view, edit, leaves[i])
+                        leaves[i] = self._changed(view, edit, leaves[i], written)
                         view.met[number] = None
                     else:
                         view.met[number] = self._taken(view, edit, leaves[i])
+                        view.fresh = sorted({*view.fresh, number})
         if self.listing is not None:
-            call = calls[0][1] if calls else 0
+            call = calls[-1][1]  # counted by whoever lists
             for i, name in names.items():
-                self._list(Address(side, call, name), kind, leaves[i])
+                self._list(Address(side.removesuffix(":in"), call, name), kind, leaves[i])
         for view, _ in asked:
             if view.done:
                 raise Stop(view)
@@ -306,7 +342,7 @@ class Session:
         self.odd = self.odd or not leads
         return leads
 
-    def _changed(self, view: View, edit: Edit, value: Tensor) -> Tensor:
+    def _changed(self, view: View, edit: Edit, value: Tensor, written: bool) -> Tensor:
         put = edit.tensor
         assert put is not None
         if not value.is_floating_point():
@@ -318,7 +354,7 @@ class Session:
                     "Choose a place before the argmax, comparison or cast",
                 )
             )
-        _refuse_checkpoint(view.where, edit.at)
+        _refuse_recomputed(view.where, edit.at, put)
         one = self.shape(value)
         have = tuple(put.shape if self.batch is None else put.shape[1:])
         fits = have == one if edit.kind == "replace" else len(have) == len(one) and _broadcasts(have, one)
@@ -332,6 +368,8 @@ class Session:
         if self.batch is not None and not self._leads(value):
             put = put.squeeze(0)
         put = put.to(value.dtype)
+        if written:
+            return _rewritten(value, put, edit.kind)
         return value + put if edit.kind == "nudge" else _arranged(put, value)
 
     def _taken(self, view: View, edit: Edit, value: Tensor) -> Tensor:
@@ -354,35 +392,60 @@ class Session:
         """What all views put in, in order."""
         return [e.tensor for view in self.views for e in view.edits if e.tensor is not None]
 
+    def bare(self) -> "Session":
+        """The same requests without tensors. Graphs keep it: tensors in it would keep the graph in turn."""
+        plan = Session([view.bare() for view in self.views])
+        plan.listing = self.listing
+        return plan
+
+    def looking(self) -> "Session":
+        """The same places, only looked at."""
+        plan = Session([view.bare() for view in self.views])
+        for view in plan.views:
+            view.edits = tuple(Edit(e.at, "tap") for e in view.edits)
+            view.stop = bool(view.edits) and len(plan.views) == 1
+        return plan
+
     def fork(self, put: Sequence[Tensor], batch: int, copies: Iterable[Address]) -> "Session":
         """The session for one run of a network on a batch."""
         rest = iter(put)
-        views = [v.fork([None if e.tensor is None else next(rest) for e in v.edits]) for v in self.views]
-        inner = Session(views, batch, copies)
+        inner = Session([view.fork(rest) for view in self.views], batch, copies)
         inner.listing = self.listing
         return inner
 
-    def seen(self) -> list[Tensor]:
-        """The taps of all views, in order."""
-        return [t for view in self.views for _, t in sorted(view.met.items()) if t is not None]
+    def take(self) -> list[Tensor]:
+        """The taps of all views, in order, which the session then lets go of."""
+        found = [view.met[i] for view in self.views for i in view.fresh]
+        for view in self.views:
+            view.met = dict.fromkeys(view.met)
+        self._held = []
+        return [t for t in found if t is not None]
 
     def join(self, inner: "Session", seen: Sequence[Tensor]) -> None:
         """Take over what a run has met, with its taps as they came out; stop if that is all."""
         rest = iter(seen)
         for view, other in zip(self.views, inner.views, strict=True):
             view.counts, view.modules = other.counts, {**view.modules, **other.modules}
+            view.scripted |= other.scripted
             view.leaves.update(other.leaves)
-            for i, t in sorted(other.met.items()):
-                if t is not None:
-                    if levels.depth() > view.depth:
-                        raise _inner(view.where, view.edits[i].at)
-                    view.met[i] = next(rest)
-                else:
-                    view.met.setdefault(i)
+            for i in sorted(set(other.met) - set(view.met)):
+                view.met[i] = None
+            for i in other.fresh:
+                if levels.depth() > view.depth:
+                    raise _inner(view.where, view.edits[i].at)
+                view.met[i] = next(rest)
         self.silent = True
         for view in self.views:
             if view.edits and view.done:
                 raise Stop(view)
+
+    def agrees(self, other: "Session") -> bool:
+        """Whether another run has met the same places."""
+        return all(set(a.met) == set(b.met) for a, b in zip(self.views, other.views, strict=True))
+
+    def missing(self) -> Exception | None:
+        """The error for what this run has not met, if it was asked for."""
+        return next((e for view in self.views if (e := view.missing()) is not None), None)
 
     def addresses(self) -> frozenset[Address]:
         """Every place that is asked for."""
@@ -393,11 +456,16 @@ class Session:
         """Be told of what runs inside this block, and of the inside of a module. Hooks are gone afterwards."""
         root = getattr(module, "_orig_mod", module)
         tree: dict[nn.Module, str] = {}
+        compiled = False
         if isinstance(root, nn.Module):
             for path, m in root.named_modules(remove_duplicate=False):
-                tree.setdefault(m, path)
+                compiled = compiled or getattr(m, "_compiled_call_impl", None) is not None
+                known = tree.setdefault(m, path)
                 for view in self.views:
-                    view.modules[path] = tree[m]
+                    view.modules[path] = known
+                    if isinstance(m, torch.jit.ScriptModule):
+                        view.scripted.add(path)
+        tree = {m: path for m, path in tree.items() if not isinstance(m, torch.jit.ScriptModule)}
         self.modules = frozenset(tree.values())
         sides = {e.at.side for view in self.views for e in view.edits}
         everything = self.listing is not None
@@ -406,13 +474,16 @@ class Session:
         with ExitStack() as stack:
             token = _current.set(self)
             stack.callback(_current.reset, token)
+            if compiled:  # code that module.compile() has made shows nothing of its inside
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             if operations:
                 self.hidden = frozenset(p for m, p in tree.items() if p and _is_builtin_leaf(m))
                 for m, path in tree.items():
                     stack.callback(m.register_forward_pre_hook(self._enter(path)).remove)
             for m, path in tree.items():
-                if path and not isinstance(m, torch.jit.ScriptModule):
+                if path:
                     if everything or path in sides:
+                        stack.callback(m.register_forward_pre_hook(self._before(path)).remove)
                         stack.callback(m.register_forward_hook(self._leave(path)).remove)
                     if f"{path}:in" in sides:
                         hook = m.register_forward_pre_hook(self._input(path), with_kwargs=True)
@@ -425,7 +496,7 @@ class Session:
 
     def _mine(self) -> bool:
         # Hooks fire for every thread that runs this module; the context variable says whose run it is.
-        return _current.get() is self
+        return _current.get() is self and not self._busy
 
     def _enter(self, path: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
@@ -441,9 +512,19 @@ class Session:
 
         return hook
 
+    def _before(self, path: str) -> Callable[..., None]:
+        def hook(_m: nn.Module, args: Any) -> None:
+            if self._mine():
+                self._versions.setdefault(path, []).append(_version_of(args))
+
+        return hook
+
     def _leave(self, path: str) -> Callable[..., Any]:
-        def hook(_m: nn.Module, _args: Any, output: Any) -> Any:
-            return self.visit(path, output, "module") if self._mine() else None
+        def hook(_m: nn.Module, args: Any, output: Any) -> Any:
+            if not self._mine():
+                return None
+            versions = self._versions.get(path) or [None]
+            return self.visit(path, output, "module", written=_is_written(args, output, versions.pop()))
 
         return hook
 
@@ -485,6 +566,7 @@ def observe(
     view = View(where, edits, stop)
     session = Session((view, *(outer.views if outer is not None and outer.batch is None else ())))
     session.silent = outer is not None and outer.silent
+    session.listing = outer.listing if outer is not None else None
     result = None
     try:
         with session.running():
@@ -528,6 +610,7 @@ class _Operations(TorchFunctionMode):
         self._session = weakref.ref(session)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = _version_of(args)
         out = func(*args, **(kwargs or {}))
         session = self._session()
         if session is None or not session._mine() or session.silent:
@@ -536,7 +619,18 @@ class _Operations(TorchFunctionMode):
         if not name or owner in session.hidden or not _holds_tensor(out):
             return out
         path = f"{owner}.{name}" if owner else name
-        return session.visit(f"{path}()" if path in session.modules else path, out, "operation")
+        side = f"{path}()" if path in session.modules else path
+        return session.visit(side, out, "operation", written=_is_written(args, out, before))
+
+
+def _version_of(args: Any) -> int | None:
+    first = args[0] if args else None
+    return first._version if isinstance(first, Tensor) and not first.is_inference() else None
+
+
+def _is_written(args: Any, out: Any, before: int | None) -> bool:
+    """Whether what came out is the first argument itself, written to."""
+    return before is not None and bool(args) and out is args[0] and bool(out._version != before)
 
 
 def operation(func: Any) -> str:
@@ -567,13 +661,15 @@ def _may_be_operation(side: str, modules: frozenset[str]) -> bool:
 
 def _now() -> float:
     """The time by the clock of autograd's graph, whose nodes are numbered as they are made."""
-    tick: Any = torch.zeros((), requires_grad=True).view_as(torch.zeros(())).grad_fn
+    with torch.inference_mode(False), torch.enable_grad():
+        tick: Any = torch.zeros((), requires_grad=True).expand(1).grad_fn
     return float(tick._sequence_nr())
 
 
 def _is_builtin_leaf(m: nn.Module) -> bool:
     """Torch's own layers are one place, not the operations that they are made of."""
-    return type(m).__module__.startswith(("torch.nn.", "torch.ao.")) and not m._modules
+    parts = set(m._modules) - {"parametrizations"}
+    return type(m).__module__.startswith(("torch.nn.", "torch.ao.")) and not parts
 
 
 def _leaf_names(paths: Sequence[tuple[Any, Any]], side: str) -> dict[int, str]:
@@ -614,15 +710,28 @@ def _arranged(z: Tensor, like: Tensor) -> Tensor:
     return z.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
 
 
-def _refuse_checkpoint(where: str, at: Address) -> None:
-    # Checkpointing runs the region again in the backward pass, without what was put in.
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+def _rewritten(value: Tensor, put: Tensor, kind: Kind) -> Tensor:
+    """Write a change into a tensor that an operation in place has just written to."""
+    if levels.wrapped(value):
+        return value.add_(put) if kind == "nudge" else value.copy_(put)
+    # That operation may have kept the tensor for its derivative. It keeps the old memory, with the old values;
+    # everybody else who holds the tensor gets new memory. So nothing that was kept has changed.
+    value.data = value.detach().clone()
+    with torch.autograd._unsafe_preserve_version_counter(value):
+        return value.add_(put) if kind == "nudge" else value.copy_(put)
+
+
+def _refuse_recomputed(where: str, at: Address, put: Tensor) -> None:
+    # Checkpointing runs the region again in the backward pass, without what was put in; and in code under
+    # no_grad nothing leads from it to the score.
+    hidden = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    if hidden or (put.requires_grad and not torch.is_grad_enabled()):
         raise ValueError(
             check.problem(
                 where,
-                "a place outside of checkpointed code",
-                f"{str(at)!r}, which is computed again in the backward pass",
-                "Switch checkpointing off, or take the place before or after the checkpointed block",
+                "a place outside of checkpointed code and of no_grad",
+                f"{str(at)!r}, from which autograd keeps no way to the score",
+                "Switch checkpointing off, or take the place before or after that block",
             )
         )
 

@@ -127,16 +127,16 @@ class Native:
     def _run(self, leaves: list[Any], call: Call) -> tuple[Tensor, ...]:
         if self.channels_last and current().layout != "contiguous":
             try:
-                return self._run_guarded(leaves, call, layout.channels_last)
+                return self.guarded(leaves, call, layout.channels_last)
             except RuntimeError as error:
                 # Some networks cannot take it, above all those that .view() what comes out of a convolution.
                 arranged = any(isinstance(leaf, Tensor) and leaf.ndim in (4, 5) for leaf in leaves)
                 if not arranged or memory.is_out_of_memory(error):
                     raise
-                ys = self._run_guarded(leaves, call, torch.clone)
+                ys = self.guarded(leaves, call, torch.clone)
                 self.channels_last = False
                 return ys
-        return self._run_guarded(leaves, call, torch.clone)
+        return self.guarded(leaves, call, torch.clone)
 
     def checked(self, y: Tensor, batch: int) -> Tensor:
         """Refuse an output that is complex, or not a batch."""
@@ -160,7 +160,9 @@ class Native:
             )
         return y
 
-    def _run_guarded(self, leaves: list[Any], call: Call, arrange: Arrange) -> tuple[Tensor, ...]:
+    def guarded(self, leaves: list[Any], call: Call, arrange: Arrange) -> tuple[Tensor, ...]:
+        """Run once, with what the network writes into its buffers put back."""
+
         def run() -> tuple[Tensor, ...]:
             return call(leaves, arrange)
 
@@ -172,7 +174,7 @@ class Native:
             if not changed:
                 return y
         with self._lock:  # two threads must not take each other's values for the network's own
-            if self.writes_buffers is None:
+            if not self.writes_buffers:
                 with _restored(self._buffers()) as changed:
                     y = run()
                 self.writes_buffers = bool(changed)

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from esegeta import places
 from esegeta._registry import method
 from esegeta._types import Explain, Score
+from esegeta.places import Names, grid, local
 
 
 @method(
@@ -14,7 +14,7 @@ from esegeta._types import Explain, Score
     paper="Selvaraju et al. 2017, arXiv:1610.02391",
     also=("gradcam", "layer_grad_cam", "seg_grad_cam"),
 )
-def grad_cam(score: Score, place: places.Names) -> Explain:
+def grad_cam(score: Score, place: Names) -> Explain:
     r"""The channels of a layer, added up with their mean gradients as weights.
 
     .. math:: L_u(x) = \sum_d \Big( \tfrac{1}{|U|} \sum_{u'} G_{d,u'} \Big) A_{d,u}, \qquad
@@ -43,6 +43,6 @@ def grad_cam(score: Score, place: places.Names) -> Explain:
     """
 
     def weighted(a: Tensor, g: Tensor) -> Tensor:
-        return (g.mean(places.grid(a), keepdim=True) * a).sum(0, keepdim=True)
+        return (g.mean(grid(a), keepdim=True) * a).sum(0, keepdim=True)
 
-    return places.local(score, place, weighted)
+    return local(score, place, weighted)

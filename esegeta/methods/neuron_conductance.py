@@ -1,0 +1,88 @@
+"""Neuron conductance."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import vjp
+
+from esegeta._registry import method
+from esegeta._types import Explain, Score
+from esegeta.engine import check, stream
+from esegeta.places import activation_and_gradient, tap
+from esegeta.quadrature import nodes_and_weights
+
+
+@method(
+    place=True,
+    shape="input",
+    refs=("baseline",),
+    axioms=("linearity", "dummy", "shift"),
+    example={"neuron": 0, "steps": 64},
+    paper="Dhamdhere, Sundararajan, Yan 2019, arXiv:1805.12233",
+)
+def neuron_conductance(
+    score: Score,
+    place: str,
+    *,
+    neuron: int | tuple[int, ...] = (),
+    steps: int = 32,
+    rule: str = "gauss-legendre",
+) -> Explain:
+    r"""The part of integrated gradients that goes through chosen units of a layer.
+
+    .. math:: a_i(x, x') = (x_i - x'_i) \int_0^1 \sum_{u \in N} \frac{\partial F}{\partial A_u}
+              \frac{\partial A_u}{\partial x_i} \, dt
+
+    Added up over all units of a cut it is integrated gradients. For what makes a unit itself active, whatever
+    comes of it, explain a reducer of ``tap(score, place)``.
+
+    Args:
+        score: ``(C,*S) -> ()``.
+        place: the layer.
+        neuron: which units: a channel, or an index such as ``(channel, i, j)``; all of them by default.
+        steps: number of gradients.
+        rule: ``gauss-legendre``, ``midpoint``, ``trapezoid``, ``left`` or ``right``.
+
+    Returns:
+        ``explain(x, baseline) -> like x``, signed.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: (eg.name(x * torch.tensor([[1.], [2.]]), "layer") ** 2).sum()
+        >>> explain = neuron_conductance(score, "layer", neuron=1, steps=2)
+        >>> [round(v, 4) for v in explain(torch.tensor([[1., 3.]]), torch.zeros(1, 2)).flatten().tolist()]
+        [4.0, 36.0]
+
+    Reference:
+        Dhamdhere, Sundararajan, Yan 2019, equation 2, arXiv:1805.12233.
+    """
+    both, activation = activation_and_gradient(score, place), tap(score, place)
+    t, w = nodes_and_weights(rule, steps)
+    index = (neuron,) if isinstance(neuron, int) else tuple(neuron)
+
+    def through(z: Tensor) -> Tensor:
+        a, g = both(z)
+        if len(index) > a.ndim or any(not -n <= i < n for i, n in zip(index, a.shape, strict=False)):
+            raise ValueError(
+                check.problem(
+                    "neuron_conductance",
+                    f"a neuron within {tuple(a.shape)}",
+                    str(index),
+                    "Count channels from 0",
+                )
+            )
+        chosen = torch.zeros(a.shape, dtype=torch.bool, device=a.device)
+        chosen[index] = True
+        return vjp(activation, z)[1](torch.where(chosen, g, 0))[0]
+
+    def explain(x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
+        line = x - baseline
+        average = stream.integral(
+            lambda t: through(baseline + t * line),
+            x.new_tensor(t),
+            x.new_tensor(w),
+            label="neuron_conductance",
+        )
+        return line * average
+
+    return explain

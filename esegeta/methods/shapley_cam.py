@@ -1,0 +1,58 @@
+"""Shapley-CAM."""
+
+from torch import Tensor
+from torch.func import jvp
+
+from esegeta._registry import method
+from esegeta._types import Explain, Score
+from esegeta.engine.gradient import gradient
+from esegeta.places import Names, grid, split, tap
+
+
+@method(
+    place=True,
+    shape="map",
+    axioms=("linearity", "symmetry"),
+    paper="Cai 2025, arXiv:2501.06261",
+    also=("shapleycam",),
+)
+def shapley_cam(score: Score, place: Names) -> Explain:
+    r"""The channels of a layer, added up with their mean second-order contributions as weights.
+
+    .. math:: L_u(x) = \sum_d \Big( \tfrac{1}{|U|} \sum_{u'} \big( G - \tfrac12 H A \big)_{d,u'} \Big) A_{d,u},
+              \qquad G = \frac{\partial F}{\partial A}, \quad H = \frac{\partial^2 F}{\partial A^2}
+
+    The bracket times A is what a second-order expansion around x gives to the elements of the layer when all of
+    them go to zero: half of what each loses together with others. Everything beside the layer stays as it is at
+    x. One Hessian-vector product, no Hessian. Equal to ``grad_cam`` where the score is piecewise linear in the
+    layer, as behind ReLUs and max-pools without a softmax.
+
+    Args:
+        score: ``(C,*S) -> ()``; a probability rather than a logit, or there is no second order.
+        place: a layer whose activation is ``(D,*U)``; several for several maps.
+
+    Returns:
+        ``explain(x) -> (1,*U)``, signed; a tuple of maps for several places.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: (eg.name(2 * x, "layer") ** 2).sum()
+        >>> shapley_cam(score, "layer")(torch.tensor([[1., 2.]])).tolist()
+        [[6.0, 12.0]]
+
+    Reference:
+        Cai 2025, arXiv:2501.06261.
+    """
+    if not isinstance(place, str):
+        tap(score, place)  # refuses what is no sequence of places
+        each = [shapley_cam(score, p) for p in place]
+        return lambda x: tuple(explain(x) for explain in each)  # type: ignore[return-value]
+
+    def explain(x: Tensor) -> Tensor:
+        trunk, head = split(score, place, at=x)
+        a = trunk(x)
+        axes = grid(a)
+        g, change = jvp(gradient(head), (a,), (a,))  # type: ignore[misc]
+        return ((g - change / 2).mean(axes, keepdim=True) * a).sum(0, keepdim=True)
+
+    return explain
