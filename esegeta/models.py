@@ -74,7 +74,7 @@ class ModuleModel:
         # What has been learnt about places: which are written to after they were passed, and for which sets
         # of places examples have to go through alone, because the first axis is not the batch.
         self._copies: set[Address] = set()
-        self._alone: dict[frozenset[Address], bool] = {}
+        self._alone: dict[frozenset[tuple[Address, int]], bool] = {}
 
     def __repr__(self) -> str:
         chosen = "" if self.output is None else f", output={self.output!r}"
@@ -152,7 +152,7 @@ class ModuleModel:
     def _observed(self, session: Session, leaves: list[Any], spec: Any) -> Tensor:
         """Run with places observed or changed: what goes in are further inputs, what is seen further outputs."""
         count = sum(isinstance(leaf, Tensor) for leaf in leaves)
-        places, plan = session.addresses(), session.bare()
+        places, plan = session.standing(), session.bare()
         last: list[tuple[Session, bool]] = []
 
         def run(*tensors: Tensor, full: bool = False) -> tuple[Tensor, ...]:
@@ -160,11 +160,9 @@ class ModuleModel:
             own = [next(found) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             self._native.settle(own, spec)
             calls = functools.partial(self._watched_call, len(leaves), spec)
-            if (
-                places not in self._alone
-                and not levels.fake(tensors[0])
-                and self._native.together(tensors[0])
-            ):
+            last.clear()
+            unknown = places not in self._alone and not self._native.one_at_a_time
+            if unknown and not levels.fake(tensors[0]) and self._native.together(tensors[0]):
                 self._alone[places] = self._leads_nowhere(plan, own, calls)
             alone = self._alone.get(places, False)
             return self._native([*own, *tensors[count:]], calls(plan, last), full, alone)
@@ -191,12 +189,11 @@ class ModuleModel:
                     del session.listing[listed:]
                 inner = session.fork(put, batch, self._copies)
                 out: tuple[Tensor, ...] = ()
+                arguments = tree_unflatten(each(own, arrange), spec)
+                module = getattr(self.module, "_orig_mod", self.module)
                 try:
                     with inner.running(self.module):
-                        module = getattr(self.module, "_orig_mod", self.module)
-                        y = pick(
-                            module(*tree_unflatten(each(own, arrange), spec)), self.output, self._native.name
-                        )
+                        y = pick(module(*arguments), self.output, self._native.name)
                     out = (self._native.checked(y, batch),)
                 except Stop:
                     pass

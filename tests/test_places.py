@@ -861,7 +861,6 @@ def test_operations_inside_of_blocks_belong_to_the_block():
     close(eg.tap(score, "1.tanh")(x), net[1].a(net[0](x[None])).tanh()[0].detach())
 
 
-@pytest.mark.xfail(strict=True, reason="the library's own change of layout is counted as a reshape")
 def test_reshapes_are_counted_as_in_the_network_only():
     """The library brings batches into another layout; that is none of the network's operations."""
 
@@ -880,7 +879,6 @@ def test_reshapes_are_counted_as_in_the_network_only():
     close(eg.tap(score, ["reshape", "reshape#1", "movedim"])(x), (x, h.reshape(2, 36), h.reshape(2, 36).T))
 
 
-@pytest.mark.xfail(strict=True, reason="an edit at a module's input is listed as '0:in:in'")
 def test_what_the_library_computes_is_no_operation_of_the_score():
     class Inner(nn.Module):
         def __init__(self):
@@ -1078,7 +1076,6 @@ def test_an_axis_of_one_that_is_not_the_batch():
     check_layout(Frames(1).eval(), ("soft", "tanh"), (1, 4, 4), (3,))
 
 
-@pytest.mark.xfail(strict=True, reason="layouts are probed as if this were the first run of the model")
 def test_layouts_of_the_second_run_of_a_model():
     model = eg.from_module(Attention(False).eval())
     score = lambda x: (model(x) + model(x.flip(-1))).square().sum()
@@ -1104,7 +1101,6 @@ def test_hidden_states_of_recurrent_networks():
     close((a, g), tuple(torch.stack(s) for s in zip(*single, strict=True)))
 
 
-@pytest.mark.xfail(strict=True, reason="the probe of layouts runs two examples at once")
 def test_networks_that_take_one_example_at_a_time():
     def lonely(s, x):
         assert x.shape[0] == 1
@@ -1311,7 +1307,6 @@ def test_buffers_that_are_written_are_put_back(rebinds):
         close(vmap(eg.tap(fresh, "0.a"))(xs), expected / 2)
 
 
-@pytest.mark.xfail(strict=True, reason="places are listed twice where buffers are written")
 @pytest.mark.parametrize("rebinds", [False, True])
 def test_the_listing_puts_buffers_back(rebinds):
     net = nn.Sequential(Counting(rebinds), nn.Tanh(), conv(2, 1)).eval()
@@ -1486,9 +1481,6 @@ def test_threads_do_not_see_each_others_edits(count):
     assert wrong == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="whoever waits for another's first run goes on with copies of the buffers"
-)
 def test_two_first_runs_at_once_leave_the_buffers_in_place():
     inside, seen = threading.Event(), []
 

@@ -315,10 +315,10 @@ class Session:
                     else:
                         view.met[number] = self._taken(view, edit, leaves[i])
                         view.fresh = sorted({*view.fresh, number})
-        if self.listing is not None:
+        if self.listing is not None and kind != "input":
             call = calls[-1][1]  # counted by whoever lists
             for i, name in names.items():
-                self._list(Address(side.removesuffix(":in"), call, name), kind, leaves[i])
+                self._list(Address(side, call, name), kind, leaves[i])
         for view, _ in asked:
             if view.done:
                 raise Stop(view)
@@ -447,9 +447,9 @@ class Session:
         """The error for what this run has not met, if it was asked for."""
         return next((e for view in self.views if (e := view.missing()) is not None), None)
 
-    def addresses(self) -> frozenset[Address]:
-        """Every place that is asked for."""
-        return frozenset(e.at for view in self.views for e in view.edits)
+    def standing(self) -> frozenset[tuple[Address, int]]:
+        """Every place that is asked for, with how often its path has been passed."""
+        return frozenset((e.at, view.counts[e.at.side]) for view in self.views for e in view.edits)
 
     @contextmanager
     def running(self, module: Any = None) -> Iterator[None]:
