@@ -1,6 +1,6 @@
 """Explains what neural networks for 2-D and 3-D images do: attributions as pure functions over torch.func."""
 
-from esegeta import axioms, baselines, methods, models, noise, random, reducers, spatial, transforms
+from esegeta import axioms, baselines, methods, models, noise, random, reducers, rules, spatial, transforms
 from esegeta._registry import METHODS as _METHODS
 from esegeta._registry import TRANSFORMS as _TRANSFORMS
 from esegeta._registry import catalogue, find_method, method, reducer, transform
@@ -8,9 +8,11 @@ from esegeta.engine.batching import batched, explained
 from esegeta.engine.execution import DeadlineExceeded, ExecutionWarning, execution
 from esegeta.engine.memory import forecast
 from esegeta.methods.adaptive_integrated_gradients import integrated
+from esegeta.methods.full_gradient import FullGradient, full_gradient
 from esegeta.models import from_module
 from esegeta.places import activation_and_gradient, at, every, name, nudge, places, replace, split, tap
 from esegeta.spatial import upsample
+from esegeta.transforms.fusion import fuse
 from esegeta.transforms.weights import fusion_grad, noise_grad
 from esegeta.trees import on_trees
 
@@ -22,6 +24,7 @@ globals().update({name: spec.fn for table in (_METHODS, _TRANSFORMS) for name, s
 __all__ = [
     "DeadlineExceeded",
     "ExecutionWarning",
+    "FullGradient",
     "activation_and_gradient",
     "at",
     "axioms",
@@ -34,6 +37,8 @@ __all__ = [
     "find_method",
     "forecast",
     "from_module",
+    "full_gradient",
+    "fuse",
     "fusion_grad",
     "integrated",
     "method",
@@ -49,6 +54,7 @@ __all__ = [
     "reducer",
     "reducers",
     "replace",
+    "rules",
     "spatial",
     "split",
     "tap",

@@ -26,6 +26,7 @@ from esegeta.methods.adaptive_integrated_gradients import (
 from esegeta.methods.adaptive_integrated_gradients import integrated as integrated
 from esegeta.methods.blur_integrated_gradients import blur_integrated_gradients as blur_integrated_gradients
 from esegeta.methods.cam import cam as cam
+from esegeta.methods.conductance import conductance as conductance
 from esegeta.methods.eigen_cam import eigen_cam as eigen_cam
 from esegeta.methods.eigen_grad_cam import eigen_grad_cam as eigen_grad_cam
 from esegeta.methods.elementwise_grad_cam import elementwise_grad_cam as elementwise_grad_cam
@@ -43,7 +44,12 @@ from esegeta.methods.hires_cam import hires_cam as hires_cam
 from esegeta.methods.idgi import idgi as idgi
 from esegeta.methods.input_x_gradient import input_x_gradient as input_x_gradient
 from esegeta.methods.integrated_gradients import integrated_gradients as integrated_gradients
+from esegeta.methods.internal_influence import internal_influence as internal_influence
+from esegeta.methods.layer import layer_activation as layer_activation
+from esegeta.methods.layer import layer_gradient as layer_gradient
+from esegeta.methods.layer import layer_gradient_x_activation as layer_gradient_x_activation
 from esegeta.methods.layer_cam import layer_cam as layer_cam
+from esegeta.methods.neuron_conductance import neuron_conductance as neuron_conductance
 from esegeta.methods.random_cam import random_cam as random_cam
 from esegeta.methods.score_cam import score_cam as score_cam
 from esegeta.methods.seg_eigen_cam import seg_eigen_cam as seg_eigen_cam
@@ -62,6 +68,7 @@ from esegeta.places import split as split
 from esegeta.places import tap as tap
 from esegeta.spatial import upsample as upsample
 from esegeta.transforms.averaging import over_baselines as over_baselines
+from esegeta.transforms.fusion import fuse as fuse
 from esegeta.transforms.pointwise import absolute as absolute
 from esegeta.transforms.pointwise import negative as negative
 from esegeta.transforms.pointwise import positive as positive
@@ -88,6 +95,7 @@ __all__ = [
     "blur_integrated_gradients",
     "cam",
     "catalogue",
+    "conductance",
     "eigen_cam",
     "eigen_grad_cam",
     "elementwise_grad_cam",
@@ -99,6 +107,7 @@ __all__ = [
     "find_method",
     "forecast",
     "from_module",
+    "fuse",
     "fusion_grad",
     "grad_cam",
     "grad_cam_plus_plus",
@@ -110,12 +119,17 @@ __all__ = [
     "input_x_gradient",
     "integrated",
     "integrated_gradients",
+    "internal_influence",
+    "layer_activation",
     "layer_cam",
+    "layer_gradient",
+    "layer_gradient_x_activation",
     "method",
     "methods",
     "models",
     "name",
     "negative",
+    "neuron_conductance",
     "noise",
     "noise_grad",
     "nudge",

@@ -29,6 +29,8 @@ class MethodSpec:
     a cheap instance; also: other names that people look for.
     place: whether it explains by the activations at a place, which is its second argument; shape: "input" if the
     explanation is like x, "layer" if it is like the activation, "map" if it is one channel on the grid of either.
+    rewrites: what it refuses to do without: "activations" if it is the plain gradient of a score that has none.
+    differentiable: whether its explanations have a derivative; those by rules refuse it.
     """
 
     fn: Callable[..., Any]
@@ -41,6 +43,8 @@ class MethodSpec:
     also: tuple[str, ...] = ()
     place: bool = False
     shape: Shape = "input"
+    rewrites: str = ""
+    differentiable: bool = True
 
     @property
     def name(self) -> str:
@@ -212,6 +216,8 @@ def method(
     also: tuple[str, ...] = (),
     place: bool = False,
     shape: Shape | None = None,
+    rewrites: str = "",
+    differentiable: bool = True,
 ) -> Callable[[Function], Function]:
     """Register ``Score -> Explain`` under its function name and put input checks around what it returns.
 
@@ -257,6 +263,8 @@ def method(
                 tuple(also),
                 place,
                 shape or ("layer" if place else "input"),
+                rewrites,
+                differentiable,
             ),
         )
         return cast(Function, factory)  # same signature, with checks around
@@ -346,6 +354,7 @@ def _composite(spec: MethodSpec, change: TransformSpec, refs: tuple[str, ...]) -
         {},
         change.paper,
         place=spec.place,
+        differentiable=spec.differentiable,
         shape="map" if change.shape == "one channel" else spec.shape,
     )
 

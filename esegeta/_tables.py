@@ -62,7 +62,7 @@ def methods() -> str:
         (
             (
                 f"`{name}`",
-                f"`({', '.join(['x', *spec.refs, *(['key='] if spec.key else [])])})`",
+                f"`({', '.join(['x', *spec.refs, *(['key='] if spec.key else [])])})`{' at a place' * spec.place}",
                 _first_line(spec.fn),
                 ", ".join(sorted(spec.axioms)),
                 _names(spec.also),

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from esegeta._types import Model
 from esegeta.engine import check, interception, levels
 from esegeta.engine.folded import fold
-from esegeta.engine.interception import Address, Edit, Session, Stop, View
+from esegeta.engine.interception import Address, Session, Stop
 from esegeta.engine.native import Arrange, Call, Native, Pick, each, name_of, pick
 
 _OPS = 64  # how many kinds of call a model remembers
@@ -152,6 +152,8 @@ class ModuleModel:
     def _observed(self, session: Session, leaves: list[Any], spec: Any) -> Tensor:
         """Run with places observed or changed: what goes in are further inputs, what is seen further outputs."""
         count = sum(isinstance(leaf, Tensor) for leaf in leaves)
+        entering = [*leaves, *session.put()]
+        data, twins = session.entering(entering)
         places, plan = session.standing(), session.bare()
         last: list[tuple[Session, bool]] = []
 
@@ -159,7 +161,7 @@ class ModuleModel:
             found = iter(tensors)
             own = [next(found) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             self._native.settle(own, spec)
-            calls = functools.partial(self._watched_call, len(leaves), spec)
+            calls = functools.partial(self._watched_call, len(leaves), spec, data=data)
             last.clear()
             unknown = places not in self._alone and not self._native.one_at_a_time
             if unknown and not levels.fake(tensors[0]) and self._native.together(tensors[0]):
@@ -171,25 +173,36 @@ class ModuleModel:
         op = fold(run, name, host=self._native.host, full=functools.partial(run, full=True))
         with interception.aside():
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            out = op(*tensors, *session.put())
+            out = op(*tensors, *session.put(), *twins)
         inner, stopped = last[-1]
+        out = session.leaving(inner, out)
         session.join(inner, out if stopped else out[1:])
         return out[0]
 
     def _watched_call(
-        self, count: int, spec: Any, session: Session, last: list[tuple[Session, bool]]
+        self,
+        count: int,
+        spec: Any,
+        session: Session,
+        last: list[tuple[Session, bool]],
+        data: tuple[tuple[int, Any], ...] = (),
     ) -> Call:
         listed = len(session.listing or ())
 
         def call(leaves: list[Any], arrange: Arrange) -> tuple[Tensor, ...]:
             own, put = leaves[:count], leaves[count:]
+            twins: list[Any] = [None] * len(data)
+            if data and session.paired:
+                put, twins = put[: -len(data)], put[-len(data) :]
             batch = next(leaf for leaf in own if isinstance(leaf, Tensor)).shape[0]
             while True:
                 if session.listing is not None:  # an attempt before this one may have been for nothing
                     del session.listing[listed:]
                 inner = session.fork(put, batch, self._copies)
                 out: tuple[Tensor, ...] = ()
-                arguments = tree_unflatten(each(own, arrange), spec)
+                arranged = each(own, arrange)
+                inner.marks([*arranged, *put], data, each(twins, arrange))
+                arguments = tree_unflatten(arranged, spec)
                 module = getattr(self.module, "_orig_mod", self.module)
                 try:
                     with inner.running(self.module):
@@ -198,6 +211,7 @@ class ModuleModel:
                 except Stop:
                     pass
                 spoiled, seen = inner.spoiled, inner.take()
+                companions = inner.companions((*out, *seen))
                 if spoiled:
                     self._copies |= spoiled
                     continue
@@ -205,7 +219,7 @@ class ModuleModel:
                     # Examples that go through one at a time may go different ways.
                     raise inner.missing() or last[-1][0].missing() or RuntimeError("places differ")
                 last[:] = [(inner, not out)]
-                return (*out, *seen)
+                return (*out, *seen, *companions)
 
         return call
 

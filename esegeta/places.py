@@ -388,14 +388,57 @@ def activation_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tu
         >>> a.tolist(), g.tolist()
         ([[2.0, 6.0]], [[4.0, 12.0]])
     """
-    names, form = _names("activation_and_gradient", place)
+    return _one_pass(score, place, "tap")
+
+
+def bias_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
+    r"""What the operation at a place adds to its linear part, and the gradient there, in one pass.
+
+    .. math:: b = f(z) - J_f(z) \, z
+
+    for the operation f that computes the place from z, its weights fixed: the bias of a convolution, the shift of
+    a norm, what bends an activation. Zero at places that are no single operation.
+
+    Args:
+        score: the score.
+        place: one place, or several.
+
+    Returns:
+        ``x -> (b, G)``; for several places two tuples.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> net = torch.nn.Sequential(torch.nn.Conv1d(1, 1, 1), torch.nn.ReLU())
+        >>> _ = net[0].bias.data.fill_(3.0)
+        >>> b, g = bias_and_gradient(eg.reducers.class_sum(eg.from_module(net.eval()), 1), "0")(torch.zeros(1, 2))
+        >>> b.tolist(), g.tolist()
+        ([[3.0, 3.0]], [[1.0, 1.0]])
+    """
+    return _one_pass(score, place, "bias")
+
+
+def operations(score: Callable[[Tensor], Tensor], x: Tensor) -> tuple[str, ...]:
+    """The places that are single operations or layers of torch: all that computes, each once.
+
+    >>> import torch
+    >>> operations(lambda x: torch.relu(x @ torch.ones(2, 3)).sum(), torch.ones(1, 2))
+    ('matmul', 'relu')
+    """
+    with interception.aside():
+        graph = native.outside(lambda: _Graph(score, _probe(x)))
+    return tuple(str(p.at) for p in graph.passed if p.leaf and graph.used(p))
+
+
+def _one_pass(score: Score, place: Names, what: Any) -> Callable[[Tensor], tuple[Any, Any]]:
+    where = "activation_and_gradient" if what == "tap" else "bias_and_gradient"
+    names, form = _names(where, place)
     shapes = _shapes(score, place)
-    taps = [Edit(name, "tap") for name in names]
+    seen = [Edit(name, what) for name in names]
 
     def both(x: Tensor) -> tuple[Any, Any]:
         def nudged(*ds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             edits = [Edit(name, "nudge", d) for name, d in zip(names, ds, strict=True)]
-            y, found = interception.observe("activation_and_gradient", score, (x,), [*edits, *taps])
+            y, found = interception.observe(where, score, (x,), [*edits, *seen])
             return y, tuple(found)
 
         zeros = [torch.zeros((), dtype=d, device=x.device).expand(s) for s, d in shapes(x)]

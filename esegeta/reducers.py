@@ -278,6 +278,12 @@ def _beside(where: str, name: str, value: Tensor, z: Tensor) -> Tensor:
 
 def _frozen(where: str, model: Model, mask_of: Mask, at: Tensor | None, dynamic: bool, empty: str) -> Mask:
     """A mask computed by the model: once at ``at``, or with ``dynamic`` from every output anew."""
+    z = _output_at(where, model, at, dynamic, "map")
+    return (lambda z: mask_of(z.detach())) if z is None else _given(where, mask_of(z), empty)
+
+
+def _output_at(where: str, model: Model, at: Tensor | None, dynamic: bool, kind: str) -> Tensor | None:
+    """The output that something is frozen at, without a graph; None with ``dynamic``."""
     if dynamic == (at is not None):
         raise ValueError(
             check.problem(
@@ -288,9 +294,9 @@ def _frozen(where: str, model: Model, mask_of: Mask, at: Tensor | None, dynamic:
             )
         )
     if at is None:
-        return lambda z: mask_of(z.detach())
+        return None
     with torch.no_grad():
-        z = _output(where, model, check.tensor(where, "at", at).detach()).detach()
+        z = _output(where, model, check.tensor(where, "at", at).detach(), kind).detach()
         if levels.true_anywhere(z.isnan()):
             raise ValueError(
                 check.problem(
@@ -300,7 +306,7 @@ def _frozen(where: str, model: Model, mask_of: Mask, at: Tensor | None, dynamic:
                     "Look for NaN in the input, the weights, or an overflow in half precision",
                 )
             )
-        return _given(where, mask_of(z), empty)
+        return z
 
 
 def _sum(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -725,6 +731,87 @@ def margin(model: Model, target: int, other: int | None = None, mask: Tensor | N
         else:
             lead = z[target] - torch.cat([z[:target], z[target + 1 :]]).logsumexp(0)
         return _sum(lead, inside and inside(z))
+
+    return score
+
+
+@reducer(output="any", mask=True, example={"target": 1})
+def finer(
+    model: Model,
+    target: int,
+    *,
+    at: Tensor | None = None,
+    dynamic: bool = False,
+    k: int = 3,
+    alpha: float = 1.0,
+) -> Score:
+    r"""How far a class leads those that it is most easily mistaken for: what tells it from *them*?
+
+    .. math::
+
+        F(x) = \frac1{|M|} \sum_{v \in M} \frac{\sum_{j \in J_v} p_{j,v} (z_{c,v} - \alpha z_{j,v})}
+                                              {\sum_{j \in J_v} p_{j,v}}
+
+    :math:`J_v` are the k classes whose scores at v are nearest to that of c, all others if there are fewer, and
+    M is where c is predicted; for a vector there is no average. M, J and the probabilities p are frozen at
+    :math:`x_0`: the score is linear in the output. A class activation map of this score is FinerCAM; any other
+    method can explain it, too. With k = 1 it is :func:`margin` over the nearest class.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)`` or ``-> (K,)``; channels exclude each other.
+        target: class number.
+        at: the explained input, where mask, classes and probabilities are frozen.
+        dynamic: find them anew at every evaluation instead; the gradient does not know of their change.
+        k: how many classes it is compared with.
+        alpha: how much of their scores is taken off; 0 leaves the mean score of the class.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> z = torch.tensor([5., 4., 4., -9.])
+        >>> eg.reducers.finer(lambda x: x, 0, at=z, k=2)(z).item()
+        1.0
+        >>> eg.reducers.finer(lambda x: x, 0, at=z, k=2, alpha=0.5)(z).item()
+        3.0
+
+    Reference: Z. Zhang et al., "Finer-CAM: Spotting the Difference Reveals Finer Details for Visual
+        Explanation", 2025, arXiv:2501.11309; the weights are those of pytorch-grad-cam, there not frozen.
+    """
+    here = "finer"
+    target = _target(here, target)
+    check.positive_count(here, "k", k)
+    check.non_negative(here, "alpha", alpha)
+
+    def classes(z: Tensor) -> Tensor:
+        _in_range(here, z, target, exclusive=True)
+        return z if z.shape[0] > 1 else torch.cat([torch.zeros_like(z), z])
+
+    def rivals(z: Tensor) -> tuple[Tensor, Tensor]:
+        z = classes(z)
+        gap = (z - z[target]).abs()
+        own = torch.arange(len(z), device=z.device).reshape(-1, *[1] * (z.ndim - 1)) == target
+        nearest = torch.where(own, float("inf"), gap).argsort(stable=True, dim=0)[: min(k, len(z) - 1)]
+        return nearest, z.gather(0, nearest).softmax(0)
+
+    def mask_of(z: Tensor) -> Tensor:
+        return _predicted(here, z, target, exclusive=True)
+
+    z_at = _output_at(here, model, at, dynamic, "any")
+    frozen = None if z_at is None else rivals(z_at)
+    if z_at is None or z_at.ndim == 1:
+        mask: Mask = mask_of
+    else:
+        mask = _given(here, mask_of(z_at), f"class {target} is predicted nowhere at x")
+
+    def score(x: Tensor) -> Tensor:
+        z = _output(here, model, x, "any")
+        inside = mask(z.detach()) if z.ndim > 1 else None
+        nearest, share = frozen or rivals(z.detach())
+        z = classes(z)
+        lead = z[target] - alpha * (share.to(z.dtype) * z.gather(0, nearest)).sum(0)
+        return lead if inside is None else _sum(lead, inside) / inside.sum().clamp(min=1)
 
     return score
 

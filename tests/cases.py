@@ -176,6 +176,7 @@ class Subject:
     composite: bool = False
     accuracy: float = 0.0
     stops_early: bool = False
+    differentiable: bool = True
 
     def __repr__(self) -> str:
         return self.name
@@ -195,23 +196,35 @@ def _static(example: Mapping[str, Any], loose: Mapping[str, Any]) -> dict[str, A
 
 
 def built(spec: MethodSpec, static: Mapping[str, Any]) -> Callable[[Score], Callable[..., Tensor]]:
-    """Methods at a place explain the simplest one here, a copy of the input: so what holds for all holds for them."""
-    if not spec.place:
-        return lambda score: spec.fn(score, **static)
+    """Methods at a place explain the simplest one here, a copy of the input: so what holds for all holds for them.
+
+    What has to find activations to rewrite finds them in that copy.
+    """
+    copy = (lambda z: z + 0 * torch.relu(z)) if spec.rewrites else (lambda z: 1.0 * z)
+    where = ["copy"] if spec.place else []
 
     def build(score: Score) -> Callable[..., Tensor]:
-        if not callable(score):
-            return spec.fn(score, "copy", **static)
-        marked = lambda z: score(eg.name(1.0 * z, "copy"))
+        if not callable(score) or not (spec.place or spec.rewrites):
+            return spec.fn(score, *where, **static)
+        marked = lambda z: score(eg.name(copy(z), "copy"))
         marked.differentiable = getattr(score, "differentiable", True)
         marked.__name__ = getattr(score, "__name__", "score")
-        return spec.fn(marked, "copy", **static)
+        return spec.fn(marked, *where, **static)
 
     return build
 
 
+# A transform sees an explanation, not whether it comes from a place: one method for each shape of a map is enough.
+TRANSFORMED_AT_A_PLACE = ("conductance", "grad_cam", "layer_gradient")
+
+
+def transformed(spec: MethodSpec) -> bool:
+    """Whether ``subjects`` holds the method under every transform."""
+    return not spec.place or spec.name in TRANSFORMED_AT_A_PLACE
+
+
 def subjects(*, few: bool = False) -> Iterator[Subject]:
-    """Everything of ``esegeta.catalogue()``, as cheap as it gets.
+    """Everything of ``esegeta.catalogue()``, as cheap as it gets; of methods at a place few with transforms.
 
     Methods that stop at a tolerance stop earlier than in their example. With ``few`` methods take few steps,
     for what does not depend on the effort; under transforms they always do.
@@ -228,11 +241,12 @@ def subjects(*, few: bool = False) -> Iterator[Subject]:
             spec.shape == "map",
             accuracy=1.5 * static.get("tolerance", 0.0),
             stops_early=spec.needs == "activation",
+            differentiable=spec.differentiable,
         )
     for name, spec in sorted(METHODS.items()):
         for outer, change in sorted(TRANSFORMS.items()):
             refs = change.refs(spec.refs)
-            if refs is None:
+            if refs is None or not transformed(spec):
                 continue
             inner = built(spec, _static(spec.example, hasty))
             yield Subject(
@@ -245,4 +259,5 @@ def subjects(*, few: bool = False) -> Iterator[Subject]:
                 True,
                 1.5 * hasty["tolerance"] if "tolerance" in spec.example else 0.0,
                 spec.needs == "activation",
+                spec.differentiable,
             )

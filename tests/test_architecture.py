@@ -21,6 +21,7 @@ ORDER = (
     "engine.progress",
     "engine.memory",
     "engine.layout",
+    "engine.operators",
     "engine.interception",
     "engine.native",
     "engine.folded",
@@ -38,6 +39,7 @@ ORDER = (
     "reducers",
     "trees",
     "places",
+    "rules",
     "methods",
     "transforms",
     "axioms",
@@ -48,7 +50,7 @@ ORDER = (
     "zoo.__main__",
 )
 # A package that stands for all of its files: they are many, found by name, and each is alone.
-WHOLE = ("methods", "transforms", "axioms", "zoo")
+WHOLE = ("rules", "methods", "transforms", "axioms", "zoo")
 SURFACE = "_surface"  # esegeta/__init__.py
 
 FUNCTORCH = ("torch._C", "torch._functorch", "torch._subclasses")

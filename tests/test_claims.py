@@ -68,6 +68,14 @@ def dummy(subject: Subject, case: Case) -> Iterator[Found]:
         float(residual(case.x, *case.refs(subject.refs), **subject.extra())),
         case.rounding * _size(a),
     )
+    # What cancels is ignored too: the function does not depend on it, only its formula does.
+    cancelling = lambda z: score(z) + torch.where(ignored, torch.relu(z) - torch.relu(z), 0.0).sum()
+    explain = subject.build(cancelling)
+    yield (
+        "cancelling some",
+        float(residual(case.x, *case.refs(subject.refs), **subject.extra())),
+        case.rounding * _size(a),
+    )
 
 
 def symmetry(subject: Subject, case: Case) -> Iterator[Found]:
@@ -88,6 +96,11 @@ def symmetry(subject: Subject, case: Case) -> Iterator[Found]:
     a = explain(x, *refs, **subject.extra())
     residual = eg.axioms.symmetry(explain, swap)
     yield f"elements {i} and {j}", float(residual(x, *refs, **subject.extra())), case.rounding * _size(a)
+    # The same function of both, by two formulas.
+    formulas = lambda z: score(z) - torch.relu(z.flatten()[i]) - z.flatten()[j] - torch.relu(-z.flatten()[j])
+    if len(rows) == 1 and case.kind in POLYNOMIAL:
+        residual = eg.axioms.symmetry(subject.build(formulas), swap)
+        yield "two formulas", float(residual(x, *refs, **subject.extra())), case.rounding * _size(a)
 
 
 def shift(subject: Subject, case: Case) -> Iterator[Found]:
@@ -112,12 +125,13 @@ def sensitivity_a(subject: Subject, case: Case) -> Iterator[Found]:
         "the case's score": case.score,
         "saturating early": lambda z: (z - start).sum().clamp(max=0.05),
         "starting late": lambda z: (z - start - 1.95).clamp(min=0).sum(),
+        "falling": lambda z: -torch.relu(z - start).sum(),
     }
     for element in (0, case.x.numel() // 2):
         x = start.clone()
         x.view(-1)[element] += 2
-        # The two constructed scores ignore the case's own: a few cases of them are enough.
-        for what, score in list(scores.items())[: 3 if case.kind in POLYNOMIAL else 1]:
+        # The constructed scores ignore the case's own: a few cases of them are enough.
+        for what, score in list(scores.items())[: 4 if case.kind in POLYNOMIAL else 1]:
             residual = eg.axioms.sensitivity_a(subject.build(score), score)
             if what == "the case's score" and float((score(x) - score(start)).abs()) < 1e-3:
                 continue

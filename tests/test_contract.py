@@ -10,7 +10,8 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from cases import KINDS, Case, Subject, every_case, make_case, subjects
+from cases import KINDS, Case, Subject, every_case, make_case, subjects, transformed
+from cases import METHODS as REGISTERED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -198,6 +199,8 @@ def check_differentiable(subject: Subject, case: Case) -> None:
     explain, x, refs = subject.explain(case), case.x, case.refs(subject.refs)
     run = lambda z: explain(z, *refs, **subject.extra())
     v = case.draw("direction", *case.shape)
+    if not subject.differentiable:
+        return check_derivative_refused(run, x)
     a, change = jvp(run, (x,), (v,))
     w = case.draw("weights", *a.shape)
     (back,) = torch.func.vjp(run, x)[1](w)
@@ -213,11 +216,21 @@ def check_differentiable(subject: Subject, case: Case) -> None:
     assert_near(plain.detach(), subject(case), case.batching, "the answer while somebody differentiates")
 
 
+def check_derivative_refused(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """No derivative, rather than a wrong one, unless the explanation does not depend on the input."""
+    a = run(x.clone().requires_grad_())
+    if a.requires_grad:
+        with pytest.raises(NotImplementedError, match="differentiated once"):
+            a.sum().backward()
+
+
 def check_derivative_right(subject: Subject, case: Case) -> None:
     """The derivative of an explanation is that of finite differences."""
     explain, x, refs = subject.explain(case), case.x, case.refs(subject.refs)
     run = lambda z: explain(z, *refs, **subject.extra())
     v = case.draw("direction", *case.shape)
+    if not subject.differentiable:
+        return check_derivative_refused(run, x)
     _, change = jvp(run, (x,), (v,))
     h = 1e-5
     measured = (run(x + h * v) - run(x - h * v)) / (2 * h)
@@ -300,7 +313,15 @@ SMOOTH_2D = make_case("softplus", axes=2, channels=2)
 
 def test_the_subjects_are_the_catalogue():
     catalogue = {name: (spec.refs, spec.key, spec.axioms) for name, spec in eg.catalogue()}
-    assert {s.name: (s.refs, s.key, s.axioms) for s in SUBJECTS} == catalogue
+    found = {s.name: (s.refs, s.key, s.axioms) for s in SUBJECTS}
+    assert found == {name: catalogue[name] for name in found}
+    inner = {name: name.rpartition("(")[2].rstrip(")") for name in catalogue}
+    assert {inner[name] for name in set(catalogue) - set(found)} == {
+        name for name, spec in REGISTERED.items() if not transformed(spec)
+    }
+    assert set(REGISTERED) <= set(found)
+    shapes = {spec.shape for spec in REGISTERED.values() if spec.place and transformed(spec)}
+    assert shapes == {"map", "layer"}
 
 
 def test_a_case_prints_as_the_call_that_rebuilds_it():

@@ -816,3 +816,26 @@ def test_vjp_of_a_model_can_be_pulled_more_than_once():
     z = x.clone().requires_grad_()
     for g in (torch.ones_like(y), torch.randn_like(y)):
         close(pull(g)[0], torch.autograd.grad(net(z[None])[0], z, g)[0])
+
+
+class _Doubled(torch.autograd.Function):
+    """In the style that torch.func does not take."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
+
+
+def test_custom_functions_of_the_older_style_run():
+    class Net(nn.Module):
+        def forward(self, x):
+            return _Doubled.apply(x).square()
+
+    score = lambda x: eg.from_module(Net())(x).sum()
+    x = torch.tensor([[1.0, -2.0]])
+    assert eg.gradient(score)(x).tolist() == [[8.0, -16.0]]
+    assert torch.func.vmap(eg.gradient(score))(x[None])[0].tolist() == [[8.0, -16.0]]

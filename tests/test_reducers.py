@@ -173,6 +173,13 @@ def mean(values):
     return sum(values) / len(values)
 
 
+def slow_finer(zs, c, k=3, alpha=1.0):
+    p = slow_probabilities(zs)
+    zs = [0.0, *zs] if len(zs) == 1 else zs
+    nearest = sorted((j for j in range(len(zs)) if j != c), key=lambda j: abs(zs[j] - zs[c]))[:k]
+    return sum(p[j] * (zs[c] - alpha * zs[j]) for j in nearest) / sum(p[j] for j in nearest)
+
+
 # name -> (channels of the model, the score from (model, x, z), the slow answer from z)
 MAPS = {
     "predicted_class_sum": (
@@ -287,6 +294,21 @@ MAPS = {
         lambda m, x, z: reducers.margin(m, 0, 1),
         lambda z: sum(slow_log_odds(scores(z, v), 0) for v in voxels(z)),
     ),
+    "finer": (
+        5,
+        lambda m, x, z: reducers.finer(m, 2, at=x, k=2, alpha=0.7),
+        lambda z: mean(slow_finer(scores(z, v), 2, 2, 0.7) for v in slow_mask(z, 2)),
+    ),
+    "finer, fewer classes": (
+        3,
+        lambda m, x, z: reducers.finer(m, 2, at=x),
+        lambda z: mean(slow_finer(scores(z, v), 2) for v in slow_mask(z, 2)),
+    ),
+    "finer, one channel": (
+        1,
+        lambda m, x, z: reducers.finer(m, 0, at=x, alpha=0.5),
+        lambda z: mean(slow_finer(scores(z, v), 0, alpha=0.5) for v in slow_mask(z, 0)),
+    ),
     "log_probability": (
         3,
         lambda m, x, z: reducers.log_probability(m, 0, mask=as_tensor(some(z), z)),
@@ -357,6 +379,8 @@ MAPS = {
     ),
 }
 
+CLASSIFIED = draw((2, 4, 5), 5)  # what the test of classifiers puts in
+
 # For classifiers: K, the score, the slow answer from the list of K numbers.
 VECTORS = {
     "logit": (3, lambda m: reducers.logit(m, 1), lambda zs: zs[1]),
@@ -371,6 +395,21 @@ VECTORS = {
         3,
         lambda m: reducers.probability(m, 1, exclusive=False),
         lambda zs: slow_probabilities(zs, False)[1],
+    ),
+    "finer": (
+        4,
+        lambda m: reducers.finer(m, 1, at=CLASSIFIED, k=2, alpha=0.7),
+        lambda zs: slow_finer(zs, 1, 2, 0.7),
+    ),
+    "finer, dynamic": (
+        4,
+        lambda m: reducers.finer(m, 2, dynamic=True, k=1),
+        lambda zs: slow_finer(zs, 2, 1),
+    ),
+    "finer, one output": (
+        1,
+        lambda m: reducers.finer(m, 1, at=CLASSIFIED),
+        lambda zs: zs[0],
     ),
     "log_probability": (
         3,
@@ -529,7 +568,7 @@ FROZEN = [name for name, spec in OURS.items() if spec.mask]
 
 
 def test_the_reducers_with_a_mask_are_the_expected_ones():
-    assert set(FROZEN) == {"predicted_class_sum", "otsu_sum", "component", "boundary"}
+    assert set(FROZEN) == {"predicted_class_sum", "otsu_sum", "component", "boundary", "finer"}
 
 
 def test_crossing_the_decision_boundary_changes_only_the_dynamic_score():
@@ -847,6 +886,35 @@ def test_the_margin_ignores_what_all_logits_share():
     assert abs(reducers.class_sum(model, 1)(x) - reducers.class_sum(shifted, 1)(x)) > 1
 
 
+def test_finer_keeps_the_rivals_and_their_shares_of_the_explained_input():
+    at, x = torch.tensor([5.0, 4.0, 3.0, -9.0]), torch.tensor([1.0, 0.0, 7.0, 0.5])
+    a, b = (math.exp(v) / (math.exp(4) + math.exp(3)) for v in (4, 3))
+    frozen = reducers.finer(lambda x: x, 0, at=at, k=2)
+    torch.testing.assert_close(frozen(x).item(), 1 - a * 0 - b * 7)
+    torch.testing.assert_close(grad(frozen)(x), torch.tensor([1.0, -a, -b, 0.0]))
+    dynamic = reducers.finer(lambda x: x, 0, dynamic=True, k=2)  # of x the last and the second are nearest
+    assert dynamic(at) == frozen(at)
+    assert grad(dynamic)(x)[2] == 0
+
+
+def test_finer_of_the_nearest_class_is_a_margin_and_of_none_the_mean_score():
+    model, x, y = net(3), draw((2, 4, 5), 5), draw((2, 4, 5), 6)
+    z = model(x)
+    mask = z.argmax(0) == 1
+    nearest = torch.where(torch.tensor([False, True, False])[:, None, None], -math.inf, z).argmax(0)
+    margins = [reducers.margin(model, 1, j, mask & (nearest == j))(y) for j in (0, 2)]
+    torch.testing.assert_close(reducers.finer(model, 1, at=x, k=1)(y), sum(margins) / mask.sum())
+    mean_score = reducers.region(model, 1, mask, average=True)
+    torch.testing.assert_close(reducers.finer(model, 1, at=x, alpha=0.0)(y), mean_score(y))
+
+
+def test_finer_of_saturated_outputs_stays_finite():
+    z = torch.tensor([500.0, -400.0, -401.0, -600.0])
+    score = reducers.finer(lambda x: x, 0, at=z, k=2)
+    torch.testing.assert_close(score(z).item(), 500 + 400 + 1 / (1 + math.e), rtol=1e-6, atol=0)
+    assert grad(score)(z).isfinite().all()
+
+
 def test_the_output_may_have_another_grid_than_the_input():
     x = draw((1, 8, 8), 1)
 
@@ -1009,6 +1077,23 @@ BAD = {
         lambda: reducers.predicted_class_sum(THREE, 1, at=X)(X[:, :3]),
         r"expected a mask of the shape \(3, 5\) .*, got bool\(4, 5\). .* a score fits inputs of one size",
     ),
+    "finer nowhere": (
+        lambda: reducers.finer(nowhere, 1, at=X),
+        "finer: expected a mask with at least one voxel, .*: class 1 is predicted nowhere at x",
+    ),
+    "finer of another size": (
+        lambda: reducers.finer(THREE, 1, at=X)(X[:, :3]),
+        r"finer: expected a mask of the shape \(3, 5\) .*, got bool\(4, 5\)",
+    ),
+    "finer with nothing": (
+        lambda: reducers.finer(THREE, 1, at=X, k=0),
+        "finer: expected k to be an int >= 1",
+    ),
+    "finer upside down": (
+        lambda: reducers.finer(THREE, 1, at=X, alpha=-1.0),
+        "finer: expected alpha .*, got -1.0",
+    ),
+    "finer target": (lambda: reducers.finer(CLASSES, 3, at=X), "finer: .* below 3, .* got target 3"),
     "length of an index": (
         lambda: reducers.voxel(THREE, 1, (1,))(X),
         r"voxel: expected an index with 2 numbers, from 0 to below \(4, 5\), got index \(1,\)",

@@ -21,11 +21,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
 from esegeta.engine import check, levels
+from esegeta.engine.operators import Rewrite, Tracer, refuse_unseen
 
-Kind = Literal["tap", "replace", "nudge"]
+Kind = Literal["tap", "replace", "nudge", "bias"]
 
 _GRAMMAR = re.compile(r"([^#:\s][^#:]*)(?:#(\d+))?(?::([^#:]+))?")
 # What moves, copies or looks at a tensor makes no new value, and Python's own spelling of operators.
@@ -71,6 +72,10 @@ _SILENT = frozenset(
 )
 _SPELLED = {"truediv": "div", "rtruediv": "div", "multiply": "mul", "true_divide": "div", "divide": "div"}
 _SPELLED |= {p + n: n for p in "ir" for n in ("add", "sub", "mul", "pow", "matmul")} | {"itruediv": "div"}
+
+
+# A function, its arguments, its named arguments.
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 class Stop(BaseException):
@@ -123,7 +128,10 @@ def parse(where: str, text: object) -> Address:
 
 @dataclass(frozen=True)
 class Edit:
-    """What to do at a place. Taps come out; replacements and nudges come with the tensor that they put in."""
+    """What to do at a place. Taps come out; replacements and nudges come with the tensor that they put in.
+
+    A bias comes out too: what an operation adds to its linear part, ``f(z) - J(z) z``.
+    """
 
     at: Address
     kind: Kind
@@ -140,6 +148,7 @@ class Passed:
     dtype: torch.dtype
     vertex: Any
     time: float
+    leaf: bool
 
 
 class View:
@@ -163,7 +172,7 @@ class View:
 
     def fork(self, tensors: Iterator[Tensor]) -> "View":
         """The same requests for one run of a network, with batches to put in."""
-        edits = [Edit(e.at, e.kind, None if e.kind == "tap" else next(tensors)) for e in self.edits]
+        edits = [Edit(e.at, e.kind, None if e.kind in ("tap", "bias") else next(tensors)) for e in self.edits]
         return self._again(edits)
 
     def bare(self) -> "View":
@@ -268,14 +277,19 @@ class Session:
         self._held: list[tuple[Address, Tensor, int]] = []
         self._versions: dict[str, list[int | None]] = {}
         self._busy = False
+        self.tracer: Tracer | None = None
+        self.left: list[tuple[bool, Any]] = []
 
     # -- what the running code tells ------------------------------------------------------------------------
 
-    def visit(self, side: str, value: Any, kind: str, *, written: bool = False) -> Any:
+    def visit(
+        self, side: str, value: Any, kind: str, *, written: bool = False, call: Call | None = None
+    ) -> Any:
         """A place is passed; what comes back goes on in its stead.
 
         ``written`` says that the value is a tensor that the code had before and has now written to: whoever
-        else holds it reads the new value too, so a change has to be written into it as well.
+        else holds it reads the new value too, so a change has to be written into it as well. ``call`` is what
+        computed it, with its arguments.
         """
         calls = [(view, view.counts[side]) for view in self.views]
         for view, _ in calls:
@@ -285,7 +299,7 @@ class Session:
             return value
         self._busy = True  # what is done here is no operation of the code that is looked at
         try:
-            return self._look(side, value, kind, written, calls, asked)
+            return self._look(side, value, kind, written, call, calls, asked)
         finally:
             self._busy = False
 
@@ -295,6 +309,7 @@ class Session:
         value: Any,
         kind: str,
         written: bool,
+        made: Call | None,
         calls: list[tuple[View, int]],
         asked: list[tuple[View, int]],
     ) -> Any:
@@ -307,28 +322,29 @@ class Session:
                 for number in view.wanted[side, call]:
                     edit = view.edits[number]
                     i = _find(names, edit.at.leaf)
-                    if i is None or (edit.kind == "tap") == change:
+                    if i is None or (edit.kind in ("tap", "bias")) == change:
                         continue
                     if change:
                         leaves[i] = self._changed(view, edit, leaves[i], written)
                         view.met[number] = None
                     else:
-                        view.met[number] = self._taken(view, edit, leaves[i])
+                        seen = _bias(made, leaves[i]) if edit.kind == "bias" else leaves[i]
+                        view.met[number] = self._taken(view, edit, seen)
                         view.fresh = sorted({*view.fresh, number})
         if self.listing is not None and kind != "input":
             call = calls[-1][1]  # counted by whoever lists
             for i, name in names.items():
-                self._list(Address(side, call, name), kind, leaves[i])
+                self._list(Address(side, call, name), kind, leaves[i], made is not None)
         for view, _ in asked:
             if view.done:
                 raise Stop(view)
         return tree_unflatten(leaves, spec) if asked else value
 
-    def _list(self, at: Address, kind: str, t: Tensor) -> None:
+    def _list(self, at: Address, kind: str, t: Tensor, leaf: bool) -> None:
         assert self.listing is not None
         if t.is_floating_point() and t.ndim > (self.batch is not None):
             vertex = (t.grad_fn, t.output_nr) if t.grad_fn is not None else None
-            self.listing.append(Passed(at, kind, self.shape(t), t.dtype, vertex, _now()))
+            self.listing.append(Passed(at, kind, self.shape(t), t.dtype, vertex, _now(), leaf))
 
     def shape(self, t: Tensor) -> tuple[int, ...]:
         """The shape for one example."""
@@ -396,7 +412,14 @@ class Session:
         """The same requests without tensors. Graphs keep it: tensors in it would keep the graph in turn."""
         plan = Session([view.bare() for view in self.views])
         plan.listing = self.listing
+        plan.rewrite_with(self.tracer.rewrite if self.tracer is not None else None)
         return plan
+
+    def rewrite_with(self, rewrite: Rewrite | None) -> None:
+        """Let operations have the derivatives of a rewrite."""
+        if rewrite is not None:
+            here = lambda tracer: (now := _current.get()) is not None and now.tracer is tracer
+            self.tracer = Tracer(rewrite, here, lambda: self.owner[-1])
 
     def looking(self) -> "Session":
         """The same places, only looked at."""
@@ -411,6 +434,7 @@ class Session:
         rest = iter(put)
         inner = Session([view.fork(rest) for view in self.views], batch, copies)
         inner.listing = self.listing
+        inner.rewrite_with(self.tracer.rewrite if self.tracer is not None else None)
         return inner
 
     def take(self) -> list[Tensor]:
@@ -447,6 +471,57 @@ class Session:
         """The error for what this run has not met, if it was asked for."""
         return next((e for view in self.views if (e := view.missing()) is not None), None)
 
+    # -- data and its twins, on the way into a network and out of it ------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether what runs now is an edit at a place, and no operation of the code."""
+        return self._busy
+
+    @property
+    def paired(self) -> bool:
+        """Whether data has twins."""
+        return self.tracer is not None and self.tracer.rewrite.paired
+
+    def entering(self, values: Sequence[Any]) -> tuple[tuple[tuple[int, Any], ...], list[Tensor]]:
+        """Which of the values that enter a network are data, with what is noted of them, and their twins."""
+        if self.tracer is None:
+            return (), []
+        notes = self.tracer.notes
+        data = tuple((i, notes.get(t)) for i, t in enumerate(values) if self.tracer.is_data(t))
+        return data, [self.tracer.twin(values[i]) for i, _ in data] if self.paired else []
+
+    def marks(
+        self, values: Sequence[Any], data: Sequence[tuple[int, Any]], twins: Sequence[Tensor | None]
+    ) -> None:
+        """Inside of the network the same are data."""
+        if self.tracer is not None:
+            for (i, note), twin in zip(data, twins, strict=True):
+                self.tracer.mark(values[i], twin)
+                if note is not None:
+                    self.tracer.notes[values[i]] = note
+
+    def companions(self, out: Sequence[Tensor]) -> list[Tensor]:
+        """The twins of what leaves the network."""
+        if self.tracer is None:
+            return []
+        self.left = [(self.tracer.is_data(t), self.tracer.notes.get(t)) for t in out]
+        return [_apart(self.tracer.twin(t), t) for t in out] if self.paired else []
+
+    def leaving(self, inner: "Session", out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What left the network, marked as it was inside."""
+        if self.tracer is None or inner.tracer is None:
+            return out
+        twins: Sequence[Tensor | None] = [None] * len(out)
+        if self.paired:
+            out, twins = out[: len(out) // 2], out[len(out) // 2 :]
+        for t, (is_data, note), twin in zip(out, inner.left, twins, strict=True):
+            if is_data:
+                self.tracer.mark(t, twin)
+            if note is not None:
+                self.tracer.notes[t] = note
+        return out
+
     def standing(self) -> frozenset[tuple[Address, int]]:
         """Every place that is asked for, with how often its path has been passed."""
         return frozenset((e.at, view.counts[e.at.side]) for view in self.views for e in view.edits)
@@ -471,12 +546,27 @@ class Session:
         everything = self.listing is not None
         # Operations that torch has in the code around or inside: only then every operation is looked at.
         operations = everything or any(_may_be_operation(side, self.modules) for side in sides)
+        owners = operations or self.tracer is not None
+        outer = _current.get()
+        # A session nested in another shares its tracer, which is at work already.
+        starts = self.tracer is not None and (outer is None or outer.tracer is not self.tracer)
+        if self.tracer is not None and any(view.scripted for view in self.views):
+            raise NotImplementedError(
+                check.problem(
+                    self.tracer.rewrite.name,
+                    "a network whose operations can be seen",
+                    "one with TorchScript in it, which shows nothing of its inside",
+                    "Use the module that it was made from",
+                )
+            )
         with ExitStack() as stack:
             token = _current.set(self)
             stack.callback(_current.reset, token)
             if compiled:  # code that module.compile() has made shows nothing of its inside
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            if operations:
+            if self.tracer is not None and starts:
+                stack.enter_context(self.tracer)
+            if owners:
                 self.hidden = frozenset(p for m, p in tree.items() if p and _is_builtin_leaf(m))
                 for m, path in tree.items():
                     stack.callback(m.register_forward_pre_hook(self._enter(path)).remove)
@@ -488,9 +578,10 @@ class Session:
                     if f"{path}:in" in sides:
                         hook = m.register_forward_pre_hook(self._input(path), with_kwargs=True)
                         stack.callback(hook.remove)
-            if operations:
+            if owners:
                 for m in tree:
                     stack.callback(m.register_forward_hook(self._exit(), always_call=True).remove)
+            if operations:
                 stack.enter_context(_Operations(self))
             yield
 
@@ -520,11 +611,12 @@ class Session:
         return hook
 
     def _leave(self, path: str) -> Callable[..., Any]:
-        def hook(_m: nn.Module, args: Any, output: Any) -> Any:
+        def hook(m: nn.Module, args: Any, output: Any) -> Any:
             if not self._mine():
                 return None
-            versions = self._versions.get(path) or [None]
-            return self.visit(path, output, "module", written=_is_written(args, output, versions.pop()))
+            written = _is_written(args, output, (self._versions.get(path) or [None]).pop())
+            call = (m.forward, args, {}) if _is_builtin_leaf(m) else None
+            return self.visit(path, output, "module", written=written, call=call)
 
         return hook
 
@@ -559,18 +651,46 @@ def aside() -> Iterator[None]:
 
 
 def observe(
-    where: str, score: Callable[..., Any], inputs: Sequence[Any], edits: Sequence[Edit], *, stop: bool = False
+    where: str,
+    score: Callable[..., Any],
+    inputs: Sequence[Any],
+    edits: Sequence[Edit],
+    *,
+    stop: bool = False,
+    rewrite: Rewrite | None = None,
+    references: Sequence[Tensor] = (),
 ) -> tuple[Any, list[Tensor]]:
-    """Run a score with edits: its value (None if stopped early) and what the taps saw, in order."""
+    """Run a score with edits: its value (None if stopped early) and what the taps saw, in order.
+
+    With a rewrite, operations have its derivatives; a paired one compares with the references of the inputs.
+    """
     outer = _current.get()
     view = View(where, edits, stop)
     session = Session((view, *(outer.views if outer is not None and outer.batch is None else ())))
     session.silent = outer is not None and outer.silent
     session.listing = outer.listing if outer is not None else None
+    session.tracer = outer.tracer if outer is not None else None
+    if rewrite is not None:
+        if session.tracer is not None:
+            raise ValueError(
+                check.problem(
+                    where,
+                    "one set of rules",
+                    f"{rewrite.name} inside of {session.tracer.rewrite.name}",
+                    "Rewrite the score once",
+                )
+            )
+        session.rewrite_with(rewrite)
+        assert session.tracer is not None
+        for i, x in enumerate(inputs):
+            session.tracer.mark(x, references[i] if references else None)
     result = None
     try:
         with session.running():
             result = score(*inputs)
+            if rewrite is not None and isinstance(result, Tensor):
+                assert session.tracer is not None
+                refuse_unseen(where, result, session.tracer)
     except Stop as reached:
         if reached.view is not view:
             raise
@@ -620,7 +740,8 @@ class _Operations(TorchFunctionMode):
             return out
         path = f"{owner}.{name}" if owner else name
         side = f"{path}()" if path in session.modules else path
-        return session.visit(side, out, "operation", written=_is_written(args, out, before))
+        call = (func, args, kwargs or {})
+        return session.visit(side, out, "operation", written=_is_written(args, out, before), call=call)
 
 
 def _version_of(args: Any) -> int | None:
@@ -642,6 +763,55 @@ def operation(func: Any) -> str:
     name = getattr(func, "__name__", "").split(".")[0].strip("_")
     name = _SPELLED.get(name, name)
     return "" if name in _SILENT or name.startswith(("is_", "has_")) else name
+
+
+def _bias(made: Call | None, value: Tensor) -> Tensor:
+    """What an operation adds to its linear part at this input: ``f(z) - J(z) z``, with its weights fixed."""
+    if made is None or _is_homogeneous(made[0]):
+        return torch.zeros_like(value)
+    function, args, kwargs = made
+    leaves, spec = tree_flatten((args, kwargs))
+    data = [i for i, leaf in enumerate(leaves) if _may_be_data(leaf)]
+
+    def again(*zs: Tensor) -> Tensor:
+        changed = list(leaves)
+        for i, z in zip(data, zs, strict=True):
+            changed[i] = z
+        positional, named = tree_unflatten(changed, spec)
+        out = function(*positional, **{**named, **({"inplace": False} if "inplace" in named else {})})
+        return next(t for t in tree_flatten(out)[0] if isinstance(t, Tensor))
+
+    zs = tuple(leaves[i] for i in data)
+    if not zs:
+        return value
+    # Reverse mode twice, as everywhere: forward-mode rules are missing for many operations.
+    with torch.enable_grad():
+        fixed = [z.detach().requires_grad_() for z in zs]
+        y = again(*[z * 1 for z in fixed])  # on copies: it may write in place
+        dual = torch.zeros_like(y).requires_grad_()
+        pulled = torch.autograd.grad(y, fixed, dual, create_graph=True, allow_unused=True)
+        used = [(p, z) for p, z in zip(pulled, fixed, strict=True) if p is not None and p.requires_grad]
+        if not used:
+            return y.detach()
+        (linear,) = torch.autograd.grad([p for p, _ in used], dual, [z.detach() for _, z in used])
+    return (y - linear).detach()
+
+
+# Layers and operations with f(c z) = c f(z) for c > 0: nothing is added, and there is no need to look.
+_HOMOGENEOUS = re.compile(
+    r"(ReLU|LeakyReLU|(Adaptive)?(Max|Avg)Pool\dd|(Alpha)?Dropout\dd?|Identity|Upsample|Flatten|PixelShuffle)"
+    r"|relu|leaky_relu|(adaptive_)?(max|avg)_pool\dd|dropout|interpolate|getitem|cat|stack|reshape|view|flatten|permute"
+)
+
+
+def _is_homogeneous(function: Callable[..., Any]) -> bool:
+    owner = getattr(function, "__self__", None)
+    name = type(owner).__name__ if isinstance(owner, nn.Module) else operation(function)
+    return _HOMOGENEOUS.fullmatch(name) is not None
+
+
+def _may_be_data(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and not isinstance(leaf, nn.Parameter)
 
 
 def _holds_tensor(out: Any) -> bool:
@@ -719,6 +889,10 @@ def _rewritten(value: Tensor, put: Tensor, kind: Kind) -> Tensor:
     value.data = value.detach().clone()
     with torch.autograd._unsafe_preserve_version_counter(value):
         return value.add_(put) if kind == "nudge" else value.copy_(put)
+
+
+def _apart(twin: Tensor, t: Tensor) -> Tensor:
+    return t.detach() if twin is t else twin
 
 
 def _refuse_recomputed(where: str, at: Address, put: Tensor) -> None:

@@ -31,6 +31,11 @@ _COUPLED_IN_TRAINING = (nn.modules.batchnorm._NormBase,)
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
+# What functorch's interpreters refuse and a thread outside of them runs: checkpointing, and custom
+# autograd.Functions in the older style.
+_BANNED_INSIDE = ("saved tensor hooks", "must override the setup_context")
+
+
 class Native:
     """A network as a function of a batch: layout, precision, batch size, buffers, threads."""
 
@@ -96,7 +101,7 @@ class Native:
             try:
                 return work()
             except RuntimeError as error:
-                if "saved tensor hooks" not in str(error):
+                if not any(ban in str(error) for ban in _BANNED_INSIDE):
                     raise
                 self.outside = True
         return _in_thread(work)

@@ -17,7 +17,7 @@ from esegeta.places import Names, partials
     place=True,
     refs=("baseline",),
     axioms=("completeness", "dummy", "sensitivity_a", "shift", "symmetry"),
-    example={"steps": 512},
+    example={"steps": 256},
     paper="Dhamdhere, Sundararajan, Yan 2019, arXiv:1805.12233",
     also=("layer_conductance",),
 )

@@ -1,5 +1,6 @@
 """Grad-CAM."""
 
+import torch
 from torch import Tensor
 
 from esegeta._registry import method
@@ -43,6 +44,7 @@ def grad_cam(score: Score, place: Names) -> Explain:
     """
 
     def weighted(a: Tensor, g: Tensor) -> Tensor:
-        return (g.mean(grid(a), keepdim=True) * a).sum(0, keepdim=True)
+        # No product of the size of the layer: on all layers of a network it would take as long as their gradient.
+        return torch.einsum("d,d...->...", g.mean(grid(a)), a).unsqueeze(0)
 
     return local(score, place, weighted)

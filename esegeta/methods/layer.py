@@ -12,7 +12,7 @@ from esegeta.places import Names, local, tap
 @method(
     place=True,
     needs="activation",
-    axioms=("symmetry",),
+    axioms=("symmetry", "sensitivity_a"),
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
 )
 def layer_activation(score: Score, place: Names) -> Explain:

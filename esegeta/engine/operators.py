@@ -1,0 +1,520 @@
+"""Giving operations other derivatives while a score runs.
+
+A *rewrite* is asked at every operation that computes on data, in whatever spelling: function, method, module,
+in place, reused. It returns the operation's true value, connected to what it was made of by a derivative of its
+choice. What is data is followed from the input on: a product with a weight is another thing than a product of
+two activations.
+
+A rewrite that compares with a reference is *paired*: every tensor of data then has a twin, what the same code
+computes for the reference. Both run side by side, operation by operation, along the path that the input takes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.weak import WeakIdKeyDictionary
+
+from esegeta.engine import check, levels
+
+# Reading a shape or a type, comparing, making new tensors: nothing of it is computed from values of data.
+_LOOKS = frozenset(
+    {"size", "dim", "ndimension", "numel", "nelement", "stride", "data_ptr", "get_device", "tolist", "item"}
+    | {"register_hook", "retain_grad", "requires_grad", "is_contiguous", "storage_offset", "element_size"}
+    | {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
+    | {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "backward", "repr", "len", "format"}
+)
+# Values of data as Python's own.
+_NUMBERS = frozenset({"item", "tolist", "numpy", "__float__", "__int__", "__index__", "__array__"})
+# Attributes that are tensors made of the values.
+_VIEWS_BY_NAME = frozenset({"T", "mT", "H", "mH", "real"})
+_LATER = object()
+_REFLECTED = {f"__{p}{n}__": n for p in "ri" for n in ("add", "sub", "mul", "pow", "matmul", "truediv")}
+
+
+@runtime_checkable
+class Rewrite(Protocol):
+    """What gives operations other derivatives."""
+
+    paired: bool
+    name: str
+
+    def rule(self, op: "Operation") -> Any:
+        """The operation's value, connected to ``op.inputs`` as the rewrite wants it; or raise ``op.unknown``."""
+        ...
+
+
+@dataclass
+class Operation:
+    """One call of an operation on data.
+
+    name: one name for all its spellings; inputs: the tensors of data among its arguments, in order; twins: what
+    the reference has in their stead (in a paired rewrite); where: which module it is in; gate: for a product or
+    a choice by a condition, what the condition was made of, if that is known; conditions: whether any argument
+    is a truth value or an index that was computed from data. A rule may put right what is there for the twins, where that
+    takes more than other data.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    inputs: list[Tensor]
+    twins: list[Tensor]
+    where: str
+    gate: "Gate | None"
+    conditions: bool
+    _leaves: list[Any]
+    _spec: Any
+    _data: list[int]
+    tracer: "Tracer | None" = None
+    _there: Any = None
+
+    @property
+    def there(self) -> Any:
+        """The value for the twins, computed when it is first asked for."""
+        if self._there is _LATER:
+            # Only a derivative of the explanation leads through what the reference has.
+            watched = any(map(levels.watched, self.twins))
+            with torch.set_grad_enabled(watched and torch.is_grad_enabled()):
+                self._there = self.call(*self.twins)
+        return self._there
+
+    @there.setter
+    def there(self, value: Any) -> None:
+        self._there = value
+
+    @property
+    def others(self) -> list[Tensor]:
+        """The tensors among its arguments that are no data, such as weights."""
+        return [t for i, t in enumerate(self._leaves) if isinstance(t, Tensor) and i not in self._data]
+
+    def call(self, *inputs: Tensor, others: Sequence[Tensor] | None = None) -> Any:
+        """The operation with other tensors in the stead of its data, and perhaps of the rest."""
+        leaves = list(self._leaves)
+        for i, t in zip(self._data, inputs, strict=True):
+            leaves[i] = t
+        if others is not None:
+            rest = iter(others)
+            for i, t in enumerate(self._leaves):
+                if isinstance(t, Tensor) and i not in self._data:
+                    leaves[i] = next(rest)
+        args, kwargs = tree_unflatten(leaves, self._spec)
+        return self.function(*args, **kwargs)
+
+    def through(self, made: Callable[..., Any]) -> Any:
+        """What another spelling gives, made of operations that have rules of their own.
+
+        ``made`` takes the arguments of this operation.
+        """
+        assert self.tracer is not None
+        args, kwargs = tree_unflatten(self._leaves, self._spec)
+        with self.tracer:
+            return made(*args, **kwargs)
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Positional arguments, as they came."""
+        return tuple(tree_unflatten(self._leaves, self._spec)[0])
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Named arguments, as they came."""
+        return dict(tree_unflatten(self._leaves, self._spec)[1])
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or name."""
+        args, kwargs = tree_unflatten(self._leaves, self._spec)
+        return args[position] if len(args) > position else kwargs.get(name, default)
+
+    def is_data(self, value: Any) -> bool:
+        """Whether an argument is one of the data."""
+        return any(value is t for t in self.inputs)
+
+    def twin(self, value: Any) -> Any:
+        """What the reference has in the stead of an argument: itself, unless it is data."""
+        for t, twin in zip(self.inputs, self.twins, strict=False):
+            if value is t:
+                return twin
+        return value
+
+    def unknown(self, rewrite: str) -> NotImplementedError:
+        """The error for an operation that a rewrite has no rule for."""
+        kinds = ", ".join(check.describe(t) for t in self.inputs)
+        return NotImplementedError(
+            check.problem(
+                rewrite,
+                "operations that it has rules for",
+                f"{self.name!r} on {kinds}" + (f" in {self.where!r}" if self.where else ""),
+                f"Add one with esegeta.rules.rule({rewrite!r}, {self.name!r}), or write the network without it",
+            )
+        )
+
+
+class Tracer(TorchFunctionMode):
+    """Follows data through running code and asks a rewrite at every operation on it."""
+
+    def __init__(
+        self, rewrite: Rewrite, active: Callable[["Tracer"], bool], where: Callable[[], str]
+    ) -> None:
+        super().__init__()
+        self.rewrite, self.active, self.where = rewrite, active, where
+        self._twins: Any = WeakIdKeyDictionary()
+        self._gates: Any = WeakIdKeyDictionary()
+        self._shared: Any = WeakIdKeyDictionary()  # twins that share memory with others
+        # What a rewrite remembers of a tensor: constants, which follow data into networks and out of them.
+        self.notes: Any = WeakIdKeyDictionary()
+
+    # -- what is data ------------------------------------------------------------------------------------------
+
+    def mark(self, t: Tensor, twin: Tensor | None) -> None:
+        """From here on this is data, with its twin."""
+        self._twins[t] = t if twin is None else twin
+
+    def is_data(self, value: Any) -> bool:
+        """Whether a value is data."""
+        return isinstance(value, Tensor) and value in self._twins
+
+    def twin(self, t: Tensor) -> Tensor:
+        """What the reference has in its stead."""
+        found = self._twins.get(t)
+        return t if found is None else found
+
+    # -- what runs ---------------------------------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.active(self):
+            return func(*args, **kwargs)
+        leaves, spec = tree_flatten((args, kwargs))
+        data = [i for i, leaf in enumerate(leaves) if self.is_data(leaf)]
+        gates = [self._gates[leaf] for leaf in leaves if isinstance(leaf, Tensor) and leaf in self._gates]
+        if not data and not gates:
+            return func(*args, **kwargs)
+        name, plain, written = _spelled(func, args, kwargs)
+        if self.rewrite.paired and data and getattr(func, "__name__", "") in _NUMBERS:
+            raise NotImplementedError(
+                check.problem(
+                    self.rewrite.name,
+                    "values that stay tensors",
+                    f"{name}() of {check.describe(leaves[data[0]])}, a number that has no reference",
+                    "Compute with the tensor itself",
+                )
+            )
+        if not name or name in _LOOKS or name.startswith(("is_", "has_")):
+            return func(*args, **kwargs)
+        if name == "setitem":
+            return self._set_item(func, args)
+        if kwargs.get("out") is not None:
+            raise NotImplementedError(
+                check.problem(
+                    self.rewrite.name,
+                    "operations that return their result",
+                    f"{name!r} with out=",
+                    "Drop out=",
+                )
+            )
+        leaves, spec = _without_inplace(leaves, spec, args, kwargs, written)
+        if written:  # the rule computes a new tensor, which is then written into the old one
+            leaves = list(leaves)
+            i = next(i for i, leaf in enumerate(leaves) if leaf is args[0])
+            leaves[i] = kept = args[0].clone()
+            if self.is_data(args[0]):
+                self.mark(kept, self._twin_copy(args[0]))
+        data = [i for i, leaf in enumerate(leaves) if self.is_data(leaf)]
+        if not data:
+            return self._gated(func, args, kwargs, gates)
+        inputs = [leaves[i] for i in data]
+        twins = [self.twin(t) for t in inputs] if self.rewrite.paired else []
+        gate = gates[0] if gates else None
+        op = Operation(name, plain, inputs, twins, self.where(), gate, bool(gates), leaves, spec, data)
+        op.tracer = self
+        out, there = self._ruled(op)
+        self._know(op, out, there)
+        if written:
+            out = self._write(args[0], out, there)
+        return out
+
+    def _ruled(self, op: Operation) -> tuple[Any, Any]:
+        if op.name in _COMPARE or _is_detached(op):
+            return op.call(*op.inputs), None
+        if self.rewrite.paired:
+            op.there = _LATER
+        out = self.rewrite.rule(op)
+        return out, op.there
+
+    def _know(self, op: Operation, out: Any, there: Any) -> None:
+        """Remember what came out as data, as a condition, or as severed from it."""
+        found = tree_flatten(out)[0]
+        twins = tree_flatten(there)[0] if there is not None else [None] * len(found)
+        for t, twin in zip(found, twins, strict=True):
+            if not isinstance(t, Tensor):
+                continue
+            if not t.is_floating_point():
+                self._gates[t] = Gate(op.inputs[0], _against_zero(op))
+            elif _is_detached(op):
+                self._gates[t] = Gate(None, False)
+            else:
+                self.mark(t, twin)
+                for other in op.twins if isinstance(twin, Tensor) else ():
+                    if torch._C._is_alias_of(levels.base(twin), levels.base(other)):
+                        self._shared[twin] = self._shared[other] = True
+
+    def _gated(self, func: Any, args: Any, kwargs: Any, gates: list["Gate"]) -> Any:
+        """What is made of conditions alone is a condition."""
+        out = func(*args, **kwargs)
+        for t in tree_flatten(out)[0]:
+            if isinstance(t, Tensor):
+                self._gates[t] = gates[0]
+        return out
+
+    def _twin_copy(self, t: Tensor) -> Tensor | None:
+        return self.twin(t).clone() if self.rewrite.paired else None
+
+    def _write(self, target: Tensor, out: Tensor, there: Any) -> Tensor:
+        if self.rewrite.paired:
+            with torch.no_grad():
+                self._adopt(target)
+                twin = self.twin(target)
+                if twin in self._shared or there.shape != twin.shape or there.dtype != twin.dtype:
+                    twin.copy_(there)
+                else:  # rules may have kept the old one
+                    self.mark(target, there)
+        else:
+            self.mark(target, None)
+        self._note(target, out)
+        return target.copy_(out)
+
+    def _note(self, target: Tensor, value: Any) -> None:
+        if isinstance(value, Tensor) and value in self.notes:
+            self.notes[target] = self.notes[value]
+
+    def _adopt(self, target: Tensor) -> None:
+        """Before data is written into it for the first time: the reference has a copy, or a view of one."""
+        if self.is_data(target):
+            return
+        whole = None if levels.wrapped(target) else target._base
+        if whole is None:
+            self.mark(target, target.detach().clone())
+            return
+        if not self.is_data(whole):
+            self.mark(whole, whole.detach().clone(memory_format=torch.preserve_format))
+        twin = self.twin(whole)
+        same = twin.stride() == whole.stride()
+        if not same or twin.storage_offset() != whole.storage_offset():
+            raise NotImplementedError(
+                check.problem(
+                    self.rewrite.name,
+                    "to write into tensors that are dense",
+                    f"a view of {check.describe(whole)}",
+                    "Clone it first",
+                )
+            )
+        self.mark(target, twin.as_strided(target.shape, target.stride(), target.storage_offset()))
+        self._shared[twin] = self._shared[self.twin(target)] = True
+
+    def _set_item(self, func: Any, args: Any) -> Any:
+        target, where, value = args
+        if self.rewrite.paired:
+            with torch.no_grad():
+                self._adopt(target)
+                func(self.twin(target), where, self.twin(value) if isinstance(value, Tensor) else value)
+        elif self.is_data(value):
+            self.mark(target, None)
+        self._note(target, value)
+        return func(target, where, value)
+
+
+@dataclass
+class Gate:
+    """What a condition was made of, and whether it asks if that is above zero."""
+
+    of: Tensor | None
+    above_zero: bool
+
+
+_COMPARE = frozenset(
+    {"gt", "ge", "lt", "le", "eq", "ne", "argmax", "argmin", "isnan", "isinf", "isfinite", "sign", "argsort"}
+    | {
+        "logical_and",
+        "logical_or",
+        "logical_not",
+        "bool",
+        "long",
+        "int",
+        "round",
+        "floor",
+        "ceil",
+        "heaviside",
+    }
+)
+
+
+def _is_detached(op: Operation) -> bool:
+    return op.name in ("detach", "data", "round", "floor", "ceil", "sign", "heaviside")
+
+
+def _against_zero(op: Operation) -> bool:
+    other = op.argument(1, "other")
+    return op.name in ("gt", "ge") and isinstance(other, (int, float)) and other == 0
+
+
+def _spelled(func: Any, args: Any, kwargs: Any) -> tuple[str, Any, bool]:
+    """One name for all spellings of an operation, the function that computes it anew, whether it writes in place."""
+    raw = getattr(func, "__name__", "")
+    if raw == "__get__":
+        owner = getattr(func, "__self__", None)
+        name = getattr(owner, "__name__", "")
+        return (name if name in (*_VIEWS_BY_NAME, "data") else ""), func, False
+    raw = raw.split(".")[0]
+    name = raw.strip("_")
+    in_place = raw.startswith("__i") and raw in _REFLECTED
+    if raw in _REFLECTED:
+        name = _REFLECTED[raw]
+    if in_place:
+        func = getattr(Tensor, f"__{name}__")
+    elif raw.endswith("_") and not raw.endswith("__"):
+        in_place = True
+        homes = (Tensor, torch, torch.nn.functional)
+        func = next((getattr(home, raw[:-1]) for home in homes if hasattr(home, raw[:-1])), func)
+    in_place = in_place or bool(kwargs.get("inplace")) or _inplace_position(name, args)
+    same = {"truediv": "div", "true_divide": "div", "divide": "div", "multiply": "mul", "subtract": "sub"}
+    return same.get(name, name), func, in_place
+
+
+# Functions of torch.nn.functional whose "inplace" may come by position, and where.
+_INPLACE_AT = {"relu": 1, "relu6": 1, "selu": 1, "silu": 1, "mish": 1, "hardswish": 1, "hardsigmoid": 1}
+_INPLACE_AT |= {"elu": 2, "celu": 2, "leaky_relu": 2, "threshold": 3, "hardtanh": 3, "dropout": 3}
+
+
+def _inplace_position(name: str, args: Any) -> bool:
+    at = _INPLACE_AT.get(name)
+    return at is not None and len(args) > at and args[at] is True
+
+
+def _without_inplace(
+    leaves: list[Any], spec: Any, args: Any, kwargs: Any, written: bool
+) -> tuple[list[Any], Any]:
+    if not written or ("inplace" not in kwargs and not any(a is True for a in args)):
+        return leaves, spec
+    args = tuple(False if a is True else a for a in args)
+    return tree_flatten((args, {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs))
+
+
+class _Once(torch.autograd.Function):
+    """The end of what can be differentiated.
+
+    A second derivative would lead through the same operations again, whose derivatives are the rewrite's and not
+    those of the values: it would be wrong without a word.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(r: Tensor) -> Tensor:
+        return r.view_as(r)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(_: Any, *gs: Tensor) -> Any:  # noqa: ARG004
+        raise _once()
+
+    @staticmethod
+    def jvp(_: Any, *ts: Tensor) -> Any:  # noqa: ARG004
+        raise _once()
+
+
+def _once() -> NotImplementedError:
+    return NotImplementedError(
+        check.problem(
+            "rules",
+            "a rewritten score to be differentiated once",
+            "a derivative of its derivative",
+            "Explanations by rules have no derivative of their own; take a method that is made of gradients",
+        )
+    )
+
+
+class _Reroute(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weigh: Any, count: int, value: Tensor, *tensors: Tensor) -> Tensor:  # noqa: ARG004
+        # A copy: the network may write into it, which autograd forbids for views made here and for what it keeps.
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004
+        ctx.weigh, ctx.count, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        value, *tensors = ctx.saved_tensors
+        grads = ctx.weigh(g, value, *tensors)
+        grads = grads if isinstance(grads, tuple) else (grads,)
+        rest = (None,) * (len(tensors) - ctx.count)
+        return (None, None, None, *[None if r is None else _Once.apply(r) for r in grads], *rest)
+
+    @staticmethod
+    def jvp(ctx: Any, _weigh: None, _count: None, value: Tensor | None, *_: Any) -> Any:
+        # Forward mode runs along what was computed: only the pullback is another one.
+        return torch.zeros_like(ctx.saved_tensors[0]) if value is None else value.view_as(value)
+
+
+def reroute(
+    value: Tensor,
+    through: Sequence[Tensor],
+    weigh: Callable[..., Tensor | tuple[Tensor | None, ...]],
+    *known: Tensor,
+) -> Tensor:
+    """A value that is as it is, and whose gradient goes where it is told to.
+
+    ``weigh(g, value, *through, *known)`` gives the gradient for each of ``through``. It is made of torch
+    operations on what it is given; every tensor that it needs comes as ``known``. It is not differentiated in
+    turn: that is refused.
+
+    >>> import torch
+    >>> x = torch.tensor([-1., 2.], requires_grad=True)
+    >>> y = reroute(torch.relu(x), [x], lambda g, y, x: g.clamp(min=0) * (x > 0))
+    >>> torch.autograd.grad(y, x, torch.tensor([1., -1.]))[0].tolist()
+    [0.0, 0.0]
+    """
+    return _Reroute.apply(weigh, len(through), value, *through, *known)
+
+
+def refuse_unseen(where: str, y: Tensor, tracer: Tracer) -> None:
+    """Raise if data went through something that shows no operations: a gradient through it would be a plain one."""
+    if not y.requires_grad:
+        return
+    if not tracer.is_data(y):
+        raise NotImplementedError(
+            check.problem(
+                where,
+                "a network whose operations can be seen",
+                "an output to which no operation leads",
+                "TorchScript, numpy and other frameworks show none: use the Python module",
+            )
+        )
+    seen, stack = set(), [y.grad_fn] if y.grad_fn is not None and not levels.wrapped(y) else []
+    while stack:
+        node = stack.pop()
+        if isinstance(node, torch.autograd.function.BackwardCFunction) and "_Reroute" not in node.name():
+            raise NotImplementedError(
+                check.problem(
+                    where,
+                    "operations of torch",
+                    f"a custom autograd.Function ({node.name().removesuffix('Backward')})",
+                    "Write it with torch operations, which can be seen",
+                )
+            )
+        for below, _ in node.next_functions:
+            if below is not None and below not in seen:
+                seen.add(below)
+                stack.append(below)

@@ -1,0 +1,176 @@
+"""Guided backpropagation and what is made of it."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from esegeta._registry import method
+from esegeta._types import Explain, Score
+from esegeta.engine import check
+from esegeta.engine.gradient import gradient
+from esegeta.places import Names, grid, local, tap
+from esegeta.rules.guided import deconvnet, guided
+from esegeta.spatial import upsample
+
+
+@method(
+    axioms=("shift",),
+    rewrites="activations",
+    differentiable=False,
+    paper="Springenberg et al. 2015, arXiv:1412.6806",
+    also=("guided_backpropagation", "gbp"),
+)
+def guided_backprop(score: Score) -> Explain:
+    r"""The gradient, with activations that pass on only what is positive, where they are active themselves.
+
+    .. math:: R_{in} = [R_{out}]_+ \odot [a'(x)]_+ \odot 1[a(x) > 0]
+
+    at every activation a, for a ReLU the published rule. Every activation is seen, in whatever spelling. Sharp
+    pictures of what is in the image, hardly of what the network made of it: it changes little when upper
+    layers are randomised.
+
+    Args:
+        score: ``(C,*S) -> ()``.
+
+    Returns:
+        ``explain(x) -> like x``, signed.
+
+    Example:
+        >>> import torch
+        >>> score = lambda x: (torch.relu(x) * torch.tensor([[1., -1., 1.]])).sum()
+        >>> guided_backprop(score)(torch.tensor([[2., 2., -2.]])).tolist()
+        [[1.0, 0.0, 0.0]]
+
+    Reference:
+        Springenberg et al. 2015, section 3.4, arXiv:1412.6806.
+    """
+    slope = gradient(guided(score))
+
+    def explain(x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
+        return slope(x)
+
+    return explain
+
+
+@method(
+    axioms=("shift",),
+    rewrites="activations",
+    differentiable=False,
+    paper="Zeiler, Fergus 2014, arXiv:1311.2901",
+    also=("deconvnet_attribution",),
+)
+def deconvolution(score: Score) -> Explain:
+    r"""The gradient, with activations that pass on whatever is positive: a deconvolutional network.
+
+    .. math:: R_{in} = [R_{out}]_+
+
+    at every activation; linear layers are transposed, max-pools take the recorded places.
+
+    Args:
+        score: ``(C,*S) -> ()``.
+
+    Returns:
+        ``explain(x) -> like x``, signed.
+
+    Example:
+        >>> import torch
+        >>> score = lambda x: (torch.relu(x) * torch.tensor([[1., -1., 1.]])).sum()
+        >>> deconvolution(score)(torch.tensor([[2., 2., -2.]])).tolist()
+        [[1.0, 0.0, 1.0]]
+
+    Reference:
+        Zeiler, Fergus 2014, section 2.1, arXiv:1311.2901.
+    """
+    slope = gradient(deconvnet(score))
+
+    def explain(x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
+        return slope(x)
+
+    return explain
+
+
+@method(
+    place=True,
+    shape="input",
+    axioms=(),
+    rewrites="activations",
+    differentiable=False,
+    needs="activation",
+    example={"unit": 0},
+    paper="Springenberg et al. 2015, arXiv:1412.6806",
+)
+def layer_activation_guided_backprop(score: Score, place: str, *, unit: int | None = None) -> Explain:
+    r"""Guided backpropagation of how active a filter is: :math:`F = \sum_u |A_{d,u}|`.
+
+    Args:
+        score: a score or a model; it runs only as far as the layer.
+        place: the layer. For all layers, one after the other: ``[... for place in every(score, x)]``.
+        unit: which filter (channel) d; all of them by default.
+
+    Returns:
+        ``explain(x) -> like x``, signed.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> net = lambda x: eg.name(torch.relu(x), "layer").sum()
+        >>> layer_activation_guided_backprop(net, "layer", unit=0)(torch.tensor([[3., -1.]])).tolist()
+        [[1.0, 0.0]]
+
+    Reference:
+        Springenberg et al. 2015, section 4, arXiv:1412.6806.
+    """
+    look = tap(score, place)
+
+    def active(x: Tensor) -> Tensor:
+        a: Any = look(x)
+        if unit is not None and not 0 <= unit < a.shape[0]:
+            raise ValueError(
+                check.problem(
+                    "layer_activation_guided_backprop",
+                    f"a unit below the {a.shape[0]} channels of {place!r}",
+                    repr(unit),
+                    "Count from 0",
+                )
+            )
+        return (a if unit is None else a[unit]).abs().sum()
+
+    return guided_backprop(active)
+
+
+@method(
+    place=True,
+    shape="input",
+    axioms=(),
+    rewrites="activations",
+    differentiable=False,
+    paper="Selvaraju et al. 2017, arXiv:1610.02391",
+    also=("guided_gradcam",),
+)
+def guided_grad_cam(score: Score, place: Names) -> Explain:
+    r"""Guided backpropagation where Grad-CAM is positive: :math:`GBP(x) \odot up([L(x)]_+)`.
+
+    Args:
+        score: ``(C,*S) -> ()``.
+        place: a layer whose activation is ``(D,*U)``.
+
+    Returns:
+        ``explain(x) -> like x``, signed. The map is brought to the image by ``upsample``.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: (eg.name(torch.relu(x), "layer")).sum()
+        >>> guided_grad_cam(score, "layer")(torch.tensor([[3., 1.]])).tolist()
+        [[3.0, 1.0]]
+
+    Reference:
+        Selvaraju et al. 2017, section 3.2, arXiv:1610.02391.
+    """
+    fine = gradient(guided(score))
+    coarse = local(score, place, lambda a, g: (g.mean(grid(a), keepdim=True) * a).sum(0, keepdim=True))
+
+    def explain(x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
+        return fine(x) * upsample(torch.clamp(coarse(x), min=0), like=x)
+
+    return explain

@@ -1,0 +1,54 @@
+"""Rewrites: scores of the same values with other derivatives, made at the level of operations."""
+
+from esegeta.rules.composites import (
+    COMPOSITES,
+    AlphaBeta,
+    Composite,
+    Epsilon,
+    Flat,
+    Gamma,
+    GeneralisedGamma,
+    Layer,
+    Pass,
+    WSquare,
+    ZBox,
+    Zero,
+    ZPlus,
+    deep_taylor,
+    epsilon_alpha2_beta1,
+    epsilon_gamma_box,
+    epsilon_plus,
+)
+from esegeta.rules.deeplift import deeplift
+from esegeta.rules.excitation import excitation
+from esegeta.rules.guided import deconvnet, guided
+from esegeta.rules.lrp import lrp, relevances
+from esegeta.rules.rewriting import coverage, rule
+
+__all__ = [
+    "COMPOSITES",
+    "AlphaBeta",
+    "Composite",
+    "Epsilon",
+    "Flat",
+    "Gamma",
+    "GeneralisedGamma",
+    "Layer",
+    "Pass",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
+    "Zero",
+    "coverage",
+    "deconvnet",
+    "deep_taylor",
+    "deeplift",
+    "epsilon_alpha2_beta1",
+    "epsilon_gamma_box",
+    "epsilon_plus",
+    "excitation",
+    "guided",
+    "lrp",
+    "relevances",
+    "rule",
+]

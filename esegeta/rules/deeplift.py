@@ -1,0 +1,421 @@
+# ruff: noqa: ARG001, ARG005
+"""DeepLIFT's Rescale rule for every operation: multipliers that carry differences from a reference exactly."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+from torch.nn import functional
+
+from esegeta._types import Score
+from esegeta.engine import check, levels
+from esegeta.engine.operators import Operation, reroute
+from esegeta.quadrature import nodes_and_weights
+from esegeta.rules.composed import CLAMPS, COMPOSED
+from esegeta.rules.operations import (
+    AFFINE,
+    ELEMENTWISE,
+    MOVES,
+    NORMS,
+    PRODUCTS,
+    SUMS,
+    rectified,
+)
+from esegeta.rules.rewriting import Rewriting, rewritten, rule
+
+_RANDOM = frozenset(name for name in MOVES if "dropout" in name)
+# Linear whatever of its arguments is data.
+_LINEAR = (MOVES | SUMS) - _RANDOM - {"lerp"}
+# Piecewise linear, so that a secant is exact however close its ends.
+_BENT = frozenset({"relu", "relu6", "leaky_relu", "rrelu", "prelu", "hardtanh", "hardshrink", "softshrink"})
+_BENT |= {"threshold", "clamp", "clamp_min", "clamp_max", "clip", "abs", "absolute", "hardsigmoid"}
+_BENT |= {"maximum", "minimum", "fmax", "fmin", "max", "min", "nan_to_num"}
+# Differences smaller than this, relative to the values, are mostly rounding.
+_NEAR = 1e-6
+
+
+class _DeepLift(Rewriting):
+    def __init__(self) -> None:
+        super().__init__("deeplift", _LINEAR, paired=True)
+
+    def rule(self, op: Operation) -> Any:
+        # The reference would take the choices of the input along, and be another function of its own values.
+        if op.conditions and not rectified(op):
+            raise NotImplementedError(
+                check.problem(
+                    "deeplift",
+                    "a network that computes no conditions, indices or detached values from its data",
+                    f"{op.name!r} with one" + (f" in {op.where!r}" if op.where else ""),
+                    "A difference has no share in a choice: write it with relu, clamp, maximum, max_pool, or "
+                    "close over what shall stay fixed",
+                )
+            )
+        return super().rule(op)
+
+
+def deeplift(score: Score, baseline: Tensor) -> Score:
+    r"""The score whose gradient is DeepLIFT's multipliers with respect to a baseline.
+
+    .. math:: \sum_i m_i(x, x') \, (x_i - x'_i) = F(x) - F(x')
+
+    exactly, because every operation :math:`f` has multipliers with
+    :math:`f(x) - f(x') = \sum_i m_i (x_i - x'_i)`, and they chain like derivatives:
+
+    - linear operations: their own derivative;
+    - functions of one value: the secant :math:`\Delta a / \Delta x`;
+    - products: each factor with the mean of the other, so that also gates and attention are exact;
+    - maxima: a difference belongs to the larger of the two winners;
+    - softmax: the secants of exp and log, on the logarithmic scale, where nothing overflows;
+    - norms over groups: secants of mean square and inverse root, in closed form.
+
+    All of them tend to the derivative as x approaches the baseline. What has no rule is refused.
+
+    Args:
+        score: ``(C,*S) -> ()``.
+        baseline: the reference :math:`x'`, like x.
+
+    Returns:
+        A score of the same values.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: (x[0] * torch.relu(x[1])).sum()
+        >>> x, baseline = torch.tensor([[2.], [3.]]), torch.tensor([[0.], [-1.]])
+        >>> eg.gradient(deeplift(score, baseline))(x).tolist()
+        [[1.5], [0.75]]
+
+    Reference:
+        Shrikumar, Greenside, Kundaje 2017, arXiv:1704.02685.
+    """
+    return rewritten(score, _DeepLift, baseline)
+
+
+# -- functions of one value ----------------------------------------------------------------------------------------
+
+
+@rule("deeplift", *ELEMENTWISE)
+def _secant(op: Operation) -> Any:
+    if op.name in ("clamp", "clip", "clamp_min", "clamp_max") and len(op.inputs) > 1:
+        return _spelled_out(op, CLAMPS[op.name])
+    return _of_one_value(op) if len(op.inputs) == 1 else NotImplemented
+
+
+def _of_one_value(op: Operation) -> Any:
+    """The secant of a function that is applied to every element; the midpoint's slope where that is no number."""
+    if rectified(op):
+        return _relu(op)
+    if op.name == "exp":
+        (x,), (x0,) = op.inputs, op.twins
+        return reroute(op.call(x), [x], lambda g, y, x, x0: g * log_mean(x, x0).exp(), x0)
+    if op.name == "square" or (op.name == "pow" and _is(op.argument(1, "exponent"), 2.0) and not _swapped(op)):
+        (x,), (x0,) = op.inputs, op.twins
+        return reroute(op.call(x), [x], lambda g, y, x, x0: g * (x + x0), x0)
+    near = 0.0 if op.name in _BENT else _NEAR
+
+    def weigh(g: Tensor, y: Tensor, x: Tensor, x0: Tensor, y0: Tensor, *others: Tensor) -> Tensor:
+        shape, x, x0 = x.shape, x.expand_as(y), x0.expand_as(y)
+        apart = x - x0
+        small = apart.abs() <= near * torch.maximum(x.abs(), x0.abs())
+        slope = vjp(lambda t: op.call(t, others=others), (x + x0) / 2)[1](torch.ones_like(y))[0]
+        slope = torch.where(slope.isfinite(), slope, 0)  # at the ends of roots and logarithms
+        return _fold(g * torch.where(small, slope, (y - y0) / torch.where(small, 1, apart)), shape)
+
+    return reroute(op.call(*op.inputs), op.inputs, weigh, *op.twins, op.there, *op.others)
+
+
+def _relu(op: Operation) -> Tensor:
+    (x, x0) = (op.inputs[0], op.twins[0])
+    op.there = x0.clamp(min=0)  # a spelling by x > 0 asks that of the input alone
+    return reroute(op.call(x), [x], _relu_secant, x0)
+
+
+def _relu_secant(g: Tensor, y: Tensor, x: Tensor, x0: Tensor) -> Tensor:
+    r"""``max(x, x') / |x - x'|``, but not below 0 or above 1; the slope where both are the same."""
+    if torch.is_grad_enabled():
+        same = x == x0
+        return g * torch.where(same, (x > 0).to(x.dtype), (y - x0.clamp(min=0)) / torch.where(same, 1, x - x0))
+    apart = (x - x0).abs_().add_(torch.finfo(x.dtype).tiny)  # so that 0 / 0 is 0
+    return torch.maximum(x, x0).div_(apart).clamp_(0, 1).mul_(g)
+
+
+def log_mean(a: Tensor, b: Tensor) -> Tensor:
+    r"""The logarithm of the secant of exp, :math:`\log \frac{e^a - e^b}{a - b}`, without overflow.
+
+    >>> log_mean(torch.tensor([2., 1000.]), torch.tensor([2., 1.])).tolist()[0]
+    2.0
+    """
+    apart = torch.where(a == b, 0, a - b).abs()  # also of -inf and -inf
+    some = torch.where(apart == 0, 1, apart)
+    return torch.maximum(a, b) + torch.where(apart == 0, -apart / 2, (-torch.expm1(-some) / some).log())
+
+
+# -- products and quotients ----------------------------------------------------------------------------------------
+
+_POLYNOMIAL = (PRODUCTS - {"prod"}) | AFFINE | {"lerp"}
+
+
+@rule("deeplift", *_POLYNOMIAL)
+def _product(op: Operation) -> Any:
+    r"""Exact for what is a polynomial of its data: the derivative, integrated on the line between both."""
+    if rectified(op):
+        return _relu(op)
+    if len(op.inputs) == 1:
+        return op.call(*op.inputs)
+    if op.name == "mul":
+        return reroute(op.call(*op.inputs), op.inputs, _mul, *op.twins)
+    n = len(op.inputs)
+    t, w = nodes_and_weights("gauss-legendre", (n + 1) // 2)
+
+    def weigh(g: Tensor, y: Tensor, *known: Tensor) -> tuple[Tensor, ...]:
+        xs, refs, others = known[:n], known[n : 2 * n], known[2 * n :]
+        total: Sequence[Tensor] = ()
+        for at, weight in zip(t, w, strict=True):
+            places = [r + at * (x - r) for x, r in zip(xs, refs, strict=True)]
+            pulled = vjp(lambda *z: op.call(*z, others=others), *places)[1](weight * g)
+            total = [a + b for a, b in zip(total, pulled, strict=True)] if total else pulled
+        return tuple(total)
+
+    return reroute(op.call(*op.inputs), op.inputs, weigh, *op.twins, *op.others)
+
+
+def _mul(g: Tensor, y: Tensor, a: Tensor, b: Tensor, a0: Tensor, b0: Tensor) -> tuple[Tensor, Tensor]:
+    g = g / 2
+    return _fold(g * (b + b0), a.shape), _fold(g * (a + a0), b.shape)
+
+
+@rule("deeplift", "div", "rdiv")
+def _quotient(op: Operation) -> Any:
+    if op.kwargs.get("rounding_mode") is not None:
+        return NotImplemented
+    if len(op.inputs) == 1:
+        linear = op.is_data(op.args[0]) and not _swapped(op)
+        return op.call(*op.inputs) if linear else _of_one_value(op)
+
+    def weigh(g: Tensor, y: Tensor, a: Tensor, b: Tensor, a0: Tensor, b0: Tensor) -> tuple[Tensor, Tensor]:
+        r, r0 = 1 / b, 1 / b0
+        return _fold(g * (r + r0) / 2, a.shape), _fold(-g * (a + a0) / 2 * r * r0, b.shape)
+
+    return reroute(op.call(*op.inputs), op.inputs, weigh, *op.twins)
+
+
+# -- maxima --------------------------------------------------------------------------------------------------------
+
+
+def _share(y: Tensor, y0: Tensor, apart: Tensor) -> Tensor:
+    """Which part of the winner's difference becomes the maximum's: between 0 and 1."""
+    same = apart == 0
+    return torch.where(same, 1, (y - y0) / torch.where(same, 1, apart))
+
+
+@rule("deeplift", "maximum", "minimum", "fmax", "fmin")
+def _of_two(op: Operation) -> Any:
+    if len(op.inputs) == 1:
+        return _of_one_value(op)
+    sign = -1 if "min" in op.name else 1
+
+    def weigh(
+        g: Tensor, y: Tensor, a: Tensor, b: Tensor, a0: Tensor, b0: Tensor, y0: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        first = torch.where(sign * y >= sign * y0, sign * a >= sign * b, sign * a0 >= sign * b0)
+        to_a = torch.where(first, g * _share(y, y0, a - a0), 0)
+        to_b = torch.where(first, 0, g * _share(y, y0, b - b0))
+        return _fold(to_a, a.shape), _fold(to_b, b.shape)
+
+    return reroute(op.call(*op.inputs), op.inputs, weigh, *op.twins, op.there)
+
+
+@rule("deeplift", "max", "min", "amax", "amin")
+def _of_many(op: Operation) -> Any:
+    arrange = op.name in ("max", "min")
+    other = op.argument(1, "other" if arrange else "dim")
+    if arrange and (isinstance(other, Tensor) or "other" in op.kwargs):
+        return _of_two(op)
+    if len(op.inputs) != 1:
+        return NotImplemented
+    dims = op.argument(1, "dim")
+    (x,), (x0,) = op.inputs, op.twins
+    chosen = range(x.ndim) if dims in (None, (), []) else [dims] if isinstance(dims, int) else dims
+    axes = sorted({d % x.ndim for d in chosen}) if x.ndim else []
+    kept = [d for d in range(x.ndim) if d not in axes]
+    order = [*kept, *axes]
+    back = [order.index(d) for d in range(x.ndim)]
+    sign = -1 if "min" in op.name else 1
+    out, there = op.call(x), op.there
+    named = not isinstance(out, Tensor)
+
+    def weigh(g: Tensor, y: Tensor, x: Tensor, x0: Tensor, y0: Tensor) -> Tensor:
+        outer = [x.shape[d] for d in kept]
+        rows = x.permute(order).reshape(*outer, -1), x0.permute(order).reshape(*outer, -1)
+        g, y, y0 = (t.reshape(outer)[..., None] for t in (g, y, y0))
+        here, before = ((sign * r).argmax(-1, keepdim=True) for r in rows)
+        at = torch.where(sign * y >= sign * y0, here, before)
+        each = g * _share(y, y0, (rows[0] - rows[1]).gather(-1, at))
+        spread = torch.zeros_like(rows[0]).scatter_add(-1, at, each)
+        return spread.reshape([x.shape[d] for d in order]).permute(back)
+
+    value = reroute(out[0] if named else out, [x], weigh, x0, there[0] if named else there)
+    return type(out)((value, out[1])) if named else value
+
+
+@rule("deeplift", *(f"{kind}max_pool{d}d{more}" for kind in ("", "adaptive_") for d in (1, 2, 3)
+                    for more in ("", "_with_indices")))  # fmt: skip
+def _max_pool(op: Operation) -> Any:
+    (x,), (x0,) = op.inputs, op.twins
+    d = int(op.name.partition("pool")[2][0])
+    pool = getattr(functional, op.name.removesuffix("_with_indices"))
+    if op.name.startswith("adaptive"):
+        settings: dict[str, Any] = {"output_size": op.argument(1, "output_size")}
+    else:
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        plain = (None, None, 0, 1, False)
+        settings = {n: op.argument(i + 1, n, v) for i, (n, v) in enumerate(zip(names, plain, strict=True))}
+        settings["stride"] = settings["stride"] or None
+
+    def weigh(g: Tensor, y: Tensor, x: Tensor, x0: Tensor, y0: Tensor, i: Tensor, i0: Tensor) -> Tensor:
+        flat, at = (x - x0).flatten(-d), torch.where(y >= y0, i, i0).flatten(-d)
+        each = g.flatten(-d) * _share(y.flatten(-d), y0.flatten(-d), flat.gather(-1, at))
+        return torch.zeros_like(flat).scatter_add(-1, at, each).reshape(x.shape)
+
+    y, i = pool(x, **settings, return_indices=True)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and levels.watched(x0)):
+        y0, i0 = pool(x0, **settings, return_indices=True)
+    value = reroute(y, [x], weigh, x0, y0, i, i0)
+    both = op.name.endswith("indices") or bool(op.kwargs.get("return_indices"))
+    op.there = (y0, i0) if both else y0
+    return (value, i) if both else value
+
+
+# -- softmax -------------------------------------------------------------------------------------------------------
+
+
+@rule("deeplift", "softmax", "log_softmax", "softmin", "logsumexp")
+def _softmax(op: Operation) -> Any:
+    r"""log-sum-exp L has the weights ``secant of exp at x / secant of exp at L``, which add up exactly."""
+    if len(op.inputs) != 1 or op.kwargs.get("dtype") is not None:
+        return NotImplemented
+    (x,), (x0,) = op.inputs, op.twins
+    dim = op.argument(1, "dim")
+    if dim is None:  # what functional.softmax guesses, with a warning
+        dim = 0 if x.ndim in (0, 1, 3) else 1
+    sign = -1 if op.name == "softmin" else 1
+
+    def weigh(g: Tensor, y: Tensor, x: Tensor, x0: Tensor) -> Tensor:
+        x, x0 = sign * x, sign * x0
+        total, total0 = x.logsumexp(dim, keepdim=True), x0.logsumexp(dim, keepdim=True)
+        parts = (log_mean(x, x0) - log_mean(total, total0)).exp()
+        if op.name == "logsumexp":
+            return parts * g.reshape(total.shape)
+        if op.name != "log_softmax":
+            g = g * log_mean(x - total, x0 - total0).exp()
+        dims = [dim] if isinstance(dim, int) else list(dim)
+        return sign * (g - parts * g.sum(dims, keepdim=True))
+
+    return reroute(op.call(x), [x], weigh, x0)
+
+
+# -- norms ---------------------------------------------------------------------------------------------------------
+
+
+@rule("deeplift", *NORMS)
+def _norm(op: Operation) -> Any:
+    r"""``y = weight u / sqrt(mean u^2 + eps)``, where u is what is normalised, its mean taken off."""
+    if len(op.inputs) != 1 or not op.is_data(op.argument(0, "input")):
+        return NotImplemented
+    x, x0 = op.inputs[0], op.twins[0]
+    centred = op.name != "rms_norm"
+    groups, many = 0, 1  # groups of channels, or the last so many axes
+    if op.name == "instance_norm":
+        if not op.argument(5, "use_input_stats", True):
+            return op.call(x)
+        weight, eps, groups = op.argument(3, "weight"), op.argument(7, "eps", 1e-5), x.shape[1]
+    elif op.name == "group_norm":
+        weight, eps, groups = (
+            op.argument(2, "weight"),
+            op.argument(4, "eps", 1e-5),
+            op.argument(1, "num_groups"),
+        )
+    else:
+        many = len(op.argument(1, "normalized_shape"))
+        weight = op.argument(2, "weight")
+        eps = op.argument(4, "eps", 1e-5) if centred else op.argument(3, "eps")
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    if groups and weight is not None:
+        weight = weight.reshape(-1, *[1] * (x.ndim - 2))
+
+    def weigh(g: Tensor, y: Tensor, x: Tensor, x0: Tensor, *weights: Tensor) -> Tensor:
+        q = g * weights[0] if weights else g
+        rows = (x.shape[0], groups, -1) if groups else (*x.shape[: x.ndim - many], -1)
+        u, u0, q = x.reshape(rows), x0.reshape(rows), q.reshape(rows)
+        if centred:
+            u, u0 = u - u.mean(-1, keepdim=True), u0 - u0.mean(-1, keepdim=True)
+        s, s0 = (t.square().mean(-1, keepdim=True).add(eps).rsqrt() for t in (u, u0))
+        both = u + u0
+        slope = (q * both).mean(-1, keepdim=True) / 2 * (s.square() * s0.square() / (s + s0))
+        m = q * ((s + s0) / 2) - slope * both
+        return (m - m.mean(-1, keepdim=True) if centred else m).reshape(x.shape)
+
+    return reroute(op.call(x), [x], weigh, x0, *([] if weight is None else [weight]))
+
+
+@rule("deeplift", "batch_norm")
+def _batch_norm(op: Operation) -> Any:
+    fixed = not op.argument(5, "training", False) and op.argument(1, "running_mean") is not None
+    return op.call(*op.inputs) if fixed and len(op.inputs) == 1 else NotImplemented
+
+
+# -- what is linear in some forms, and what is made of others ------------------------------------------------------
+
+
+@rule("deeplift", "where")
+def _where(op: Operation) -> Any:
+    return _relu(op) if rectified(op) else op.call(*op.inputs)
+
+
+@rule("deeplift", "grid_sample", "affine_grid", "nll_loss")
+def _linear_in_the_first(op: Operation) -> Any:
+    linear = len(op.inputs) == 1 and op.inputs[0] is op.args[0]
+    return op.call(*op.inputs) if linear else NotImplemented
+
+
+@rule("deeplift", *_RANDOM)
+def _dropout(op: Operation) -> Any:
+    p, training = op.argument(1, "p", 0.5), op.argument(2, "training", True)
+    return op.call(*op.inputs) if p == 0 or not training else NotImplemented
+
+
+@rule("deeplift", *COMPOSED)
+def _composed(op: Operation) -> Any:
+    return _spelled_out(op, COMPOSED[op.name])
+
+
+def _spelled_out(op: Operation, spelling: Callable[..., Any]) -> Any:
+    made = op.through(spelling)
+    out = op.call(*op.inputs)
+    if isinstance(out, Tensor):
+        return _as(out, made)
+    return type(out)([_as(a, b) if isinstance(b, Tensor) else a for a, b in zip(out, made, strict=True)])
+
+
+def _as(value: Tensor, made: Tensor) -> Tensor:
+    return reroute(value, [made], lambda g, y, z: g)
+
+
+def _fold(g: Tensor, shape: torch.Size) -> Tensor:
+    """Add up what has been broadcast."""
+    if g.shape == shape:
+        return g
+    lead = g.ndim - len(shape)
+    g = g.sum(list(range(lead))) if lead else g
+    wide = [d for d, n in enumerate(shape) if n == 1 and g.shape[d] != 1]
+    return g.sum(wide, keepdim=True) if wide else g
+
+
+def _swapped(op: Operation) -> bool:
+    """Whether the second operand comes first: Python's spelling of ``2 ** x`` and ``1 / x``."""
+    return getattr(op.function, "__name__", "").startswith("__r")
+
+
+def _is(value: object, number: float) -> bool:
+    return isinstance(value, (int, float)) and value == number

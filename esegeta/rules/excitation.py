@@ -1,0 +1,173 @@
+"""Excitation backpropagation: a probability that goes down through what excites, and never through what inhibits."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from esegeta._types import Score
+from esegeta.engine import interception
+from esegeta.engine.gradient import name_of
+from esegeta.engine.operators import Operation, reroute
+from esegeta.rules.composites import Composite, Layer, quotient
+from esegeta.rules.lrp import Note, Relevance, common, folded, here, last_layers, product, ratio, tracer
+from esegeta.rules.operations import NORMS
+from esegeta.rules.rewriting import rewritten, rule
+
+NAME = "excitation"
+# What becomes one with the affine operation before it.
+_MERGED = NORMS | {"batch_norm", "add", "sub"}
+
+
+def _excited(value: Tensor, positive: Tensor) -> Tensor:
+    """The value, whose probability goes to what made the positive contributions."""
+    return reroute(value, [positive], lambda g, v, p: quotient(g * v, p))
+
+
+class Excitation(Relevance):
+    """The one rule of excitation; with ``contrast`` the last layers have weights of the other sign."""
+
+    def __init__(self, contrast: bool, last: frozenset[Any]) -> None:
+        super().__init__(NAME, Composite(), last)
+        self.contrast = contrast
+
+    def rule(self, op: Operation) -> Any:
+        """What comes after the last layers is no layer: it says how much each of their outputs matters."""
+        notes = tracer().notes
+        past = any(notes.get(t, Note()).past for t in op.inputs)
+        out = op.call(*op.inputs) if past and not self._merges(op) else super().rule(op)
+        for t in tree_flatten(out)[0]:
+            layer = self.layer(t) if isinstance(t, Tensor) else None
+            if isinstance(t, Tensor) and (past or (layer is not None and layer.last)):
+                notes[t] = Note(past=True)
+        return out
+
+    def _merges(self, op: Operation) -> bool:
+        return op.name in _MERGED and self.layer(op.inputs[0]) is not None
+
+    def share(self, layer: Layer) -> Tensor:
+        """Positive weights and inputs; no bias."""
+        weight = -layer.weight if self.contrast and layer.last else layer.weight
+        positive = layer.linear(layer.x.clamp(min=0), weight.clamp(min=0))
+        if not layer.last:
+            return _excited(layer.value, positive)
+        session = interception.current()
+        first = (
+            0 if session is None or session.batch is None else 1
+        )  # within a network examples come as a batch
+        axes, parts = tuple(range(first, layer.value.ndim)), len(self.last)
+
+        def weigh(g: Tensor, _: Tensor, p: Tensor) -> Tensor:
+            prior = g.clamp(min=0)
+            whole = prior.sum(axes, keepdim=True) if axes else prior
+            return quotient(quotient(prior, whole) / parts, p)
+
+        return reroute(layer.value, [positive], weigh)
+
+    def alone(self, op: Operation) -> Tensor:
+        """It passes."""
+        return reroute(op.call(*op.inputs), op.inputs, lambda g, v, x: quotient(g * v, x))
+
+
+common(NAME)
+
+
+@rule(NAME, "add", "sum", "mean", "cumsum", "nansum", "trace", "interpolate", "upsample")
+@rule(NAME, "avg_pool1d", "avg_pool2d", "avg_pool3d")
+@rule(NAME, "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+@rule(NAME, "upsample_nearest", "upsample_bilinear", "scatter_add", "index_add")
+def _summed(op: Operation) -> Any:
+    """Weights that are not negative: what the positive inputs give, less what there would be without any."""
+    if op.argument(3, "mode") == "bicubic" or op.kwargs.get("alpha", 1) < 0:
+        raise op.unknown(NAME)
+    nothing = op.call(*[torch.zeros_like(t) for t in op.inputs])
+    positive = op.call(*[t.clamp(min=0) for t in op.inputs]) - nothing
+    return _excited(op.call(*op.inputs), positive)
+
+
+@rule(NAME, "upsample_bicubic2d", "lerp", "diff", "neg", "negative")
+def _refused(op: Operation) -> Any:
+    raise op.unknown(NAME)
+
+
+@rule(NAME, "sub", "rsub")
+def _subtracted(op: Operation) -> Any:
+    """What is subtracted inhibits."""
+    excites = op.argument(1, "other") if op.name == "rsub" else op.argument(0, "input")
+    if not op.is_data(excites):
+        raise op.unknown(NAME)
+    z = op.call(*op.inputs)
+    return _excited(z, excites.clamp(min=0).expand_as(z))
+
+
+@rule(NAME, "mul", "div")
+def _scaled(op: Operation) -> Any:
+    """By a constant: a weight of its own for every element."""
+    x = op.inputs[0]
+    if len(op.inputs) != 1 or (op.name == "div" and not op.is_data(op.argument(0, "input"))):
+        return product(op) if op.name == "mul" else ratio(op)
+    z = op.call(x)
+    positive = op.call(x.clamp(min=0)).clamp(min=0)
+    return _excited(z, positive)
+
+
+@rule(NAME, *NORMS)
+def _normed(op: Operation) -> Any:
+    """Together with the affine operation before it, whose weights it turns where its own are negative."""
+    if len(op.inputs) != 1:
+        return NotImplemented
+    x, weight = op.inputs[0], op.argument(3 if op.name == "instance_norm" else 2, "weight")
+    layer, z = here().layer(x), op.call(x)
+    if layer is None or (op.name in ("layer_norm", "rms_norm") and layer.kind != "linear"):
+        return here().alone(op)
+    if weight is None:
+        return here().ruled(replace(layer, value=z))
+    last = layer.kind == "linear" and weight.ndim == 1 and layer.weight.ndim == 2
+    turned = layer.weight * weight.sign()[:, None] if last else folded(layer, weight.sign())
+    return here().alone(op) if turned is None else here().ruled(replace(layer, weight=turned, value=z))
+
+
+def excitation(score: Score, *, contrast: bool = False) -> Score:
+    r"""The score with derivatives of excitation: at every place, activation times gradient is a probability.
+
+    .. math:: P_j = \sum_k \frac{a_j^+ w_{jk}^+}{\sum_{j'} a_{j'}^+ w_{j'k}^+} P_k, \qquad 0/0 := 0
+
+    It starts at the last affine operations before the score: their outputs share 1 in proportion to the positive
+    part of the derivative of the score (several such operations have equal parts). Without any it starts with 1 at
+    the score. From there on it adds up to 1 at every cut, as long as all sums that it is divided by are positive.
+    Sums, averages and interpolations have positive weights of their own; what is subtracted inhibits;
+    max-pools choose their winner; activations pass it on. Norms belong to the affine operation before them, and
+    turn the sign of its weights where their own are negative; a norm alone passes it on.
+
+    Where an input of a layer is negative it excites nothing, so the probability at a raw image with negative values
+    has no meaning: stop at a layer. The score runs once more, without a gradient, to find its last operations.
+
+    Args:
+        score: ``(C,*S) -> ()``.
+        contrast: with the weights of the last affine operations negated: what excites everything but the target.
+
+    Returns:
+        A score of the same values.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: torch.nn.functional.linear(x, torch.tensor([[1., 2., -1.]])).sum()
+        >>> x = torch.tensor([[2., 1., 1.]])
+        >>> (x * eg.gradient(excitation(score))(x)).tolist()
+        [[0.5, 0.5, 0.0]]
+
+    Reference:
+        Zhang, Lin, Brandt, Shen, Sclaroff 2016, equation 4, arXiv:1608.00507.
+    """
+
+    def changed(x: Tensor) -> Tensor:
+        last = last_layers(NAME, score, x)
+        y = rewritten(score, lambda: Excitation(contrast, last))(x)
+        return y if last else reroute(y, [y], lambda g, _, y: quotient(g, y))
+
+    changed.__name__ = f"{NAME} of {name_of(score)}"
+    changed.differentiable = getattr(score, "differentiable", True)  # type: ignore[attr-defined]
+    changed.rewritten = True  # type: ignore[attr-defined]
+    return changed

@@ -1,0 +1,612 @@
+"""Layer-wise relevance propagation: a score whose gradient, times the activation, is relevance at every place.
+
+The relevance of a value is shared out among what it was made of. In the *gradient form* the relevance of a tensor
+is the product of its values with the gradient that arrives there, so that ordinary back-propagation, with other
+derivatives for some operations, is the whole of it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.weak import WeakIdKeyDictionary
+
+from esegeta._types import Score
+from esegeta.engine import check, interception, levels
+from esegeta.engine.gradient import name_of
+from esegeta.engine.operators import Operation, Tracer, reroute
+from esegeta.places import activation_and_gradient
+from esegeta.rules.composites import (
+    Composite,
+    Layer,
+    composite_of,
+    quotient,
+    shared,
+    stabilised,
+)
+from esegeta.rules.operations import (
+    ACTIVATIONS,
+    AFFINE,
+    ELEMENTWISE,
+    MAXIMA,
+    MOVES,
+    NORMS,
+    PRODUCTS,
+    QUOTIENTS,
+    SUMS,
+    rectified,
+)
+from esegeta.rules.rewriting import Rewriting, rewritten, rule
+
+# What opens and closes other values, as a factor in a product.
+GATES = frozenset({"sigmoid", "expit", "hardsigmoid", "softmax", "softmin"})
+# One matrix of weights and one tensor of data, in the spelling of a product.
+_MATRICES = frozenset(
+    {"matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "tensordot", "einsum", "addmm", "addmv", "baddbmm"}
+)
+# Positively homogeneous: doubling the data doubles the value, so the derivative shares it out exactly.
+_HOMOGENEOUS = frozenset(
+    {"lp_pool1d", "lp_pool2d", "lp_pool3d", "norm", "linalg_vector_norm", "vector_norm", "std", "where"}
+)
+_RATIOS = frozenset({"local_response_norm", "normalize"})
+# The derivative is the rule: values are moved, picked or added up, each in proportion to what it contributes.
+PLAIN = MOVES | SUMS | MAXIMA | _HOMOGENEOUS
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is known of a tensor: how many affine operations made it, whether it is a gate, whether it is behind
+    the last of them."""
+
+    depth: int = 0
+    gate: bool = False
+    past: bool = False
+
+
+class Relevance(Rewriting):
+    """The rules of a composite, and what they have to know of the tensors on the way."""
+
+    def __init__(self, name: str, composite: Composite, last: frozenset[Any] = frozenset()) -> None:
+        super().__init__(name, PLAIN)
+        self.composite, self.last = composite, last
+        self._layers: Any = WeakIdKeyDictionary()
+        self._counts: WeakKeyDictionary[Tracer, Counter[str]] = WeakKeyDictionary()
+
+    def rule(self, op: Operation) -> Any:
+        """By the table; then what came out is noted."""
+        notes = tracer().notes
+        known = [notes.get(t, Note()) for t in op.inputs]
+        # What is put in at a place is no part of the network.
+        out = op.call(*op.inputs) if editing() else super().rule(op)
+        depth = max(n.depth for n in known) + is_affine(op)
+        gate = op.name in GATES or (op.name in MOVES and all(n.gate for n in known))
+        for t in tree_flatten(out)[0]:
+            if isinstance(t, Tensor):
+                notes[t] = Note(depth, gate)
+        return out
+
+    def is_gate(self, t: Tensor) -> bool:
+        """Whether a tensor comes out of a sigmoid or softmax."""
+        return bool(tracer().notes.get(t, Note()).gate)
+
+    def ruled(self, layer: Layer) -> Tensor:
+        """The value of an affine operation by the rule for it, remembered for what can be merged into it."""
+        out = self.share(layer)
+        self._layers[out] = layer, _version(out)
+        return out
+
+    def share(self, layer: Layer) -> Tensor:
+        """The value of an affine operation by the rule for it."""
+        chosen = self.composite.rule_for(layer.kind, layer.where, depth=layer.depth, last=layer.last)
+        return chosen(layer)
+
+    def affine(self, op: Operation, parts: "Parts") -> Tensor:
+        """Put the rule to an affine operation that has just run."""
+        depth = tracer().notes.get(parts.x, Note()).depth
+        value = op.call(*op.inputs)
+        last = number(self._counts, op.where) in self.last
+        bias = parts.bias
+        return self.ruled(
+            Layer(parts.x, parts.weight, bias, value, parts.linear, parts.kind, op.where, depth, last)
+        )
+
+    def alone(self, op: Operation) -> Tensor:
+        """The value of a norm with fixed statistics that comes after no affine operation."""
+        z = op.call(*op.inputs)
+        return shared(z, [z], (1.0,), 1e-6)
+
+    def layer(self, t: Tensor) -> Layer | None:
+        """The affine operation that a tensor came out of, unless it was written to since."""
+        layer, version = self._layers.get(t, (None, None))
+        return layer if layer is not None and version == _version(t) else None
+
+
+def tracer() -> Tracer:
+    """What is following the data now."""
+    session = interception.current()
+    assert session is not None
+    assert session.tracer is not None
+    return session.tracer
+
+
+def editing() -> bool:
+    """Whether what runs now puts something in at a place."""
+    session = interception.current()
+    return session is not None and session.busy
+
+
+def here() -> Relevance:
+    """The rewrite that is at work."""
+    return cast(Relevance, tracer().rewrite)
+
+
+def _version(t: Tensor) -> int:
+    t = levels.base(t)
+    return 0 if t.is_inference() else t._version
+
+
+def number(counts: "WeakKeyDictionary[Tracer, Counter[str]]", where: str) -> tuple[str, int]:
+    """Which affine operation of a run this is: the module, and how many came before in it."""
+    counter = counts.setdefault(tracer(), Counter())
+    counter[where] += 1
+    return where, counter[where] - 1
+
+
+# -- affine operations -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An affine operation taken apart: ``linear(x, weight) + bias``."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    linear: Callable[[Tensor, Tensor], Tensor]
+    kind: str
+
+
+def is_affine(op: Operation) -> bool:
+    """Whether an operation multiplies data with a matrix of weights."""
+    return parts_of(op) is not None
+
+
+def parts_of(op: Operation) -> Parts | None:
+    """An affine operation taken apart; None if it is none, or if its weights are data themselves."""
+    if len(op.inputs) != 1:
+        return None
+    if op.name in AFFINE:
+        return _weighted(op)
+    return _multiplied(op) if op.name in _MATRICES else None
+
+
+def _weighted(op: Operation) -> Parts | None:
+    x, weight, bias = (op.argument(i, n) for i, n in enumerate(("input", "weight", "bias")))
+    if not op.is_data(x):
+        return None
+
+    def linear(x: Tensor, weight: Tensor) -> Tensor:
+        args, kwargs = list(op.args), op.kwargs
+        # conv_tbc has no form without a bias.
+        none = torch.zeros_like(bias) if op.name == "conv_tbc" else None
+        for i, (name, value) in enumerate((("input", x), ("weight", weight), ("bias", none))):
+            if i < len(args):
+                args[i] = value
+            else:
+                kwargs[name] = value
+        return op.function(*args, **kwargs)
+
+    conv = op.name != "linear"
+    if bias is not None and conv and op.name != "conv_tbc":
+        bias = bias.reshape(-1, *[1] * (weight.ndim - 2))
+    return Parts(x, weight, bias, linear, "conv" if conv else "linear")
+
+
+def _multiplied(op: Operation) -> Parts | None:
+    x, bias, scale = op.inputs[0], None, 1.0
+    args, kwargs = list(op.args), op.kwargs
+    function: Callable[..., Tensor] = op.function
+    if op.name in ("addmm", "addmv", "baddbmm"):
+        bias, *args = args[:3]
+        if op.is_data(bias) or len(args) != 2:
+            return None
+        bias, scale = kwargs.get("beta", 1) * bias, kwargs.get("alpha", 1)
+        function, kwargs = torch.matmul, {}
+    leaves, spec = tree_flatten((args, kwargs))
+    tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    if len(tensors) != 2:
+        return None
+    i, j = tensors if leaves[tensors[0]] is x else reversed(tensors)
+
+    def linear(x: Tensor, weight: Tensor) -> Tensor:
+        here = list(leaves)
+        here[i], here[j] = x, weight
+        args, kwargs = tree_unflatten(here, spec)
+        return scale * function(*args, **kwargs) if scale != 1 else function(*args, **kwargs)
+
+    return Parts(x, leaves[j], bias, linear, "linear")
+
+
+def folded(layer: Layer, scale: Tensor) -> Tensor | None:
+    """The weights with each output channel scaled; None where that is not how a norm after it works."""
+    w = layer.weight
+    if layer.kind == "linear":
+        square = w.ndim == 2 and layer.value.ndim == 2 and w.shape[0] == len(scale)
+        return w * scale[:, None] if square else None
+    ones = [1] * (w.ndim - 2)
+    if layer.value.ndim != w.ndim:
+        return None
+    if _transposed(layer):
+        groups = len(scale) // w.shape[1]
+        split = w.reshape(groups, -1, *w.shape[1:]) * scale.reshape(groups, 1, -1, *ones)
+        return split.reshape(w.shape)
+    return w * scale.reshape(-1, 1, *ones)
+
+
+def _transposed(layer: Layer) -> bool:
+    # Only a transposed convolution has its input channels first in the weights, and grouped ones fewer after.
+    return layer.linear.__name__ == "transposed"
+
+
+def _affine(op: Operation) -> Any:
+    parts = parts_of(op)
+    if parts is None:
+        return product(op)
+    if op.name.startswith("conv_transpose") or (op.name == "convolution" and op.argument(6, "transposed")):
+        parts.linear.__name__ = "transposed"
+    return here().affine(op, parts)
+
+
+def statistics(op: Operation) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift per channel of a norm with fixed statistics; None if it takes them from the batch."""
+    order = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    if op.function is torch.batch_norm:
+        order = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
+    at = {name: op.argument(i, name) for i, name in enumerate(order)}
+    mean, var, weight, bias = (at[n] for n in ("running_mean", "running_var", "weight", "bias"))
+    if at["training"] or mean is None or var is None:
+        return None
+    scale = torch.rsqrt(var + (1e-5 if at["eps"] is None else at["eps"]))
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale
+    return scale, shift if bias is None else shift + bias
+
+
+def _batch_norm(op: Operation) -> Any:
+    fixed = statistics(op) if len(op.inputs) == 1 else None
+    if fixed is None:
+        raise op.unknown(here().name)
+    return normed(op, *fixed)
+
+
+def normed(op: Operation, scale: Tensor, shift: Tensor) -> Tensor:
+    """A norm with fixed statistics: one with the affine operation before it, alone with epsilon."""
+    x = op.inputs[0]
+    layer = here().layer(x)
+    weight = None if layer is None else folded(layer, scale)
+    if layer is None or weight is None:
+        return here().alone(op)
+    axes = (-1, *[1] * (x.ndim - 2))
+    shift, scale = shift.reshape(axes), scale.reshape(axes)
+    bias = shift if layer.bias is None else shift + layer.bias * scale
+    return here().ruled(replace(layer, weight=weight, bias=bias, value=op.call(layer.value)))
+
+
+# -- everything else ---------------------------------------------------------------------------------------------
+
+
+def partly(op: Operation, kept: Sequence[int]) -> Tensor:
+    """The operation with a derivative for some of its data; the rest counts as constant."""
+    inputs = list(op.inputs)
+
+    def weigh(g: Tensor, _: Tensor, *ts: Tensor) -> tuple[Tensor, ...]:
+        mine, rest = ts[: len(kept)], iter(ts[len(kept) :])
+        others = {i: next(rest) for i in range(len(inputs)) if i not in kept}
+
+        def of(*mine: Tensor) -> Tensor:
+            at = others | dict(zip(kept, mine, strict=True))
+            out = op.call(*[at[i] for i in range(len(inputs))])
+            return out[0] if isinstance(out, tuple) else out
+
+        return cast("tuple[Tensor, ...]", vjp(of, *mine)[1](g))
+
+    out = op.call(*inputs)
+    first = out[0] if isinstance(out, tuple) else out
+    known = [t for i, t in enumerate(inputs) if i not in kept]
+    ruled = reroute(first, [inputs[i] for i in kept], weigh, *known)
+    return cast(Tensor, (ruled, *out[1:]) if isinstance(out, tuple) else ruled)
+
+
+def product(op: Operation) -> Any:
+    """Of data with data: what is not a gate takes all; two of a kind take half each."""
+    if len(op.inputs) == 1 and op.name in ("mul", "prod"):
+        return op.call(*op.inputs) if op.name == "mul" else NotImplemented
+    if len(op.inputs) != 2 or any(op.name == n for n in ("bilinear", "addcmul", "kron", "prod")):
+        return NotImplemented
+    gates = [here().is_gate(t) for t in op.inputs]
+    if sum(gates) == 1:
+        return partly(op, [gates.index(False)])
+    z = op.call(*op.inputs)
+    return reroute(z, [z], lambda g, *_: g / 2)
+
+
+def ratio(op: Operation) -> Any:
+    """What is divided takes all."""
+    above, below = op.argument(0, "input"), op.argument(1, "other")
+    if op.name != "div" or op.argument(2, "rounding_mode") is not None:
+        return NotImplemented
+    if not op.is_data(below):
+        return op.call(*op.inputs)
+    return partly(op, [0]) if op.is_data(above) else _passed(op)
+
+
+def _passed(op: Operation) -> Any:
+    """An elementwise function hands its relevance down as it is."""
+    if rectified(op):
+        return op.call(*op.inputs)
+    if len(op.inputs) != 1:
+        return NotImplemented
+    if op.name in ("softmax", "softmin"):
+        return _gate_only(op)
+    return reroute(op.call(*op.inputs), op.inputs, lambda g, y, x: g * quotient(y, x))
+
+
+def _gate_only(op: Operation) -> Tensor:
+    name = here().name
+
+    def weigh(g: Tensor, _: Tensor, x: Tensor) -> Tensor:
+        if levels.true_anywhere(g != 0):
+            raise NotImplementedError(
+                check.problem(
+                    name,
+                    "a softmax that weighs other values",
+                    "one whose probabilities are explained",
+                    "Explain the logits: take the score before the softmax",
+                )
+            )
+        return torch.zeros_like(x)
+
+    return reroute(op.call(*op.inputs), op.inputs, weigh)
+
+
+def centred(op: Operation) -> tuple[Tensor, Tensor, Tensor] | None:
+    """A norm over groups of values: what it centres, the factor after that, and the weights per channel."""
+    x = op.inputs[0]
+    if op.name == "instance_norm":
+        weight, eps, own = (
+            op.argument(3, "weight"),
+            op.argument(7, "eps", 1e-5),
+            op.argument(5, "use_input_stats", True),
+        )
+        if not own:
+            return None
+        axes, shape = tuple(range(2, x.ndim)), (-1, *[1] * (x.ndim - 2))
+        c = x - x.mean(axes, keepdim=True)
+        size = c.square().mean(axes, keepdim=True)
+    elif op.name == "group_norm":
+        groups, weight, eps = (
+            op.argument(1, "num_groups"),
+            op.argument(2, "weight"),
+            op.argument(4, "eps", 1e-5),
+        )
+        shape = (-1, *[1] * (x.ndim - 2))
+        split = x.reshape(x.shape[0], groups, -1)
+        split = split - split.mean(-1, keepdim=True)
+        size = split.square().mean(-1, keepdim=True).expand_as(split).reshape(x.shape)
+        c = split.reshape(x.shape)
+    else:
+        axes = tuple(range(-len(op.argument(1, "normalized_shape")), 0))
+        last = 4 if op.name == "layer_norm" else 3
+        weight, eps, shape = op.argument(2, "weight"), op.argument(last, "eps"), tuple(x.shape[axes[0] :])
+        eps = eps if eps is not None else 1e-5 if op.name == "layer_norm" else torch.finfo(x.dtype).eps
+        c = x - x.mean(axes, keepdim=True) if op.name == "layer_norm" else x
+        size = c.square().mean(axes, keepdim=True)
+    gain = torch.ones((), dtype=x.dtype, device=x.device) if weight is None else weight.reshape(shape)
+    return c, torch.rsqrt(size + eps) * gain, gain
+
+
+def _norm(op: Operation) -> Any:
+    """The scale is constant, the mean is not: epsilon on the centred values."""
+    if len(op.inputs) != 1:
+        return NotImplemented
+    found = centred(op)
+    if found is None:
+        order = ("running_mean", "running_var", "weight", "bias")
+        mean, var, weight, bias = (op.argument(i + 1, n) for i, n in enumerate(order))
+        scale = torch.rsqrt(var + op.argument(7, "eps", 1e-5))
+        scale = scale if weight is None else scale * weight
+        return normed(op, scale, (0 if bias is None else bias) - mean * scale)
+    c, factor, _ = found
+    weigh = lambda g, v, _, f: stabilised(g * v, v, 1e-6) * f
+    return reroute(op.call(*op.inputs), [c], weigh, factor)
+
+
+def _attention(op: Operation) -> Any:
+    """The weights of attention are constant."""
+    value = op.argument(2, "value")
+    kept = [i for i, t in enumerate(op.inputs) if t is value][-1:]
+    return partly(op, kept) if kept else NotImplemented
+
+
+def _glu(op: Operation) -> Any:
+    x, dim = op.inputs[0], op.argument(1, "dim", -1)
+
+    def weigh(g: Tensor, _: Tensor, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(x.chunk(2, dim)[1])
+        return torch.cat([g * gate, torch.zeros_like(g)], dim)
+
+    return reroute(op.call(x), [x], weigh)
+
+
+def _added(op: Operation) -> Any:
+    """A constant added to what an affine operation gave is its bias."""
+    x = op.argument(0, "input")
+    layer = here().layer(x) if op.is_data(x) and len(op.inputs) == 1 else None
+    if (
+        layer is None or session is None or session.busy
+    ):  # what is put in at a place is no part of the network
+        return NotImplemented
+    value = op.call(layer.value)
+    if value.shape != layer.value.shape:
+        return NotImplemented
+    constant = op.call(torch.zeros_like(layer.value))
+    bias = constant if layer.bias is None else constant + layer.bias
+    return here().ruled(replace(layer, bias=bias, value=value))
+
+
+def _refuse_data(at: int, name: str) -> Callable[[Operation], Any]:
+    def check(op: Operation) -> Any:
+        if op.is_data(op.argument(at, name)):
+            raise op.unknown(here().name)
+        return op.call(*op.inputs)
+
+    return check
+
+
+def common(rewrite: str) -> None:
+    """The rules that relevance has for everything but affine operations and sums."""
+    rule(rewrite, *AFFINE)(_affine)
+    rule(rewrite, *_MATRICES)(_affine)
+    rule(rewrite, *(PRODUCTS - _MATRICES))(product)
+    rule(rewrite, *QUOTIENTS)(ratio)
+    rule(rewrite, *ACTIVATIONS, *ELEMENTWISE, *_RATIOS, "softmax", "softmin")(_passed)
+    rule(rewrite, *NORMS)(_norm)
+    rule(rewrite, "batch_norm")(_batch_norm)
+    rule(rewrite, "add", "sub")(_added)
+    rule(rewrite, "scaled_dot_product_attention", "multi_head_attention_forward")(_attention)
+    rule(rewrite, "glu")(_glu)
+    rule(rewrite, "grid_sample")(_refuse_data(1, "grid"))
+    rule(rewrite, "lerp")(_refuse_data(2, "weight"))
+
+
+common("lrp")
+
+
+# -- which affine operations are the last ones ----------------------------------------------------------------
+
+
+class _Layout(Rewriting):
+    """Changes nothing: finds out which affine operations the score depends on with no other one in between."""
+
+    def __init__(self) -> None:
+        super().__init__("lrp", ())
+        self._counts: WeakKeyDictionary[Tracer, Counter[str]] = WeakKeyDictionary()
+
+    def rule(self, op: Operation) -> Any:
+        notes = tracer().notes
+        before: frozenset[Any] = frozenset().union(*(notes.get(t, frozenset()) for t in op.inputs))
+        out = op.call(*op.inputs)
+        if is_affine(op):
+            before = frozenset({number(self._counts, op.where)})
+        for t in tree_flatten(out)[0]:
+            if isinstance(t, Tensor):
+                notes[t] = before
+        return out
+
+
+def last_layers(name: str, score: Score, x: Tensor) -> frozenset[Any]:
+    """The affine operations after which none comes on the way to the score: what one run without a gradient shows."""
+    found: frozenset[Any] = frozenset()
+
+    def looked(x: Tensor) -> Tensor:
+        nonlocal found
+        y = score(x)
+        found = tracer().notes.get(y, frozenset())
+        return y
+
+    with interception.aside(), torch.no_grad():
+        interception.observe(name, looked, (x,), (), rewrite=_Layout())
+    return found
+
+
+def relevant(score: Score, make: Callable[[frozenset[Any]], Relevance], *, last: bool) -> Score:
+    """The score by the rules of a composite; with ``last`` it runs once before, to find its last layers."""
+
+    name = make(frozenset()).name
+
+    def changed(x: Tensor) -> Tensor:
+        found = last_layers(name, score, x) if last else frozenset()
+        return rewritten(score, lambda: make(found))(x)
+
+    if not last:
+        return rewritten(score, lambda: make(frozenset()))
+    changed.__name__ = f"{name} of {name_of(score)}"
+    changed.differentiable = getattr(score, "differentiable", True)  # type: ignore[attr-defined]
+    changed.rewritten = True  # type: ignore[attr-defined]
+    return changed
+
+
+def lrp(score: Score, composite: Composite | str = "epsilon") -> Score:
+    r"""The score with derivatives of relevance: at every place, activation times gradient is its relevance.
+
+    .. math:: R_j = a_j \frac{\partial F}{\partial a_j}, \qquad
+              R_j = \sum_k \frac{a_j \tilde w_{jk}}{\sum_{j'} a_{j'} \tilde w_{j'k} + \tilde b_k} R_k
+
+    where the rule of an affine operation says what :math:`\tilde w` is. The others, whatever their spelling:
+
+    - Elementwise functions pass relevance on; max-pools give it to the winner; sums, averages and
+      interpolations share it out by contribution, which is their ordinary derivative.
+    - A batch norm becomes one with the affine operation before it, and so does the addition of a constant; a norm
+      alone has epsilon. Instance, layer, group and RMS norms have a constant scale and epsilon on what they centre.
+    - In a product of data with what a sigmoid or softmax gave, the other factor takes all; without such a gate,
+      half each. What is divided takes all. The weights of attention are constant, and multi-head attention is one
+      affine operation of its values.
+    - Anything else is refused, and so is a softmax whose probabilities are explained.
+
+    The relevance of biases stays where it is: the sum at the input is F(x) less that, and exact without biases and
+    with epsilon 0. At a convolution with a batch norm after it read the place of the norm.
+
+    Args:
+        score: ``(C,*S) -> ()``.
+        composite: a ``Composite``, or the name of one: zero, epsilon, epsilon_plus, epsilon_plus_flat,
+            epsilon_alpha2_beta1, epsilon_alpha2_beta1_flat, deep_taylor.
+
+    Returns:
+        A score of the same values.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: torch.nn.functional.linear(x, torch.tensor([[1., -1.]])).sum()
+        >>> x = torch.tensor([[3., 1.]])
+        >>> [round(v, 4) for v in (x * eg.gradient(lrp(score, "epsilon"))(x)).flatten().tolist()]
+        [3.0, -1.0]
+
+    Reference:
+        Bach et al. 2015, doi:10.1371/journal.pone.0130140; Montavon et al. 2019, doi:10.1007/978-3-030-28954-6_10.
+    """
+    chosen = composite_of("lrp", composite)
+    last = chosen.last is not None
+    return relevant(score, lambda found: Relevance("lrp", chosen, found), last=last)
+
+
+def relevances(
+    score: Score, composite: Composite | str, x: Tensor, places: Sequence[str]
+) -> dict[str, Tensor]:
+    r"""How much relevance there is at each of several places: :math:`\sum_j R_j`.
+
+    Conserved along a chain of places that are cuts. What is missing at a lower one stayed with biases, or with the
+    epsilon of rules.
+
+    Args:
+        score: ``(C,*S) -> ()``.
+        composite: as in ``lrp``.
+        x: an example.
+        places: where.
+
+    Returns:
+        ``{place: sum}``, in the order asked for.
+
+    Example:
+        >>> import torch, esegeta as eg
+        >>> score = lambda x: (eg.name(torch.relu(2 * x), "hidden") * 3).sum()
+        >>> {k: v.item() for k, v in relevances(score, "zero", torch.tensor([[1., -1.]]), ["hidden"]).items()}
+        {'hidden': 6.0}
+    """
+    values, gradients = activation_and_gradient(lrp(score, composite), list(places))(x)
+    return {p: (a * g).sum() for p, a, g in zip(places, values, gradients, strict=True)}
