@@ -6,6 +6,7 @@ from esegeta import models as models
 from esegeta import noise as noise
 from esegeta import random as random
 from esegeta import reducers as reducers
+from esegeta import rules as rules
 from esegeta import spatial as spatial
 from esegeta import transforms as transforms
 from esegeta._registry import catalogue as catalogue
@@ -27,16 +28,31 @@ from esegeta.methods.adaptive_integrated_gradients import integrated as integrat
 from esegeta.methods.blur_integrated_gradients import blur_integrated_gradients as blur_integrated_gradients
 from esegeta.methods.cam import cam as cam
 from esegeta.methods.conductance import conductance as conductance
+from esegeta.methods.deep_lift import deep_lift as deep_lift
+from esegeta.methods.deep_lift_shap import deep_lift_shap as deep_lift_shap
 from esegeta.methods.eigen_cam import eigen_cam as eigen_cam
 from esegeta.methods.eigen_grad_cam import eigen_grad_cam as eigen_grad_cam
 from esegeta.methods.elementwise_grad_cam import elementwise_grad_cam as elementwise_grad_cam
+from esegeta.methods.excitation_backprop import (
+    contrastive_excitation_backprop as contrastive_excitation_backprop,
+)
+from esegeta.methods.excitation_backprop import excitation_backprop as excitation_backprop
 from esegeta.methods.expected_gradients import expected_gradients as expected_gradients
 from esegeta.methods.expected_gradients import gradient_shap as gradient_shap
 from esegeta.methods.fem import fem as fem
+from esegeta.methods.full_gradient import FullGradient as FullGradient
+from esegeta.methods.full_gradient import full_grad as full_grad
+from esegeta.methods.full_gradient import full_gradient as full_gradient
 from esegeta.methods.grad_cam import grad_cam as grad_cam
 from esegeta.methods.grad_cam_plus_plus import grad_cam_plus_plus as grad_cam_plus_plus
 from esegeta.methods.gradient import gradient as gradient
 from esegeta.methods.gradient import saliency as saliency
+from esegeta.methods.guided_backprop import deconvolution as deconvolution
+from esegeta.methods.guided_backprop import guided_backprop as guided_backprop
+from esegeta.methods.guided_backprop import guided_grad_cam as guided_grad_cam
+from esegeta.methods.guided_backprop import (
+    layer_activation_guided_backprop as layer_activation_guided_backprop,
+)
 from esegeta.methods.guided_integrated_gradients import (
     guided_integrated_gradients as guided_integrated_gradients,
 )
@@ -49,6 +65,7 @@ from esegeta.methods.layer import layer_activation as layer_activation
 from esegeta.methods.layer import layer_gradient as layer_gradient
 from esegeta.methods.layer import layer_gradient_x_activation as layer_gradient_x_activation
 from esegeta.methods.layer_cam import layer_cam as layer_cam
+from esegeta.methods.lrp import lrp as lrp
 from esegeta.methods.neuron_conductance import neuron_conductance as neuron_conductance
 from esegeta.methods.random_cam import random_cam as random_cam
 from esegeta.methods.score_cam import score_cam as score_cam
@@ -84,6 +101,7 @@ __version__: str
 __all__ = [
     "DeadlineExceeded",
     "ExecutionWarning",
+    "FullGradient",
     "ablation_cam",
     "absolute",
     "activation_and_gradient",
@@ -96,10 +114,15 @@ __all__ = [
     "cam",
     "catalogue",
     "conductance",
+    "contrastive_excitation_backprop",
+    "deconvolution",
+    "deep_lift",
+    "deep_lift_shap",
     "eigen_cam",
     "eigen_grad_cam",
     "elementwise_grad_cam",
     "every",
+    "excitation_backprop",
     "execution",
     "expected_gradients",
     "explained",
@@ -107,12 +130,16 @@ __all__ = [
     "find_method",
     "forecast",
     "from_module",
+    "full_grad",
+    "full_gradient",
     "fuse",
     "fusion_grad",
     "grad_cam",
     "grad_cam_plus_plus",
     "gradient",
     "gradient_shap",
+    "guided_backprop",
+    "guided_grad_cam",
     "guided_integrated_gradients",
     "hires_cam",
     "idgi",
@@ -121,9 +148,11 @@ __all__ = [
     "integrated_gradients",
     "internal_influence",
     "layer_activation",
+    "layer_activation_guided_backprop",
     "layer_cam",
     "layer_gradient",
     "layer_gradient_x_activation",
+    "lrp",
     "method",
     "methods",
     "models",
@@ -143,6 +172,7 @@ __all__ = [
     "reducer",
     "reducers",
     "replace",
+    "rules",
     "saliency",
     "score_cam",
     "seg_eigen_cam",

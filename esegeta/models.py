@@ -14,6 +14,7 @@ from esegeta.engine import check, interception, levels
 from esegeta.engine.folded import fold
 from esegeta.engine.interception import Address, Session, Stop
 from esegeta.engine.native import Arrange, Call, Native, Pick, each, name_of, pick
+from esegeta.engine.operators import refuse_unseen
 
 _OPS = 64  # how many kinds of call a model remembers
 
@@ -208,6 +209,8 @@ class ModuleModel:
                     with inner.running(self.module):
                         y = pick(module(*arguments), self.output, self._native.name)
                     out = (self._native.checked(y, batch),)
+                    if inner.tracer is not None and inner.tracer.is_data(y):
+                        refuse_unseen(inner.tracer.rewrite.name, y, inner.tracer)
                 except Stop:
                     pass
                 spoiled, seen = inner.spoiled, inner.take()

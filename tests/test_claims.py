@@ -69,7 +69,8 @@ def dummy(subject: Subject, case: Case) -> Iterator[Found]:
         case.rounding * _size(a),
     )
     # What cancels is ignored too: the function does not depend on it, only its formula does.
-    cancelling = lambda z: score(z) + torch.where(ignored, torch.relu(z) - torch.relu(z), 0.0).sum()
+    nothing = lambda z, q: torch.relu(z) - torch.relu(z) + (z * z) * q - z * (z * q)
+    cancelling = lambda z: score(z) + torch.where(ignored, nothing(z, z.roll(1, -1)), 0.0).sum()
     explain = subject.build(cancelling)
     yield (
         "cancelling some",
@@ -97,7 +98,9 @@ def symmetry(subject: Subject, case: Case) -> Iterator[Found]:
     residual = eg.axioms.symmetry(explain, swap)
     yield f"elements {i} and {j}", float(residual(x, *refs, **subject.extra())), case.rounding * _size(a)
     # The same function of both, by two formulas.
-    formulas = lambda z: score(z) - torch.relu(z.flatten()[i]) - z.flatten()[j] - torch.relu(-z.flatten()[j])
+    bent = lambda a, b: torch.relu(a) + b + torch.relu(-b)
+    product = lambda a, b: (a * a) * b + b * (b * a)
+    formulas = lambda z: score(z) + (product(*z.flatten()[[i, j]]) - bent(*z.flatten()[[i, j]]))
     if len(rows) == 1 and case.kind in POLYNOMIAL:
         residual = eg.axioms.symmetry(subject.build(formulas), swap)
         yield "two formulas", float(residual(x, *refs, **subject.extra())), case.rounding * _size(a)

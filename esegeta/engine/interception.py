@@ -615,7 +615,7 @@ class Session:
             if not self._mine():
                 return None
             written = _is_written(args, output, (self._versions.get(path) or [None]).pop())
-            call = (m.forward, args, {}) if _is_builtin_leaf(m) else None
+            call: Call | None = (m.forward, args, {}) if _is_builtin_leaf(m) else None
             return self.visit(path, output, "module", written=written, call=call)
 
         return hook

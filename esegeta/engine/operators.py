@@ -9,7 +9,10 @@ A rewrite that compares with a reference is *paired*: every tensor of data then 
 computes for the reference. Both run side by side, operation by operation, along the path that the input takes.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -153,6 +156,27 @@ class Operation:
         )
 
 
+_notes: ContextVar[Counter[tuple[str, str]] | None] = ContextVar("esegeta_notes", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[Counter[tuple[str, str]]]:
+    """Count what rewrites say that they do, in this block and thread."""
+    counts: Counter[tuple[str, str]] = Counter()
+    token = _notes.set(counts)
+    try:
+        yield counts
+    finally:
+        _notes.reset(token)
+
+
+def note(op: Operation, what: str) -> None:
+    """Say what becomes of an operation, to whoever counts."""
+    counts = _notes.get()
+    if counts is not None:
+        counts[op.name, what] += 1
+
+
 class Tracer(TorchFunctionMode):
     """Follows data through running code and asks a rewrite at every operation on it."""
 
@@ -166,6 +190,8 @@ class Tracer(TorchFunctionMode):
         self._shared: Any = WeakIdKeyDictionary()  # twins that share memory with others
         # What a rewrite remembers of a tensor: constants, which follow data into networks and out of them.
         self.notes: Any = WeakIdKeyDictionary()
+        # Copies of what is written to: of which tensor.
+        self.copies: Any = WeakIdKeyDictionary()
 
     # -- what is data ------------------------------------------------------------------------------------------
 
@@ -221,6 +247,8 @@ class Tracer(TorchFunctionMode):
             leaves = list(leaves)
             i = next(i for i, leaf in enumerate(leaves) if leaf is args[0])
             leaves[i] = kept = args[0].clone()
+            self.copies[kept] = args[0]
+            self._note(kept, args[0])
             if self.is_data(args[0]):
                 self.mark(kept, self._twin_copy(args[0]))
         data = [i for i, leaf in enumerate(leaves) if self.is_data(leaf)]
@@ -295,7 +323,7 @@ class Tracer(TorchFunctionMode):
         """Before data is written into it for the first time: the reference has a copy, or a view of one."""
         if self.is_data(target):
             return
-        whole = None if levels.wrapped(target) else target._base
+        whole = target._base
         if whole is None:
             self.mark(target, target.detach().clone())
             return
@@ -489,6 +517,9 @@ def reroute(
     return _Reroute.apply(weigh, len(through), value, *through, *known)
 
 
+_OURS = ("_Reroute", "_Once", "_Call")
+
+
 def refuse_unseen(where: str, y: Tensor, tracer: Tracer) -> None:
     """Raise if data went through something that shows no operations: a gradient through it would be a plain one."""
     if not y.requires_grad:
@@ -505,7 +536,7 @@ def refuse_unseen(where: str, y: Tensor, tracer: Tracer) -> None:
     seen, stack = set(), [y.grad_fn] if y.grad_fn is not None and not levels.wrapped(y) else []
     while stack:
         node = stack.pop()
-        if isinstance(node, torch.autograd.function.BackwardCFunction) and "_Reroute" not in node.name():
+        if isinstance(node, torch.autograd.function.BackwardCFunction) and not node.name().startswith(_OURS):
             raise NotImplementedError(
                 check.problem(
                     where,

@@ -11,7 +11,8 @@ from esegeta.rules import deeplift
 
 @method(
     refs=("baseline",),
-    axioms=("completeness", "sensitivity_a"),
+    axioms=("completeness", "linearity", "shift", "sensitivity_a"),
+    differentiable=False,
     paper="Shrikumar, Greenside, Kundaje 2017, arXiv:1704.02685",
     also=("deeplift", "rescale"),
 )

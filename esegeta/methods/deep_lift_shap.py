@@ -12,7 +12,8 @@ from esegeta.rules import deeplift
 
 @method(
     refs=("baselines",),
-    axioms=("completeness",),
+    axioms=("completeness", "linearity", "shift"),
+    differentiable=False,
     paper="Lundberg, Lee 2017, arXiv:1705.07874",
     also=("deepshap", "deep_shap"),
 )

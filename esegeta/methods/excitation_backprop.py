@@ -17,6 +17,7 @@ from esegeta.rules.composites import quotient
     place=True,
     shape="map",
     axioms=(),
+    differentiable=False,
     paper="Zhang, Lin, Brandt, Shen, Sclaroff 2016, arXiv:1608.00507",
     also=("excitation_backpropagation", "ebp", "marginal_winning_probability"),
 )
@@ -55,6 +56,7 @@ def excitation_backprop(score: Score, place: Names) -> Explain:
     place=True,
     shape="map",
     axioms=(),
+    differentiable=False,
     paper="Zhang, Lin, Brandt, Shen, Sclaroff 2016, arXiv:1608.00507",
     also=("contrastive_excitation_backpropagation", "c_ebp", "contrastive_marginal_winning_probability"),
 )

@@ -36,12 +36,12 @@ def glu(x: Tensor, dim: int = -1) -> Tensor:
     return a * torch.sigmoid(b)
 
 
-def addcdiv(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+def addcdiv(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Tensor:
     """A sum with a quotient."""
     return x + value * (a / b)
 
 
-def normalize(x: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: None = None) -> Tensor:
+def normalize(x: Tensor, p: Any = 2.0, dim: Any = 1, eps: Any = 1e-12, out: None = None) -> Tensor:
     """Over its norm."""
     return x / vector_norm(x, p, dim, True).clamp_min(eps)
 
@@ -96,20 +96,18 @@ def std_mean(x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     return v.sqrt(), m
 
 
-def cosine_similarity(a: Tensor, b: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+def cosine_similarity(a: Tensor, b: Tensor, dim: int = 1, eps: Any = 1e-8) -> Tensor:
     """A product over two norms."""
     norms = [vector_norm(t, 2, dim).clamp_min(eps) for t in (a, b)]
     return (a * b).sum(dim) / (norms[0] * norms[1])
 
 
-def dist(a: Tensor, b: Tensor, p: float = 2) -> Tensor:
+def dist(a: Tensor, b: Tensor, p: Any = 2) -> Tensor:
     """The norm of a difference."""
     return vector_norm(a - b, p)
 
 
-def local_response_norm(
-    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
-) -> Tensor:
+def local_response_norm(x: Tensor, size: int, alpha: Any = 1e-4, beta: Any = 0.75, k: Any = 1.0) -> Tensor:
     """Over a power of what is near among the channels."""
     near = functional.pad(x.square().movedim(1, -1), (size // 2, (size - 1) // 2))
     return x / near.unfold(-1, size, 1).mean(-1).movedim(-1, 1).mul(alpha).add(k).pow(beta)
@@ -119,7 +117,7 @@ def _lp_pool(d: int) -> Callable[..., Tensor]:
     average = getattr(functional, f"avg_pool{d}d")
 
     def lp_pool(
-        x: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
+        x: Tensor, norm_type: Any, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
     ) -> Tensor:
         sizes = [kernel_size] * d if isinstance(kernel_size, int) else list(kernel_size)
         n = 1
@@ -171,7 +169,7 @@ def cross_entropy(
     ignore_index: int = -100,
     reduce: None = None,
     reduction: str = "mean",
-    label_smoothing: float = 0.0,
+    label_smoothing: Any = 0.0,
 ) -> Tensor:
     """What is likely, by class."""
     if label_smoothing or target.is_floating_point():
@@ -201,9 +199,9 @@ def attention(
     k: Tensor,
     v: Tensor,
     attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: Any = 0.0,
     is_causal: bool = False,
-    scale: float | None = None,
+    scale: Any = None,
     enable_gqa: bool = False,
 ) -> Tensor:
     """Scores, softmax, mean of values."""
@@ -215,7 +213,7 @@ def attention(
     return torch.matmul(_attending(q, k, attn_mask, is_causal, scale), v)
 
 
-def _attending(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+def _attending(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: Any) -> Tensor:
     scores = torch.matmul(q * (q.size(-1) ** -0.5 if scale is None else scale), k.transpose(-2, -1))
     if causal and mask is None:
         mask = torch.ones(q.size(-2), k.size(-2), dtype=torch.bool, device=q.device).tril()
@@ -235,7 +233,7 @@ def multi_head_attention(
     bias_k: Tensor | None,
     bias_v: Tensor | None,
     add_zero_attn: bool,
-    dropout_p: float,
+    dropout_p: Any,
     out_proj_weight: Tensor,
     out_proj_bias: Tensor | None,
     training: bool = True,

@@ -109,7 +109,9 @@ def _of_one_value(op: Operation) -> Any:
     if op.name == "exp":
         (x,), (x0,) = op.inputs, op.twins
         return reroute(op.call(x), [x], lambda g, y, x, x0: g * log_mean(x, x0).exp(), x0)
-    if op.name == "square" or (op.name == "pow" and _is(op.argument(1, "exponent"), 2.0) and not _swapped(op)):
+    if op.name == "square" or (
+        op.name == "pow" and _is(op.argument(1, "exponent"), 2.0) and not _swapped(op)
+    ):
         (x,), (x0,) = op.inputs, op.twins
         return reroute(op.call(x), [x], lambda g, y, x, x0: g * (x + x0), x0)
     near = 0.0 if op.name in _BENT else _NEAR
@@ -135,9 +137,11 @@ def _relu_secant(g: Tensor, y: Tensor, x: Tensor, x0: Tensor) -> Tensor:
     r"""``max(x, x') / |x - x'|``, but not below 0 or above 1; the slope where both are the same."""
     if torch.is_grad_enabled():
         same = x == x0
-        return g * torch.where(same, (x > 0).to(x.dtype), (y - x0.clamp(min=0)) / torch.where(same, 1, x - x0))
+        return g * torch.where(
+            same, (x > 0).to(x.dtype), (y - x0.clamp(min=0)) / torch.where(same, 1, x - x0)
+        )
     apart = (x - x0).abs_().add_(torch.finfo(x.dtype).tiny)  # so that 0 / 0 is 0
-    return torch.maximum(x, x0).div_(apart).clamp_(0, 1).mul_(g)
+    return torch.maximum(x, x0).div_(apart).clamp(0, 1).mul_(g)
 
 
 def log_mean(a: Tensor, b: Tensor) -> Tensor:

@@ -12,7 +12,18 @@ from esegeta.engine import interception
 from esegeta.engine.gradient import name_of
 from esegeta.engine.operators import Operation, reroute
 from esegeta.rules.composites import Composite, Layer, quotient
-from esegeta.rules.lrp import Note, Relevance, common, folded, here, last_layers, product, ratio, tracer
+from esegeta.rules.lrp import (
+    Note,
+    Relevance,
+    common,
+    folded,
+    here,
+    last_layers,
+    product,
+    ratio,
+    reflected,
+    tracer,
+)
 from esegeta.rules.operations import NORMS
 from esegeta.rules.rewriting import rewritten, rule
 
@@ -95,7 +106,7 @@ def _refused(op: Operation) -> Any:
 @rule(NAME, "sub", "rsub")
 def _subtracted(op: Operation) -> Any:
     """What is subtracted inhibits."""
-    excites = op.argument(1, "other") if op.name == "rsub" else op.argument(0, "input")
+    excites = op.argument(1, "other") if reflected(op) else op.argument(0, "input")
     if not op.is_data(excites):
         raise op.unknown(NAME)
     z = op.call(*op.inputs)
@@ -106,7 +117,7 @@ def _subtracted(op: Operation) -> Any:
 def _scaled(op: Operation) -> Any:
     """By a constant: a weight of its own for every element."""
     x = op.inputs[0]
-    if len(op.inputs) != 1 or (op.name == "div" and not op.is_data(op.argument(0, "input"))):
+    if len(op.inputs) != 1 or (op.name == "div" and reflected(op)):
         return product(op) if op.name == "mul" else ratio(op)
     z = op.call(x)
     positive = op.call(x.clamp(min=0)).clamp(min=0)

@@ -123,6 +123,7 @@ class Relevance(Rewriting):
 
     def layer(self, t: Tensor) -> Layer | None:
         """The affine operation that a tensor came out of, unless it was written to since."""
+        t = tracer().copies.get(t, t)
         layer, version = self._layers.get(t, (None, None))
         return layer if layer is not None and version == _version(t) else None
 
@@ -301,7 +302,7 @@ def normed(op: Operation, scale: Tensor, shift: Tensor) -> Tensor:
 # -- everything else ---------------------------------------------------------------------------------------------
 
 
-def partly(op: Operation, kept: Sequence[int]) -> Tensor:
+def partly(op: Operation, kept: Sequence[int]) -> Any:
     """The operation with a derivative for some of its data; the rest counts as constant."""
     inputs = list(op.inputs)
 
@@ -320,7 +321,7 @@ def partly(op: Operation, kept: Sequence[int]) -> Tensor:
     first = out[0] if isinstance(out, tuple) else out
     known = [t for i, t in enumerate(inputs) if i not in kept]
     ruled = reroute(first, [inputs[i] for i in kept], weigh, *known)
-    return cast(Tensor, (ruled, *out[1:]) if isinstance(out, tuple) else ruled)
+    return (ruled, *out[1:]) if isinstance(out, tuple) else ruled
 
 
 def product(op: Operation) -> Any:
@@ -339,22 +340,32 @@ def product(op: Operation) -> Any:
 def ratio(op: Operation) -> Any:
     """What is divided takes all."""
     above, below = op.argument(0, "input"), op.argument(1, "other")
+    if reflected(op):
+        above, below = below, above
     if op.name != "div" or op.argument(2, "rounding_mode") is not None:
         return NotImplemented
     if not op.is_data(below):
         return op.call(*op.inputs)
-    return partly(op, [0]) if op.is_data(above) else _passed(op)
+    return partly(op, [1 if reflected(op) else 0]) if op.is_data(above) else _passed(op)
 
 
 def _passed(op: Operation) -> Any:
-    """An elementwise function hands its relevance down as it is."""
+    """An elementwise function hands its relevance down, less what it is at zero, which is a bias."""
     if rectified(op):
         return op.call(*op.inputs)
     if len(op.inputs) != 1:
         return NotImplemented
     if op.name in ("softmax", "softmin"):
         return _gate_only(op)
-    return reroute(op.call(*op.inputs), op.inputs, lambda g, y, x: g * quotient(y, x))
+    x = op.inputs[0]
+    if op.name in _RATIOS:
+        return reroute(op.call(x), [x], lambda g, y, x: g * quotient(y, x))
+
+    def weigh(g: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        start = op.call(torch.zeros_like(x))
+        return g * quotient(torch.where(start.isfinite(), y - start, y), x)
+
+    return reroute(op.call(x), [x], weigh)
 
 
 def _gate_only(op: Operation) -> Tensor:
@@ -444,13 +455,20 @@ def _glu(op: Operation) -> Any:
     return reroute(op.call(x), [x], weigh)
 
 
+def reflected(op: Operation) -> bool:
+    """Whether the first argument is on the right: ``1 - x``, ``1 / x``."""
+    return op.name == "rsub" or getattr(op.function, "__name__", "") in (
+        "__rsub__",
+        "__rtruediv__",
+        "__rdiv__",
+    )
+
+
 def _added(op: Operation) -> Any:
     """A constant added to what an affine operation gave is its bias."""
     x = op.argument(0, "input")
     layer = here().layer(x) if op.is_data(x) and len(op.inputs) == 1 else None
-    if (
-        layer is None or session is None or session.busy
-    ):  # what is put in at a place is no part of the network
+    if layer is None or reflected(op):
         return NotImplemented
     value = op.call(layer.value)
     if value.shape != layer.value.shape:
@@ -550,8 +568,8 @@ def lrp(score: Score, composite: Composite | str = "epsilon") -> Score:
 
     where the rule of an affine operation says what :math:`\tilde w` is. The others, whatever their spelling:
 
-    - Elementwise functions pass relevance on; max-pools give it to the winner; sums, averages and
-      interpolations share it out by contribution, which is their ordinary derivative.
+    - Elementwise functions pass relevance on, except for what they are at zero, which is a bias; max-pools give it
+      to the winner; sums, averages and interpolations share it out by contribution: their ordinary derivative.
     - A batch norm becomes one with the affine operation before it, and so does the addition of a constant; a norm
       alone has epsilon. Instance, layer, group and RMS norms have a constant scale and epsilon on what they centre.
     - In a product of data with what a sigmoid or softmax gave, the other factor takes all; without such a gate,

@@ -340,5 +340,7 @@ def _is_zero(value: object) -> bool:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value == 0
     return (
-        isinstance(value, Tensor) and not levels.watched(value) and not levels.true_anywhere(value.detach() != 0)
+        isinstance(value, Tensor)
+        and not levels.watched(value)
+        and not levels.true_anywhere(value.detach() != 0)
     )

@@ -2,14 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from esegeta._types import Score
-from esegeta.engine import check, interception
+from esegeta.engine import check, interception, operators
 from esegeta.engine.gradient import name_of
 from esegeta.engine.operators import Operation
 
@@ -64,10 +63,10 @@ class Rewriting:
             out = found(op)
             if out is not NotImplemented:
                 self.rewritten[op.name] += 1
-                _note(op, "rewritten")
+                operators.note(op, "rewritten")
                 return out
         if op.name in self.plain:
-            _note(op, "plain derivative")
+            operators.note(op, "plain derivative")
             return op.call(*op.inputs)
         raise op.unknown(self.name)
 
@@ -79,17 +78,8 @@ class _Looking:
 
     def rule(self, op: Operation) -> Any:
         """The operation as it is."""
-        _note(op, "seen")
+        operators.note(op, "seen")
         return op.call(*op.inputs)
-
-
-_report: ContextVar[Counter[tuple[str, str]] | None] = ContextVar("esegeta_coverage", default=None)
-
-
-def _note(op: Operation, what: str) -> None:
-    report = _report.get()
-    if report is not None:
-        report[op.name, what] += 1
 
 
 def rewritten(
@@ -143,14 +133,9 @@ def coverage(score: Score, x: Tensor) -> Coverage:
         sum                              plain derivative   1
         relu                             rewritten          1
     """
-    counts: Counter[tuple[str, str]] = Counter()
-    token = _report.set(counts)
-    try:
-        with torch.no_grad():
-            if getattr(score, "rewritten", False):
-                score(x)
-            else:
-                interception.observe("coverage", score, (x,), (), rewrite=_Looking())
-    finally:
-        _report.reset(token)
+    with operators.noting() as counts, torch.no_grad():
+        if getattr(score, "rewritten", False):
+            score(x)
+        else:
+            interception.observe("coverage", score, (x,), (), rewrite=_Looking())
     return Coverage(counts)
