@@ -62,7 +62,7 @@ def between(axes, middle, dtype=torch.float64):
 
 def residual(score, x, baseline):
     """What is missing of the difference, relative to the larger of the two values."""
-    a = eg.deep_lift(score)(x, baseline)
+    a = eg.deep_lift(score)(x, baseline).detach()
     y, y0 = score(x).detach(), score(baseline).detach()
     return float((a.sum() - (y - y0)).abs() / torch.maximum(y.abs(), y0.abs()))
 
@@ -458,7 +458,7 @@ class UNet(nn.Module):
             deep = self.again(torch.cat([pooled, deep], 1))
         else:
             more = self.again(deep)
-            more += deep
+            more = more + deep
             deep = functional.relu_(more) if self.kind == "residual" else more
         below = self.up(deep)
         if self.kind == "attention":

@@ -58,8 +58,8 @@ class Operation:
     name: one name for all its spellings; inputs: the tensors of data among its arguments, in order; twins: what
     the reference has in their stead (in a paired rewrite); where: which module it is in; gate: for a product or
     a choice by a condition, what the condition was made of, if that is known; conditions: whether any argument
-    is a truth value or an index that was computed from data. A rule may put right what is there for the twins, where that
-    takes more than other data.
+    is a truth value or an index that was computed from data. A rule may put right what is there for the twins,
+    where that takes more than other data.
     """
 
     name: str
@@ -287,7 +287,7 @@ class Tracer(TorchFunctionMode):
             else:
                 self.mark(t, twin)
                 for other in op.twins if isinstance(twin, Tensor) else ():
-                    if torch._C._is_alias_of(levels.base(twin), levels.base(other)):
+                    if torch._C._is_alias_of(levels.base(twin), levels.base(other)):  # type: ignore[attr-defined]
                         self._shared[twin] = self._shared[other] = True
 
     def _gated(self, func: Any, args: Any, kwargs: Any, gates: list["Gate"]) -> Any:

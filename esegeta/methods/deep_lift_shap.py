@@ -45,6 +45,6 @@ def deep_lift_shap(score: Score) -> Explain:
         def one(baseline: Tensor) -> Tensor:
             return (x - baseline) * gradient(deeplift(score, baseline))(x)
 
-        return stream.mean(one, baselines, label="deep_lift_shap")  # type: ignore[no-any-return]
+        return stream.mean(one, baselines, label="deep_lift_shap")
 
     return explain

@@ -67,6 +67,7 @@ def contrastive_excitation_backprop(score: Score, place: str, *, contrast: str |
 
     :math:`\bar P` starts with the negated weights of the last layer. Between a contrast layer above and the place
     the walk is linear: truncated there as published, or not before the place, which is the default.
+    Zero for a score without convolution, linear layer or product with a matrix: it has no weights to negate.
 
     Args:
         score: ``(C,*S) -> ()``, for example the logit of a class.

@@ -135,11 +135,6 @@ def _relu(op: Operation) -> Tensor:
 
 def _relu_secant(g: Tensor, y: Tensor, x: Tensor, x0: Tensor) -> Tensor:
     r"""``max(x, x') / |x - x'|``, but not below 0 or above 1; the slope where both are the same."""
-    if torch.is_grad_enabled():
-        same = x == x0
-        return g * torch.where(
-            same, (x > 0).to(x.dtype), (y - x0.clamp(min=0)) / torch.where(same, 1, x - x0)
-        )
     apart = (x - x0).abs_().add_(torch.finfo(x.dtype).tiny)  # so that 0 / 0 is 0
     return torch.maximum(x, x0).div_(apart).clamp(0, 1).mul_(g)
 

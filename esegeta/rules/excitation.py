@@ -176,7 +176,7 @@ def excitation(score: Score, *, contrast: bool = False) -> Score:
     def changed(x: Tensor) -> Tensor:
         last = last_layers(NAME, score, x)
         y = rewritten(score, lambda: Excitation(contrast, last))(x)
-        return y if last else reroute(y, [y], lambda g, _, y: quotient(g, y))
+        return y if last or not isinstance(y, Tensor) else reroute(y, [y], lambda g, _, y: quotient(g, y))
 
     changed.__name__ = f"{NAME} of {name_of(score)}"
     changed.differentiable = getattr(score, "differentiable", True)  # type: ignore[attr-defined]

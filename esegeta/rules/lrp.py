@@ -535,7 +535,7 @@ def last_layers(name: str, score: Score, x: Tensor) -> frozenset[Any]:
     def looked(x: Tensor) -> Tensor:
         nonlocal found
         y = score(x)
-        found = tracer().notes.get(y, frozenset())
+        found = tracer().notes.get(y, frozenset()) if isinstance(y, Tensor) else frozenset()
         return y
 
     with interception.aside(), torch.no_grad():
