@@ -214,13 +214,14 @@ def built(spec: MethodSpec, static: Mapping[str, Any]) -> Callable[[Score], Call
     return build
 
 
-# A transform sees an explanation, not whether it comes from a place: one method for each shape of a map is enough.
-TRANSFORMED_AT_A_PLACE = ("conductance", "grad_cam", "layer_gradient")
+# A transform sees an explanation, not whether it comes from a place or a rule: one for each shape is enough.
+TRANSFORMED_TOO = ("conductance", "grad_cam", "guided_backprop", "layer_gradient")
 
 
 def transformed(spec: MethodSpec) -> bool:
     """Whether ``subjects`` holds the method under every transform."""
-    return not spec.place or spec.name in TRANSFORMED_AT_A_PLACE
+    plain = not spec.place and spec.differentiable and spec.shape == "input"
+    return plain or spec.name in TRANSFORMED_TOO
 
 
 def subjects(*, few: bool = False) -> Iterator[Subject]:

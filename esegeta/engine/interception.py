@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import vjp
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
@@ -785,16 +786,9 @@ def _bias(made: Call | None, value: Tensor) -> Tensor:
     if not zs:
         return value
     # Reverse mode twice, as everywhere: forward-mode rules are missing for many operations.
-    with torch.enable_grad():
-        fixed = [z.detach().requires_grad_() for z in zs]
-        y = again(*[z * 1 for z in fixed])  # on copies: it may write in place
-        dual = torch.zeros_like(y).requires_grad_()
-        pulled = torch.autograd.grad(y, fixed, dual, create_graph=True, allow_unused=True)
-        used = [(p, z) for p, z in zip(pulled, fixed, strict=True) if p is not None and p.requires_grad]
-        if not used:
-            return y.detach()
-        (linear,) = torch.autograd.grad([p for p, _ in used], dual, [z.detach() for _, z in used])
-    return (y - linear).detach()
+    value, pull, _ = vjp(lambda *zs: (again(*[z * 1 for z in zs]), ()), *zs, has_aux=True)  # type: ignore[misc]
+    (linear,) = vjp(pull, torch.zeros_like(value))[1](zs)
+    return (value - linear).detach()
 
 
 # Layers and operations with f(c z) = c f(z) for c > 0: nothing is added, and there is no need to look.

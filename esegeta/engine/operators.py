@@ -468,6 +468,11 @@ def _once() -> NotImplementedError:
     )
 
 
+def once(t: Tensor) -> Tensor:
+    """The tensor, of which no derivative is to be had: asking for one is an error."""
+    return _Once.apply(t)
+
+
 class _Reroute(torch.autograd.Function):
     generate_vmap_rule = True
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine.gradient import gradient
+from esegeta.engine.operators import once
 from esegeta.places import bias_and_gradient, operations
 from esegeta.spatial import upsample
 
@@ -105,6 +106,6 @@ def full_grad(score: Score) -> Explain:
         for part in found.biases.values():
             if part.ndim == x.ndim:
                 total = total + upsample(part.abs().sum(0, keepdim=True), like=x)
-        return total
+        return once(total)
 
     return explain
