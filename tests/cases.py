@@ -214,18 +214,20 @@ def built(spec: MethodSpec, static: Mapping[str, Any]) -> Callable[[Score], Call
     return build
 
 
-# A transform sees an explanation, not whether it comes from a place or a rule: one for each shape is enough.
-TRANSFORMED_TOO = ("conductance", "grad_cam", "guided_backprop", "layer_gradient")
+# A transform sees an explanation and what it is called with, not what it is made of: one of each form is enough.
+TRANSFORMED = frozenset(
+    {"gradient", "integrated_gradients", "gradient_shap", "blur_integrated_gradients", "guided_backprop"}
+    | {"conductance", "grad_cam", "layer_gradient"}
+)
 
 
 def transformed(spec: MethodSpec) -> bool:
     """Whether ``subjects`` holds the method under every transform."""
-    plain = not spec.place and spec.differentiable and spec.shape == "input"
-    return plain or spec.name in TRANSFORMED_TOO
+    return spec.name in TRANSFORMED
 
 
 def subjects(*, few: bool = False) -> Iterator[Subject]:
-    """Everything of ``esegeta.catalogue()``, as cheap as it gets; of methods at a place few with transforms.
+    """Everything of ``esegeta.catalogue()``, as cheap as it gets; with transforms one of each form.
 
     Methods that stop at a tolerance stop earlier than in their example. With ``few`` methods take few steps,
     for what does not depend on the effort; under transforms they always do.
