@@ -200,7 +200,7 @@ def check_differentiable(subject: Subject, case: Case) -> None:
     run = lambda z: explain(z, *refs, **subject.extra())
     v = case.draw("direction", *case.shape)
     if not subject.differentiable:
-        return check_derivative_refused(run, x)
+        return _derivative_refused(run, x)
     a, change = jvp(run, (x,), (v,))
     w = case.draw("weights", *a.shape)
     (back,) = torch.func.vjp(run, x)[1](w)
@@ -216,7 +216,7 @@ def check_differentiable(subject: Subject, case: Case) -> None:
     assert_near(plain.detach(), subject(case), case.batching, "the answer while somebody differentiates")
 
 
-def check_derivative_refused(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+def _derivative_refused(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
     """No derivative, rather than a wrong one, unless the explanation does not depend on the input."""
     a = run(x.clone().requires_grad_())
     if a.requires_grad:
@@ -230,7 +230,7 @@ def check_derivative_right(subject: Subject, case: Case) -> None:
     run = lambda z: explain(z, *refs, **subject.extra())
     v = case.draw("direction", *case.shape)
     if not subject.differentiable:
-        return check_derivative_refused(run, x)
+        return _derivative_refused(run, x)
     _, change = jvp(run, (x,), (v,))
     h = 1e-5
     measured = (run(x + h * v) - run(x - h * v)) / (2 * h)
