@@ -21,6 +21,9 @@ from torch import Tensor, nn
 import esegeta as eg
 from esegeta import zoo
 
+# A destructor of pytorch-grad-cam raises where a gradient is a view, whenever it is collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 captum = pytest.importorskip("captum")
 
 RULES = {
