@@ -361,11 +361,11 @@ def at(method: Method | str, place: Names) -> Method:
 
             return chosen(head, **static)(trunk(x), *map(inside, refs), **extra)
 
-        explain.__name__ = f"{_called(method)} at {_text(place)}"
+        explain.__name__ = f"{name_of(method)} at {_text(place)}"
         explain.takes_key = getattr(method(score, **static), "takes_key", False)  # type: ignore[attr-defined]
         return explain
 
-    layered.__name__ = f"{_called(method)} at {', '.join(map(str, names))}"
+    layered.__name__ = f"{name_of(method)} at {', '.join(map(str, names))}"
     return layered
 
 
@@ -550,10 +550,6 @@ def _names(where: str, place: Names) -> tuple[list[interception.Address], Callab
             check.problem(where, "each place once", ", ".join(map(str, names)), "Remove repetitions")
         )
     return names, tuple
-
-
-def _called(method: Method) -> str:
-    return getattr(method, "__name__", type(method).__name__)
 
 
 def _text(place: Names) -> str:

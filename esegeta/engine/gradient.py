@@ -90,8 +90,8 @@ def gradient(score: Score) -> Callable[[Tensor], Tensor]:
     return lambda x: both(x)[1]
 
 
-def name_of(score: Score) -> str:
-    """How errors call a score."""
+def name_of(score: Callable[..., Any]) -> str:
+    """How errors call a score, or another function."""
     return getattr(score, "__name__", type(score).__name__)
 
 

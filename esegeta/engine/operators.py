@@ -251,7 +251,7 @@ class Tracer(TorchFunctionMode):
             self._note(kept, args[0])
             if self.is_data(args[0]):
                 self.mark(kept, self._twin_copy(args[0]))
-        data = [i for i, leaf in enumerate(leaves) if self.is_data(leaf)]
+            data = [i for i, leaf in enumerate(leaves) if self.is_data(leaf)]
         if not data:
             return self._gated(func, args, kwargs, gates)
         inputs = [leaves[i] for i in data]

@@ -42,9 +42,10 @@ def grad_cam(score: Score, place: Names) -> Explain:
     Reference:
         Selvaraju et al. 2017, equations 1 and 2 without the ReLU, arXiv:1610.02391.
     """
-
-    def weighted(a: Tensor, g: Tensor) -> Tensor:
-        # No product of the size of the layer: on all layers of a network it would take as long as their gradient.
-        return torch.einsum("d,d...->...", g.mean(grid(a)), a).unsqueeze(0)
-
     return local(score, place, weighted)
+
+
+def weighted(a: Tensor, g: Tensor) -> Tensor:
+    """The channels of ``a``, added up with the means of ``g`` as weights."""
+    # No product of the size of the layer: on all layers of a network it would take as long as their gradient.
+    return torch.einsum("d,d...->...", g.mean(grid(a)), a).unsqueeze(0)

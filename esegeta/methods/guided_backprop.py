@@ -10,7 +10,8 @@ from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine import check
 from esegeta.engine.gradient import gradient
-from esegeta.places import Names, grid, local, tap
+from esegeta.methods.grad_cam import weighted
+from esegeta.places import Names, local, tap
 from esegeta.rules.guided import deconvnet, guided
 from esegeta.spatial import upsample
 
@@ -168,7 +169,7 @@ def guided_grad_cam(score: Score, place: Names) -> Explain:
         Selvaraju et al. 2017, section 3.2, arXiv:1610.02391.
     """
     fine = gradient(guided(score))
-    coarse = local(score, place, lambda a, g: (g.mean(grid(a), keepdim=True) * a).sum(0, keepdim=True))
+    coarse = local(score, place, weighted)
 
     def explain(x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
         return fine(x) * upsample(torch.clamp(coarse(x), min=0), like=x)
