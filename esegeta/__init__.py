@@ -1,10 +1,23 @@
 """Explains what neural networks for 2-D and 3-D images do: attributions as pure functions over torch.func."""
 
-from esegeta import axioms, baselines, methods, models, noise, random, reducers, rules, spatial, transforms
+from esegeta import (
+    axioms,
+    baselines,
+    features,
+    methods,
+    models,
+    noise,
+    random,
+    reducers,
+    rules,
+    spatial,
+    transforms,
+)
 from esegeta._registry import METHODS as _METHODS
 from esegeta._registry import TRANSFORMS as _TRANSFORMS
 from esegeta._registry import catalogue, find_method, method, reducer, transform
 from esegeta.engine.batching import batched, explained
+from esegeta.engine.estimates import with_standard_error
 from esegeta.engine.execution import DeadlineExceeded, ExecutionWarning, execution
 from esegeta.engine.memory import forecast
 from esegeta.methods.adaptive_integrated_gradients import integrated
@@ -34,6 +47,7 @@ __all__ = [
     "every",
     "execution",
     "explained",
+    "features",
     "find_method",
     "forecast",
     "from_module",
@@ -61,6 +75,7 @@ __all__ = [
     "transform",
     "transforms",
     "upsample",
+    "with_standard_error",
     *_METHODS,
     *_TRANSFORMS,
 ]

@@ -194,6 +194,8 @@ def _finite(name: str, score: Callable[[Tensor], Tensor]) -> Callable[[Tensor], 
             )
         return y
 
+    # For those that run it on many changed inputs, and say themselves which of them had no finite value.
+    checked.unchecked = score  # type: ignore[attr-defined]
     return checked
 
 

@@ -198,21 +198,7 @@ def moments(
     (1.5, 1.25)
     """
 
-    def absorb(state: tuple[Any, ...], values: Tensor, piece: Tree) -> tuple[Any, ...]:
-        count, centre, spread, _ = state
-        wide = values.to(_wide(values))
-        new = len(tree_leaves(piece)[0])
-        both = count + new
-        here = wide.mean(0)
-        step = here - centre
-        centre = centre + step * (new / both)
-        spread = spread + (wide - here).square().sum(0) + step.square() * (count * new / both)
-        return both, centre, spread, values.dtype
-
-    nothing: tuple[Any, ...] = (0, 0.0, 0.0, None)
-    count, centre, spread, dtype = fold(
-        fn, nodes, absorb, nothing, label=label, partial=True, together=together
-    )
+    count, centre, spread, dtype = _moments(fn, nodes, label, together)
     return _narrow(centre, dtype), _narrow(spread / count, dtype)
 
 
@@ -232,3 +218,105 @@ def extrema(fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str) -> tuple[T
     found = fold(fn, nodes, absorb, None, label=label, partial=True)
     assert found is not None
     return found
+
+
+def collect(
+    fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str, meaning: str = "perturbation"
+) -> Tensor:
+    """``fn(node_i)`` for every node, where each is one number: the values of a score, in the order of the nodes.
+
+    At the deadline those that are done come back, fewer than there are nodes. A value that is not finite is an
+    error that names its node.
+
+    >>> import torch
+    >>> collect(lambda i: 2.0 * i, torch.arange(3), label="demo").tolist()
+    [0.0, 2.0, 4.0]
+    """
+
+    def absorb(state: list[Tensor], values: Tensor, piece: Tree) -> list[Tensor]:
+        first = sum(len(v) for v in state)
+        odd = ~torch.isfinite(values.detach())
+        if levels.true_anywhere(odd):
+            i = next(i for i in range(len(values)) if levels.true_anywhere(odd[i]))
+            raise ValueError(
+                check.problem(
+                    label,
+                    f"a finite score for every {meaning}",
+                    f"NaN or infinity for {meaning} {first + i}",
+                    "Look at the network's answer to that input: a division by zero, a logarithm of zero, an overflow",
+                )
+            )
+        return [*state, values]
+
+    nothing: list[Tensor] = []
+    return torch.cat(fold(fn, nodes, absorb, nothing, label=label, partial=True))
+
+
+def estimate(
+    fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str, tolerance: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """The mean of independent ``fn(node_i)`` and its standard error, from as many of them as a tolerance needs.
+
+    With a tolerance sampling ends once the standard error is nowhere above that fraction of the largest ``|mean|``.
+    That is looked at after 16, 32, 64... nodes, for each example by itself: what others in a batch still need and
+    how nodes are put into chunks change nothing.
+
+    >>> import torch
+    >>> mean, error = estimate(lambda i: i * 1.0, torch.arange(4), label="demo")
+    >>> mean.item(), round(error.item() ** 2, 4)
+    (1.5, 0.4167)
+    """
+    total = len(tree_leaves(nodes)[0])
+    kept: tuple[Tensor, Tensor] | None = None
+    settled: Tensor | None = None
+    count, centre, spread, dtype = 0, None, None, None
+    done, end = 0, total if tolerance is None else min(16, total)
+    with progress.loop(label) as bar:
+        while done < total:
+            if kept is not None and current().left() <= 0:
+                message = f"{label}: the deadline passed; the result is that of the first {done} of {total} samples."
+                record("partial", message, done=done, total=total)
+                break
+            piece = tree_map(lambda t, lo=done, hi=end: t[lo:hi], nodes)
+            with progress.step(bar, done / total, end / total):
+                new, here, beside, dtype = _moments(fn, piece, label)
+            if centre is None:
+                count, centre, spread = new, here, beside
+            else:
+                step = here - centre
+                both = count + new
+                spread = spread + beside + step.square() * (count * new / both)
+                centre, count = centre + step * (new / both), both
+            # One sample says nothing of its error.
+            error = (spread / (count * (count - 1))).sqrt() if count > 1 else torch.full_like(spread, torch.inf)
+            if kept is None or settled is None:
+                kept = (centre, error)
+            else:
+                kept = (torch.where(settled, kept[0], centre), torch.where(settled, kept[1], error))
+            if tolerance is None or new < end - done:
+                break  # all of them, or all that the deadline allowed
+            near = kept[1].amax() <= tolerance * kept[0].abs().amax()
+            settled = near if settled is None else settled | near
+            if not levels.true_anywhere(~settled):
+                break
+            done, end = end, min(2 * end, total)
+    assert kept is not None
+    return _narrow(kept[0], dtype), _narrow(kept[1], dtype)  # type: ignore[arg-type]
+
+
+def _moments(fn: Callable[[Tree], Tensor], nodes: Tree, label: str, together: bool = True) -> tuple[Any, ...]:
+    """How many, their mean, the sum of squares around it, and the dtype: merged as in Chan et al."""
+
+    def absorb(state: tuple[Any, ...], values: Tensor, piece: Tree) -> tuple[Any, ...]:
+        count, centre, spread, _ = state
+        wide = values.to(_wide(values))
+        new = len(tree_leaves(piece)[0])
+        both = count + new
+        here = wide.mean(0)
+        step = here - centre
+        centre = centre + step * (new / both)
+        spread = spread + (wide - here).square().sum(0) + step.square() * (count * new / both)
+        return both, centre, spread, values.dtype
+
+    nothing: tuple[Any, ...] = (0, 0.0, 0.0, None)
+    return fold(fn, nodes, absorb, nothing, label=label, partial=True, together=together)

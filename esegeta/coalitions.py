@@ -1,0 +1,146 @@
+r"""The score of an image of which some parts are hidden: what every perturbation method is made of.
+
+.. math:: x_z = k(z)\, x + (1 - k(z))\, x', \qquad v(z) = F(x_z)
+
+Values come as plain numbers, one for each coalition; the images are made a few at a time and are gone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from esegeta._types import Score
+from esegeta.engine import check, stream
+from esegeta.features import FeatureMap, Features
+
+Fill = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+MOST_RUNS = 1_000_000
+
+
+def mixed(x: Tensor, baseline: Tensor, keep: Tensor) -> Tensor:
+    """What is kept of x, and the baseline for the rest: exactly x where all is kept.
+
+    >>> mixed(torch.tensor([1., 2.]), torch.tensor([5., 6.]), torch.tensor([1., 0.])).tolist()
+    [1.0, 6.0]
+    """
+    keep = keep.to(x.dtype)
+    return keep * x + (1 - keep) * baseline
+
+
+def shown(
+    score: Score,
+    x: Tensor,
+    baseline: Tensor,
+    keep: Callable[[Any], Tensor],
+    nodes: Any,
+    *,
+    label: str,
+    fill: Fill = mixed,
+) -> Tensor:
+    """``F`` of the image of every node; ``keep(node)`` says how much of x it shows.
+
+    At a deadline those that are done come back.
+    """
+    score = getattr(score, "unchecked", score)  # a value that is not finite is named by its number below
+    return stream.collect(
+        lambda node: check.scalar(label, score(fill(x, baseline, keep(node)))), nodes, label=label
+    )
+
+
+def values(
+    score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, rows: Tensor, *, label: str
+) -> Tensor:
+    """``v(z)`` for every row z of ``rows``, (n, d) in [0, 1].
+
+    >>> from esegeta.features import elements
+    >>> x = torch.tensor([[1., 2.]])
+    >>> rows = torch.tensor([[0., 0.], [1., 0.], [1., 1.]])
+    >>> values(lambda t: t.sum(), x, 0 * x, elements()(x), rows, label="demo").tolist()
+    [0.0, 1.0, 3.0]
+    """
+    return shown(score, x, baseline, features.keep, rows, label=label)
+
+
+def left_out(
+    score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, *, label: str, fill: Fill = mixed
+) -> Tensor:
+    """``F`` without each part, (d,): the score with all parts but one, for every one.
+
+    At a deadline, those that are done.
+
+    >>> from esegeta.features import elements
+    >>> x = torch.tensor([[1., 2.]])
+    >>> left_out(lambda t: t.sum(), x, 0 * x, elements()(x), label="demo").tolist()
+    [2.0, 1.0]
+    """
+    numbers = torch.arange(features.count, device=x.device)
+    return shown(score, x, baseline, features.without, numbers, label=label, fill=fill)
+
+
+def drops(
+    score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, *, label: str, fill: Fill = mixed
+) -> Tensor:
+    """What the score loses without each part, (d,); zero for parts that a deadline cut off.
+
+    >>> from esegeta.features import elements
+    >>> x = torch.tensor([[1., 2.]])
+    >>> drops(lambda t: t.sum(), x, 0 * x, elements()(x), label="demo").tolist()
+    [1.0, 2.0]
+    """
+    without = left_out(score, x, baseline, features, label=label, fill=fill)
+    return pad(check.scalar(label, score(x)) - without, (0, features.count - len(without)))
+
+
+def walk(
+    score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, order: Tensor, *, label: str
+) -> Tensor:
+    """``F`` along the way from nothing to all, (d + 1,): parts become present in the order given, (d,).
+
+    >>> from esegeta.features import elements
+    >>> x = torch.tensor([[1., 2.]])
+    >>> walk(lambda t: t.sum(), x, 0 * x, elements()(x), torch.tensor([1, 0]), label="demo").tolist()
+    [0.0, 2.0, 3.0]
+    """
+    steps = torch.arange(features.count + 1, device=x.device)
+    rank = torch.argsort(order)
+
+    def keep(step: Tensor) -> Tensor:
+        return features.keep((rank < step).to(x.dtype))
+
+    return shown(score, x, baseline, keep, steps, label=label)
+
+
+def parts(label: str, features: Features, x: Tensor, runs: Callable[[int], int]) -> FeatureMap:
+    """The parts of x, refused if the score would have to be run more often than is reasonable.
+
+    Args:
+        label: the method.
+        features: which parts.
+        x: the image.
+        runs: how many runs d parts take.
+    """
+    if not callable(features):
+        raise TypeError(
+            check.problem(
+                label,
+                "features: a function of the image",
+                check.describe(features),
+                "Use esegeta.features, for example features.grid(8) or features.labels(map)",
+            )
+        )
+    found = features(x)
+    needed = runs(found.count)
+    if needed > MOST_RUNS:
+        raise ValueError(
+            check.problem(
+                label,
+                f"at most {MOST_RUNS:,} runs of the score",
+                f"{found.count:,} features, which take {needed:,}",
+                "Use coarser ones, for example esegeta.features.grid(8) or features.supervoxels(100)",
+            )
+        )
+    return found
