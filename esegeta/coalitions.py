@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from esegeta._types import Score
-from esegeta.engine import check, stream
-from esegeta.features import FeatureMap, Features
+from esegeta.engine import check, levels, local, stream
+from esegeta.features import Box, FeatureMap, Features
 
 Fill = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -70,15 +69,15 @@ def left_out(
 ) -> Tensor:
     """``F`` without each part, (d,): the score with all parts but one, for every one.
 
-    At a deadline, those that are done.
+    Where a change reaches only a part of what the network computes, only that part is computed. Of parts that a
+    deadline cut off it is the score of the whole image.
 
     >>> from esegeta.features import elements
     >>> x = torch.tensor([[1., 2.]])
     >>> left_out(lambda t: t.sum(), x, 0 * x, elements()(x), label="demo").tolist()
     [2.0, 1.0]
     """
-    numbers = torch.arange(features.count, device=x.device)
-    return shown(score, x, baseline, features.without, numbers, label=label, fill=fill)
+    return _leaving_out(score, x, baseline, features, label, fill)[1].to(x.dtype)
 
 
 def drops(
@@ -91,8 +90,38 @@ def drops(
     >>> drops(lambda t: t.sum(), x, 0 * x, elements()(x), label="demo").tolist()
     [1.0, 2.0]
     """
-    without = left_out(score, x, baseline, features, label=label, fill=fill)
-    return pad(check.scalar(label, score(x)) - without, (0, features.count - len(without)))
+    clean, without = _leaving_out(score, x, baseline, features, label, fill)
+    return (clean - without).to(x.dtype)
+
+
+def _leaving_out(
+    score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, label: str, fill: Fill
+) -> tuple[Tensor, Tensor]:
+    """The score of x, and without each part."""
+    score = getattr(score, "unchecked", score)
+    if not levels.depth() and not levels.watched(baseline):
+
+        def patch(j: int, box: Box) -> Tensor:
+            number = torch.tensor(j, device=x.device)
+            if fill is mixed:
+                return mixed(x[box], baseline[box], features.without(number, box))
+            return fill(x, baseline, features.without(number))[box]  # may look beyond the part
+
+        boxes = [_whole(features.box(j), x) for j in range(features.count)]
+        found = local.changed(score, x, boxes, patch, label=label)
+        if found is not None:
+            return found.clean, found.values
+    numbers = torch.arange(features.count, device=x.device)
+    clean = check.scalar(label, score(x))
+    without = shown(score, x, baseline, features.without, numbers, label=label, fill=fill)
+    return clean, torch.cat([without, clean.expand(features.count - len(without))])
+
+
+def _whole(box: Box, x: Tensor) -> Box:
+    """A box on a grid that broadcasts against x, as a box of x."""
+    return tuple(
+        slice(0, n) if part.stop == 1 and n > 1 else part for part, n in zip(box, x.shape, strict=True)
+    )
 
 
 def walk(

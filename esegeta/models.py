@@ -11,10 +11,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from esegeta._types import Model
 from esegeta.engine import check, interception, levels
+from esegeta.engine.execution import current
 from esegeta.engine.folded import fold
 from esegeta.engine.interception import Address, Session, Stop
 from esegeta.engine.native import Arrange, Call, Native, Pick, each, name_of, pick
 from esegeta.engine.operators import refuse_unseen
+from esegeta.engine.windows import Refused, Window
 
 _OPS = 64  # how many kinds of call a model remembers
 
@@ -103,6 +105,8 @@ class ModuleModel:
         self._native.refuse_strangers(tensors)
         statics = tuple(None if t else leaf for t, leaf in zip(is_tensor, leaves, strict=True))
         session = interception.current()
+        if any(isinstance(t, Window) for t in tensors):
+            return self._in_windows(leaves, spec, session is not None)
         if session is None:
             (y,) = self._fold(spec, is_tensor, statics)(*tensors)
             return y
@@ -129,6 +133,15 @@ class ModuleModel:
         if comparable and len(self._folded) < _OPS:
             self._folded[key] = folded
         return folded
+
+    def _in_windows(self, leaves: list[Any], spec: Any, observed: bool) -> Tensor:
+        """Run on what differs from a known input in a box only, operator by operator."""
+        if observed or self._native.outside or current().precision is not None:
+            raise Refused("the network is observed, compiled or runs in reduced precision")
+        batch = each(leaves, lambda t: t.unsqueeze(0))
+        with next(t for t in leaves if isinstance(t, Window)).run.apart():
+            (y,) = self._native.guarded(batch, self._native.plain(spec), lambda t: t)
+        return y.squeeze(0)
 
     def _listed(self, session: Session, leaves: list[Any], spec: Any) -> Tensor:
         """Run under ordinary autograd, as one graph with the code around, and note every place."""

@@ -29,6 +29,7 @@ def fold(
     label: str,
     partial: bool = False,
     together: bool = True,
+    chunk: int | None = None,
 ) -> State:
     """Absorb ``fn(node)`` for every node into a state, a chunk at a time.
 
@@ -41,6 +42,7 @@ def fold(
         partial: whether the state means something before the last node. If so, the deadline ends the loop
             early with a warning; if not, it raises ``DeadlineExceeded``.
         together: False where several nodes cannot share a call (each its own weights): one at a time.
+        chunk: how many nodes go together, where ``fn`` itself takes them stacked.
 
     Returns:
         The last state.
@@ -53,13 +55,14 @@ def fold(
             )
         )
     total = counts.pop()
-    many = (
-        vmap(fn)
-        if together
-        else lambda piece: tree_map(lambda t: t[None], fn(tree_map(lambda t: t[0], piece)))
-    )
+    if chunk is not None:
+        many = fn
+    elif together:
+        many = vmap(fn)
+    else:
+        many = lambda piece: tree_map(lambda t: t[None], fn(tree_map(lambda t: t[0], piece)))
     state, done = start, 0
-    plan = _Plan(total if together else 1)
+    plan = _Plan(total if together else 1, chunk)
     with progress.loop(label) as bar:
         while done < total:
             if current().left() <= 0:
@@ -93,11 +96,13 @@ def fold(
 class _Plan:
     """How many nodes go together: the least number first, then what the measurement of those allows."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, chunk: int | None = None) -> None:
         self.most = most
         settings = current()
-        self.measured = settings.chunk is not None or most == 1
-        if settings.chunk is not None:
+        self.measured = settings.chunk is not None or most == 1 or chunk is not None
+        if chunk is not None:
+            self.size = min(most, chunk)
+        elif settings.chunk is not None:
             self.size = min(most, max(1, settings.chunk // levels.mapped()))
         else:
             # On CPU a 3-D convolution of a single example takes a slow kernel (1.5 to 5 times).
@@ -233,7 +238,7 @@ def collect(
     [0.0, 2.0, 4.0]
     """
 
-    def absorb(state: list[Tensor], values: Tensor, piece: Tree) -> list[Tensor]:
+    def absorb(state: list[Tensor], values: Tensor, _: Tree) -> list[Tensor]:
         first = sum(len(v) for v in state)
         odd = ~torch.isfinite(values.detach())
         if levels.true_anywhere(odd):
@@ -243,7 +248,7 @@ def collect(
                     label,
                     f"a finite score for every {meaning}",
                     f"NaN or infinity for {meaning} {first + i}",
-                    "Look at the network's answer to that input: a division by zero, a logarithm of zero, an overflow",
+                    "Look at the network's answer to it: a division by zero, a logarithm of zero, an overflow",
                 )
             )
         return [*state, values]
@@ -288,7 +293,9 @@ def estimate(
                 spread = spread + beside + step.square() * (count * new / both)
                 centre, count = centre + step * (new / both), both
             # One sample says nothing of its error.
-            error = (spread / (count * (count - 1))).sqrt() if count > 1 else torch.full_like(spread, torch.inf)
+            error = (
+                (spread / (count * (count - 1))).sqrt() if count > 1 else torch.full_like(spread, torch.inf)
+            )
             if kept is None or settled is None:
                 kept = (centre, error)
             else:

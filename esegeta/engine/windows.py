@@ -1,0 +1,403 @@
+"""A tensor that differs from a known one inside a box only, and goes through a network as what is in that box.
+
+``Window`` stands for B tensors at once, each equal to one known *clean* tensor outside of its own box. An operator
+that meets one computes the box that its result differs in, reads what that box needs (from the window, from the
+clean activation around it, and zeros beyond the border), and runs itself on that alone. What it cannot do locally
+it does on whole tensors: the answer is the same, the time is not.
+
+Operators are met below autograd, where the many spellings of a convolution have become one.
+"""
+
+import contextlib
+import math
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+aten = torch.ops.aten
+Offsets = Any  # (B, number of axes) of numpy integers
+Size = tuple[int, ...]
+
+
+class Refused(Exception):
+    """The function cannot be followed window by window; the text says why."""
+
+
+class Missing(Exception):
+    """A clean activation is read that no earlier run has kept."""
+
+
+class Run:
+    """One function at one clean input: its clean activations, and what a run through it costs.
+
+    A run with ``record`` computes every clean activation once, and keeps those that windows are read from.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[Tensor | None, ...]] = {}
+        self.read: set[tuple[int, int]] = set()
+        self.names: list[str] = []
+        self.recording = False
+        self.step = 0
+        self.cost = self.whole = 0.0
+        self.live = self.peak = 0  # bytes in patches
+        self.global_ops: set[str] = set()
+        self.commits: list[Window] | None = None
+        self.differentiable = False  # whether somebody outside may ask for gradients of what takes part
+
+    def begin(self, record: bool) -> None:
+        """Start at the first operator."""
+        self.step, self.recording, self.cost, self.peak = 0, record, 0.0, self.live
+        if record:
+            self.whole = 0.0
+            self.kept.clear()
+            self.names = []
+
+    def end(self) -> None:
+        """Forget the activations that nothing was read from."""
+        for step, outputs in list(self.kept.items()):
+            self.kept[step] = tuple(t if (step, i) in self.read else None for i, t in enumerate(outputs))
+            if all(t is None for t in self.kept[step]):
+                del self.kept[step]
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Inside of a network, whose parameters nobody asks for gradients of."""
+        before, self.differentiable = self.differentiable, False
+        try:
+            yield
+        finally:
+            self.differentiable = before
+
+    def freed(self, size: int) -> None:
+        """A window is gone."""
+        self.live -= size
+
+    def next(self, name: str) -> int:
+        """The number of this operator, which has to be the one that was there before."""
+        step = self.step
+        self.step += 1
+        if self.recording:
+            self.names.append(name)
+        elif step >= len(self.names) or self.names[step] != name:
+            raise Refused(f"the network takes another way for other values (at {name})")
+        return step
+
+
+class Window(Tensor):
+    """B tensors, equal to ``clean`` outside of boxes of one size at offsets of their own."""
+
+    run: Run
+    at: tuple[int, int]
+    clean_: Tensor | None
+    lo: Offsets
+    extent: Size
+    patch: Tensor
+    family: list[Any]
+
+    @staticmethod
+    def __new__(
+        cls: Any,
+        run: Run,
+        at: tuple[int, int],
+        shape: Size,
+        clean: Tensor | None,
+        lo: Offsets,
+        patch: Tensor,
+        dtype: torch.dtype | None = None,
+    ) -> "Window":
+        """Make one of a patch of shape (B, *size)."""
+        made = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype or patch.dtype, device=patch.device)
+        made.run, made.at, made.clean_ = run, at, clean
+        made.lo, made.extent, made.patch = lo, tuple(patch.shape[1:]), patch
+        made.family = [weakref.ref(made)]
+        size = patch.numel() * patch.element_size()
+        run.live += size
+        run.peak = max(run.peak, run.live)
+        weakref.finalize(made, run.freed, size).atexit = False
+        return made
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"Window(shape={tuple(self.shape)}, size={self.extent}, {len(self.lo)} at once)"
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether the box is the whole tensor."""
+        return self.extent == tuple(self.shape)
+
+    @property
+    def clean(self) -> Tensor:
+        """The clean tensor, (1, *shape) or (B, *shape); reading it keeps it for later runs."""
+        self.run.read.add(self.at)
+        if self.clean_ is None:
+            raise Missing
+        return self.clean_
+
+    def full(self, axis: int) -> bool:
+        """Whether the box spans this axis."""
+        return self.extent[axis] == self.shape[axis]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        """Run one operator of ATen on windows."""
+        return _dispatch(func, args, dict(kwargs or {}))
+
+
+def paste(clean: Tensor, windows: "Window") -> None:
+    """Write what windows hold into the clean tensors, (B, *shape), that they differ from."""
+    for b, lo in enumerate(windows.lo):
+        where = tuple(slice(int(at), int(at) + n) for at, n in zip(lo, windows.extent, strict=True))
+        clean[b % len(clean)][where] = windows.patch[b].to(clean.dtype)
+
+
+def region(window: Window, lo: Offsets, size: Size, fill: float = 0.0) -> Tensor:
+    """The values in boxes of another size and place, (B, *size); beyond the border they are ``fill``."""
+    if size == window.extent and (lo == window.lo).all():
+        return window.patch
+    shape = tuple(window.shape)
+    covered = window.everywhere
+    if not covered:
+        clean = window.clean
+        order = sorted(range(len(shape)), key=lambda a: -clean.stride(a + 1))
+    else:
+        order = sorted(range(len(shape)), key=lambda a: -window.patch.stride(a + 1))
+    out = torch.empty_permuted(
+        (len(lo), *size), (0, *(a + 1 for a in order)), dtype=window.patch.dtype, device=window.patch.device
+    )
+    inside = (lo >= 0).all() and (lo + np.array(size) <= np.array(shape)).all()
+    if not inside:
+        out.fill_(fill)
+    for b in range(len(lo)):
+        if not covered:
+            put, take = _overlap(lo[b], size, np.zeros_like(lo[b]), shape)
+            if put is not None:
+                out[(b, *put)] = clean[(b % len(clean), *take)]
+        put, take = _overlap(lo[b], size, window.lo[b], window.extent)
+        if put is not None:
+            out[(b, *put)] = window.patch[(b, *take)]
+    return out
+
+
+def _overlap(to: Any, to_size: Size, source: Any, source_size: Size) -> tuple[Any, Any]:
+    """Where one box meets another: as slices of the one and of the other, or None."""
+    put, take = [], []
+    for a in range(len(to_size)):
+        low = max(int(to[a]), int(source[a]))
+        high = min(int(to[a]) + to_size[a], int(source[a]) + source_size[a])
+        if high <= low:
+            return None, None
+        put.append(slice(low - int(to[a]), high - int(to[a])))
+        take.append(slice(low - int(source[a]), high - int(source[a])))
+    return tuple(put), tuple(take)
+
+
+def fit(lo: Offsets, hi: Offsets, shape: Size) -> tuple[Offsets, Size]:
+    """Boxes of one size that hold those given and lie within the border."""
+    bound = np.array(shape)
+    lo, hi = np.clip(lo, 0, bound), np.clip(hi, 0, bound)
+    size = np.minimum(np.maximum((hi - lo).max(0), np.minimum(bound, 1)), bound)
+    return np.minimum(lo, bound - size), tuple(int(n) for n in size)
+
+
+# --- One operator -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Operator:
+    """One call of one operator, with its clean results if they are known."""
+
+    func: Any
+    name: str
+    args: Any
+    kwargs: dict[str, Any]
+    run: Run
+    step: int
+    cleans: tuple[Tensor | None, ...] | None
+
+    def clean(self) -> Tensor:
+        """The first clean result; reading it keeps it for later runs."""
+        self.run.read.add((self.step, 0))
+        if self.cleans is None or self.cleans[0] is None:
+            raise Missing
+        return self.cleans[0]
+
+
+# From an operator to (offsets, patch, shape) of its result, or a list of those; NotImplemented for "not locally".
+Handler = Callable[[Operator], Any]
+HANDLERS: dict[str, Handler] = {}
+
+
+def on(*names: str) -> Callable[[Handler], Handler]:
+    """Say how operators of these names go through windows."""
+
+    def add(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(names, handler))
+        return handler
+
+    return add
+
+
+def windows_in(args: Any) -> list[Window]:
+    """The windows among arguments."""
+    return [leaf for leaf in tree_flatten(args)[0] if isinstance(leaf, Window)]
+
+
+def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    name = func.overloadpacket.__name__
+    if name in ("_local_scalar_dense", "is_nonzero", "equal", "item"):
+        raise Refused("the network looks at values")
+    found = windows_in((args, kwargs))
+    run = found[0].run
+    if run.differentiable and any(
+        isinstance(t, Tensor) and t.requires_grad for t in tree_flatten((args, kwargs))[0]
+    ):
+        raise Refused("a tensor that requires grad takes part")
+    if name == "detach" or name == "alias":
+        return _sibling(found[0])
+    written = func._schema.is_mutable
+    if written:
+        target = args[0] if args else None
+        if not isinstance(target, Window) or name == "copy_" or "out" in kwargs:
+            raise Refused(f"{name} writes into a tensor that is not followed")
+        alive = [w for w in (ref() for ref in target.family) if w is not None and w is not target]
+        if alive:
+            raise Refused(f"{name} writes into a tensor of which there are views")
+        func = _functional(func, name)
+        name = name.rstrip("_")
+    step = run.next(name)
+    whole = all(w.everywhere for w in found)
+    cleans: tuple[Tensor | None, ...] | None = run.kept.get(step)
+    if run.recording:
+        # The clean activations may be laid out otherwise than a view expects.
+        plain, change = _layout_free(func, name)
+        out = plain(*change(_unwrapped(args)), **change(_unwrapped(kwargs)))
+        cleans = run.kept[step] = tuple(t[None] if isinstance(t, Tensor) else None for t in several(out))
+        run.whole += _work(name, args, out)
+    op = Operator(func, name, args, kwargs, run, step, cleans)
+    results = NotImplemented if whole or name not in HANDLERS else HANDLERS[name](op)
+    if results is NotImplemented:
+        if not whole:
+            run.global_ops.add(name)
+        results = _entirely(op)
+    is_list = isinstance(results, list)
+    made = []
+    for i, (lo, patch, shape) in enumerate(results if is_list else [results]):
+        clean = None if cleans is None else cleans[i]
+        made.append(Window(run, (step, i), shape, clean, lo, patch))
+        run.cost += _work(name, args, patch)
+        if run.commits is not None:
+            run.commits.append(made[-1])
+    if name in _VIEWS:
+        for w in made:
+            w.family = found[0].family
+            w.family.append(weakref.ref(w))
+    if written:
+        target = args[0]
+        for slot in ("at", "clean_", "lo", "extent", "patch"):
+            setattr(target, slot, getattr(made[0], slot))
+        return target
+    if not is_list:
+        return made[0]
+    return tuple(made) if name not in _LISTS else made
+
+
+_VIEWS = {
+    *(
+        "view",
+        "_unsafe_view",
+        "select",
+        "slice",
+        "unsqueeze",
+        "squeeze",
+        "permute",
+        "transpose",
+        "t",
+        "expand",
+    ),
+    *("split", "split_with_sizes", "unbind", "chunk", "_reshape_alias"),
+}
+_LISTS = {"split", "split_with_sizes", "unbind", "chunk"}
+
+
+def _sibling(window: Window) -> Window:
+    twin = Window(window.run, window.at, tuple(window.shape), window.clean_, window.lo, window.patch)
+    twin.family = window.family
+    twin.family.append(weakref.ref(twin))
+    return twin
+
+
+def _functional(func: Any, name: str) -> Any:
+    packet = getattr(aten, name.rstrip("_"), None)
+    if packet is None or func._overloadname not in packet.overloads():
+        raise Refused(f"{name} has no form that writes nowhere")
+    return getattr(packet, func._overloadname)
+
+
+def several(out: Any) -> Sequence[Any]:
+    """The results of an operator that may have one or more."""
+    return out if isinstance(out, (tuple, list)) else (out,)
+
+
+def _layout_free(func: Any, name: str) -> tuple[Any, Callable[[Any], Any]]:
+    """The operator for tensors whose layout is not the one that the network expects of them."""
+    if name in ("view", "_unsafe_view"):
+        return aten.reshape.default, lambda tree: tree
+    if name in HANDLERS:
+        return func, lambda tree: tree
+    return func, lambda tree: tree_map(lambda t: t.contiguous() if isinstance(t, Tensor) else t, tree)
+
+
+def _unwrapped(tree: Any) -> Any:
+    def bare(leaf: Any) -> Any:
+        if not isinstance(leaf, Window):
+            return leaf
+        assert leaf.clean_ is not None  # while it records, every window has one
+        return leaf.clean_[0]
+
+    return tree_map(bare, tree)
+
+
+def _work(name: str, args: Any, out: Any) -> float:
+    """A measure of the time: multiplications of convolutions, elements of everything else."""
+    first = next((t for t in several(out) if isinstance(t, Tensor)), None)
+    if first is None:
+        return 0.0
+    if name == "convolution":
+        weight = args[1]
+        each = weight[0].numel() if not args[6] else weight[:, 0].numel() / math.prod(args[3])
+        return float(first.numel() * each)
+    return float(first.numel())
+
+
+def _entirely(op: Operator) -> Any:
+    """Run on whole tensors, one example of the windows beside the other."""
+    leaves, spec = tree_flatten((op.args, op.kwargs))
+    whole = [stitched(leaf) if isinstance(leaf, Window) else leaf for leaf in leaves]
+    count = next(len(leaf.lo) for leaf in leaves if isinstance(leaf, Window))
+    mapped = {i for i, leaf in enumerate(leaves) if isinstance(leaf, Window)}
+    func, change = _layout_free(op.func, op.name)
+    rows = []
+    for b in range(count):
+        positional, named = tree_unflatten([t[b] if i in mapped else t for i, t in enumerate(whole)], spec)
+        rows.append(several(func(*change(positional), **change(named))))
+    if not all(isinstance(value, Tensor) for value in rows[0]):
+        raise Refused(f"{op.name} gives no tensor")
+    columns = [torch.stack(column) for column in zip(*rows, strict=True)]
+    found = [(zeros(count, t.ndim - 1), t, tuple(t.shape[1:])) for t in columns]
+    return found if len(op.func._schema.returns) > 1 or op.name in _LISTS else found[0]
+
+
+def stitched(window: Window) -> Tensor:
+    """The whole tensors, (B, *shape)."""
+    return region(window, zeros(len(window.lo), window.ndim), tuple(window.shape))
+
+
+def zeros(count: int, axes: int) -> Offsets:
+    """Boxes that start at the first element."""
+    return np.zeros((count, axes), dtype=np.int64)
