@@ -26,6 +26,14 @@ def channels_last(x: Tensor) -> Tensor:
     return x.clone(memory_format=form)
 
 
+def in_channels_last(x: Tensor) -> Tensor:
+    """The batch itself if it is laid out that way, else a copy that is."""
+    form = _FORMATS.get(x.ndim)
+    if form is None or (x.shape[1] > 1 and x.is_contiguous(memory_format=form)):
+        return x
+    return channels_last(x)
+
+
 def lonely(x: Tensor) -> bool:
     """Whether this batch is a single volume that would run faster beside a copy of itself."""
     return x.ndim == 5 and x.shape[0] == 1 and x.device.type == "cpu" and x[0, 0].numel() <= _PAIR_VOXELS

@@ -15,7 +15,19 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from esegeta.engine import layout
-from esegeta.engine.windows import Offsets, Operator, Size, Window, aten, fit, on, region, windows_in, zeros
+from esegeta.engine.windows import (
+    Offsets,
+    Operator,
+    Size,
+    Window,
+    arranged,
+    aten,
+    fit,
+    on,
+    region,
+    windows_in,
+    zeros,
+)
 
 # --- Element by element -----------------------------------------------------------------------------------
 
@@ -91,7 +103,7 @@ def _batch_norm(op: Operator) -> Any:
     if training or not isinstance(x, Window) or windows_in(op.args[1:]) or not x.full(1):
         return NotImplemented
     out = op.func(x.patch.flatten(0, 1), *op.args[1:], **op.kwargs)[0]
-    unused = (zeros(len(x.lo), 1), out.newzeros(len(x.lo), 0), (0,))
+    unused = (zeros(len(x.lo), 1), out.new_zeros(len(x.lo), 0), (0,))
     return [(x.lo, out.reshape(x.patch.shape), tuple(x.shape)), unused, unused]
 
 
@@ -187,10 +199,7 @@ def _summed(x: Window, op: Operator, dims: list[int], keep: bool, wide: torch.dt
 
 def _fold(patch: Tensor) -> Tensor:
     """(B, 1, C, *size) as one batch, in the layout that convolutions run fast in."""
-    batch = patch.flatten(0, 1)
-    if batch.ndim in (4, 5) and not batch.is_contiguous(memory_format=layout._FORMATS[batch.ndim]):
-        return layout.channels_last(batch)
-    return layout.channels_last(batch) if batch.ndim in (4, 5) and batch.shape[1] == 1 else batch
+    return arranged(patch.flatten(0, 1))
 
 
 def _slid(
@@ -520,14 +529,29 @@ def _joined(op: Operator) -> Any:
         for a in range(one.ndim)
     ]
     lo, size = fit(lo, hi, tuple(bound))
-    parts = []
-    for t in tensors:
-        extent = tuple(t.shape[a] if a == axis and not stacking else n for a, n in enumerate(size))
+    lengths = [1 if stacking else t.shape[axis] for t in tensors]
+    inner = list(size[:axis]) + ([] if stacking else [0]) + list(size[axis + (not stacking) :])
+    whole = (*size[:axis], sum(lengths), *size[axis + (not stacking) :])
+    source = one.patch
+    order = (
+        sorted(range(len(whole)), key=lambda a: -source.stride(a + 1)) if not stacking else range(len(whole))
+    )
+    dtype = functools.reduce(
+        torch.promote_types, (t.patch.dtype if isinstance(t, Window) else t.dtype for t in tensors)
+    )
+    out = torch.empty_permuted(
+        (len(lo), *whole), (0, *(a + 1 for a in order)), dtype=dtype, device=source.device
+    )
+    start = 0
+    for t, length in zip(tensors, lengths, strict=True):
+        part = out.select(axis + 1, start) if stacking else out.narrow(axis + 1, start, length)
+        extent = size if stacking else (*inner[:axis], length, *inner[axis + 1 :])
         if isinstance(t, Window):
-            parts.append(region(t, lo, extent))
+            region(t, lo, extent, out=part)
         else:
-            parts.append(torch.stack([t[_at(lo[b], extent)] for b in range(len(lo))]))
-    out = op.func(parts, axis + 1)
+            for b in range(len(lo)):
+                part[b] = t[_at(lo[b], extent)]
+        start += length
     if stacking:
         lo = np.insert(lo, axis, 0, axis=1)
         return lo, out, (*one.shape[:axis], len(tensors), *one.shape[axis:])

@@ -20,6 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from esegeta.engine import layout
+from esegeta.engine.execution import current
+
 aten = torch.ops.aten
 Offsets = Any  # (B, number of axes) of numpy integers
 Size = tuple[int, ...]
@@ -156,44 +159,71 @@ def paste(clean: Tensor, windows: "Window") -> None:
         clean[b % len(clean)][where] = windows.patch[b].to(clean.dtype)
 
 
-def region(window: Window, lo: Offsets, size: Size, fill: float = 0.0) -> Tensor:
+def region(window: Window, lo: Offsets, size: Size, fill: float = 0.0, out: Tensor | None = None) -> Tensor:
     """The values in boxes of another size and place, (B, *size); beyond the border they are ``fill``."""
-    if size == window.extent and (lo == window.lo).all():
+    if out is None and size == window.extent and (lo == window.lo).all():
         return window.patch
     shape = tuple(window.shape)
-    covered = window.everywhere
-    if not covered:
-        clean = window.clean
-        order = sorted(range(len(shape)), key=lambda a: -clean.stride(a + 1))
-    else:
-        order = sorted(range(len(shape)), key=lambda a: -window.patch.stride(a + 1))
-    out = torch.empty_permuted(
-        (len(lo), *size), (0, *(a + 1 for a in order)), dtype=window.patch.dtype, device=window.patch.device
+    covered = window.everywhere or (
+        (lo >= window.lo).all() and (lo + np.array(size) <= window.lo + np.array(window.extent)).all()
     )
-    inside = (lo >= 0).all() and (lo + np.array(size) <= np.array(shape)).all()
-    if not inside:
+    clean = None if covered else window.clean
+    if out is None:
+        like = window.patch if clean is None else clean
+        order = sorted(range(len(shape)), key=lambda a: -like.stride(a + 1))
+        out = torch.empty_permuted(
+            (len(lo), *size),
+            (0, *(a + 1 for a in order)),
+            dtype=window.patch.dtype,
+            device=window.patch.device,
+        )
+    if (lo < 0).any() or (lo + np.array(size) > np.array(shape)).any():
         out.fill_(fill)
-    for b in range(len(lo)):
-        if not covered:
-            put, take = _overlap(lo[b], size, np.zeros_like(lo[b]), shape)
-            if put is not None:
-                out[(b, *put)] = clean[(b % len(clean), *take)]
-        put, take = _overlap(lo[b], size, window.lo[b], window.extent)
+    beyond = [0] * len(shape)
+    for b, (start, own) in enumerate(zip(lo.tolist(), window.lo.tolist(), strict=True)):
+        here = out[b]
+        if clean is not None:
+            source = clean[b % len(clean)]
+            for low, high in _around(start, size, own, window.extent):
+                put, take = _overlap(start, size, beyond, shape, low, high)
+                if put is not None:
+                    here[put] = source[take]
+        put, take = _overlap(
+            start, size, own, window.extent, start, [a + n for a, n in zip(start, size, strict=True)]
+        )
         if put is not None:
-            out[(b, *put)] = window.patch[(b, *take)]
+            here[put] = window.patch[b][take]
     return out
 
 
-def _overlap(to: Any, to_size: Size, source: Any, source_size: Size) -> tuple[Any, Any]:
-    """Where one box meets another: as slices of the one and of the other, or None."""
+def _around(
+    start: list[int], size: Size, own: list[int], extent: Size
+) -> Iterator[tuple[list[int], list[int]]]:
+    """What of a box lies outside of another: slabs, two for each axis at most."""
+    low, high = list(start), [a + n for a, n in zip(start, size, strict=True)]
+    if any(a >= o + n or z <= o for a, z, o, n in zip(low, high, own, extent, strict=True)):
+        yield low, high
+        return
+    for a, (o, n) in enumerate(zip(own, extent, strict=True)):
+        if low[a] < o:
+            yield list(low), [*high[:a], o, *high[a + 1 :]]
+            low[a] = o
+        if high[a] > o + n:
+            yield [*low[:a], o + n, *low[a + 1 :]], list(high)
+            high[a] = o + n
+
+
+def _overlap(
+    to: list[int], to_size: Size, source: list[int], source_size: Size, low: list[int], high: list[int]
+) -> tuple[Any, Any]:
+    """Where two boxes meet within a third: as slices of the one and of the other, or None."""
     put, take = [], []
-    for a in range(len(to_size)):
-        low = max(int(to[a]), int(source[a]))
-        high = min(int(to[a]) + to_size[a], int(source[a]) + source_size[a])
-        if high <= low:
+    for t, m, o, n, first, last in zip(to, to_size, source, source_size, low, high, strict=True):
+        first, last = max(t, o, first), min(t + m, o + n, last)
+        if last <= first:
             return None, None
-        put.append(slice(low - int(to[a]), high - int(to[a])))
-        take.append(slice(low - int(source[a]), high - int(source[a])))
+        put.append(slice(first - t, last - t))
+        take.append(slice(first - o, last - o))
     return tuple(put), tuple(take)
 
 
@@ -348,9 +378,16 @@ def _layout_free(func: Any, name: str) -> tuple[Any, Callable[[Any], Any]]:
     """The operator for tensors whose layout is not the one that the network expects of them."""
     if name in ("view", "_unsafe_view"):
         return aten.reshape.default, lambda tree: tree
+    if name == "convolution":
+        return func, lambda tree: (arranged(tree[0]), *tree[1:]) if isinstance(tree, (tuple, list)) else tree
     if name in HANDLERS:
         return func, lambda tree: tree
     return func, lambda tree: tree_map(lambda t: t.contiguous() if isinstance(t, Tensor) else t, tree)
+
+
+def arranged(batch: Tensor) -> Tensor:
+    """A batch in the layout that convolutions run fast in."""
+    return batch if current().layout == "contiguous" else layout.in_channels_last(batch)
 
 
 def _unwrapped(tree: Any) -> Any:
