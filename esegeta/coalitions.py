@@ -129,18 +129,49 @@ def walk(
 ) -> Tensor:
     """``F`` along the way from nothing to all, (d + 1,): parts become present in the order given, (d,).
 
+    At a deadline, those that are done.
+
     >>> from esegeta.features import elements
     >>> x = torch.tensor([[1., 2.]])
     >>> walk(lambda t: t.sum(), x, 0 * x, elements()(x), torch.tensor([1, 0]), label="demo").tolist()
     [0.0, 2.0, 3.0]
     """
-    steps = torch.arange(features.count + 1, device=x.device)
-    rank = torch.argsort(order)
+    return walks(score, x, baseline, features, order[None], label=label)[0]
 
-    def keep(step: Tensor) -> Tensor:
-        return features.keep((rank < step).to(x.dtype))
 
-    return shown(score, x, baseline, keep, steps, label=label)
+def walks(
+    score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, orders: Tensor, *, label: str
+) -> Tensor:
+    """``F`` along several walks, (m, d + 1) for orders (m, d). Each step is one change of what the one before left.
+
+    At a deadline, the steps that are done in all of them.
+
+    >>> from esegeta.features import elements
+    >>> x = torch.tensor([[1., 2.]])
+    >>> walks(lambda t: t.sum(), x, 0 * x, elements()(x), torch.tensor([[1, 0], [0, 1]]), label="demo").tolist()
+    [[0.0, 2.0, 3.0], [0.0, 1.0, 3.0]]
+    """
+    score = getattr(score, "unchecked", score)
+    ranks = torch.argsort(orders, dim=1)
+    if not levels.depth() and not (levels.watched(x) or levels.watched(baseline)):
+        start = mixed(x, baseline, features.keep(torch.zeros(features.count, dtype=x.dtype, device=x.device)))
+
+        def patch(walk: int, step: int, box: Box) -> Tensor:
+            return mixed(x[box], baseline[box], features.keep((ranks[walk] < step).to(x.dtype), box))
+
+        boxes = [_whole(features.box(j), x) for j in range(features.count)]
+        found = local.walked(score, start, boxes, patch, orders.tolist(), label=label)
+        if found is not None:
+            return found.to(x.dtype)
+    count = len(orders)
+    nodes = torch.arange(count * (features.count + 1), device=x.device)
+
+    def keep(node: Tensor) -> Tensor:
+        rank = ranks.index_select(0, (node % count).reshape(1))[0]
+        return features.keep((rank < node // count).to(x.dtype))
+
+    values = shown(score, x, baseline, keep, nodes, label=label)
+    return values[: len(values) // count * count].reshape(-1, count).T
 
 
 def parts(label: str, features: Features, x: Tensor, runs: Callable[[int], int]) -> FeatureMap:

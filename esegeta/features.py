@@ -31,8 +31,8 @@ class FeatureMap(Protocol):
     def count(self) -> int:
         """How many parts."""
 
-    def keep(self, z: Tensor) -> Tensor:
-        """Of every element, how much is kept in the coalition z of shape (count,)."""
+    def keep(self, z: Tensor, box: Box | None = None) -> Tensor:
+        """Of every element (of a box), how much is kept in the coalition z of shape (count,)."""
 
     def without(self, j: Tensor, box: Box | None = None) -> Tensor:
         """Of every element (of a box), how much is kept if all parts but j are present."""
@@ -54,27 +54,24 @@ class Partition:
     labels: Tensor
     count: int
 
-    def keep(self, z: Tensor) -> Tensor:
-        """Of every element, how much is kept in the coalition z of shape (count,)."""
-        return self._read(z, 1.0)
+    def keep(self, z: Tensor, box: Box | None = None) -> Tensor:
+        """Of every element (of a box), how much is kept in the coalition z of shape (count,)."""
+        return _read(z, self._within(box), 1.0)
 
     def without(self, j: Tensor, box: Box | None = None) -> Tensor:
         """Of every element (of a box), how much is kept if all parts but j are present."""
-        here = self.labels if box is None else self.labels[_narrowed(box, self.labels)]
-        return (here != j).to(torch.get_default_dtype())
+        return (self._within(box) != j).to(torch.get_default_dtype())
 
     def spread(self, values: Tensor) -> Tensor:
         """One value for each part as a map: at every element that of its part, or zero."""
-        return self._read(values, 0.0)
+        return _read(values, self.labels, 0.0)
 
     def box(self, j: int) -> Box:
         """The smallest box, over all axes, that holds part j; empty where no element has that label."""
         return self._boxes()[j]
 
-    def _read(self, values: Tensor, outside: float) -> Tensor:
-        padded = torch.cat([values, values.new_full((1,), outside)])
-        index = torch.where(self.labels < 0, self.count, self.labels)
-        return padded.index_select(0, index.flatten()).reshape(self.labels.shape)
+    def _within(self, box: Box | None) -> Tensor:
+        return self.labels if box is None else self.labels[_narrowed(box, self.labels)]
 
     def _boxes(self) -> list[Box]:
         found = self.__dict__.get("_found")
@@ -102,9 +99,9 @@ class Windows:
         """How many windows."""
         return math.prod(len(p) for p in self.profiles)
 
-    def keep(self, z: Tensor) -> Tensor:
-        """Of every element, how much is kept if those windows hide it; what several hide is hidden once."""
-        return 1 - self._add(1 - z).clamp(0, 1)
+    def keep(self, z: Tensor, box: Box | None = None) -> Tensor:
+        """Of every element (of a box), how much is kept; what several absent windows hide is hidden once."""
+        return 1 - self._add(1 - z, box).clamp(0, 1)
 
     def without(self, j: Tensor, box: Box | None = None) -> Tensor:
         """Of every element (of a box), how much is kept if all windows but j are transparent."""
@@ -131,11 +128,20 @@ class Windows:
             j //= len(profile)
         return tuple(reversed(where))
 
-    def _add(self, values: Tensor) -> Tensor:
+    def _add(self, values: Tensor, box: Box | None = None) -> Tensor:
         out = values.reshape(*(len(p) for p in self.profiles))
-        for profile in self.profiles:  # takes the first axis away and puts its grid last
+        within = [slice(None)] * len(self.profiles) if box is None else box
+        for profile in (
+            p[:, part] for p, part in zip(self.profiles, within, strict=True)
+        ):  # takes the first axis away and puts its grid last
             out = torch.tensordot(out, profile.to(values.dtype), dims=([0], [0]))
         return out
+
+
+def _read(values: Tensor, labels: Tensor, outside: float) -> Tensor:
+    padded = torch.cat([values, values.new_full((1,), outside)])
+    index = torch.where(labels < 0, len(values), labels)
+    return padded.index_select(0, index.flatten()).reshape(labels.shape)
 
 
 def _outer(rows: Sequence[Tensor]) -> Tensor:

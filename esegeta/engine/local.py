@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esegeta.engine import check, layout, levels, memory, stream
+from esegeta.engine import check, layout, levels, memory, progress, stream
 from esegeta.engine import window_operators as window_operators  # puts the operators into their table
-from esegeta.engine.execution import DeadlineExceeded, current, note
-from esegeta.engine.windows import Missing, Refused, Run, Window
+from esegeta.engine.execution import DeadlineExceeded, current, note, record
+from esegeta.engine.windows import Missing, Offsets, Refused, Run, Window, paste
 
 Box = tuple[slice, ...]
 Patch = Callable[[int, Box], Tensor]
@@ -39,32 +39,98 @@ class Changed:
 
 
 class Followed:
-    """A score at one image, followed window by window."""
+    """A score at one image, or at several at once that start alike, followed window by window."""
 
-    def __init__(self, score: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        self.score, self.run = score, Run()
+    def __init__(self, score: Callable[[Tensor], Tensor], x: Tensor, states: int = 1) -> None:
+        self.score, self.run, self.states = score, Run(), states
         self.run.differentiable = torch.is_grad_enabled()
         self.shape = tuple(x.shape)
         last = current().layout != "contiguous"
         self.clean = layout.channels_last(x[None]) if last else x[None].clone()
+        if states > 1:
+            self.clean = _together([self.clean] * states)
 
-    def __call__(self, lo: Any, patch: Tensor) -> Tensor:
+    def __call__(self, lo: Offsets, patch: Tensor) -> Tensor:
         """The scores, (B,), of B images that hold these patches at these offsets."""
-        for record in (not self.run.names, True):
-            self.run.begin(record)
+        if not self.run.names:
+            self._record(lo, patch)
+        while True:
             try:
-                with torch.no_grad():
-                    y = self.score(Window(self.run, (-1, 0), self.shape, self.clean, lo, patch))
-            except Missing:  # other boxes read other activations: compute them again, keeping those too
-                continue
-            if record:
-                self.run.end()
-            if not isinstance(y, Window):
-                raise Refused("the score does not depend on the image")
-            if y.ndim:
-                raise Refused("the score is not one number")
-            return y.patch.to(torch.float64 if y.patch.is_floating_point() else y.patch.dtype)
-        raise Refused("clean activations are read that were not computed")
+                return self._once(self.clean, lo, patch)
+            except (
+                Missing
+            ):  # these boxes read other activations than those before: compute all again, and keep them
+                self._record(lo, patch)
+
+    def advance(self, lo: Offsets, patch: Tensor) -> Tensor:
+        """The scores, (B,), of as many states; what was changed stays changed."""
+        self.run.commits = []
+        try:
+            values = self(lo, patch)
+            made = self.run.commits
+        finally:
+            self.run.commits = None
+        for window in made:
+            step, i = window.at
+            known = self.run.kept.get(step, ())[i : i + 1]
+            if known and known[0] is not None:
+                paste(known[0], window)
+        for b, start in enumerate(lo.tolist()):
+            self.clean[b][tuple(slice(a, a + n) for a, n in zip(start, patch.shape[1:], strict=True))] = (
+                patch[b]
+            )
+        return values
+
+    def _record(self, lo: Offsets, patch: Tensor) -> None:
+        """Compute the clean activations of every state, and keep those that these boxes read."""
+        commits, self.run.commits = self.run.commits, None
+        kept = []
+        for b in range(self.states):
+            self.run.begin(record=True)
+            while True:
+                count = len(self.run.read)
+                try:
+                    self._once(self.clean[b : b + 1], lo[b : b + 1], patch[b : b + 1], record=True)
+                    break
+                except Missing:
+                    if len(self.run.read) == count:
+                        raise Refused("clean activations are read that were not computed") from None
+            self.run.end()
+            kept.append(dict(self.run.kept))
+        if self.states > 1:
+            self.run.kept = {step: _beside([state[step] for state in kept]) for step in kept[0]}
+        if commits is not None:
+            self.run.commits = []
+
+    def _once(self, clean: Tensor, lo: Offsets, patch: Tensor, record: bool = False) -> Tensor:
+        self.run.begin(record)
+        if self.run.commits is not None:
+            self.run.commits.clear()
+        with torch.no_grad():
+            y = self.score(Window(self.run, (-1, 0), self.shape, clean, lo, patch))
+        if not isinstance(y, Window):
+            raise Refused("the score does not depend on the image")
+        if y.ndim:
+            raise Refused("the score is not one number")
+        return y.patch.to(torch.float64 if y.patch.is_floating_point() else y.patch.dtype)
+
+
+def _beside(states: Sequence[tuple[Tensor | None, ...]]) -> tuple[Tensor | None, ...]:
+    """The outputs of an operator in every state, each as one tensor."""
+    columns = ([t for t in column if t is not None] for column in zip(*states, strict=True))
+    return tuple(_together(column) if column else None for column in columns)
+
+
+def _together(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors (1, *shape) as one, laid out as they are: ``torch.cat`` would lay it out row by row."""
+    first = tensors[0]
+    order = sorted(range(1, first.ndim), key=lambda a: -first.stride(a))
+    out = torch.empty_permuted(
+        (len(tensors), *first.shape[1:]), (0, *order), dtype=first.dtype, device=first.device
+    )
+    for row, t in zip(out, tensors, strict=True):
+        row.copy_(t[0])
+    return out
 
 
 def changed(
@@ -100,6 +166,107 @@ def changed(
     else:
         return found
     return None
+
+
+def walked(
+    score: Callable[[Tensor], Tensor],
+    start: Tensor,
+    boxes: Sequence[Box],
+    patch: Callable[[int, int, Box], Tensor],
+    orders: Sequence[Sequence[int]],
+    *,
+    label: str,
+) -> Tensor | None:
+    """``F`` along walks of changes that stay, (number of walks, d + 1), or None where whole evaluations are as cheap.
+
+    Every step recomputes what it changes, from the activations that the step before has left. At a deadline the
+    steps that are done come back, fewer than d + 1.
+
+    Args:
+        score: ``(C,*S) -> ()``.
+        start: the image where all walks start.
+        boxes: where each of the d changes is.
+        patch: ``(walk, step, box) -> values``: what the image of a walk holds in a box after so many steps.
+        orders: which change each step of a walk makes.
+        label: what progress bars and errors call the loop.
+    """
+    way = current().evaluation
+    try:
+        why = _obstacle(start)
+        if why or way in ("whole", "crops"):
+            raise Refused(why or f"asked for {way}")
+        return _walked(score, start, boxes, patch, orders, label, forced=way == "windows")
+    except (DeadlineExceeded, KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
+        raise
+    except _NotFinite as odd:
+        raise ValueError(str(odd)) from None
+    except Refused as refused:
+        _otherwise(label, str(refused))
+    except Exception as error:
+        _otherwise(label, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    return None
+
+
+def _walked(
+    score: Callable[[Tensor], Tensor],
+    start: Tensor,
+    boxes: Sequence[Box],
+    patch: Callable[[int, int, Box], Tensor],
+    orders: Sequence[Sequence[int]],
+    label: str,
+    forced: bool,
+) -> Tensor:
+    shape, count = tuple(start.shape), len(orders)
+    whole = tuple(slice(0, min(1, n)) for n in shape)
+    boxes = [box if all(n > 0 for n in _extent(box)) else whole for box in boxes]
+    follow = Followed(score, start, count)
+
+    def at(step: int) -> tuple[Offsets, Tensor]:
+        lo, wide = _common([boxes[order[step - 1]] for order in orders], shape)
+        return lo, torch.stack([patch(w, step, box) for w, box in enumerate(wide)])
+
+    lo, _ = at(1)
+    _, wide = _common([boxes[order[0]] for order in orders], shape)
+    first = follow(lo, torch.stack([start[box] for box in wide]))
+    # A typical step: the boxes of the parts differ, so the mean over all is what counts.
+    shares = []
+    for j in sorted(range(len(boxes)), key=lambda j: _class(boxes[j], shape))[:: max(1, len(boxes) // 4)]:
+        lo, wide = _common([boxes[j]] * count, shape)
+        follow(lo, torch.stack([start[box] for box in wide]))
+        shares.append(follow.run.cost / count / max(follow.run.whole, 1.0))
+    share = sum(shares) / len(shares)
+    if not forced:
+        if follow.run.whole < SMALL:
+            raise Refused("a network so small that whole evaluations are as fast")
+        if share > WORTHWHILE:
+            raise Refused(_too_wide(share, len(boxes), follow.run.global_ops))
+    note(
+        "evaluation",
+        f"{label}: {count} walks of {len(boxes)} steps window by window, at {share:.3f} of a whole evaluation each.",
+        evaluation="windows",
+        share=share,
+    )
+    values = [first]
+    with progress.loop(label) as bar:
+        for step in range(1, len(boxes) + 1):
+            if current().left() <= 0:
+                record(
+                    "partial",
+                    f"{label}: the deadline passed after {step - 1} of {len(boxes)} steps of a walk.",
+                )
+                break
+            values.append(follow.advance(*at(step)))
+            bar.at(step / len(boxes))
+            if not bool(torch.isfinite(values[-1]).all()):
+                raise _NotFinite(
+                    check.problem(
+                        label,
+                        "a finite score after every step",
+                        f"NaN or infinity after step {step}",
+                        "Look at the network's answer to it: a division by zero, a logarithm of zero, an overflow",
+                    )
+                )
+    return torch.stack(values, 1)
 
 
 class _NotFinite(Exception):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from esegeta.engine import layout
 from esegeta.engine.windows import (
+    INSIDE,
     Offsets,
     Operator,
     Size,
@@ -24,6 +24,7 @@ from esegeta.engine.windows import (
     aten,
     fit,
     on,
+    paired,
     region,
     windows_in,
     zeros,
@@ -42,14 +43,20 @@ _POINTWISE = (
     *("logical_or", "logical_not", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not", "isnan"),
     *("isinf", "isfinite", "nan_to_num", "lerp", "addcmul", "addcdiv", "xlogy", "logaddexp"),
     *("masked_fill", "clone", "_to_copy", "zeros_like", "ones_like", "full_like", "logit", "hypot"),
-    *("heaviside"),
+    *("heaviside", "bitwise_xor", "floor_divide", "asin", "acos", "asinh", "acosh", "atanh", "copysign"),
 )
+
+
+INSIDE.update(_POINTWISE)
 
 
 @on(*_POINTWISE)
 def _pointwise(op: Operator) -> Any:
     leaves, spec = tree_flatten((op.args, op.kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if op.name == "masked_fill" and isinstance(op.args[2], Window):
+        return NotImplemented  # which takes no value for each window
+    grids = [t.dtype for t in tensors if t.ndim]
     shape = tuple(torch.broadcast_shapes(*(t.shape for t in tensors)))
     windows = [_aligned(leaf, shape) for leaf in leaves if isinstance(leaf, Window)]
     lo = np.min([w_lo for w_lo, _ in windows], axis=0)
@@ -57,7 +64,7 @@ def _pointwise(op: Operator) -> Any:
     lo, size = fit(lo, hi, shape)
 
     def part(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
+        if not isinstance(leaf, Tensor) or (not leaf.ndim and not isinstance(leaf, Window)):
             return leaf
         lead = len(shape) - leaf.ndim
         narrow = [a for a in range(leaf.ndim) if leaf.shape[a] != 1]
@@ -69,16 +76,21 @@ def _pointwise(op: Operator) -> Any:
             here = leaf[None]
         else:
             here = torch.stack([leaf[_at(start[b], extent)] for b in range(len(lo))])
-        return (
-            here.reshape(here.shape[0], *(1,) * lead, *here.shape[1:])
-            if leaf.ndim
-            else here.reshape(here.shape[0], *(1,) * len(shape))
-        )
+        if not leaf.ndim:
+            here = here.to(_beside_grids(leaf.dtype, grids))
+        return here.reshape(here.shape[0], *(1,) * lead, *here.shape[1:])
 
     positional, named = tree_unflatten([part(leaf) for leaf in leaves], spec)
     named.pop("memory_format", None)
     out = op.func(*positional, **named)
     return lo, out.expand(len(lo), *size), shape
+
+
+def _beside_grids(number: torch.dtype, grids: list[torch.dtype]) -> torch.dtype:
+    """The dtype that a tensor without axes takes part in: it is that of the others, where they are of its kind."""
+    other = functools.reduce(torch.promote_types, grids)
+    both = torch.result_type(torch.empty(1, dtype=other), torch.empty((), dtype=number))
+    return other if both == other else number
 
 
 def _aligned(window: Window, shape: Size) -> tuple[Offsets, Size]:
@@ -105,6 +117,9 @@ def _batch_norm(op: Operator) -> Any:
     out = op.func(x.patch.flatten(0, 1), *op.args[1:], **op.kwargs)[0]
     unused = (zeros(len(x.lo), 1), out.new_zeros(len(x.lo), 0), (0,))
     return [(x.lo, out.reshape(x.patch.shape), tuple(x.shape)), unused, unused]
+
+
+INSIDE.update(("native_batch_norm", "_native_batch_norm_legit_no_training", "_softmax", "_log_softmax"))
 
 
 @on("_softmax", "_log_softmax", "cumsum", "logcumsumexp")
@@ -166,18 +181,37 @@ def _reduced(op: Operator) -> Any:
     if name not in ("sum", "mean"):
         return NotImplemented
     # What is summed differs in the box only. In double precision, as a small difference of large sums.
-    wide = torch.float64 if x.patch.dtype.is_floating_point else torch.int64
-    here = region_of_clean(x)
-    difference = (x.patch.to(wide) - here.to(wide)).sum([d + 1 for d in dims], keepdim=keep)
-    if name == "mean":
-        difference = difference / math.prod(x.shape[d] for d in dims)
+    terms = named.get("dtype") or x.dtype
+    wide = _wide(terms)
+    along, count = [d + 1 for d in dims], math.prod(x.shape[d] for d in dims) if name == "mean" else 1
+    before, after = region_of_clean(x).to(terms).to(wide), x.patch.to(terms).to(wide)
+    difference = (after - before).sum(along, keepdim=keep)
     extent = tuple(difference.shape[1:])
     whole = op.clean()
-    if whole.dtype != wide:
+    if whole.dtype != wide or terms != x.dtype:
         # Summed again from the clean activation, once: its sum in single precision has lost too much.
-        whole = _summed(x, op, dims, keep, wide)
+        whole = _summed(x, dims, keep, terms)
+        whole = whole / count if name == "mean" else whole
+        op.run.kept[op.step] = (whole,)
     base = torch.stack([whole[b % len(whole)][_at(lo[b], extent)] for b in range(len(lo))])
-    return lo, base + difference, shape
+    total = base + (difference / count if name == "mean" else difference)
+    if _cancelled(terms, total * count, before.abs().sum(along, keep), after.abs().sum(along, keep)):
+        return NotImplemented
+    return lo, total, shape
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    if dtype.is_complex:
+        return torch.complex128
+    return torch.float64 if dtype.is_floating_point else torch.int64
+
+
+def _cancelled(dtype: torch.dtype, total: Tensor, before: Tensor, after: Tensor) -> bool:
+    """Whether a sum is so much smaller than what has been taken out of it that too few digits are left, or none."""
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return False
+    digits = 1e3 if torch.finfo(dtype).eps < 1e-10 else 1e6
+    return not bool((before <= digits * torch.maximum(total.abs(), after)).all())
 
 
 def region_of_clean(x: Window) -> Tensor:
@@ -186,12 +220,8 @@ def region_of_clean(x: Window) -> Tensor:
     return torch.stack([clean[b % len(clean)][_at(x.lo[b], x.extent)] for b in range(len(x.lo))])
 
 
-def _summed(x: Window, op: Operator, dims: list[int], keep: bool, wide: torch.dtype) -> Tensor:
-    total = x.clean.to(wide).sum([d + 1 for d in dims], keepdim=keep)
-    if op.name == "mean":
-        total = total / math.prod(x.shape[d] for d in dims)
-    op.run.kept[op.step] = (total,)
-    return total
+def _summed(x: Window, dims: list[int], keep: bool, terms: torch.dtype) -> Tensor:
+    return x.clean.to(terms).to(_wide(terms)).sum([d + 1 for d in dims], keepdim=keep)
 
 
 # --- Convolutions and pools -------------------------------------------------------------------------------
@@ -225,11 +255,6 @@ def _many(value: Any, axes: int) -> list[int]:
     return value * axes if len(value) == 1 else value
 
 
-def _paired(batch: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
-    """Run; a single volume goes beside a copy of itself where that is faster."""
-    return run(torch.cat([batch, batch]))[:1] if layout.lonely(batch) else run(batch)
-
-
 @on("convolution")
 def _convolution(op: Operator) -> Any:
     x, weight, bias, stride, padding, dilation, transposed, more, groups = op.args
@@ -252,7 +277,7 @@ def _convolution(op: Operator) -> Any:
         shape = (x.shape[0], weight.shape[0], *across)
         lo, size, in_lo, in_size = _slid(x, shape, kernel, stride, padding, dilation, 2)
         batch = _fold(region(x, in_lo, in_size))
-        out = _paired(batch, lambda t: op.func(t, weight, bias, stride, none, dilation, False, none, groups))
+        out = paired(batch, lambda t: op.func(t, weight, bias, stride, none, dilation, False, none, groups))
         return lo, out.reshape(len(lo), x.shape[0], weight.shape[0], *size), shape
     more = _many(more, axes)
     reach = np.array([(k - 1) * d for k, d in zip(kernel, dilation, strict=True)])
@@ -267,7 +292,7 @@ def _convolution(op: Operator) -> Any:
     extent = np.maximum((last - first).max(0) + 1, -((reach + 1 - offset.max(0) - np.array(size)) // s) + 1)
     keep = zeros(len(lo), 2)
     batch = _fold(region(x, np.concatenate([keep, first], 1), (*x.shape[:2], *(int(n) for n in extent))))
-    out = _paired(batch, lambda t: op.func(t, weight, bias, stride, none, dilation, True, none, groups))
+    out = paired(batch, lambda t: op.func(t, weight, bias, stride, none, dilation, True, none, groups))
     out = out.reshape(len(lo), x.shape[0], *out.shape[1:])
     if (offset == offset[0]).all():
         out = out[(slice(None), slice(None), slice(None), *_at(offset[0], size))]
@@ -380,6 +405,8 @@ def _separable(x: Window, matrices: dict[int, Tensor], shape: Size) -> Any:
         )
         in_lo[:, axis], in_size[axis] = box_lo[:, 0], box_size[0]
     out = region(x, in_lo, tuple(in_size))
+    if not bool(torch.isfinite(out).all()):
+        return NotImplemented  # nothing times infinity is not nothing
     for axis, matrix in matrices.items():
         matrix = matrix.to(out.dtype)
         local = [
@@ -692,7 +719,7 @@ def _expanded(op: Operator) -> Any:
     return lo, here.expand(len(x.lo), *size), shape
 
 
-@on("split", "split_with_sizes", "unbind")
+@on("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unbind")
 def _split(op: Operator) -> Any:
     x, name = op.args[0], op.name
     dim = (

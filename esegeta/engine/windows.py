@@ -9,6 +9,7 @@ Operators are met below autograd, where the many spellings of a convolution have
 """
 
 import contextlib
+import functools
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,10 @@ class Run:
         self.kept: dict[int, tuple[Tensor | None, ...]] = {}
         self.read: set[tuple[int, int]] = set()
         self.names: list[str] = []
+        self.kinds: list[tuple[tuple[Size, torch.dtype] | None, ...]] = []  # shape and dtype of each result
         self.recording = False
+        self.begun = 0  # how often
+        self.refused: Refused | None = None
         self.step = 0
         self.cost = self.whole = 0.0
         self.live = self.peak = 0  # bytes in patches
@@ -57,10 +61,11 @@ class Run:
     def begin(self, record: bool) -> None:
         """Start at the first operator."""
         self.step, self.recording, self.cost, self.peak = 0, record, 0.0, self.live
+        self.begun, self.refused = self.begun + 1, None
         if record:
             self.whole = 0.0
             self.kept.clear()
-            self.names = []
+            self.names, self.kinds = [], []
 
     def end(self) -> None:
         """Forget the activations that nothing was read from."""
@@ -74,7 +79,8 @@ class Run:
         """Inside of a network, whose parameters nobody asks for gradients of."""
         before, self.differentiable = self.differentiable, False
         try:
-            yield
+            with torch.no_grad():
+                yield
         finally:
             self.differentiable = before
 
@@ -103,6 +109,10 @@ class Window(Tensor):
     extent: Size
     patch: Tensor
     family: list[Any]
+    born: int
+
+    # Results that are plain tensors stay plain.
+    __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
     def __new__(
@@ -115,11 +125,11 @@ class Window(Tensor):
         patch: Tensor,
         dtype: torch.dtype | None = None,
     ) -> "Window":
-        """Make one of a patch of shape (B, *size)."""
+        """Make one of a patch of shape (B, *size); ``dtype`` is what it counts as, a single number may be wider."""
         made = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype or patch.dtype, device=patch.device)
         made.run, made.at, made.clean_ = run, at, clean
         made.lo, made.extent, made.patch = lo, tuple(patch.shape[1:]), patch
-        made.family = [weakref.ref(made)]
+        made.family, made.born = [weakref.ref(made)], run.begun
         size = patch.numel() * patch.element_size()
         run.live += size
         run.peak = max(run.peak, run.live)
@@ -128,6 +138,15 @@ class Window(Tensor):
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Window(shape={tuple(self.shape)}, size={self.extent}, {len(self.lo)} at once)"
+
+    @property
+    def data(self) -> Tensor:
+        """The same values, of which autograd knows nothing."""
+        return self.detach()
+
+    @data.setter
+    def data(self, _: Tensor) -> None:  # type: ignore[override]
+        raise Refused("the network replaces the data of a tensor")
 
     @property
     def everywhere(self) -> bool:
@@ -152,11 +171,11 @@ class Window(Tensor):
         return _dispatch(func, args, dict(kwargs or {}))
 
 
-def paste(clean: Tensor, windows: "Window") -> None:
-    """Write what windows hold into the clean tensors, (B, *shape), that they differ from."""
-    for b, lo in enumerate(windows.lo):
-        where = tuple(slice(int(at), int(at) + n) for at, n in zip(lo, windows.extent, strict=True))
-        clean[b % len(clean)][where] = windows.patch[b].to(clean.dtype)
+def paste(clean: Tensor, window: "Window") -> None:
+    """Write what a window holds into the clean tensors, (B, *shape), that it differs from."""
+    for b, lo in enumerate(window.lo.tolist()):
+        where = tuple(slice(at, at + n) for at, n in zip(lo, window.extent, strict=True))
+        clean[b][where] = window.patch[b].to(clean.dtype)
 
 
 def region(window: Window, lo: Offsets, size: Size, fill: float = 0.0, out: Tensor | None = None) -> Tensor:
@@ -177,15 +196,18 @@ def region(window: Window, lo: Offsets, size: Size, fill: float = 0.0, out: Tens
             dtype=window.patch.dtype,
             device=window.patch.device,
         )
-    if (lo < 0).any() or (lo + np.array(size) > np.array(shape)).any():
-        out.fill_(fill)
-    beyond = [0] * len(shape)
+    window.run.cost += MOVING * out.numel()
+    outside = (lo < 0).any() or (lo + np.array(size) > np.array(shape)).any()
+    origin = [0] * len(shape)
     for b, (start, own) in enumerate(zip(lo.tolist(), window.lo.tolist(), strict=True)):
         here = out[b]
+        if outside:
+            for low, high in _around(start, size, origin, shape):
+                here[tuple(slice(a - s, z - s) for a, z, s in zip(low, high, start, strict=True))] = fill
         if clean is not None:
             source = clean[b % len(clean)]
             for low, high in _around(start, size, own, window.extent):
-                put, take = _overlap(start, size, beyond, shape, low, high)
+                put, take = _overlap(start, size, origin, shape, low, high)
                 if put is not None:
                     here[put] = source[take]
         put, take = _overlap(
@@ -261,6 +283,8 @@ class Operator:
 # From an operator to (offsets, patch, shape) of its result, or a list of those; NotImplemented for "not locally".
 Handler = Callable[[Operator], Any]
 HANDLERS: dict[str, Handler] = {}
+# Operators that read nothing from beyond the box of what they are given.
+INSIDE: set[str] = set()
 
 
 def on(*names: str) -> Callable[[Handler], Handler]:
@@ -279,26 +303,39 @@ def windows_in(args: Any) -> list[Window]:
 
 
 def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    found = windows_in((args, kwargs))
+    run = found[0].run
+    if run.refused is not None:
+        raise run.refused  # the network has caught it, and went on
+    try:
+        if any(w.run is not run or w.born != run.begun for w in found):
+            raise Refused("a tensor that another run has left behind takes part")
+        return _step(func, args, kwargs, found, run)
+    except Refused as refused:
+        run.refused = refused
+        raise
+
+
+def _step(func: Any, args: Any, kwargs: dict[str, Any], found: list[Window], run: Run) -> Any:
     name = func.overloadpacket.__name__
     if name in ("_local_scalar_dense", "is_nonzero", "equal", "item"):
         raise Refused("the network looks at values")
-    found = windows_in((args, kwargs))
-    run = found[0].run
+    if torch.Tag.nondeterministic_seeded in func.tags and "attention" not in name:
+        raise Refused(f"{name} draws random numbers")
     if run.differentiable and any(
         isinstance(t, Tensor) and t.requires_grad for t in tree_flatten((args, kwargs))[0]
     ):
         raise Refused("a tensor that requires grad takes part")
     if name == "detach" or name == "alias":
         return _sibling(found[0])
-    written = func._schema.is_mutable
-    if written:
-        target = args[0] if args else None
-        if not isinstance(target, Window) or name == "copy_" or "out" in kwargs:
-            raise Refused(f"{name} writes into a tensor that is not followed")
-        alive = [w for w in (ref() for ref in target.family) if w is not None and w is not target]
-        if alive:
-            raise Refused(f"{name} writes into a tensor of which there are views")
-        func = _functional(func, name)
+    if name in _CONSTANT:
+        return _constant(func, args, kwargs)
+    if name == "_assert_tensor_metadata":
+        return None
+    target = _written(func, name, args) if func._schema.is_mutable else None
+    aliases = target is None and any(r.alias_info is not None for r in func._schema.returns)
+    if target is not None:
+        func = _functional(func)
         name = name.rstrip("_")
     step = run.next(name)
     whole = all(w.everywhere for w in found)
@@ -307,10 +344,19 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         # The clean activations may be laid out otherwise than a view expects.
         plain, change = _layout_free(func, name)
         out = plain(*change(_unwrapped(args)), **change(_unwrapped(kwargs)))
+        if target is not None:
+            out = out.to(target.dtype)
         cleans = run.kept[step] = tuple(t[None] if isinstance(t, Tensor) else None for t in several(out))
+        run.kinds.append(
+            tuple((tuple(t.shape), t.dtype) if isinstance(t, Tensor) else None for t in several(out))
+        )
         run.whole += _work(name, args, out)
+        if len(found) > 1 or not (name in INSIDE or (aliases and name != "slice")):
+            # Other boxes will be read around, whether or not these are.
+            run.read.update(w.at for w in found)
     op = Operator(func, name, args, kwargs, run, step, cleans)
-    results = NotImplemented if whole or name not in HANDLERS else HANDLERS[name](op)
+    local = not whole and name in HANDLERS and func.namespace == "aten"
+    results = HANDLERS[name](op) if local else NotImplemented
     if results is NotImplemented:
         if not whole:
             run.global_ops.add(name)
@@ -319,54 +365,99 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     made = []
     for i, (lo, patch, shape) in enumerate(results if is_list else [results]):
         clean = None if cleans is None else cleans[i]
-        made.append(Window(run, (step, i), shape, clean, lo, patch))
+        patch, dtype = _as_known(op, i, patch, shape)
+        made.append(Window(run, (step, i), shape, clean, lo, patch, dtype))
         run.cost += _work(name, args, patch)
         if run.commits is not None:
             run.commits.append(made[-1])
-    if name in _VIEWS:
+    if aliases:
         for w in made:
             w.family = found[0].family
             w.family.append(weakref.ref(w))
-    if written:
-        target = args[0]
+    if target is not None:
+        if tuple(made[0].shape) != tuple(target.shape):
+            raise Refused(f"{name}_ changes the shape of a tensor")
         for slot in ("at", "clean_", "lo", "extent", "patch"):
             setattr(target, slot, getattr(made[0], slot))
         return target
     if not is_list:
         return made[0]
-    return tuple(made) if name not in _LISTS else made
+    return made if _gives_list(func) else tuple(made)
 
 
-_VIEWS = {
-    *(
-        "view",
-        "_unsafe_view",
-        "select",
-        "slice",
-        "unsqueeze",
-        "squeeze",
-        "permute",
-        "transpose",
-        "t",
-        "expand",
-    ),
-    *("split", "split_with_sizes", "unbind", "chunk", "_reshape_alias"),
+# What these give depends on no value: plain tensors, which a network may keep.
+_CONSTANT = {
+    *("zeros_like", "ones_like", "full_like", "empty_like"),
+    *("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"),
 }
-_LISTS = {"split", "split_with_sizes", "unbind", "chunk"}
+
+
+def _constant(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    def bare(leaf: Any) -> Any:
+        if not isinstance(leaf, Window):
+            return leaf
+        return torch.empty(tuple(leaf.shape), dtype=leaf.dtype, device=leaf.device)
+
+    return func(*tree_map(bare, args), **kwargs)
+
+
+def _written(func: Any, name: str, args: Any) -> Window:
+    """The window that an operator writes into, if nothing else sees that."""
+    places = [
+        i for i, a in enumerate(func._schema.arguments) if a.alias_info is not None and a.alias_info.is_write
+    ]
+    target = args[0] if args else None
+    if not isinstance(target, Window) or places != [0] or name == "copy_" or not name.endswith("_"):
+        raise Refused(f"{name} writes into a tensor that is not followed")
+    alive = [w for w in (ref() for ref in target.family) if w is not None and w is not target]
+    if alive:
+        raise Refused(f"{name} writes into a tensor of which there are views")
+    return target
+
+
+def _as_known(op: Operator, i: int, patch: Tensor, shape: Size) -> tuple[Tensor, torch.dtype]:
+    """A result in its dtype, which the way that it was computed may have changed; refused if it changes its shape.
+
+    A single number stays in double precision: scores are small differences of such numbers.
+    """
+    kind = op.run.kinds[op.step][i]
+    if kind is None or patch.numel() == 0:
+        return patch, patch.dtype
+    if kind[0] != shape:
+        raise Refused(f"the size of what the network computes depends on values (at {op.name})")
+    dtype = kind[1]
+    if shape or not (patch.is_floating_point() and dtype.is_floating_point):
+        patch = patch.to(dtype)
+    return patch, dtype
+
+
+def _gives_list(func: Any) -> bool:
+    return isinstance(func._schema.returns[0].type, torch.ListType)
 
 
 def _sibling(window: Window) -> Window:
-    twin = Window(window.run, window.at, tuple(window.shape), window.clean_, window.lo, window.patch)
+    twin = Window(
+        window.run, window.at, tuple(window.shape), window.clean_, window.lo, window.patch, window.dtype
+    )
     twin.family = window.family
     twin.family.append(weakref.ref(twin))
     return twin
 
 
-def _functional(func: Any, name: str) -> Any:
+@functools.cache
+def _functional(func: Any) -> Any:
+    """The operator that gives a result instead of writing it."""
+    name = func.overloadpacket.__name__
     packet = getattr(aten, name.rstrip("_"), None)
-    if packet is None or func._overloadname not in packet.overloads():
-        raise Refused(f"{name} has no form that writes nowhere")
-    return getattr(packet, func._overloadname)
+    for overload in [] if packet is None else packet.overloads():
+        # By what it takes: pow.Scalar is another operator than pow_.Scalar.
+        if _taken(getattr(packet, overload)) == _taken(func):
+            return getattr(packet, overload)
+    raise Refused(f"{name} has no form that writes nowhere")
+
+
+def _taken(func: Any) -> list[tuple[str, str]]:
+    return [(a.name, str(a.type)) for a in func._schema.arguments]
 
 
 def several(out: Any) -> Sequence[Any]:
@@ -379,10 +470,24 @@ def _layout_free(func: Any, name: str) -> tuple[Any, Callable[[Any], Any]]:
     if name in ("view", "_unsafe_view"):
         return aten.reshape.default, lambda tree: tree
     if name == "convolution":
-        return func, lambda tree: (arranged(tree[0]), *tree[1:]) if isinstance(tree, (tuple, list)) else tree
+        return _laid_out(func), lambda tree: tree
     if name in HANDLERS:
         return func, lambda tree: tree
     return func, lambda tree: tree_map(lambda t: t.contiguous() if isinstance(t, Tensor) else t, tree)
+
+
+def _laid_out(convolution: Any) -> Any:
+    """What comes out of a convolution of one example follows no layout: put it into that of what goes in."""
+
+    def run(x: Tensor, *rest: Any) -> Tensor:
+        return arranged(paired(arranged(x), lambda t: convolution(t, *rest)))
+
+    return run
+
+
+def paired(batch: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """Run; a single volume goes beside a copy of itself where that is faster."""
+    return run(torch.cat([batch, batch]))[:1] if layout.lonely(batch) else run(batch)
 
 
 def arranged(batch: Tensor) -> Tensor:
@@ -400,22 +505,30 @@ def _unwrapped(tree: Any) -> Any:
     return tree_map(bare, tree)
 
 
+# Moving an element through memory takes about as long as so many multiplications (measured on CPU).
+MOVING = 40.0
+
+
 def _work(name: str, args: Any, out: Any) -> float:
-    """A measure of the time: multiplications of convolutions, elements of everything else."""
+    """A measure of the time: multiplications of convolutions, and elements that are moved."""
     first = next((t for t in several(out) if isinstance(t, Tensor)), None)
     if first is None:
         return 0.0
+    each = MOVING
     if name == "convolution":
         weight = args[1]
-        each = weight[0].numel() if not args[6] else weight[:, 0].numel() / math.prod(args[3])
-        return float(first.numel() * each)
-    return float(first.numel())
+        each += weight[0].numel() if not args[6] else weight[:, 0].numel() / math.prod(args[3])
+    return float(first.numel() * each)
 
 
 def _entirely(op: Operator) -> Any:
     """Run on whole tensors, one example of the windows beside the other."""
     leaves, spec = tree_flatten((op.args, op.kwargs))
-    whole = [stitched(leaf) if isinstance(leaf, Window) else leaf for leaf in leaves]
+    wide = not any(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves)
+    whole = [
+        (stitched(leaf) if wide else stitched(leaf).to(leaf.dtype)) if isinstance(leaf, Window) else leaf
+        for leaf in leaves
+    ]
     count = next(len(leaf.lo) for leaf in leaves if isinstance(leaf, Window))
     mapped = {i for i, leaf in enumerate(leaves) if isinstance(leaf, Window)}
     func, change = _layout_free(op.func, op.name)
@@ -427,7 +540,7 @@ def _entirely(op: Operator) -> Any:
         raise Refused(f"{op.name} gives no tensor")
     columns = [torch.stack(column) for column in zip(*rows, strict=True)]
     found = [(zeros(count, t.ndim - 1), t, tuple(t.shape[1:])) for t in columns]
-    return found if len(op.func._schema.returns) > 1 or op.name in _LISTS else found[0]
+    return found if len(op.func._schema.returns) > 1 or _gives_list(op.func) else found[0]
 
 
 def stitched(window: Window) -> Tensor:
