@@ -22,7 +22,7 @@ from esegeta.engine.execution import DeadlineExceeded, ExecutionWarning, executi
 from esegeta.engine.memory import forecast
 from esegeta.methods.adaptive_integrated_gradients import integrated
 from esegeta.methods.full_gradient import FullGradient, full_gradient
-from esegeta.models import from_module
+from esegeta.models import from_module, locality
 from esegeta.places import activation_and_gradient, at, every, name, nudge, places, replace, split, tap
 from esegeta.spatial import upsample
 from esegeta.transforms.fusion import fuse
@@ -55,6 +55,7 @@ __all__ = [
     "fuse",
     "fusion_grad",
     "integrated",
+    "locality",
     "method",
     "methods",
     "models",

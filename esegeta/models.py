@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -10,13 +11,19 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from esegeta._types import Model
-from esegeta.engine import check, interception, levels
+from esegeta.engine import check, crops, interception, levels
 from esegeta.engine.execution import current
 from esegeta.engine.folded import fold
 from esegeta.engine.interception import Address, Session, Stop
+from esegeta.engine.locality import Locality, NotLocal, probe
 from esegeta.engine.native import Arrange, Call, Native, Pick, each, name_of, pick
 from esegeta.engine.operators import refuse_unseen
 from esegeta.engine.windows import Refused, Window
+
+# Calls of models while somebody wants to know which there are.
+_listening: ContextVar[list[tuple["ModuleModel", tuple[Any, ...]]] | None] = ContextVar(
+    "models", default=None
+)
 
 _OPS = 64  # how many kinds of call a model remembers
 
@@ -78,6 +85,7 @@ class ModuleModel:
         # of places examples have to go through alone, because the first axis is not the batch.
         self._copies: set[Address] = set()
         self._alone: dict[frozenset[tuple[Address, int]], bool] = {}
+        self._localities: dict[Any, Locality] = {}
 
     def __repr__(self) -> str:
         chosen = "" if self.output is None else f", output={self.output!r}"
@@ -89,6 +97,9 @@ class ModuleModel:
 
     def __call__(self, *inputs: Any) -> Tensor:
         """Run one example through the network: each tensor comes without a batch axis."""
+        heard = _listening.get()
+        if heard is not None:
+            heard.append((self, inputs))
         leaves, spec = tree_flatten(inputs)
         is_tensor = tuple(isinstance(leaf, Tensor) for leaf in leaves)
         if not any(is_tensor):
@@ -136,12 +147,33 @@ class ModuleModel:
 
     def _in_windows(self, leaves: list[Any], spec: Any, observed: bool) -> Tensor:
         """Run on what differs from a known input in a box only, operator by operator."""
+        run = next(t for t in leaves if isinstance(t, Window)).run
+        if run.by_crops:
+            return self._in_crops(leaves)
         if observed or self._native.outside or current().precision is not None:
             raise Refused("the network is observed, compiled or runs in reduced precision")
         batch = each(leaves, lambda t: t.unsqueeze(0))
-        with next(t for t in leaves if isinstance(t, Window)).run.apart():
+        with run.apart():
             (y,) = self._native.guarded(batch, self._native.plain(spec), lambda t: t)
         return y.squeeze(0)
+
+    def _in_crops(self, leaves: list[Any]) -> Tensor:
+        """Run on the part of the image that a change reaches."""
+        (x,) = leaves if len(leaves) == 1 else (None,)
+        if not isinstance(x, Window) or x.ndim < 2:
+            raise Refused("crops are of one image; this network takes more than that")
+        try:
+            seen = self.locality(x.clean[0])
+        except NotLocal as reason:
+            raise Refused(str(reason)) from None
+        return crops.through(self, x, seen)
+
+    def locality(self, x: Tensor) -> Locality:
+        """How far the network sees in images of this shape: found once, and remembered."""
+        key = (tuple(x.shape), x.dtype, x.device)
+        if key not in self._localities:
+            self._localities[key] = probe(self, x, name_of(self.module))
+        return self._localities[key]
 
     def _listed(self, session: Session, leaves: list[Any], spec: Any) -> Tensor:
         """Run under ordinary autograd, as one graph with the code around, and note every place."""
@@ -249,6 +281,63 @@ class ModuleModel:
                 self._native.guarded(batch, calls(plan.looking(), seen), torch.clone)
             odd = odd or seen[-1][0].odd
         return odd
+
+
+def locality(score: Callable[[Tensor], Tensor], x: Tensor) -> Locality:
+    r"""How far the network in a score sees: the reach of one element, and the shift period, for every axis.
+
+    Planes of NaN go through the network, one at every phase of its strides; the NaN in what comes out are what an
+    element can influence at most. Slabs stand for whole images, so it takes seconds and is remembered. A network
+    that hides NaN (``torch.where``), or in which everything reaches everything (instance norm, attention, global
+    pooling), is refused with the reason.
+
+    Args:
+        score: ``(C,*S) -> ()`` that runs one ``from_module`` model, or such a model itself, or a plain function
+            from (C,\*S) to (K,\*S).
+        x: an image of the shape in question.
+
+    Returns:
+        A ``Locality``: ``period`` and ``reach`` for every axis; ``affected`` and ``needs`` answer for intervals.
+
+    Example:
+        >>> import torch
+        >>> blur = from_module(torch.nn.AvgPool1d(3, stride=1, padding=1))
+        >>> locality(lambda x: blur(x).sum(), torch.zeros(1, 32))
+        Locality(period=(1,), reach=(((-1, 2),),))
+    """
+    where = "locality"
+    x = check.image(where, "x", x)
+    if levels.depth():
+        raise ValueError(check.problem(where, "a plain image", "one under vmap or grad", "Ask outside of it"))
+    heard: list[tuple[ModuleModel, tuple[Any, ...]]] = []
+    token = _listening.set(heard)
+    try:
+        with torch.no_grad():
+            y = score(x)
+    finally:
+        _listening.reset(token)
+    seen = {id(model): (model, inputs) for model, inputs in heard}
+    try:
+        if len(seen) == 1:
+            ((model, inputs),) = seen.values()
+            if len(inputs) == 1 and isinstance(inputs[0], Tensor):
+                return model.locality(inputs[0])
+        elif not seen and isinstance(y, Tensor) and y.ndim == x.ndim:
+            return probe(score, x, name_of(score))
+    except NotLocal as reason:
+        raise ValueError(
+            check.problem(
+                where, "a network that sees only a part of an image", str(reason), "Evaluate it as a whole"
+            )
+        ) from None
+    raise ValueError(
+        check.problem(
+            where,
+            "a score with one model of one image",
+            f"{len(seen)} models" if len(seen) != 1 else "a model of several inputs",
+            "Pass the model itself, made by esegeta.from_module",
+        )
+    )
 
 
 def parametrised(

@@ -57,9 +57,8 @@ class Followed:
         while True:
             try:
                 return self._once(self.clean, lo, patch)
-            except (
-                Missing
-            ):  # these boxes read other activations than those before: compute all again, and keep them
+            except Missing:
+                # These boxes read other activations than those before: compute all again, and keep them too.
                 self._record(lo, patch)
 
     def advance(self, lo: Offsets, patch: Tensor) -> Tensor:
@@ -124,7 +123,7 @@ def _beside(states: Sequence[tuple[Tensor | None, ...]]) -> tuple[Tensor | None,
 def _together(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors (1, *shape) as one, laid out as they are: ``torch.cat`` would lay it out row by row."""
     first = tensors[0]
-    order = sorted(range(1, first.ndim), key=lambda a: -first.stride(a))
+    order = sorted(range(1, first.ndim), key=first.stride, reverse=True)
     out = torch.empty_permuted(
         (len(tensors), *first.shape[1:]), (0, *order), dtype=first.dtype, device=first.device
     )
@@ -145,27 +144,35 @@ def changed(
         patch: ``(number, box) -> values``: what the changed image holds in a box that contains the change.
         label: what progress bars and errors call the loop.
     """
-    way = current().evaluation
-    try:
-        why = _obstacle(x)
-        if why or way == "whole":
-            raise Refused(why or "asked for whole evaluations")
-        if way == "crops":
-            raise Refused("asked for crops")
-        found = _followed(score, x, boxes, patch, label, forced=way == "windows")
-    except (DeadlineExceeded, KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
-        raise
-    except _NotFinite as odd:
-        raise ValueError(str(odd)) from None
-    except Refused as refused:
-        _otherwise(label, str(refused))
-    except (
-        Exception
-    ) as error:  # what no window can go through; whole evaluation says whether it is more than that
-        _otherwise(label, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-    else:
-        return found
+    asked = current().evaluation
+    reasons = [_obstacle(x)]
+    for way in ("windows", "crops") if not reasons[0] else ():
+        if asked not in ("auto", way):
+            continue
+        try:
+            return _followed(score, x, boxes, patch, label, way, forced=asked == way)
+        except (DeadlineExceeded, MemoryError, torch.OutOfMemoryError):
+            raise
+        except _NotFinite as odd:
+            raise ValueError(str(odd)) from None
+        except TooWide as wide:
+            reasons = [str(wide)]
+            break  # what crops would run on is wider still
+        except (
+            Exception
+        ) as error:  # nothing can go through like that; whole evaluation says whether it is more
+            reasons.append(f"{way}: {_line(error)}")
+    _otherwise(label, "; ".join(filter(None, reasons)) or "asked for whole evaluations")
     return None
+
+
+def _line(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else ""
+    return text if isinstance(error, (Refused, TooWide)) else f"{type(error).__name__}: {text}"
+
+
+class TooWide(Exception):
+    """What changes reach is so much that whole evaluations are as cheap."""
 
 
 def walked(
@@ -196,14 +203,12 @@ def walked(
         if why or way in ("whole", "crops"):
             raise Refused(why or f"asked for {way}")
         return _walked(score, start, boxes, patch, orders, label, forced=way == "windows")
-    except (DeadlineExceeded, KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
+    except (DeadlineExceeded, MemoryError, torch.OutOfMemoryError):
         raise
     except _NotFinite as odd:
         raise ValueError(str(odd)) from None
-    except Refused as refused:
-        _otherwise(label, str(refused))
     except Exception as error:
-        _otherwise(label, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        _otherwise(label, _line(error))
     return None
 
 
@@ -237,9 +242,9 @@ def _walked(
     share = sum(shares) / len(shares)
     if not forced:
         if follow.run.whole < SMALL:
-            raise Refused("a network so small that whole evaluations are as fast")
+            raise TooWide("a network so small that whole evaluations are as fast")
         if share > WORTHWHILE:
-            raise Refused(_too_wide(share, len(boxes), follow.run.global_ops))
+            raise TooWide(_too_wide(share, len(boxes), follow.run.global_ops))
     note(
         "evaluation",
         f"{label}: {count} walks of {len(boxes)} steps window by window, at {share:.3f} of a whole evaluation each.",
@@ -311,13 +316,20 @@ def _common(boxes: Sequence[Box], shape: Sequence[int]) -> tuple[Any, list[Box]]
 
 
 def _followed(
-    score: Callable[[Tensor], Tensor], x: Tensor, boxes: Sequence[Box], patch: Patch, label: str, forced: bool
+    score: Callable[[Tensor], Tensor],
+    x: Tensor,
+    boxes: Sequence[Box],
+    patch: Patch,
+    label: str,
+    way: str,
+    forced: bool,
 ) -> Changed:
     shape = tuple(x.shape)
     real = [j for j, box in enumerate(boxes) if all(n > 0 for n in _extent(box))]
     if not real:
-        raise Refused("nothing is changed")
+        raise TooWide("nothing is changed")
     follow = Followed(score, x)
+    follow.run.by_crops = way == "crops"
 
     def evaluated(numbers: Sequence[int]) -> Tensor:
         lo, wide = _common([boxes[j] for j in numbers], shape)
@@ -335,14 +347,14 @@ def _followed(
     share = follow.run.cost / 2 / max(follow.run.whole, 1.0)
     if not forced:
         if follow.run.whole < SMALL:
-            raise Refused("a network so small that whole evaluations are as fast")
+            raise TooWide("a network so small that whole evaluations are as fast")
         if 3 + share * len(real) > WORTHWHILE * len(real):
-            raise Refused(_too_wide(share, len(real), follow.run.global_ops))
+            raise TooWide(_too_wide(share, len(real), follow.run.global_ops))
     _compare(score, x, wide, here[1], clean, central)
     note(
         "evaluation",
-        f"{label}: {len(real)} changes window by window, the central one at {share:.3f} of a whole evaluation.",
-        evaluation="windows",
+        f"{label}: {len(real)} changes by {way}, the central one at {share:.3f} of a whole evaluation.",
+        evaluation=way,
         share=share,
         operators=len(follow.run.names),
     )

@@ -49,6 +49,7 @@ class Run:
         self.names: list[str] = []
         self.kinds: list[tuple[tuple[Size, torch.dtype] | None, ...]] = []  # shape and dtype of each result
         self.recording = False
+        self.by_crops = False  # whether a network counts as one operator
         self.begun = 0  # how often
         self.refused: Refused | None = None
         self.step = 0
@@ -148,6 +149,10 @@ class Window(Tensor):
     def data(self, _: Tensor) -> None:  # type: ignore[override]
         raise Refused("the network replaces the data of a tensor")
 
+    def data_ptr(self) -> int:
+        """There is no memory to point at."""
+        raise Refused("the network looks at memory")
+
     @property
     def everywhere(self) -> bool:
         """Whether the box is the whole tensor."""
@@ -178,7 +183,9 @@ def paste(clean: Tensor, window: "Window") -> None:
         clean[b][where] = window.patch[b].to(clean.dtype)
 
 
-def region(window: Window, lo: Offsets, size: Size, fill: float = 0.0, out: Tensor | None = None) -> Tensor:
+def region(
+    window: Window, lo: Offsets, size: Size, fill: float | int = 0.0, out: Tensor | None = None
+) -> Tensor:
     """The values in boxes of another size and place, (B, *size); beyond the border they are ``fill``."""
     if out is None and size == window.extent and (lo == window.lo).all():
         return window.patch
