@@ -10,6 +10,7 @@ from esegeta import (
     random,
     reducers,
     rules,
+    segmentation,
     spatial,
     transforms,
 )
@@ -22,6 +23,7 @@ from esegeta.engine.execution import DeadlineExceeded, ExecutionWarning, executi
 from esegeta.engine.memory import forecast
 from esegeta.methods.adaptive_integrated_gradients import integrated
 from esegeta.methods.full_gradient import FullGradient, full_gradient
+from esegeta.methods.lime import LimeFit, lime_fit
 from esegeta.models import from_module, locality
 from esegeta.places import activation_and_gradient, at, every, name, nudge, places, replace, split, tap
 from esegeta.spatial import upsample
@@ -38,6 +40,7 @@ __all__ = [
     "DeadlineExceeded",
     "ExecutionWarning",
     "FullGradient",
+    "LimeFit",
     "activation_and_gradient",
     "at",
     "axioms",
@@ -55,6 +58,7 @@ __all__ = [
     "fuse",
     "fusion_grad",
     "integrated",
+    "lime_fit",
     "locality",
     "method",
     "methods",
@@ -70,6 +74,7 @@ __all__ = [
     "reducers",
     "replace",
     "rules",
+    "segmentation",
     "spatial",
     "split",
     "tap",

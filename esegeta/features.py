@@ -16,7 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from esegeta import segmentation
 from esegeta.engine import check, levels
+from esegeta.models import from_module
 
 Box = tuple[slice, ...]
 Spacing = Sequence[float | int]
@@ -325,8 +327,6 @@ def segments(segment: Callable[[Tensor], Tensor], most: int) -> Features:
         x = x.detach()
         if not levels.depth():
             return Partition(found(x), most)
-        from esegeta.models import from_module
-
         # A black box goes through every transform; what it sees are plain tensors, one example at a time.
         each = from_module(lambda xs: torch.stack([found(one) for one in xs]).to(xs.dtype))
         return Partition(each(x).round().to(torch.int64), most)
@@ -334,7 +334,7 @@ def segments(segment: Callable[[Tensor], Tensor], most: int) -> Features:
     return features
 
 
-def supervoxels(count: int, *, spacing: Spacing | None = None, compactness: float | int = 0.1) -> Features:
+def supervoxels(count: int, *, spacing: Spacing | None = None, compactness: float | int = 1.0) -> Features:
     r"""Compact regions of similar intensity: N-dimensional SLIC, found anew in every example.
 
     Args:
@@ -349,8 +349,6 @@ def supervoxels(count: int, *, spacing: Spacing | None = None, compactness: floa
         >>> supervoxels(2)(torch.tensor([[0., 0., 9., 9.]])).labels.tolist()
         [[0, 0, 1, 1]]
     """
-    from esegeta import segmentation
-
     return segments(
         lambda x: segmentation.slic(x, count, spacing=spacing, compactness=compactness), 2 * count + 8
     )

@@ -258,7 +258,12 @@ def collect(
 
 
 def estimate(
-    fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str, tolerance: float | None = None
+    fn: Callable[[Tree], Tensor],
+    nodes: Tree,
+    *,
+    label: str,
+    tolerance: float | None = None,
+    together: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The mean of independent ``fn(node_i)`` and its standard error, from as many of them as a tolerance needs.
 
@@ -284,7 +289,7 @@ def estimate(
                 break
             piece = tree_map(lambda t, lo=done, hi=end: t[lo:hi], nodes)
             with progress.step(bar, done / total, end / total):
-                new, here, beside, dtype = _moments(fn, piece, label)
+                new, here, beside, dtype = _moments(fn, piece, label, together)
             if centre is None:
                 count, centre, spread = new, here, beside
             else:

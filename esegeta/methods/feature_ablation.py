@@ -17,7 +17,7 @@ from esegeta.features import Features, Lengths, Spacing, elements, windows
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
     also=("ablation", "leave_one_out"),
 )
-def feature_ablation(score: Score, *, features: Features | None = None, fill: Fill = mixed) -> Explain:
+def feature_ablation(score: Score, *, features: Features | None = None, fill: Fill | None = None) -> Explain:
     r"""What the score loses if a part is replaced by the baseline, for every part.
 
     .. math:: a_v = F(x) - F(x \text{ with the part of } v \text{ at } x')
@@ -28,7 +28,8 @@ def feature_ablation(score: Score, *, features: Features | None = None, fill: Fi
     Args:
         score: ``(C,*S) -> ()``; no derivative is needed.
         features: which parts, by ``esegeta.features``; by default every element, for small images.
-        fill: what a part is replaced by, from (x, baseline, kept): the baseline, or ``baselines.inpainted``.
+        fill: what a part is replaced by, from (x, baseline, kept): by default the baseline;
+            ``baselines.inpainted`` continues what surrounds it.
 
     Returns:
         ``explain(x, baseline) -> like x``, the value of a part at each of its elements.
@@ -42,7 +43,7 @@ def feature_ablation(score: Score, *, features: Features | None = None, fill: Fi
     Reference:
         Zeiler, Fergus 2014, section 4.2, arXiv:1311.2901.
     """
-    return _dropped(score, features or elements(), fill, "feature_ablation")
+    return _dropped(score, elements() if features is None else features, fill or mixed, "feature_ablation")
 
 
 @method(
