@@ -1,5 +1,7 @@
 """Guided backpropagation and deconvolution: the rule at every activation, in whatever spelling."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -278,3 +280,64 @@ def test_captum_misses_functional_activations():
     score = eg.reducers.class_sum(eg.from_module(net), 1)
     assert torch.allclose(theirs, eg.gradient(score)(x), atol=1e-6)
     assert not torch.allclose(theirs, eg.guided_backprop(score)(x), rtol=1e-2)
+
+
+# -- MONAI's networks, whose activations other libraries do not find -----------------------------------------------
+
+
+class Defined(torch.autograd.Function):
+    """The definition, in the stead of an activation's derivative."""
+
+    @staticmethod
+    def forward(ctx, z, slopes, active):
+        ctx.save_for_backward(z, slopes)
+        ctx.active = active
+        return functional.prelu(z, slopes)
+
+    @staticmethod
+    def backward(ctx, r):
+        z, _ = ctx.saved_tensors
+        # At a(z) > 0 a PReLU of positive slopes has the derivative 1.
+        return r.clamp(min=0) * (z > 0) if ctx.active else r.clamp(min=0), None, None
+
+
+class ByDefinition(nn.Module):
+    def __init__(self, slopes, active):
+        super().__init__()
+        self.slopes, self.active = slopes, active
+
+    def forward(self, z):
+        return Defined.apply(z, self.slopes, self.active)
+
+
+def with_activations(net, active):
+    """A copy with another module for every PReLU."""
+    net = copy.deepcopy(net)
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.PReLU):
+                parent.add_module(name, ByDefinition(child.weight.detach(), active))
+    return net
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_prelu_unet_of_monai_has_the_rule(name, axes):
+    nets = pytest.importorskip("monai.networks.nets")
+    with torch.random.fork_rng():
+        torch.manual_seed(axes)
+        net = nets.UNet(axes, 1, 2, channels=(4, 8, 8), strides=(2, 2), num_res_units=1).eval().double()
+    prelus = [m for m in net.modules() if isinstance(m, nn.PReLU)]
+    assert len(prelus) > 3
+    assert not any(isinstance(m, nn.ReLU) for m in net.modules())
+    x = torch.randn(1, *[16] * axes, generator=torch.Generator().manual_seed(5)).double()
+    score = eg.reducers.class_sum(eg.from_module(net), 1)
+    z = x[None].clone().requires_grad_()
+    defined = with_activations(net, active=name == "guided_backprop")
+    (expected,) = torch.autograd.grad(defined(z)[0, 1].sum(), z)
+    found = getattr(eg, name)(score)(x)
+    assert torch.allclose(found, expected[0], rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+    # A library that rewrites what is called ReLU has the plain gradient here.
+    assert not torch.allclose(found, eg.gradient(score)(x), rtol=1e-2)
+    assert eg.rules.coverage(eg.rules.guided(score), x)["prelu", "rewritten"] == len(prelus)

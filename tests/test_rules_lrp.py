@@ -461,12 +461,11 @@ def test_multi_head_attention_is_one_layer_of_its_values():
 
 
 REFUSED = {
-    "prod": lambda x: x.prod(),
-    "logsumexp": lambda x: torch.relu(x).logsumexp((0, 1)),
+    "cumprod": lambda x: torch.relu(x).cumprod(0).sum(),
     "cdist": lambda x: torch.cdist(x, x + 1).sum(),
     "batch_norm": lambda x: functional.batch_norm(x, None, None, training=True).sum(),
     "grid_sample": lambda x: functional.grid_sample(
-        torch.ones(1, 1, 2, 2).to(x) * x.sum(), x.reshape(1, 2, 2, 2), align_corners=False
+        torch.ones(1, 1, 2, 2).to(x), x.reshape(1, 2, 2, 2), align_corners=False
     ).sum(),
 }
 
@@ -643,3 +642,193 @@ def test_the_leak_of_a_trained_network_is_that_of_its_biases():
             share += float((torch.func.grad(lambda d: more(z, d))(zero).flatten() * bias).sum())
     reached = explained(score, "zero", x).sum()
     assert float(reached) == pytest.approx(float(score(x)) - share, rel=1e-3)
+
+
+# -- products of several, addends, attention ---------------------------------------------------------------------
+
+
+def test_several_factors_of_a_kind_take_equal_parts():
+    x, w = drawn(3, 4, key=1), drawn(5, 4, 4, key=2)
+    b = drawn(5, key=3)
+    each = lambda value, n: value / n
+    product = explained(lambda x: x.prod(), "zero", x)
+    assert torch.allclose(product, each(x.prod(), 12).expand_as(x))
+    columns = explained(lambda x: x.prod(0).sum(), "zero", x)
+    assert torch.allclose(columns, (x.prod(0) / 3).expand_as(x))
+    three = explained(lambda x: torch.einsum("i,i,i->", x[0], x[1], x[2]), "zero", x)
+    assert torch.allclose(three, (x.prod(0) / 3).expand_as(x))
+    outer = explained(lambda x: torch.outer(x[0], x[1]).sum(), "zero", x)
+    sums = x.sum(1)
+    assert torch.allclose(outer, torch.stack([x[0] * sums[1] / 2, x[1] * sums[0] / 2, 0 * x[0]]))
+    forms = explained(lambda x: functional.bilinear(x[:1], x[1:2], w, b).sum(), "zero", x)
+    contributions = torch.einsum("kij,i,j->ij", w, x[0], x[1])
+    expected = torch.stack([contributions.sum(1) / 2, contributions.sum(0) / 2, 0 * x[0]])
+    assert torch.allclose(forms, expected)  # the bias keeps its own
+    kron = explained(lambda x: torch.kron(x[0], x[1]).sum(), "zero", x)
+    assert torch.allclose(kron, outer)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("rule", [rules.Epsilon(0.0), rules.ZPlus(), rules.Gamma(), rules.Flat()], ids=repr)
+def test_a_bilinear_form_of_data_and_a_constant_is_a_layer(rule, which):
+    x, other, w, b = drawn(2, 4, key=1), drawn(2, 4, key=2), drawn(5, 4, 4, key=3), drawn(5, key=4)
+    out = drawn(2, 5, key=5)
+    order = (lambda x: (x, other)) if which == 0 else (lambda x: (other, x))
+    score = lambda x: (functional.bilinear(*order(x), w, b) * out).sum()
+    found = explained(score, rules.Composite(linear=rule), x)
+    for row in range(2):
+        matrix = torch.einsum("kij,j->ki" if which == 0 else "kij,i->kj", w, other[row])
+        one = lambda x, matrix=matrix, row=row: (functional.linear(x, matrix, b) * out[row]).sum()
+        expected = explained(one, rules.Composite(linear=rule), x[row : row + 1])
+        assert torch.allclose(found[row], expected[0], rtol=1e-9, atol=1e-12)
+
+
+def plus(x):
+    return x.clamp(min=0) + 0.5
+
+
+ADDENDS = {
+    "addmm": (lambda x: torch.addmm(plus(x), x, V4, beta=2, alpha=3), lambda x: 2 * plus(x) + 3 * (x @ V4)),
+    "baddbmm": (
+        lambda x: torch.baddbmm(plus(x)[None], x[None], V4[None]),
+        lambda x: plus(x)[None] + x[None] @ V4[None],
+    ),
+    "addbmm": (
+        lambda x: torch.addbmm(plus(x), torch.stack([x, -x]), torch.stack([V4, 2 * V4])),
+        lambda x: plus(x) + (torch.stack([x, -x]) @ torch.stack([V4, 2 * V4])).sum(0),
+    ),
+    "addcmul": (
+        lambda x: torch.addcmul(plus(x), x, x.tanh(), value=2),
+        lambda x: plus(x) + 2 * (x * x.tanh()),
+    ),
+    "addcdiv": (
+        lambda x: torch.addcdiv(plus(x), x, x.exp(), value=2),
+        lambda x: plus(x) + 2 * (x / x.exp()),
+    ),
+    "bias of data": (
+        lambda x: functional.linear(x, V4, plus(x)[0]),
+        lambda x: functional.linear(x, V4) + plus(x)[0],
+    ),
+    "bias of a convolution": (
+        lambda x: functional.conv1d(x[None], V4[..., None], plus(x)[0]),
+        lambda x: functional.conv1d(x[None], V4[..., None]) + plus(x)[0][:, None],
+    ),
+    "lerp": (
+        lambda x: torch.lerp(x, plus(x), x.sigmoid()),
+        lambda x: (1 - x.sigmoid()) * x + x.sigmoid() * plus(x),
+    ),
+}
+
+V4 = drawn(4, 4, key=8)
+
+
+@pytest.mark.parametrize("composite", ["epsilon", "epsilon_plus", "deep_taylor", "last"])
+@pytest.mark.parametrize("name", ADDENDS)
+def test_what_is_added_to_a_product_has_a_rule_of_its_own(name, composite):
+    x, v = drawn(4, 4, key=1), drawn(4, 4, key=2)
+    chosen = rules.Composite(last=rules.ZPlus()) if composite == "last" else composite
+    one, other = ((lambda x, f=f: (f(x) * v).sum()) for f in ADDENDS[name])
+    assert torch.allclose(explained(one, chosen, x), explained(other, chosen, x), rtol=1e-9, atol=1e-12)
+
+
+def test_a_gate_stays_a_gate():
+    x, u = drawn(1, 2, 4, 4, key=1), drawn(1, 2, 4, 4, key=2)
+    gates = {
+        "not": lambda x: 1 - torch.sigmoid(x),
+        "scaled": lambda x: 2 * torch.sigmoid(x) - 1,
+        "of two": lambda x: torch.sigmoid(x) * torch.sigmoid(2 * x),
+        "resampled": lambda x: functional.interpolate(
+            functional.avg_pool2d(torch.sigmoid(x), 2), scale_factor=2, mode="bilinear"
+        ),
+        "averaged": lambda x: x.sigmoid().mean((2, 3), keepdim=True).expand_as(x),
+    }
+    for name, gate in gates.items():
+        found = explained(lambda x, gate=gate: (gate(x * u) * (x * u)).sum(), "zero", x[0])
+        expected = gate(x * u) * (x * u)
+        assert torch.allclose(found, expected[0], rtol=1e-9), name
+
+
+def test_a_soft_maximum_is_a_mean_with_constant_weights():
+    x = drawn(3, 5, key=1)
+    p = x.softmax(1)
+    assert torch.allclose(explained(lambda x: x.logsumexp(1).sum(), "zero", x), p * x)
+    likely = explained(lambda x: x.log_softmax(1)[:, 2].sum(), "zero", x)
+    expected = -p * x
+    expected[:, 2] += x[:, 2]
+    assert torch.allclose(likely, expected)
+    # The entropy of the weights is the bias.
+    entropy = -(p * p.log()).sum()
+    total = explained(lambda x: x.logsumexp(1).sum(), "zero", x).sum()
+    assert float(total) == pytest.approx(float(x.logsumexp(1).sum() - entropy), rel=1e-12)
+    with pytest.raises(NotImplementedError, match="got 'logsumexp'"):
+        eg.gradient(
+            rules.excitation(lambda x: functional.linear(torch.relu(x).logsumexp(1), x[:1, :3]).sum())
+        )(x)
+
+
+def test_where_data_is_sampled_is_constant():
+    x, to_grid = drawn(2, 4, 4, key=1), drawn(2, 2, key=2) / 3
+    grid = lambda x: torch.einsum("ghw,gd->hwd", x, to_grid).tanh()[None]
+    score = lambda x: functional.grid_sample(x[None], grid(x), align_corners=True).square().sum() / 2
+    fixed = grid(x)
+    sampled = functional.grid_sample(x[None], fixed, align_corners=True)
+    (expected,) = torch.func.vjp(lambda z: functional.grid_sample(z[None], fixed, align_corners=True), x)[1](
+        sampled / 2
+    )
+    found = explained(score, "zero", x)
+    assert torch.allclose(found, x * expected, rtol=1e-9)
+    assert float(found.sum()) == pytest.approx(float(score(x)), rel=1e-9)
+
+
+@pytest.mark.parametrize("composite", [*COMPOSITES, "epsilon_plus_flat", "last", "places"])
+@pytest.mark.parametrize("more", [{}, {"kdim": 3, "vdim": 5}, {"bias": False}])
+def test_projections_of_attention_follow_the_composite(more, composite):
+    """Against the same network with layers of its own for them."""
+    net, x = filled(nn.MultiheadAttention(4, 2, batch_first=True, **more)), drawn(5, 4, key=1)
+    to_k, to_v = (drawn(more.get(n, 4), 4, key=9) for n in ("kdim", "vdim"))
+    weights = (
+        net.in_proj_weight.chunk(3)
+        if net.in_proj_weight is not None
+        else (net.q_proj_weight, net.k_proj_weight, net.v_proj_weight)
+    )
+    biases = (None,) * 3 if net.in_proj_bias is None else net.in_proj_bias.chunk(3)
+    plus = rules.ZPlus()
+    chosen = {
+        "last": rules.Composite(last=plus),
+        "places": rules.Composite(places=(("", rules.Epsilon()), ("0", plus))),
+    }.get(composite, COMPOSITES.get(composite, composite))
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add_module("0", net)
+
+        def forward(self, x):
+            k, v = functional.linear(x, to_k), functional.linear(x, to_v)
+            return getattr(self, "0")(x, k if more.get("kdim") else x, v if more.get("vdim") else x)[0]
+
+    class Apart(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add_module("0", nn.Identity())
+
+        def forward(self, x):
+            k, v = functional.linear(x, to_k), functional.linear(x, to_v)
+            data = (x, k if more.get("kdim") else x, v if more.get("vdim") else x)
+            q, k, v = (
+                functional.linear(t, w, b).unflatten(-1, (2, 2)).transpose(1, 2)
+                for t, w, b in zip(data, weights, biases, strict=True)
+            )
+            seen = torch.softmax(q @ k.mT / 2**0.5, -1) @ v
+            seen = seen.transpose(1, 2).flatten(2)
+            return functional.linear(seen, net.out_proj.weight, net.out_proj.bias)
+
+    score = lambda module: lambda x: eg.from_module(module)(x).square().sum()
+    whole = explained(score(Whole()), chosen, x)
+    if composite == "places":  # the rule of the module is for its projections
+        assert not torch.allclose(whole, explained(score(Whole()), "epsilon", x), rtol=1e-2)
+        every = rules.Composite(linear=plus)
+        if not more.get("vdim"):
+            assert torch.allclose(whole, explained(score(Whole()), every, x), rtol=1e-9)
+        return
+    assert torch.allclose(whole, explained(score(Apart()), chosen, x), rtol=1e-7, atol=1e-10)

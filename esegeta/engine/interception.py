@@ -420,7 +420,8 @@ class Session:
         """Let operations have the derivatives of a rewrite."""
         if rewrite is not None:
             here = lambda tracer: (now := _current.get()) is not None and now.tracer is tracer
-            self.tracer = Tracer(rewrite, here, lambda: self.owner[-1])
+            owner = self.owner  # a tracer that knew its session would be a cycle, and activations would stay
+            self.tracer = Tracer(rewrite, here, lambda: owner[-1])
 
     def looking(self) -> "Session":
         """The same places, only looked at."""
@@ -567,6 +568,7 @@ class Session:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             if self.tracer is not None and starts:
                 stack.enter_context(self.tracer)
+                stack.callback(self.tracer.forget)
             if owners:
                 self.hidden = frozenset(p for m, p in tree.items() if p and _is_builtin_leaf(m))
                 for m, path in tree.items():

@@ -9,6 +9,7 @@ A rewrite that compares with a reference is *paired*: every tensor of data then 
 computes for the reference. Both run side by side, operation by operation, along the path that the input takes.
 """
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,10 +34,19 @@ _LOOKS = frozenset(
 )
 # Values of data as Python's own.
 _NUMBERS = frozenset({"item", "tolist", "numpy", "__float__", "__int__", "__index__", "__array__"})
+# What Python asks to choose its way.
+_ASKED = frozenset({"__bool__", "is_nonzero"})
+# Only the first argument has values in these, the second one a shape or a type.
+_LIKE = frozenset({"to", "type_as", "expand_as", "view_as", "reshape_as"})
+# A condition is still the same one after these.
+_CASTS = frozenset(
+    {"to", "type", "type_as", "float", "double", "half", "bfloat16", "clone", "contiguous", "detach"}
+)
 # Attributes that are tensors made of the values.
 _VIEWS_BY_NAME = frozenset({"T", "mT", "H", "mH", "real"})
 _LATER = object()
-_REFLECTED = {f"__{p}{n}__": n for p in "ri" for n in ("add", "sub", "mul", "pow", "matmul", "truediv")}
+_IN_PLACE = {f"__i{n}__": n for n in ("add", "sub", "mul", "pow", "matmul", "truediv", "div")}
+_COMMUTE = {"__radd__": "add", "__rmul__": "mul"}
 
 
 @runtime_checkable
@@ -190,23 +200,50 @@ class Tracer(TorchFunctionMode):
         self._shared: Any = WeakIdKeyDictionary()  # twins that share memory with others
         # What a rewrite remembers of a tensor: constants, which follow data into networks and out of them.
         self.notes: Any = WeakIdKeyDictionary()
-        # Copies of what is written to: of which tensor.
-        self.copies: Any = WeakIdKeyDictionary()
+        self._copies: Any = WeakIdKeyDictionary()  # copies of what is written to: of which tensor
+        self._memory: Any = WeakIdKeyDictionary()
 
     # -- what is data ------------------------------------------------------------------------------------------
 
     def mark(self, t: Tensor, twin: Tensor | None) -> None:
-        """From here on this is data, with its twin."""
-        self._twins[t] = t if twin is None else twin
+        """From here on this is data, with its twin; without one it is its own."""
+        self._twins[t] = twin
 
     def is_data(self, value: Any) -> bool:
-        """Whether a value is data."""
-        return isinstance(value, Tensor) and value in self._twins
+        """Whether a value is data: computed from it, or a view of what data was written into."""
+        if not isinstance(value, Tensor):
+            return False
+        if value in self._twins:
+            return True
+        whole = value._base
+        if whole is None or whole not in self._twins or value in self._gates or not value.is_floating_point():
+            return False
+        if self.rewrite.paired:
+            self._adopt_view(value, whole)
+        else:
+            self.mark(value, None)
+        self._note(value, whole)
+        return True
 
     def twin(self, t: Tensor) -> Tensor:
         """What the reference has in its stead."""
         found = self._twins.get(t)
         return t if found is None else found
+
+    def remember(self, t: Tensor, what: Any) -> None:
+        """Keep something by a tensor, until the run is over or the tensor is written to."""
+        if what is not None:
+            self._memory[t] = _version(t), what
+
+    def recall(self, t: Tensor) -> Any:
+        """What is remembered of a tensor."""
+        t = self._copies.get(t, t)
+        version, what = self._memory.get(t, (None, None))
+        return what if version == _version(t) else None
+
+    def forget(self) -> None:
+        """The run is over. Whatever keeps its graph must not find the graph again in what was remembered."""
+        self._memory.clear()
 
     # -- what runs ---------------------------------------------------------------------------------------------
 
@@ -214,21 +251,17 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self.active(self):
             return func(*args, **kwargs)
+        func, args, kwargs = _in_order(func, args, kwargs)
         leaves, spec = tree_flatten((args, kwargs))
-        data = [i for i, leaf in enumerate(leaves) if self.is_data(leaf)]
+        likeness = getattr(func, "__name__", "") in _LIKE
+        data = [i for i, leaf in enumerate(leaves[:1] if likeness else leaves) if self.is_data(leaf)]
         gates = [self._gates[leaf] for leaf in leaves if isinstance(leaf, Tensor) and leaf in self._gates]
         if not data and not gates:
             return func(*args, **kwargs)
         name, plain, written = _spelled(func, args, kwargs)
-        if self.rewrite.paired and data and getattr(func, "__name__", "") in _NUMBERS:
-            raise NotImplementedError(
-                check.problem(
-                    self.rewrite.name,
-                    "values that stay tensors",
-                    f"{name}() of {check.describe(leaves[data[0]])}, a number that has no reference",
-                    "Compute with the tensor itself",
-                )
-            )
+        raw = getattr(func, "__name__", "")
+        if self.rewrite.paired and raw in _NUMBERS | _ASKED:
+            return self._known_to_python(raw, func, leaves, spec, data)
         if not name or name in _LOOKS or name.startswith(("is_", "has_")):
             return func(*args, **kwargs)
         if name == "setitem":
@@ -242,18 +275,19 @@ class Tracer(TorchFunctionMode):
                     "Drop out=",
                 )
             )
+        as_called = leaves, spec
         leaves, spec = _without_inplace(leaves, spec, args, kwargs, written)
         if written:  # the rule computes a new tensor, which is then written into the old one
             leaves = list(leaves)
             i = next(i for i, leaf in enumerate(leaves) if leaf is args[0])
             leaves[i] = kept = args[0].clone()
-            self.copies[kept] = args[0]
+            self._copies[kept] = args[0]
             self._note(kept, args[0])
             if self.is_data(args[0]):
                 self.mark(kept, self._twin_copy(args[0]))
             data = [i for i, leaf in enumerate(leaves) if self.is_data(leaf)]
         if not data:
-            return self._gated(func, args, kwargs, gates)
+            return self._gated(func, *as_called, gates)
         inputs = [leaves[i] for i in data]
         twins = [self.twin(t) for t in inputs] if self.rewrite.paired else []
         gate = gates[0] if gates else None
@@ -267,7 +301,9 @@ class Tracer(TorchFunctionMode):
 
     def _ruled(self, op: Operation) -> tuple[Any, Any]:
         if op.name in _COMPARE or _is_detached(op):
-            return op.call(*op.inputs), None
+            out = op.call(*op.inputs)
+            with torch.no_grad():
+                return out, op.call(*op.twins) if self.rewrite.paired else None
         if self.rewrite.paired:
             op.there = _LATER
         out = self.rewrite.rule(op)
@@ -281,22 +317,63 @@ class Tracer(TorchFunctionMode):
             if not isinstance(t, Tensor):
                 continue
             if not t.is_floating_point():
-                self._gates[t] = Gate(op.inputs[0], _against_zero(op))
+                self._gates[t] = Gate(op.inputs[0], _against_zero(op), twin)
             elif _is_detached(op):
-                self._gates[t] = Gate(None, False)
+                self._gates[t] = Gate(None, False, twin)
             else:
                 self.mark(t, twin)
                 for other in op.twins if isinstance(twin, Tensor) else ():
                     if torch._C._is_alias_of(levels.base(twin), levels.base(other)):  # type: ignore[attr-defined]
                         self._shared[twin] = self._shared[other] = True
 
-    def _gated(self, func: Any, args: Any, kwargs: Any, gates: list["Gate"]) -> Any:
+    def _gated(self, func: Any, leaves: list[Any], spec: Any, gates: list["Gate"]) -> Any:
         """What is made of conditions alone is a condition."""
-        out = func(*args, **kwargs)
-        for t in tree_flatten(out)[0]:
+        out, there = _call(func, leaves, spec), None
+        if self.rewrite.paired:
+            there = _call(func, [self._reference(leaf) for leaf in leaves], spec)
+            self._go_the_same_way(getattr(func, "__name__", ""), out, there)
+        known = tree_flatten(there)[0] if there is not None else None
+        same = gates[0].above_zero and getattr(func, "__name__", "") in _CASTS
+        for i, t in enumerate(tree_flatten(out)[0]):
             if isinstance(t, Tensor):
-                self._gates[t] = gates[0]
+                self._gates[t] = Gate(gates[0].of, same, known[i] if known else None)
         return out
+
+    def _reference(self, leaf: Any) -> Any:
+        """What the reference has in the stead of an argument, which may be a condition."""
+        if not isinstance(leaf, Tensor):
+            return leaf
+        gate = self._gates.get(leaf)
+        return self.twin(leaf) if gate is None or gate.there is None else gate.there
+
+    def _known_to_python(self, raw: str, func: Any, leaves: list[Any], spec: Any, data: list[int]) -> Any:
+        """Data as a number has no reference; a choice has to be that of the reference too."""
+        if data and raw in _NUMBERS:
+            raise NotImplementedError(
+                check.problem(
+                    self.rewrite.name,
+                    "values that stay tensors",
+                    f"{raw.strip('_')}() of {check.describe(leaves[data[0]])}, a number that has no reference",
+                    "Compute with the tensor itself",
+                )
+            )
+        out = _call(func, leaves, spec)
+        self._go_the_same_way(raw, out, _call(func, [self._reference(leaf) for leaf in leaves], spec))
+        return out
+
+    def _go_the_same_way(self, raw: str, out: Any, there: Any) -> None:
+        """Refuse Python that takes another way for the reference: it would be compared with what it is not."""
+        if not _same(out, there):
+            what = "an if or while" if raw in _ASKED else f"{raw.strip('_')}()"
+            raise NotImplementedError(
+                check.problem(
+                    self.rewrite.name,
+                    "code that goes the same way for the input and for its reference",
+                    f"{what} on a condition of data that differs for the two"
+                    + (f" in {where!r}" if (where := self.where()) else ""),
+                    "Write the choice with operations, such as relu or maximum, or take a reference nearer to x",
+                )
+            )
 
     def _twin_copy(self, t: Tensor) -> Tensor | None:
         return self.twin(t).clone() if self.rewrite.paired else None
@@ -311,13 +388,25 @@ class Tracer(TorchFunctionMode):
                 else:  # rules may have kept the old one
                     self.mark(target, there)
         else:
-            self.mark(target, None)
+            self._fill(target)
+        self._memory.pop(target, None)
+        target.copy_(out)
         self._note(target, out)
-        return target.copy_(out)
+        self.remember(target, self.recall(out))
+        return target
 
     def _note(self, target: Tensor, value: Any) -> None:
+        """What is noted of a value goes with it, also into what its target is a view of."""
         if isinstance(value, Tensor) and value in self.notes:
-            self.notes[target] = self.notes[value]
+            for t in (target, target._base):
+                if t is not None:
+                    self.notes[t] = self.notes[value]
+
+    def _fill(self, target: Tensor) -> None:
+        """Data is written into it: then the tensor that it is a view of holds data too."""
+        self.mark(target, None)
+        if target._base is not None:
+            self.mark(target._base, None)
 
     def _adopt(self, target: Tensor) -> None:
         """Before data is written into it for the first time: the reference has a copy, or a view of one."""
@@ -327,8 +416,11 @@ class Tracer(TorchFunctionMode):
         if whole is None:
             self.mark(target, target.detach().clone())
             return
-        if not self.is_data(whole):
-            self.mark(whole, whole.detach().clone(memory_format=torch.preserve_format))
+        self.mark(whole, whole.detach().clone(memory_format=torch.preserve_format))
+        self._adopt_view(target, whole)
+
+    def _adopt_view(self, view: Tensor, whole: Tensor) -> None:
+        """The reference has the same view of the twin."""
         twin = self.twin(whole)
         same = twin.stride() == whole.stride()
         if not same or twin.storage_offset() != whole.storage_offset():
@@ -340,8 +432,8 @@ class Tracer(TorchFunctionMode):
                     "Clone it first",
                 )
             )
-        self.mark(target, twin.as_strided(target.shape, target.stride(), target.storage_offset()))
-        self._shared[twin] = self._shared[self.twin(target)] = True
+        self.mark(view, twin.as_strided(view.shape, view.stride(), view.storage_offset()))
+        self._shared[twin] = self._shared[self.twin(view)] = True
 
     def _set_item(self, func: Any, args: Any) -> Any:
         target, where, value = args
@@ -350,17 +442,23 @@ class Tracer(TorchFunctionMode):
                 self._adopt(target)
                 func(self.twin(target), where, self.twin(value) if isinstance(value, Tensor) else value)
         elif self.is_data(value):
-            self.mark(target, None)
+            self._fill(target)
+        func(target, where, value)
         self._note(target, value)
-        return func(target, where, value)
+
+
+def _version(t: Tensor) -> int:
+    t = levels.base(t)
+    return 0 if t.is_inference() else t._version
 
 
 @dataclass
 class Gate:
-    """What a condition was made of, and whether it asks if that is above zero."""
+    """What a condition was made of, whether it asks if that is above zero, and what it is for the reference."""
 
     of: Tensor | None
     above_zero: bool
+    there: Any = None
 
 
 _COMPARE = frozenset(
@@ -397,19 +495,72 @@ def _spelled(func: Any, args: Any, kwargs: Any) -> tuple[str, Any, bool]:
         name = getattr(owner, "__name__", "")
         return (name if name in (*_VIEWS_BY_NAME, "data") else ""), func, False
     raw = raw.split(".")[0]
-    name = raw.strip("_")
-    in_place = raw.startswith("__i") and raw in _REFLECTED
-    if raw in _REFLECTED:
-        name = _REFLECTED[raw]
+    name = _COMMUTE.get(raw, raw.strip("_"))
+    in_place = raw in _IN_PLACE
     if in_place:
+        name = _IN_PLACE[raw]
         func = getattr(Tensor, f"__{name}__")
     elif raw.endswith("_") and not raw.endswith("__"):
         in_place = True
         homes = (Tensor, torch, torch.nn.functional)
-        func = next((getattr(home, raw[:-1]) for home in homes if hasattr(home, raw[:-1])), func)
+        found = (getattr(home, raw[:-1]) for home in homes if hasattr(home, raw[:-1]))
+        func = _copied if name == "copy" else next(found, func)
     in_place = in_place or bool(kwargs.get("inplace")) or _inplace_position(name, args)
-    same = {"truediv": "div", "true_divide": "div", "divide": "div", "multiply": "mul", "subtract": "sub"}
+    same = {
+        "truediv": "div",
+        "minus": "sub",
+        "true_divide": "div",
+        "divide": "div",
+        "multiply": "mul",
+        "subtract": "sub",
+    }
     return same.get(name, name), func, in_place
+
+
+_SAME = {"truediv": "div", "true_divide": "div", "divide": "div", "multiply": "mul"}
+_SAME |= {"minus": "sub", "subtract": "sub"}
+
+
+def _minus(a: Any, b: Any, alpha: Any = 1) -> Any:
+    return a - b if alpha == 1 else a - alpha * b
+
+
+def _copied(target: Tensor, source: Tensor, *_: Any, **__: Any) -> Tensor:
+    return source.to(target).expand_as(target)
+
+
+# Spellings whose first argument is the right operand, such as Python's of ``1 - x``, and the usual ones.
+_SWAPPED: dict[str, Callable[..., Any]] = {
+    "__rsub__": operator.sub,
+    "rsub": _minus,
+    "__rdiv__": operator.truediv,
+    "__rtruediv__": operator.truediv,
+    "__rpow__": operator.pow,
+    "__rmatmul__": operator.matmul,
+}
+
+
+def _in_order(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """The call with the left operand first, so that no rule has to ask which one that is."""
+    plain = _SWAPPED.get(getattr(func, "__name__", "").split(".")[0])
+    if plain is None:
+        return func, args, kwargs
+    named = dict(kwargs)
+    right = args[0] if args else named.pop("input")
+    left = args[1] if len(args) > 1 else named.pop("other")
+    return plain, (left, right, *args[2:]), named
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether Python code sees no difference, as long as it does not look at the values of tensors."""
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a.shape == b.shape if isinstance(a, Tensor) else bool(torch.as_tensor(a == b).all())
+
+
+def _call(func: Any, leaves: list[Any], spec: Any) -> Any:
+    args, kwargs = tree_unflatten(leaves, spec)
+    return func(*args, **kwargs)
 
 
 # Functions of torch.nn.functional whose "inplace" may come by position, and where.
@@ -520,6 +671,31 @@ def reroute(
     [0.0, 0.0]
     """
     return _Reroute.apply(weigh, len(through), value, *through, *known)
+
+
+# Elements of a block that is still in the processor's cache when the next pass over it comes.
+_BLOCK = 1 << 16
+
+
+def blockwise(fn: Callable[..., Tensor], *ts: Tensor) -> Tensor:
+    """``fn(*ts)`` of what is computed element by element, in several passes: all of them on a block, then the next.
+
+    >>> import torch
+    >>> blockwise(lambda a, b: (a - b).abs() + 1, torch.ones(2, 3), torch.zeros(2, 3)).sum().item()
+    12.0
+    """
+    first = ts[0]
+    watched = torch.is_grad_enabled() and any(t.requires_grad for t in ts)
+    if watched or first.numel() <= _BLOCK or first.device.type != "cpu" or any(map(levels.wrapped, ts)):
+        return fn(*ts)
+    out = torch.empty_like(first)
+    dense = first.numel() == 1 + sum((n - 1) * s for n, s in zip(out.shape, out.stride(), strict=True))
+    if not dense or any(t.stride() != out.stride() or t.shape != out.shape for t in ts):
+        return fn(*ts)
+    blocks = [t.as_strided((t.numel(),), (1,)).split(_BLOCK) for t in (out, *ts)]
+    for target, *parts in zip(*blocks, strict=True):
+        target.copy_(fn(*parts))
+    return out
 
 
 _OURS = ("_Reroute", "_Once", "_Call")

@@ -23,6 +23,7 @@ from esegeta.rules.deeplift import deeplift
 from esegeta.rules.excitation import excitation
 from esegeta.rules.guided import deconvnet, guided
 from esegeta.rules.lrp import lrp, relevances
+from esegeta.rules.reveal_cancel import reveal_cancel
 from esegeta.rules.rewriting import coverage, rule
 
 __all__ = [
@@ -50,5 +51,6 @@ __all__ = [
     "guided",
     "lrp",
     "relevances",
+    "reveal_cancel",
     "rule",
 ]

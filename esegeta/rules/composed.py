@@ -41,6 +41,39 @@ def addcdiv(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Tensor:
     return x + value * (a / b)
 
 
+def addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Tensor:
+    """A sum with a product."""
+    return x + value * (a * b)
+
+
+def added_product(x: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+    """A sum with a product of matrices."""
+    return beta * x + alpha * torch.matmul(a, b)
+
+
+def addbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+    """A sum with a sum of products of matrices."""
+    return beta * x + alpha * torch.matmul(a, b).sum(0)
+
+
+def lerp(a: Tensor, b: Tensor, weight: Any) -> Tensor:
+    """A mean of two."""
+    return (1 - weight) * a + weight * b
+
+
+def biased_after(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An affine operation that adds its bias on its own."""
+
+    def made(x: Tensor, weight: Tensor, bias: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # What is only there for its place is passed without an effect.
+        none = torch.zeros_like(bias) if function is torch.conv_tbc else None
+        z = function(x, weight, none, *args, **kwargs)
+        last = weight.ndim == 2 or none is not None
+        return z + (bias if last else bias.reshape(-1, *[1] * (weight.ndim - 2)))
+
+    return made
+
+
 def normalize(x: Tensor, p: Any = 2.0, dim: Any = 1, eps: Any = 1e-12, out: None = None) -> Tensor:
     """Over its norm."""
     return x / vector_norm(x, p, dim, True).clamp_min(eps)
@@ -314,6 +347,15 @@ COMPOSED: dict[str, Callable[..., Any]] = {
     "binary_cross_entropy_with_logits": binary_cross_entropy_with_logits,
     "scaled_dot_product_attention": attention,
     "multi_head_attention_forward": multi_head_attention,
+}
+# For what is added to a product, where that is data: each of both has a rule of its own.
+ADDED: dict[str, Callable[..., Any]] = {
+    "addcmul": addcmul,
+    "addcdiv": addcdiv,
+    "addmm": added_product,
+    "addmv": added_product,
+    "baddbmm": added_product,
+    "addbmm": addbmm,
 }
 # For clamps whose bounds are data; with fixed bounds they are functions of one value.
 CLAMPS: dict[str, Callable[..., Any]] = {

@@ -1,7 +1,7 @@
 # ruff: noqa: ARG001, ARG005
 """DeepLIFT's Rescale rule for every operation: multipliers that carry differences from a reference exactly."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from esegeta._types import Score
 from esegeta.engine import check, levels
-from esegeta.engine.operators import Operation, reroute
+from esegeta.engine.operators import Operation, blockwise, reroute
 from esegeta.quadrature import nodes_and_weights
 from esegeta.rules.composed import CLAMPS, COMPOSED
+from esegeta.rules.lrp import statistics
 from esegeta.rules.operations import (
     AFFINE,
     ELEMENTWISE,
@@ -23,29 +24,32 @@ from esegeta.rules.operations import (
     SUMS,
     rectified,
 )
-from esegeta.rules.rewriting import Rewriting, rewritten, rule
+from esegeta.rules.rewriting import Rewriting, rewritten, rule, spelled_out
 
-_RANDOM = frozenset(name for name in MOVES if "dropout" in name)
+RANDOM = frozenset(name for name in MOVES if "dropout" in name)
 # Linear whatever of its arguments is data.
-_LINEAR = (MOVES | SUMS) - _RANDOM - {"lerp"}
+_LINEAR = (MOVES | SUMS) - RANDOM - {"lerp"}
 # Piecewise linear, so that a secant is exact however close its ends.
-_BENT = frozenset({"relu", "relu6", "leaky_relu", "rrelu", "prelu", "hardtanh", "hardshrink", "softshrink"})
-_BENT |= {"threshold", "clamp", "clamp_min", "clamp_max", "clip", "abs", "absolute", "hardsigmoid"}
-_BENT |= {"maximum", "minimum", "fmax", "fmin", "max", "min", "nan_to_num"}
+BENT = frozenset({"relu", "relu6", "leaky_relu", "rrelu", "prelu", "hardtanh", "hardshrink", "softshrink"})
+BENT |= {"threshold", "clamp", "clamp_min", "clamp_max", "clip", "abs", "absolute", "hardsigmoid"}
+BENT |= {"maximum", "minimum", "fmax", "fmin", "max", "min", "nan_to_num"}
 # Differences smaller than this, relative to the values, are mostly rounding.
-_NEAR = 1e-6
+NEAR = 1e-6
 
 
-class _DeepLift(Rewriting):
-    def __init__(self) -> None:
-        super().__init__("deeplift", _LINEAR, paired=True)
+class DeepLift(Rewriting):
+    """Differences from a reference; under another name, with rules of its own that come first."""
+
+    def __init__(self, name: str = "deeplift", *, fallback: str | None = None) -> None:
+        super().__init__(name, _LINEAR, paired=True, fallback=fallback)
 
     def rule(self, op: Operation) -> Any:
+        """By the table; a choice that data makes is refused."""
         # The reference would take the choices of the input along, and be another function of its own values.
         if op.conditions and not rectified(op):
             raise NotImplementedError(
                 check.problem(
-                    "deeplift",
+                    self.name,
                     "a network that computes no conditions, indices or detached values from its data",
                     f"{op.name!r} with one" + (f" in {op.where!r}" if op.where else ""),
                     "A difference has no share in a choice: write it with relu, clamp, maximum, max_pool, or "
@@ -89,7 +93,7 @@ def deeplift(score: Score, baseline: Tensor) -> Score:
     Reference:
         Shrikumar, Greenside, Kundaje 2017, arXiv:1704.02685.
     """
-    return rewritten(score, _DeepLift, baseline)
+    return rewritten(score, DeepLift, baseline)
 
 
 # -- functions of one value ----------------------------------------------------------------------------------------
@@ -98,7 +102,7 @@ def deeplift(score: Score, baseline: Tensor) -> Score:
 @rule("deeplift", *ELEMENTWISE)
 def _secant(op: Operation) -> Any:
     if op.name in ("clamp", "clip", "clamp_min", "clamp_max") and len(op.inputs) > 1:
-        return _spelled_out(op, CLAMPS[op.name])
+        return spelled_out(op, CLAMPS[op.name])
     return _of_one_value(op) if len(op.inputs) == 1 else NotImplemented
 
 
@@ -109,12 +113,10 @@ def _of_one_value(op: Operation) -> Any:
     if op.name == "exp":
         (x,), (x0,) = op.inputs, op.twins
         return reroute(op.call(x), [x], lambda g, y, x, x0: g * log_mean(x, x0).exp(), x0)
-    if op.name == "square" or (
-        op.name == "pow" and _is(op.argument(1, "exponent"), 2.0) and not _swapped(op)
-    ):
+    if op.name == "square" or (op.name == "pow" and _is(op.argument(1, "exponent"), 2.0)):
         (x,), (x0,) = op.inputs, op.twins
         return reroute(op.call(x), [x], lambda g, y, x, x0: g * (x + x0), x0)
-    near = 0.0 if op.name in _BENT else _NEAR
+    near = 0.0 if op.name in BENT else NEAR
 
     def weigh(g: Tensor, y: Tensor, x: Tensor, x0: Tensor, y0: Tensor, *others: Tensor) -> Tensor:
         shape, x, x0 = x.shape, x.expand_as(y), x0.expand_as(y)
@@ -122,7 +124,7 @@ def _of_one_value(op: Operation) -> Any:
         small = apart.abs() <= near * torch.maximum(x.abs(), x0.abs())
         slope = vjp(lambda t: op.call(t, others=others), (x + x0) / 2)[1](torch.ones_like(y))[0]
         slope = torch.where(slope.isfinite(), slope, 0)  # at the ends of roots and logarithms
-        return _fold(g * torch.where(small, slope, (y - y0) / torch.where(small, 1, apart)), shape)
+        return fold_up(g * torch.where(small, slope, (y - y0) / torch.where(small, 1, apart)), shape)
 
     return reroute(op.call(*op.inputs), op.inputs, weigh, *op.twins, op.there, *op.others)
 
@@ -135,8 +137,13 @@ def _relu(op: Operation) -> Tensor:
 
 def _relu_secant(g: Tensor, y: Tensor, x: Tensor, x0: Tensor) -> Tensor:
     r"""``max(x, x') / |x - x'|``, but not below 0 or above 1; the slope where both are the same."""
-    apart = (x - x0).abs_().add_(torch.finfo(x.dtype).tiny)  # so that 0 / 0 is 0
-    return torch.maximum(x, x0).div_(apart).clamp(0, 1).mul_(g)
+    tiny = torch.finfo(x.dtype).tiny  # so that 0 / 0 is 0
+
+    def weighted(g: Tensor, x: Tensor, x0: Tensor) -> Tensor:
+        apart = (x - x0).abs_().add_(tiny)
+        return torch.maximum(x, x0).div_(apart).clamp(0, 1).mul_(g)
+
+    return blockwise(weighted, g, x, x0)
 
 
 def log_mean(a: Tensor, b: Tensor) -> Tensor:
@@ -181,20 +188,19 @@ def _product(op: Operation) -> Any:
 
 def _mul(g: Tensor, y: Tensor, a: Tensor, b: Tensor, a0: Tensor, b0: Tensor) -> tuple[Tensor, Tensor]:
     g = g / 2
-    return _fold(g * (b + b0), a.shape), _fold(g * (a + a0), b.shape)
+    return fold_up(g * (b + b0), a.shape), fold_up(g * (a + a0), b.shape)
 
 
-@rule("deeplift", "div", "rdiv")
+@rule("deeplift", "div")
 def _quotient(op: Operation) -> Any:
     if op.kwargs.get("rounding_mode") is not None:
         return NotImplemented
     if len(op.inputs) == 1:
-        linear = op.is_data(op.args[0]) and not _swapped(op)
-        return op.call(*op.inputs) if linear else _of_one_value(op)
+        return op.call(*op.inputs) if op.is_data(op.argument(0, "input")) else _of_one_value(op)
 
     def weigh(g: Tensor, y: Tensor, a: Tensor, b: Tensor, a0: Tensor, b0: Tensor) -> tuple[Tensor, Tensor]:
         r, r0 = 1 / b, 1 / b0
-        return _fold(g * (r + r0) / 2, a.shape), _fold(-g * (a + a0) / 2 * r * r0, b.shape)
+        return fold_up(g * (r + r0) / 2, a.shape), fold_up(-g * (a + a0) / 2 * r * r0, b.shape)
 
     return reroute(op.call(*op.inputs), op.inputs, weigh, *op.twins)
 
@@ -220,7 +226,7 @@ def _of_two(op: Operation) -> Any:
         first = torch.where(sign * y >= sign * y0, sign * a >= sign * b, sign * a0 >= sign * b0)
         to_a = torch.where(first, g * _share(y, y0, a - a0), 0)
         to_b = torch.where(first, 0, g * _share(y, y0, b - b0))
-        return _fold(to_a, a.shape), _fold(to_b, b.shape)
+        return fold_up(to_a, a.shape), fold_up(to_b, b.shape)
 
     return reroute(op.call(*op.inputs), op.inputs, weigh, *op.twins, op.there)
 
@@ -350,9 +356,10 @@ def _norm(op: Operation) -> Any:
         if centred:
             u, u0 = u - u.mean(-1, keepdim=True), u0 - u0.mean(-1, keepdim=True)
         s, s0 = (t.square().mean(-1, keepdim=True).add(eps).rsqrt() for t in (u, u0))
-        both = u + u0
-        slope = (q * both).mean(-1, keepdim=True) / 2 * (s.square() * s0.square() / (s + s0))
-        m = q * ((s + s0) / 2) - slope * both
+        # In the product of u and s each has the other one's mean with weights 1 / s: a group of hardly any size,
+        # whose s is huge, is never multiplied by that.
+        mean = s * s0 / (s + s0)
+        m = 2 * q * mean - (q * (u * s + u0 * s0)).mean(-1, keepdim=True) * mean.square() * (u + u0)
         return (m - m.mean(-1, keepdim=True) if centred else m).reshape(x.shape)
 
     return reroute(op.call(x), [x], weigh, x0, *([] if weight is None else [weight]))
@@ -360,8 +367,17 @@ def _norm(op: Operation) -> Any:
 
 @rule("deeplift", "batch_norm")
 def _batch_norm(op: Operation) -> Any:
-    fixed = not op.argument(5, "training", False) and op.argument(1, "running_mean") is not None
-    return op.call(*op.inputs) if fixed and len(op.inputs) == 1 else NotImplemented
+    scale = scale_of(op)
+    if scale is None:
+        return NotImplemented
+    # Torch's own derivative is wrong on the CPU for one example in some layouts, such as that of ``h.mT.reshape``.
+    return reroute(op.call(*op.inputs), op.inputs, lambda g, y, x, scale: g * scale, scale)
+
+
+def scale_of(op: Operation) -> Tensor | None:
+    """The factor of each channel in a batch norm whose statistics are fixed, and no data."""
+    fixed = statistics(op) if len(op.inputs) == 1 and op.is_data(op.argument(0, "input")) else None
+    return None if fixed is None else fixed[0].detach().reshape(-1, *[1] * (op.inputs[0].ndim - 2))
 
 
 # -- what is linear in some forms, and what is made of others ------------------------------------------------------
@@ -378,7 +394,7 @@ def _linear_in_the_first(op: Operation) -> Any:
     return op.call(*op.inputs) if linear else NotImplemented
 
 
-@rule("deeplift", *_RANDOM)
+@rule("deeplift", *RANDOM)
 def _dropout(op: Operation) -> Any:
     p, training = op.argument(1, "p", 0.5), op.argument(2, "training", True)
     return op.call(*op.inputs) if p == 0 or not training else NotImplemented
@@ -386,22 +402,10 @@ def _dropout(op: Operation) -> Any:
 
 @rule("deeplift", *COMPOSED)
 def _composed(op: Operation) -> Any:
-    return _spelled_out(op, COMPOSED[op.name])
+    return spelled_out(op, COMPOSED[op.name])
 
 
-def _spelled_out(op: Operation, spelling: Callable[..., Any]) -> Any:
-    made = op.through(spelling)
-    out = op.call(*op.inputs)
-    if isinstance(out, Tensor):
-        return _as(out, made)
-    return type(out)([_as(a, b) if isinstance(b, Tensor) else a for a, b in zip(out, made, strict=True)])
-
-
-def _as(value: Tensor, made: Tensor) -> Tensor:
-    return reroute(value, [made], lambda g, y, z: g)
-
-
-def _fold(g: Tensor, shape: torch.Size) -> Tensor:
+def fold_up(g: Tensor, shape: torch.Size) -> Tensor:
     """Add up what has been broadcast."""
     if g.shape == shape:
         return g
@@ -409,11 +413,6 @@ def _fold(g: Tensor, shape: torch.Size) -> Tensor:
     g = g.sum(list(range(lead))) if lead else g
     wide = [d for d, n in enumerate(shape) if n == 1 and g.shape[d] != 1]
     return g.sum(wide, keepdim=True) if wide else g
-
-
-def _swapped(op: Operation) -> bool:
-    """Whether the second operand comes first: Python's spelling of ``2 ** x`` and ``1 / x``."""
-    return getattr(op.function, "__name__", "").startswith("__r")
 
 
 def _is(value: object, number: float) -> bool:

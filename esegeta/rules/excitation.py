@@ -1,5 +1,6 @@
 """Excitation backpropagation: a probability that goes down through what excites, and never through what inhibits."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +22,9 @@ from esegeta.rules.lrp import (
     last_layers,
     product,
     ratio,
-    reflected,
     tracer,
 )
-from esegeta.rules.operations import NORMS
+from esegeta.rules.operations import ELEMENTWISE, NORMS, rectified
 from esegeta.rules.rewriting import rewritten, rule
 
 NAME = "excitation"
@@ -77,6 +77,11 @@ class Excitation(Relevance):
 
         return reroute(layer.value, [positive], weigh)
 
+    def partly(self, op: Operation, kept: Sequence[int]) -> Any:
+        """What is positive in those that take all excites, with factors that do not count."""
+        positive = [t.clamp(min=0) if i in kept else t.detach() for i, t in enumerate(op.inputs)]
+        return _excited(op.call(*op.inputs), op.call(*positive).clamp(min=0))
+
     def alone(self, op: Operation) -> Tensor:
         """It passes."""
         return reroute(op.call(*op.inputs), op.inputs, lambda g, v, x: quotient(g * v, x))
@@ -103,10 +108,10 @@ def _refused(op: Operation) -> Any:
     raise op.unknown(NAME)
 
 
-@rule(NAME, "sub", "rsub")
+@rule(NAME, "sub")
 def _subtracted(op: Operation) -> Any:
     """What is subtracted inhibits."""
-    excites = op.argument(1, "other") if reflected(op) else op.argument(0, "input")
+    excites = op.argument(0, "input")
     if not op.is_data(excites):
         raise op.unknown(NAME)
     z = op.call(*op.inputs)
@@ -117,11 +122,19 @@ def _subtracted(op: Operation) -> Any:
 def _scaled(op: Operation) -> Any:
     """By a constant: a weight of its own for every element."""
     x = op.inputs[0]
-    if len(op.inputs) != 1 or (op.name == "div" and reflected(op)):
+    if len(op.inputs) != 1 or (op.name == "div" and not op.is_data(op.argument(0, "input"))):
         return product(op) if op.name == "mul" else ratio(op)
     z = op.call(x)
     positive = op.call(x.clamp(min=0)).clamp(min=0)
     return _excited(z, positive)
+
+
+@rule(NAME, *ELEMENTWISE)
+def _activated(op: Operation) -> Any:
+    """Its values are as active as its inputs: all of the probability passes, also where it is not zero at zero."""
+    if rectified(op):
+        return op.call(*op.inputs)
+    return here().alone(op) if len(op.inputs) == 1 else NotImplemented
 
 
 @rule(NAME, *NORMS)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from esegeta._types import Score
-from esegeta.engine.operators import Operation, reroute
+from esegeta.engine.operators import Operation, blockwise, reroute
 from esegeta.rules.operations import ACTIVATIONS, KNOWN, rectified
 from esegeta.rules.rewriting import Rewriting, rewritten, rule
 
@@ -15,7 +15,9 @@ _LOOKALIKES = ("maximum", "fmax", "max", "mul", "where")
 @rule("guided", *ACTIVATIONS, *_LOOKALIKES)
 def _guided(op: Operation) -> Any:
     if rectified(op):
-        return reroute(op.call(*op.inputs), op.inputs, lambda g, _, x: g.clamp(min=0) * (x > 0))
+        # The step function as a number: products with truth values are slow.
+        weigh = lambda g, x: g.clamp(min=0).mul_(x.sign().clamp(min=0))
+        return reroute(op.call(*op.inputs), op.inputs, lambda g, _, x: blockwise(weigh, g, x))
     if op.name in _LOOKALIKES or len(op.inputs) != 1:
         return NotImplemented
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.weak import WeakIdKeyDictionary
 
 from esegeta._types import Score
 from esegeta.engine import check, interception, levels
 from esegeta.engine.gradient import name_of
 from esegeta.engine.operators import Operation, Tracer, reroute
 from esegeta.places import activation_and_gradient
+from esegeta.rules.composed import ADDED, biased_after, lerp, multi_head_attention
 from esegeta.rules.composites import (
     Composite,
     Layer,
@@ -42,12 +42,14 @@ from esegeta.rules.operations import (
     SUMS,
     rectified,
 )
-from esegeta.rules.rewriting import Rewriting, rewritten, rule
+from esegeta.rules.rewriting import Rewriting, rewritten, rule, spelled_out
 
 # What opens and closes other values, as a factor in a product.
 GATES = frozenset({"sigmoid", "expit", "hardsigmoid", "softmax", "softmin"})
+# What makes a gate of gates and constants.
+_OF_GATES = MOVES | SUMS | {"mul", "div"}
 # One matrix of weights and one tensor of data, in the spelling of a product.
-_MATRICES = frozenset(
+MATRICES = frozenset(
     {"matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "tensordot", "einsum", "addmm", "addmv", "baddbmm"}
 )
 # Positively homogeneous: doubling the data doubles the value, so the derivative shares it out exactly.
@@ -75,7 +77,6 @@ class Relevance(Rewriting):
     def __init__(self, name: str, composite: Composite, last: frozenset[Any] = frozenset()) -> None:
         super().__init__(name, PLAIN)
         self.composite, self.last = composite, last
-        self._layers: Any = WeakIdKeyDictionary()
         self._counts: WeakKeyDictionary[Tracer, Counter[str]] = WeakKeyDictionary()
 
     def rule(self, op: Operation) -> Any:
@@ -85,10 +86,11 @@ class Relevance(Rewriting):
         # What is put in at a place is no part of the network.
         out = op.call(*op.inputs) if editing() else super().rule(op)
         depth = max(n.depth for n in known) + is_affine(op)
-        gate = op.name in GATES or (op.name in MOVES and all(n.gate for n in known))
+        gate = op.name in GATES or (op.name in _OF_GATES and all(n.gate for n in known))
         for t in tree_flatten(out)[0]:
             if isinstance(t, Tensor):
-                notes[t] = Note(depth, gate)
+                made = notes.get(t, Note())  # of another spelling
+                notes[t] = Note(max(depth, made.depth), gate or made.gate)
         return out
 
     def is_gate(self, t: Tensor) -> bool:
@@ -98,7 +100,7 @@ class Relevance(Rewriting):
     def ruled(self, layer: Layer) -> Tensor:
         """The value of an affine operation by the rule for it, remembered for what can be merged into it."""
         out = self.share(layer)
-        self._layers[out] = layer, _version(out)
+        tracer().remember(out, layer)
         return out
 
     def share(self, layer: Layer) -> Tensor:
@@ -116,16 +118,22 @@ class Relevance(Rewriting):
             Layer(parts.x, parts.weight, bias, value, parts.linear, parts.kind, op.where, depth, last)
         )
 
+    def partly(self, op: Operation, kept: Sequence[int]) -> Any:
+        """The value of an operation in which some of the data take all."""
+        return partly(op, kept)
+
     def alone(self, op: Operation) -> Tensor:
         """The value of a norm with fixed statistics that comes after no affine operation."""
-        z = op.call(*op.inputs)
+        z, fixed = op.call(*op.inputs), statistics(op) if op.name == "batch_norm" else None
+        if fixed is not None:
+            # Torch's own derivative is wrong on the CPU for one example in some layouts.
+            scale = fixed[0].reshape(-1, *[1] * (z.ndim - 2))
+            z = reroute(z, op.inputs, lambda g, _, __, scale: g * scale, scale)
         return shared(z, [z], (1.0,), 1e-6)
 
     def layer(self, t: Tensor) -> Layer | None:
         """The affine operation that a tensor came out of, unless it was written to since."""
-        t = tracer().copies.get(t, t)
-        layer, version = self._layers.get(t, (None, None))
-        return layer if layer is not None and version == _version(t) else None
+        return cast("Layer | None", tracer().recall(t))
 
 
 def tracer() -> Tracer:
@@ -145,11 +153,6 @@ def editing() -> bool:
 def here() -> Relevance:
     """The rewrite that is at work."""
     return cast(Relevance, tracer().rewrite)
-
-
-def _version(t: Tensor) -> int:
-    t = levels.base(t)
-    return 0 if t.is_inference() else t._version
 
 
 def number(counts: "WeakKeyDictionary[Tracer, Counter[str]]", where: str) -> tuple[str, int]:
@@ -184,7 +187,9 @@ def parts_of(op: Operation) -> Parts | None:
         return None
     if op.name in AFFINE:
         return _weighted(op)
-    return _multiplied(op) if op.name in _MATRICES else None
+    if op.name == "bilinear":
+        return _bilinear(op)
+    return _multiplied(op) if op.name in MATRICES else None
 
 
 def _weighted(op: Operation) -> Parts | None:
@@ -207,6 +212,20 @@ def _weighted(op: Operation) -> Parts | None:
     if bias is not None and conv and op.name != "conv_tbc":
         bias = bias.reshape(-1, *[1] * (weight.ndim - 2))
     return Parts(x, weight, bias, linear, "conv" if conv else "linear")
+
+
+def _bilinear(op: Operation) -> Parts | None:
+    """With one of its factors fixed: the matrix that the other one is multiplied with."""
+    first, second, weight, bias = (
+        op.argument(i, n) for i, n in enumerate(("input1", "input2", "weight", "bias"))
+    )
+    if not (op.is_data(first) or op.is_data(second)):
+        return None
+    x, pattern, other = (
+        (first, "kij,...j->...ki", second) if op.is_data(first) else (second, "kij,...i->...kj", first)
+    )
+    matrix = torch.einsum(pattern, weight, other)
+    return Parts(x, matrix, bias, lambda x, w: torch.einsum("...i,...ki->...k", x, w), "linear")
 
 
 def _multiplied(op: Operation) -> Parts | None:
@@ -258,7 +277,7 @@ def _transposed(layer: Layer) -> bool:
 def _affine(op: Operation) -> Any:
     parts = parts_of(op)
     if parts is None:
-        return product(op)
+        return _spelled(op) if spelling_of(op) is not None else product(op)
     if op.name.startswith("conv_transpose") or (op.name == "convolution" and op.argument(6, "transposed")):
         parts.linear.__name__ = "transposed"
     return here().affine(op, parts)
@@ -325,28 +344,52 @@ def partly(op: Operation, kept: Sequence[int]) -> Any:
 
 
 def product(op: Operation) -> Any:
-    """Of data with data: what is not a gate takes all; two of a kind take half each."""
-    if len(op.inputs) == 1 and op.name in ("mul", "prod"):
-        return op.call(*op.inputs) if op.name == "mul" else NotImplemented
-    if len(op.inputs) != 2 or any(op.name == n for n in ("bilinear", "addcmul", "kron", "prod")):
+    """Of data with data: what is not a gate takes all; several of a kind take equal parts."""
+    if spelling_of(op) is not None:
+        return _spelled(op)
+    if op.name == "bilinear" and op.is_data(op.argument(3, "bias")):
         return NotImplemented
-    gates = [here().is_gate(t) for t in op.inputs]
-    if sum(gates) == 1:
-        return partly(op, [gates.index(False)])
     z = op.call(*op.inputs)
-    return reroute(z, [z], lambda g, *_: g / 2)
+    if op.name == "prod":
+        return _equally(z, op.inputs[0].numel() // max(1, z.numel()))
+    gates = [here().is_gate(t) for t in op.inputs]
+    kept = [i for i, gate in enumerate(gates) if not gate] or list(range(len(gates)))
+    if len(kept) < len(gates):
+        z = here().partly(op, kept)
+    return _equally(z, len(kept))
+
+
+def _equally(z: Tensor, n: int) -> Tensor:
+    """Each of n factors would take all by the derivative."""
+    return z if n == 1 else reroute(z, [z], lambda g, *_: g / n)
+
+
+def spelling_of(op: Operation) -> Callable[..., Any] | None:
+    """Other operations that are to have their rules in the stead of this one: projections, addends that are data."""
+    if op.name == "multi_head_attention_forward":
+        return multi_head_attention
+    if op.name in ADDED:
+        return ADDED[op.name] if op.is_data(op.argument(0, "input")) else None
+    if op.name in AFFINE:
+        return biased_after(op.function) if op.is_data(op.argument(2, "bias")) else None
+    return lerp if op.name == "lerp" and op.is_data(op.argument(2, "weight")) else None
+
+
+def _spelled(op: Operation) -> Any:
+    spelling = spelling_of(op)
+    return NotImplemented if spelling is None else spelled_out(op, spelling)
 
 
 def ratio(op: Operation) -> Any:
     """What is divided takes all."""
+    if spelling_of(op) is not None:
+        return _spelled(op)
     above, below = op.argument(0, "input"), op.argument(1, "other")
-    if reflected(op):
-        above, below = below, above
     if op.name != "div" or op.argument(2, "rounding_mode") is not None:
         return NotImplemented
     if not op.is_data(below):
         return op.call(*op.inputs)
-    return partly(op, [1 if reflected(op) else 0]) if op.is_data(above) else _passed(op)
+    return here().partly(op, [0]) if op.is_data(above) else _passed(op)
 
 
 def _passed(op: Operation) -> Any:
@@ -442,7 +485,7 @@ def _attention(op: Operation) -> Any:
     """The weights of attention are constant."""
     value = op.argument(2, "value")
     kept = [i for i, t in enumerate(op.inputs) if t is value][-1:]
-    return partly(op, kept) if kept else NotImplemented
+    return here().partly(op, kept) if kept else NotImplemented
 
 
 def _glu(op: Operation) -> Any:
@@ -455,20 +498,11 @@ def _glu(op: Operation) -> Any:
     return reroute(op.call(x), [x], weigh)
 
 
-def reflected(op: Operation) -> bool:
-    """Whether the first argument is on the right: ``1 - x``, ``1 / x``."""
-    return op.name == "rsub" or getattr(op.function, "__name__", "") in (
-        "__rsub__",
-        "__rtruediv__",
-        "__rdiv__",
-    )
-
-
 def _added(op: Operation) -> Any:
     """A constant added to what an affine operation gave is its bias."""
     x = op.argument(0, "input")
     layer = here().layer(x) if op.is_data(x) and len(op.inputs) == 1 else None
-    if layer is None or reflected(op):
+    if layer is None:
         return NotImplemented
     value = op.call(layer.value)
     if value.shape != layer.value.shape:
@@ -478,32 +512,36 @@ def _added(op: Operation) -> Any:
     return here().ruled(replace(layer, bias=bias, value=value))
 
 
-def _refuse_data(at: int, name: str) -> Callable[[Operation], Any]:
-    def check(op: Operation) -> Any:
-        if op.is_data(op.argument(at, name)):
-            raise op.unknown(here().name)
-        return op.call(*op.inputs)
-
-    return check
+def _sampled(op: Operation) -> Any:
+    """Where it is sampled is constant."""
+    if not op.is_data(op.argument(0, "input")):
+        return NotImplemented
+    return op.call(*op.inputs) if len(op.inputs) == 1 else here().partly(op, [0])
 
 
 def common(rewrite: str) -> None:
     """The rules that relevance has for everything but affine operations and sums."""
     rule(rewrite, *AFFINE)(_affine)
-    rule(rewrite, *_MATRICES)(_affine)
-    rule(rewrite, *(PRODUCTS - _MATRICES))(product)
+    rule(rewrite, *MATRICES, "bilinear")(_affine)
+    rule(rewrite, *(PRODUCTS - MATRICES - {"bilinear"}))(product)
     rule(rewrite, *QUOTIENTS)(ratio)
     rule(rewrite, *ACTIVATIONS, *ELEMENTWISE, *_RATIOS, "softmax", "softmin")(_passed)
     rule(rewrite, *NORMS)(_norm)
     rule(rewrite, "batch_norm")(_batch_norm)
     rule(rewrite, "add", "sub")(_added)
-    rule(rewrite, "scaled_dot_product_attention", "multi_head_attention_forward")(_attention)
+    rule(rewrite, "scaled_dot_product_attention")(_attention)
+    rule(rewrite, "multi_head_attention_forward", "lerp")(_spelled)
     rule(rewrite, "glu")(_glu)
-    rule(rewrite, "grid_sample")(_refuse_data(1, "grid"))
-    rule(rewrite, "lerp")(_refuse_data(2, "weight"))
+    rule(rewrite, "grid_sample")(_sampled)
 
 
 common("lrp")
+
+
+@rule("lrp", "logsumexp", "log_softmax")
+def _soft_maximum(op: Operation) -> Any:
+    r"""A mean with the weights of a softmax, which are constant; the entropy of these weights is a bias."""
+    return op.call(*op.inputs)
 
 
 # -- which affine operations are the last ones ----------------------------------------------------------------
@@ -519,6 +557,9 @@ class _Layout(Rewriting):
     def rule(self, op: Operation) -> Any:
         notes = tracer().notes
         before: frozenset[Any] = frozenset().union(*(notes.get(t, frozenset()) for t in op.inputs))
+        spelling = spelling_of(op)
+        if spelling is not None:
+            return spelled_out(op, spelling)
         out = op.call(*op.inputs)
         if is_affine(op):
             before = frozenset({number(self._counts, op.where)})
@@ -572,9 +613,11 @@ def lrp(score: Score, composite: Composite | str = "epsilon") -> Score:
       to the winner; sums, averages and interpolations share it out by contribution: their ordinary derivative.
     - A batch norm becomes one with the affine operation before it, and so does the addition of a constant; a norm
       alone has epsilon. Instance, layer, group and RMS norms have a constant scale and epsilon on what they centre.
-    - In a product of data with what a sigmoid or softmax gave, the other factor takes all; without such a gate,
-      half each. What is divided takes all. The weights of attention are constant, and multi-head attention is one
-      affine operation of its values.
+    - In a product of data with what a sigmoid or softmax gave (also averaged, scaled, taken from 1), the other
+      factor takes all; without such a gate n factors take 1 / n each. What is divided takes all.
+    - The weights of attention are constant, so that all goes to the values; its projections are affine operations
+      like others. Constant are also the places where grid_sample samples, and in logsumexp and log_softmax the
+      weights of the softmax, whose entropy is a bias.
     - Anything else is refused, and so is a softmax whose probabilities are explained.
 
     The relevance of biases stays where it is: the sum at the input is F(x) less that, and exact without biases and

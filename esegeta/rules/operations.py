@@ -129,7 +129,6 @@ SUMS = frozenset(
     {
         "add",
         "sub",
-        "rsub",
         "neg",
         "negative",
         "positive",

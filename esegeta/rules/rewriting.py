@@ -49,18 +49,22 @@ def rule(rewrite: str, *operations: str) -> Callable[[Rule], Rule]:
 class Rewriting:
     """A rewrite made of the table of its name.
 
-    plain: the operations whose ordinary derivative is the right one.
+    plain: the operations whose ordinary derivative is the right one; fallback: the rewrite whose rules are taken
+    where it has none of its own.
     """
 
-    def __init__(self, name: str, plain: Iterable[str], *, paired: bool = False) -> None:
+    def __init__(
+        self, name: str, plain: Iterable[str], *, paired: bool = False, fallback: str | None = None
+    ) -> None:
         self.name, self.plain, self.paired = name, frozenset(plain), paired
+        self.tables = [name] if fallback is None else [name, fallback]
         self.rewritten: Counter[str] = Counter()
 
     def rule(self, op: Operation) -> Any:
         """Ask the table; what is in no table is refused."""
-        found = RULES.get(self.name, {}).get(op.name)
-        if found is not None:
-            out = found(op)
+        for table in self.tables:
+            found = RULES.get(table, {}).get(op.name)
+            out = NotImplemented if found is None else found(op)
             if out is not NotImplemented:
                 self.rewritten[op.name] += 1
                 operators.note(op, "rewritten")
@@ -69,6 +73,26 @@ class Rewriting:
             operators.note(op, "plain derivative")
             return op.call(*op.inputs)
         raise op.unknown(self.name)
+
+
+def spelled_out(op: Operation, spelling: Callable[..., Any]) -> Any:
+    """An operation with the derivative of another spelling, and with what is known of the values of that."""
+    made, out = op.through(spelling), op.call(*op.inputs)
+    if isinstance(out, Tensor):
+        return _same_as(op, out, made)
+    return type(out)(
+        [_same_as(op, a, b) if isinstance(b, Tensor) else a for a, b in zip(out, made, strict=True)]
+    )
+
+
+def _same_as(op: Operation, value: Tensor, made: Tensor) -> Tensor:
+    tracer = op.tracer
+    assert tracer is not None
+    out = operators.reroute(value, [made], lambda g, *_: g)
+    tracer.remember(out, tracer.recall(made))
+    if made in tracer.notes:
+        tracer.notes[out] = tracer.notes[made]
+    return out
 
 
 class _Looking:
