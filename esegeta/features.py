@@ -397,7 +397,7 @@ def windows(
                         "Choose a smaller size",
                     )
                 )
-            starts = torch.arange(0, max(length - wide + step, 1), step, device=x.device)[:, None]
+            starts = torch.arange(0, min(length - wide + step, length), step, device=x.device)[:, None]
             here = torch.arange(length, device=x.device)[None]
             inside = (here >= starts) & (here < starts + wide)
             if fade is None:

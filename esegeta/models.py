@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,15 +14,10 @@ from esegeta.engine import check, crops, interception, levels
 from esegeta.engine.execution import current
 from esegeta.engine.folded import fold
 from esegeta.engine.interception import Address, Session, Stop
-from esegeta.engine.locality import Locality, NotLocal, probe
+from esegeta.engine.locality import Locality, NotLocal, hear, listening, probe
 from esegeta.engine.native import Arrange, Call, Native, Pick, each, name_of, pick
 from esegeta.engine.operators import refuse_unseen
 from esegeta.engine.windows import Refused, Window
-
-# Calls of models while somebody wants to know which there are.
-_listening: ContextVar[list[tuple["ModuleModel", tuple[Any, ...]]] | None] = ContextVar(
-    "models", default=None
-)
 
 _OPS = 64  # how many kinds of call a model remembers
 
@@ -97,9 +91,7 @@ class ModuleModel:
 
     def __call__(self, *inputs: Any) -> Tensor:
         """Run one example through the network: each tensor comes without a batch axis."""
-        heard = _listening.get()
-        if heard is not None:
-            heard.append((self, inputs))
+        hear(self, inputs)
         leaves, spec = tree_flatten(inputs)
         is_tensor = tuple(isinstance(leaf, Tensor) for leaf in leaves)
         if not any(is_tensor):
@@ -309,13 +301,8 @@ def locality(score: Callable[[Tensor], Tensor], x: Tensor) -> Locality:
     x = check.image(where, "x", x)
     if levels.depth():
         raise ValueError(check.problem(where, "a plain image", "one under vmap or grad", "Ask outside of it"))
-    heard: list[tuple[ModuleModel, tuple[Any, ...]]] = []
-    token = _listening.set(heard)
-    try:
-        with torch.no_grad():
-            y = score(x)
-    finally:
-        _listening.reset(token)
+    with listening() as heard, torch.no_grad():
+        y = score(x)
     seen = {id(model): (model, inputs) for model, inputs in heard}
     try:
         if len(seen) == 1:

@@ -1,7 +1,10 @@
 """How far a network sees: found by planes of NaN, which nothing that sums or compares can hide."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +15,28 @@ PHASES = 16  # the longest shift period that is looked for: four halvings
 # Lengths of the axis that is probed, and of the others, until one is long enough and one is taken.
 LENGTHS = (96, 192, 384)
 THIN = (16, 32, 64)
+
+
+# Calls of models, while somebody wants to know which there are.
+_heard: ContextVar[list[tuple[Any, tuple[Any, ...]]] | None] = ContextVar("esegeta_models", default=None)
+
+
+def hear(model: Any, inputs: tuple[Any, ...]) -> None:
+    """A model is called."""
+    heard = _heard.get()
+    if heard is not None:
+        heard.append((model, inputs))
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[list[tuple[Any, tuple[Any, ...]]]]:
+    """Collect which models are called with what."""
+    heard: list[tuple[Any, tuple[Any, ...]]] = []
+    token = _heard.set(heard)
+    try:
+        yield heard
+    finally:
+        _heard.reset(token)
 
 
 class NotLocal(ValueError):
