@@ -1,12 +1,15 @@
 # Written by: python -m esegeta._stubs
 from esegeta import axioms as axioms
 from esegeta import baselines as baselines
+from esegeta import features as features
+from esegeta import masks as masks
 from esegeta import methods as methods
 from esegeta import models as models
 from esegeta import noise as noise
 from esegeta import random as random
 from esegeta import reducers as reducers
 from esegeta import rules as rules
+from esegeta import segmentation as segmentation
 from esegeta import spatial as spatial
 from esegeta import transforms as transforms
 from esegeta._registry import catalogue as catalogue
@@ -16,6 +19,7 @@ from esegeta._registry import reducer as reducer
 from esegeta._registry import transform as transform
 from esegeta.engine.batching import batched as batched
 from esegeta.engine.batching import explained as explained
+from esegeta.engine.estimates import with_standard_error as with_standard_error
 from esegeta.engine.execution import DeadlineExceeded as DeadlineExceeded
 from esegeta.engine.execution import ExecutionWarning as ExecutionWarning
 from esegeta.engine.execution import execution as execution
@@ -29,16 +33,25 @@ from esegeta.methods.blur_integrated_gradients import blur_integrated_gradients 
 from esegeta.methods.cam import cam as cam
 from esegeta.methods.conductance import conductance as conductance
 from esegeta.methods.deep_lift import deep_lift as deep_lift
+from esegeta.methods.deep_lift_reveal_cancel import deep_lift_reveal_cancel as deep_lift_reveal_cancel
 from esegeta.methods.deep_lift_shap import deep_lift_shap as deep_lift_shap
 from esegeta.methods.eigen_cam import eigen_cam as eigen_cam
 from esegeta.methods.eigen_grad_cam import eigen_grad_cam as eigen_grad_cam
 from esegeta.methods.elementwise_grad_cam import elementwise_grad_cam as elementwise_grad_cam
+from esegeta.methods.exact_shapley import channel_shapley as channel_shapley
+from esegeta.methods.exact_shapley import exact_shapley as exact_shapley
 from esegeta.methods.excitation_backprop import (
     contrastive_excitation_backprop as contrastive_excitation_backprop,
 )
 from esegeta.methods.excitation_backprop import excitation_backprop as excitation_backprop
 from esegeta.methods.expected_gradients import expected_gradients as expected_gradients
 from esegeta.methods.expected_gradients import gradient_shap as gradient_shap
+from esegeta.methods.extremal_perturbation import extremal_perturbation as extremal_perturbation
+from esegeta.methods.feature_ablation import feature_ablation as feature_ablation
+from esegeta.methods.feature_ablation import gaussian_occlusion as gaussian_occlusion
+from esegeta.methods.feature_ablation import occlusion as occlusion
+from esegeta.methods.feature_permutation import feature_permutation as feature_permutation
+from esegeta.methods.feature_permutation import feature_shuffling as feature_shuffling
 from esegeta.methods.fem import fem as fem
 from esegeta.methods.full_gradient import FullGradient as FullGradient
 from esegeta.methods.full_gradient import full_grad as full_grad
@@ -57,23 +70,35 @@ from esegeta.methods.guided_integrated_gradients import (
     guided_integrated_gradients as guided_integrated_gradients,
 )
 from esegeta.methods.hires_cam import hires_cam as hires_cam
+from esegeta.methods.hsic import hsic_attribution as hsic_attribution
 from esegeta.methods.idgi import idgi as idgi
 from esegeta.methods.input_x_gradient import input_x_gradient as input_x_gradient
 from esegeta.methods.integrated_gradients import integrated_gradients as integrated_gradients
 from esegeta.methods.internal_influence import internal_influence as internal_influence
+from esegeta.methods.kernel_shap import kernel_shap as kernel_shap
 from esegeta.methods.layer import layer_activation as layer_activation
 from esegeta.methods.layer import layer_gradient as layer_gradient
 from esegeta.methods.layer import layer_gradient_x_activation as layer_gradient_x_activation
 from esegeta.methods.layer_cam import layer_cam as layer_cam
+from esegeta.methods.lime import LimeFit as LimeFit
+from esegeta.methods.lime import lime as lime
+from esegeta.methods.lime import lime_fit as lime_fit
 from esegeta.methods.lrp import lrp as lrp
+from esegeta.methods.meaningful_perturbation import meaningful_perturbation as meaningful_perturbation
 from esegeta.methods.neuron_conductance import neuron_conductance as neuron_conductance
+from esegeta.methods.owen import partition_shap as partition_shap
 from esegeta.methods.random_cam import random_cam as random_cam
+from esegeta.methods.rise import rise as rise
 from esegeta.methods.score_cam import score_cam as score_cam
 from esegeta.methods.seg_eigen_cam import seg_eigen_cam as seg_eigen_cam
 from esegeta.methods.seg_xres_cam import seg_xres_cam as seg_xres_cam
 from esegeta.methods.shapley_cam import shapley_cam as shapley_cam
+from esegeta.methods.shapley_sampling import shapley_sampling as shapley_sampling
+from esegeta.methods.sobol import sobol_attribution as sobol_attribution
 from esegeta.methods.xgrad_cam import xgrad_cam as xgrad_cam
+from esegeta.methods.xrai import xrai as xrai
 from esegeta.models import from_module as from_module
+from esegeta.models import locality as locality
 from esegeta.places import activation_and_gradient as activation_and_gradient
 from esegeta.places import at as at
 from esegeta.places import every as every
@@ -90,6 +115,7 @@ from esegeta.transforms.pointwise import absolute as absolute
 from esegeta.transforms.pointwise import negative as negative
 from esegeta.transforms.pointwise import positive as positive
 from esegeta.transforms.pointwise import reduce_channels as reduce_channels
+from esegeta.transforms.regions import regions as regions
 from esegeta.transforms.smoothing import smooth as smooth
 from esegeta.transforms.smoothing import smooth_squared as smooth_squared
 from esegeta.transforms.smoothing import variance as variance
@@ -102,6 +128,7 @@ __all__ = [
     "DeadlineExceeded",
     "ExecutionWarning",
     "FullGradient",
+    "LimeFit",
     "ablation_cam",
     "absolute",
     "activation_and_gradient",
@@ -113,19 +140,27 @@ __all__ = [
     "blur_integrated_gradients",
     "cam",
     "catalogue",
+    "channel_shapley",
     "conductance",
     "contrastive_excitation_backprop",
     "deconvolution",
     "deep_lift",
+    "deep_lift_reveal_cancel",
     "deep_lift_shap",
     "eigen_cam",
     "eigen_grad_cam",
     "elementwise_grad_cam",
     "every",
+    "exact_shapley",
     "excitation_backprop",
     "execution",
     "expected_gradients",
     "explained",
+    "extremal_perturbation",
+    "feature_ablation",
+    "feature_permutation",
+    "feature_shuffling",
+    "features",
     "fem",
     "find_method",
     "forecast",
@@ -134,6 +169,7 @@ __all__ = [
     "full_gradient",
     "fuse",
     "fusion_grad",
+    "gaussian_occlusion",
     "grad_cam",
     "grad_cam_plus_plus",
     "gradient",
@@ -142,17 +178,24 @@ __all__ = [
     "guided_grad_cam",
     "guided_integrated_gradients",
     "hires_cam",
+    "hsic_attribution",
     "idgi",
     "input_x_gradient",
     "integrated",
     "integrated_gradients",
     "internal_influence",
+    "kernel_shap",
     "layer_activation",
     "layer_activation_guided_backprop",
     "layer_cam",
     "layer_gradient",
     "layer_gradient_x_activation",
+    "lime",
+    "lime_fit",
+    "locality",
     "lrp",
+    "masks",
+    "meaningful_perturbation",
     "method",
     "methods",
     "models",
@@ -162,8 +205,10 @@ __all__ = [
     "noise",
     "noise_grad",
     "nudge",
+    "occlusion",
     "on_trees",
     "over_baselines",
+    "partition_shap",
     "places",
     "positive",
     "random",
@@ -171,15 +216,20 @@ __all__ = [
     "reduce_channels",
     "reducer",
     "reducers",
+    "regions",
     "replace",
+    "rise",
     "rules",
     "saliency",
     "score_cam",
     "seg_eigen_cam",
     "seg_xres_cam",
+    "segmentation",
     "shapley_cam",
+    "shapley_sampling",
     "smooth",
     "smooth_squared",
+    "sobol_attribution",
     "spatial",
     "split",
     "tap",
@@ -187,5 +237,7 @@ __all__ = [
     "transforms",
     "upsample",
     "variance",
+    "with_standard_error",
     "xgrad_cam",
+    "xrai",
 ]

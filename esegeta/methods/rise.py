@@ -1,0 +1,130 @@
+"""RISE: the score under random masks, credited to what they show."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from esegeta import masks, random
+from esegeta._registry import method
+from esegeta._types import Explain, Score
+from esegeta.coalitions import mixed
+from esegeta.engine import check, levels, stream
+from esegeta.engine.estimates import answered
+
+
+@method(
+    refs=("baseline",),
+    key=True,
+    axioms=("linearity", "shift"),
+    needs="values",
+    shape="map",
+    example={"cells": 2, "samples": 6},
+    paper="Petsiuk, Das, Saenko 2018, arXiv:1806.07421",
+    also=("randomized_input_sampling",),
+)
+def rise(
+    score: Score,
+    *,
+    cells: int | Sequence[int] = 7,
+    keep: float | int = 0.5,
+    samples: int = 4000,
+    estimator: str = "plain",
+    antithetic: bool = True,
+) -> Explain:
+    r"""The mean score of the random masks that show a voxel.
+
+    .. math:: a_v = \frac{1}{n p} \sum_{t=1}^n F(m_t\, x + (1 - m_t)\, x')\, m_{t,v}, \qquad E[m_{t,v}] = p
+
+    with masks of ``masks.scattered``. A Monte Carlo mean, whose error falls with the root of ``samples``. The
+    ``plain`` one is the formula, unbiased for :math:`E[F m_v] / p`; on a score that is c everywhere it gives
+    :math:`c\, \bar m_v / p`, which is c in expectation, and c itself for antithetic masks with p = 1/2. The
+    ``self-normalised`` one divides by :math:`\sum_t m_{t,v}` instead, which gives exactly c and removes most of the
+    noise that a large mean of F brings. Both are means of the score: a voxel that F ignores gets about E[F], not
+    zero. The ``debiased`` one, :math:`\mathrm{Cov}(F, m_v) / \mathrm{Var}(m_v)`, is what showing a voxel with its
+    surroundings adds: zero in expectation where the masks tell nothing about F.
+
+    Args:
+        score: ``(C,*S) -> ()``; no derivative is needed.
+        cells: of a mask along an axis, or one number for each axis.
+        keep: p, strictly between 0 and 1.
+        samples: how often the score is run; masks come in pairs, so an odd number counts as the next even one.
+        estimator: ``plain``, ``self-normalised`` or ``debiased``.
+        antithetic: run the counterpart of every mask too; False draws all of them independently.
+
+    Returns:
+        ``explain(x, baseline, key=) -> (1,*S)``, for all channels together; ``with_standard_error`` gives its error.
+
+    Example:
+        >>> import torch
+        >>> explain = rise(lambda x: 0 * x.sum() + 5, cells=2, samples=4)
+        >>> explain(torch.ones(1, 3), torch.zeros(1, 3), key=0).tolist()
+        [[5.0, 5.0, 5.0]]
+
+    Reference:
+        Petsiuk, Das, Saenko 2018, equation 6, arXiv:1806.07421.
+    """
+    name = "rise"
+    n = check.positive_count(name, "samples", samples)
+    p = masks.share(name, "keep", keep)
+    check.one_of(name, "estimator", estimator, tuple(_ESTIMATORS))
+    kinds, answer = _ESTIMATORS[estimator]
+    together = 2 if antithetic else 1
+
+    def explain(
+        x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"], *, key: int | Tensor
+    ) -> Float[Tensor, "..."]:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        plain = getattr(score, "unchecked", score)  # a value that is not finite is named by its number below
+        run = lambda m: check.scalar(name, plain(mixed(x, baseline, m))).to(wide)
+        # Two estimators make of F + c what they make of F, plus c or nothing: without it, little cancels.
+        middle = x.new_zeros((), dtype=wide) if estimator == "plain" else run(torch.full_like(x[:1], p))
+
+        def sample(t: Tensor) -> Tensor:
+            shown = masks.scattered(random.fold_in(key, t), x, cells=cells, keep=p)[:together, None]
+            values = (vmap(run)(shown) - middle).reshape(-1, *[1] * x.ndim)
+            m = shown.to(wide)
+            return torch.cat([values * m, m, m * m, values.expand_as(m)][:kinds], 1).mean(0)
+
+        nodes = torch.arange(-(-n // together), device=x.device)
+        nothing: tuple[Any, ...] = (0, 0.0, 0.0)
+        count, centre, spread = stream.fold(sample, nodes, _absorb, nothing, label=name, partial=True)
+        value, pull, *_ = vjp(lambda mean: answer(mean, p, middle), centre)
+        (w,) = pull(torch.ones_like(value))
+        variance = torch.einsum("i...,j...,ij...->...", w, w, spread).clamp(min=0)
+        error = (variance / (count * (count - 1))).sqrt() if count > 1 else variance + torch.inf
+        return answered(value[None].to(x.dtype), error[None].to(x.dtype))
+
+    return explain
+
+
+def _absorb(state: tuple[Any, ...], values: Tensor, _: Tensor) -> tuple[Any, ...]:
+    """How many samples, their mean, and the sum of products of their differences from it (Chan et al.)."""
+    count, centre, spread = state
+    new = len(values)
+    odd = ~torch.isfinite(values.detach()).flatten(1).all(1)
+    if levels.true_anywhere(odd):
+        which = next(i for i in range(new) if levels.true_anywhere(odd[i])) + count
+        advice = "Look at the network's answer to it: a division by zero, an overflow"
+        raise ValueError(check.problem("rise", "a finite score", f"NaN or infinity for mask {which}", advice))
+    here = values.mean(0)
+    step, rest = here - centre, values - here
+    spread = spread + torch.einsum("ti...,tj...->ij...", rest, rest)
+    spread = spread + step[:, None] * step[None] * (count * new / (count + new))
+    return count + new, centre + step * (new / (count + new)), spread
+
+
+def _over(above: Tensor, below: Tensor) -> Tensor:
+    some = below > torch.finfo(below.dtype).eps
+    return torch.where(some, above / torch.where(some, below, 1), 0)
+
+
+# How many of the means of F m, m, m^2 and F it takes, and what the map is of them.
+_ESTIMATORS: dict[str, tuple[int, Callable[[Tensor, float, Tensor], Tensor]]] = {
+    "plain": (1, lambda mean, p, _: mean[0] / p),
+    "self-normalised": (2, lambda mean, _, c: c + _over(mean[0], mean[1])),
+    "debiased": (4, lambda mean, *_: _over(mean[0] - mean[1] * mean[3], mean[2] - mean[1] ** 2)),
+}
