@@ -125,8 +125,8 @@ class Windows:
         """The smallest box, over all axes, that holds window j."""
         where = []
         for profile in reversed(self.profiles):
-            hidden = profile[j % len(profile)].nonzero()
-            where.append(slice(int(hidden[0]), int(hidden[-1]) + 1))
+            hidden = profile[j % len(profile)].nonzero().flatten().tolist()
+            where.append(slice(hidden[0], hidden[-1] + 1) if hidden else slice(0, 0))
             j //= len(profile)
         return tuple(reversed(where))
 

@@ -1,13 +1,14 @@
 """From networks to models: functions of one example that every ``torch.func`` transform can enter."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from esegeta._types import Model
 from esegeta.engine import check, crops, interception, levels
@@ -145,8 +146,10 @@ class ModuleModel:
         if observed or self._native.outside or current().precision is not None:
             raise Refused("the network is observed, compiled or runs in reduced precision")
         batch = each(leaves, lambda t: t.unsqueeze(0))
-        with run.apart():
+        with run.apart(), _put_back(self._native.tree, _holds_windows) as kept:
             (y,) = self._native.guarded(batch, self._native.plain(spec), lambda t: t)
+        if kept:
+            raise Refused("the network keeps what it computes for later calls")
         return y.squeeze(0)
 
     def _in_crops(self, leaves: list[Any]) -> Tensor:
@@ -164,7 +167,8 @@ class ModuleModel:
         """How far the network sees in images of this shape: found once, and remembered."""
         key = (tuple(x.shape), x.dtype, x.device)
         if key not in self._localities:
-            self._localities[key] = probe(self, x, name_of(self.module))
+            with _put_back(self._native.tree, lambda _: True):  # what it learns from slabs is not for images
+                self._localities[key] = probe(self, x, name_of(self.module))
         return self._localities[key]
 
     def _listed(self, session: Session, leaves: list[Any], spec: Any) -> Tensor:
@@ -273,6 +277,28 @@ class ModuleModel:
                 self._native.guarded(batch, calls(plan.looking(), seen), torch.clone)
             odd = odd or seen[-1][0].odd
         return odd
+
+
+@contextlib.contextmanager
+def _put_back(modules: list[nn.Module], which: Callable[[Any], bool]) -> Iterator[list[str]]:
+    """Put back attributes that a network writes for later calls, if ``which`` is true of what it wrote."""
+    before = [dict(vars(m)) for m in modules]
+    written: list[str] = []
+    try:
+        yield written
+    finally:
+        for module, old in zip(modules, before, strict=True):
+            for name, value in list(vars(module).items()):
+                if (name not in old or old[name] is not value) and which(value):
+                    written.append(name)
+                    if name in old:
+                        vars(module)[name] = old[name]
+                    else:
+                        del vars(module)[name]
+
+
+def _holds_windows(value: Any) -> bool:
+    return any(isinstance(t, Window) for t in tree_leaves(value))
 
 
 def locality(score: Callable[[Tensor], Tensor], x: Tensor) -> Locality:

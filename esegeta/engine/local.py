@@ -5,6 +5,7 @@ then, for every change, only what it reaches (``windows``). Whether that pays is
 so that the same call takes the same way every time, and the answer is compared with a whole evaluation once.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +24,13 @@ Patch = Callable[[int, Box], Tensor]
 
 # Below this many multiplications for a whole evaluation, calling operators costs more than running them.
 SMALL = 3e7
-# Local evaluation has to save this much to be worth its clean pass and its comparison.
-WORTHWHILE = 0.85
+# What a local evaluation may cost of a whole one to be worth its trouble.
+WORTHWHILE = 0.6
 # What the comparison with a whole evaluation may differ by, relative to the score.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 MOST_AT_ONCE = 64
+# Beyond this size the allocator hands out pages that were never touched, which takes as long as filling them.
+FRESH_PAGES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,11 @@ class Followed:
         self.run.begin(record)
         if self.run.commits is not None:
             self.run.commits.clear()
-        with torch.no_grad():
+        # Where somebody may ask for gradients, what takes part has to show that it has some; it is refused then.
+        with contextlib.nullcontext() if self.run.differentiable else torch.no_grad():
             y = self.score(Window(self.run, (-1, 0), self.shape, clean, lo, patch))
+        if self.run.refused is not None:
+            raise self.run.refused  # the score has caught it
         if not isinstance(y, Window):
             raise Refused("the score does not depend on the image")
         if y.ndim:
@@ -156,7 +162,7 @@ def changed(
         except _NotFinite as odd:
             raise ValueError(str(odd)) from None
         except TooWide as wide:
-            reasons = [str(wide)]
+            reasons.append(str(wide))
             break  # what crops would run on is wider still
         except (
             Exception
@@ -404,9 +410,12 @@ def _at_once(run: Run, device: torch.device) -> int:
     # The first run held two; operators hold as much again while they work.
     each = max(1, run.peak)
     allowed = memory.budget(device, settings.memory)
-    if settings.memory is None and device.type == "cpu":
-        allowed *= 2
-    return max(1, min(MOST_AT_ONCE, allowed // each))
+    most = MOST_AT_ONCE
+    if device.type == "cpu":
+        most = min(most, max(2, 2 * FRESH_PAGES // max(1, run.largest)))
+        if settings.memory is None:
+            allowed *= 2
+    return max(1, min(most, allowed // each))
 
 
 def _compare(

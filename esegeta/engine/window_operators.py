@@ -122,6 +122,21 @@ def _batch_norm(op: Operator) -> Any:
 INSIDE.update(("native_batch_norm", "_native_batch_norm_legit_no_training", "_softmax", "_log_softmax"))
 
 
+@on("log_sigmoid_forward")
+def _log_sigmoid(op: Operator) -> Any:
+    x = op.args[0]
+    unused = (zeros(len(x.lo), 1), x.patch.new_zeros(len(x.lo), 0), (0,))
+    return [(x.lo, op.func(x.patch)[0], tuple(x.shape)), unused]
+
+
+@on("glu")
+def _gated(op: Operator) -> Any:
+    x, dim = op.args[0], (op.args[1] if len(op.args) > 1 else -1) % op.args[0].ndim
+    if not x.full(dim):
+        return NotImplemented
+    return x.lo, op.func(x.patch, dim + 1), tuple(n // 2 if a == dim else n for a, n in enumerate(x.shape))
+
+
 @on("_softmax", "_log_softmax", "cumsum", "logcumsumexp")
 def _along(op: Operator) -> Any:
     x, dim = op.args[0], op.args[1] % op.args[0].ndim
@@ -717,6 +732,17 @@ def _expanded(op: Operator) -> Any:
             size[lead + a], lo[:, lead + a] = x.extent[a], x.lo[:, a]
     here = x.patch.reshape(len(x.lo), *(1,) * lead, *x.extent)
     return lo, here.expand(len(x.lo), *size), shape
+
+
+@on("repeat")
+def _repeated(op: Operator) -> Any:
+    x, times = op.args
+    lead = len(times) - x.ndim
+    if not all(n == 1 or x.full(a) for a, n in enumerate(times[lead:])):
+        return NotImplemented
+    lo = np.concatenate([zeros(len(x.lo), lead), x.lo], 1)
+    here = x.patch.reshape(len(x.lo), *(1,) * lead, *x.extent).repeat(1, *times)
+    return lo, here, (*times[:lead], *(n * m for n, m in zip(x.shape, times[lead:], strict=True)))
 
 
 @on("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unbind")

@@ -54,7 +54,7 @@ class Run:
         self.refused: Refused | None = None
         self.step = 0
         self.cost = self.whole = 0.0
-        self.live = self.peak = 0  # bytes in patches
+        self.live = self.peak = self.largest = 0  # bytes in patches
         self.global_ops: set[str] = set()
         self.commits: list[Window] | None = None
         self.differentiable = False  # whether somebody outside may ask for gradients of what takes part
@@ -70,6 +70,7 @@ class Run:
 
     def end(self) -> None:
         """Forget the activations that nothing was read from."""
+        self.recording = False
         for step, outputs in list(self.kept.items()):
             self.kept[step] = tuple(t if (step, i) in self.read else None for i, t in enumerate(outputs))
             if all(t is None for t in self.kept[step]):
@@ -113,7 +114,7 @@ class Window(Tensor):
     born: int
 
     # Results that are plain tensors stay plain.
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(
@@ -134,6 +135,7 @@ class Window(Tensor):
         size = patch.numel() * patch.element_size()
         run.live += size
         run.peak = max(run.peak, run.live)
+        run.largest = max(run.largest, size)
         weakref.finalize(made, run.freed, size).atexit = False
         return made
 
@@ -146,7 +148,7 @@ class Window(Tensor):
         return self.detach()
 
     @data.setter
-    def data(self, _: Tensor) -> None:  # type: ignore[override]
+    def data(self, _: Tensor) -> None:
         raise Refused("the network replaces the data of a tensor")
 
     def data_ptr(self) -> int:
