@@ -810,3 +810,29 @@ def test_constants_noise_and_another_sample():
         assert torch.equal(one, baselines.dataset(samples, key=key, count=1)[0])
     keys = vmap(lambda k: baselines.another(samples, key=k))(torch.arange(200))
     assert len(keys.reshape(200, 4).unique(dim=0)) == 6
+
+
+def test_a_tolerance_stops_rise_and_no_example_waits_for_another():
+    weights = torch.linspace(0, 1, 64)
+    runs = []
+
+    def score(z):
+        runs.append(1)
+        return (z[0] * weights).sum()
+
+    x, zero = torch.ones(1, 64), torch.zeros(1, 64)
+    counts = []
+    for tolerance in (0.5, 0.02, None):
+        runs.clear()
+        explain = eg.rise(score, samples=2000, estimator="self-normalised", tolerance=tolerance)
+        with eg.execution(chunk=1):
+            a, error = eg.with_standard_error(explain)(x, zero, key=1)
+        assert error.max() <= (tolerance or 1) * a.abs().max()
+        counts.append(len(runs))
+    assert counts[0] < counts[1] < counts[2]
+
+    explain = eg.rise(score, samples=400, tolerance=0.1)
+    xs = torch.stack([x, eg.random.uniform(0, (1, 64))])
+    together = eg.batched(explain)(xs, torch.zeros_like(xs), key=3)
+    alone = torch.stack([explain(one, zero, key=3) for one in xs])
+    assert torch.allclose(together, alone, atol=1e-4)

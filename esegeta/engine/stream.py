@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import vmap
+from torch.func import vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from esegeta.engine import check, levels, memory, progress
@@ -276,10 +276,90 @@ def estimate(
     >>> mean.item(), round(error.item() ** 2, 4)
     (1.5, 0.4167)
     """
-    total = len(tree_leaves(nodes)[0])
+    state: tuple[Any, ...] = _NOTHING
+
+    def advance(start: int, stop: int) -> tuple[Tensor, Tensor, int]:
+        nonlocal state
+        piece = tree_map(lambda t: t[start:stop], nodes)
+        state = _moments(fn, piece, label, together, state)
+        count, centre, spread, dtype = state
+        # One sample says nothing of its error.
+        error = (spread / (count * (count - 1))).sqrt() if count > 1 else torch.full_like(spread, torch.inf)
+        return _narrow(centre, dtype), _narrow(error, dtype), count
+
+    return until_settled(advance, len(tree_leaves(nodes)[0]), label=label, tolerance=tolerance)
+
+
+def estimate_of(
+    fn: Callable[[Tree], Tensor],
+    nodes: Tree,
+    of: Callable[[Tensor], Tensor],
+    *,
+    label: str,
+    tolerance: float | None = None,
+    meaning: str = "sample",
+) -> tuple[Tensor, Tensor]:
+    """A function of the means of several numbers, and its standard error to first order.
+
+    Args:
+        fn: of a node, k numbers for every element, (k, ...).
+        nodes: independent samples.
+        of: from the means (k, ...) to the value, element by element.
+        label: what progress bars and errors call the loop.
+        tolerance: as in ``estimate``.
+        meaning: what errors call a node.
+
+    >>> import torch
+    >>> both = lambda i: torch.stack([i * 1.0, i + 1.0])
+    >>> ratio, error = estimate_of(both, torch.arange(3), lambda mean: mean[0] / mean[1], label="demo")
+    >>> ratio.item(), error.item() > 0
+    (0.5, True)
+    """
+    state: tuple[Any, ...] = (0, 0.0, 0.0)
+
+    def absorb(state: tuple[Any, ...], values: Tensor, _: Tree) -> tuple[Any, ...]:
+        count, centre, spread = state
+        new = len(values)
+        odd = ~torch.isfinite(values.detach()).flatten(1).all(1)
+        if levels.true_anywhere(odd):
+            which = count + next(i for i in range(new) if levels.true_anywhere(odd[i]))
+            advice = "Look at the network's answer to it: a division by zero, an overflow"
+            raise ValueError(
+                check.problem(label, "a finite score", f"NaN or infinity for {meaning} {which}", advice)
+            )
+        here = values.mean(0)
+        step, rest = here - centre, values - here
+        spread = spread + torch.einsum("ti...,tj...->ij...", rest, rest)
+        spread = spread + step[:, None] * step[None] * (count * new / (count + new))
+        return count + new, centre + step * (new / (count + new)), spread
+
+    def advance(start: int, stop: int) -> tuple[Tensor, Tensor, int]:
+        nonlocal state
+        piece = tree_map(lambda t: t[start:stop], nodes)
+        count, centre, spread = state = fold(fn, piece, absorb, state, label=label, partial=True)
+        value, pull, *_ = vjp(of, centre)
+        (slope,) = pull(torch.ones_like(value))
+        variance = torch.einsum("i...,j...,ij...->...", slope, slope, spread).clamp(min=0)
+        error = (variance / (count * (count - 1))).sqrt() if count > 1 else variance + torch.inf
+        return value, error, count
+
+    return until_settled(advance, len(tree_leaves(nodes)[0]), label=label, tolerance=tolerance)
+
+
+def until_settled(
+    advance: Callable[[int, int], tuple[Tensor, Tensor, int]],
+    total: int,
+    *,
+    label: str,
+    tolerance: float | None,
+) -> tuple[Tensor, Tensor]:
+    """A value and its standard error, from as many samples as a tolerance needs: see ``estimate``.
+
+    ``advance(start, stop)`` takes the samples from start to stop and gives value, error and how many samples are in
+    them, fewer than stop where a deadline came first.
+    """
     kept: tuple[Tensor, Tensor] | None = None
     settled: Tensor | None = None
-    count, centre, spread, dtype = 0, None, None, None
     done, end = 0, total if tolerance is None else min(16, total)
     with progress.loop(label) as bar:
         while done < total:
@@ -287,25 +367,13 @@ def estimate(
                 message = f"{label}: the deadline passed; the result is that of the first {done} of {total} samples."
                 record("partial", message, done=done, total=total)
                 break
-            piece = tree_map(lambda t, lo=done, hi=end: t[lo:hi], nodes)
             with progress.step(bar, done / total, end / total):
-                new, here, beside, dtype = _moments(fn, piece, label, together)
-            if centre is None:
-                count, centre, spread = new, here, beside
-            else:
-                step = here - centre
-                both = count + new
-                spread = spread + beside + step.square() * (count * new / both)
-                centre, count = centre + step * (new / both), both
-            # One sample says nothing of its error.
-            error = (
-                (spread / (count * (count - 1))).sqrt() if count > 1 else torch.full_like(spread, torch.inf)
-            )
+                value, error, reached = advance(done, end)
             if kept is None or settled is None:
-                kept = (centre, error)
+                kept = (value, error)
             else:
-                kept = (torch.where(settled, kept[0], centre), torch.where(settled, kept[1], error))
-            if tolerance is None or new < end - done:
+                kept = (torch.where(settled, kept[0], value), torch.where(settled, kept[1], error))
+            if tolerance is None or reached < end:
                 break  # all of them, or all that the deadline allowed
             near = kept[1].amax() <= tolerance * kept[0].abs().amax()
             settled = near if settled is None else settled | near
@@ -313,10 +381,19 @@ def estimate(
                 break
             done, end = end, min(2 * end, total)
     assert kept is not None
-    return _narrow(kept[0], dtype), _narrow(kept[1], dtype)  # type: ignore[arg-type]
+    return kept
 
 
-def _moments(fn: Callable[[Tree], Tensor], nodes: Tree, label: str, together: bool = True) -> tuple[Any, ...]:
+_NOTHING: tuple[Any, ...] = (0, 0.0, 0.0, None)
+
+
+def _moments(
+    fn: Callable[[Tree], Tensor],
+    nodes: Tree,
+    label: str,
+    together: bool = True,
+    start: tuple[Any, ...] = _NOTHING,
+) -> tuple[Any, ...]:
     """How many, their mean, the sum of squares around it, and the dtype: merged as in Chan et al."""
 
     def absorb(state: tuple[Any, ...], values: Tensor, piece: Tree) -> tuple[Any, ...]:
@@ -330,5 +407,4 @@ def _moments(fn: Callable[[Tree], Tensor], nodes: Tree, label: str, together: bo
         spread = spread + (wide - here).square().sum(0) + step.square() * (count * new / both)
         return both, centre, spread, values.dtype
 
-    nothing: tuple[Any, ...] = (0, 0.0, 0.0, None)
-    return fold(fn, nodes, absorb, nothing, label=label, partial=True, together=together)
+    return fold(fn, nodes, absorb, start, label=label, partial=True, together=together)

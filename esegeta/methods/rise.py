@@ -1,18 +1,17 @@
 """RISE: the score under random masks, credited to what they show."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import vjp, vmap
+from torch.func import vmap
 
 from esegeta import masks, random
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.coalitions import mixed
-from esegeta.engine import check, levels, stream
+from esegeta.engine import check, stream
 from esegeta.engine.estimates import answered
 
 
@@ -34,6 +33,7 @@ def rise(
     samples: int = 4000,
     estimator: str = "plain",
     antithetic: bool = True,
+    tolerance: float | int | None = None,
 ) -> Explain:
     r"""The mean score of the random masks that show a voxel.
 
@@ -54,6 +54,7 @@ def rise(
         samples: how often the score is run; masks come in pairs, so an odd number counts as the next even one.
         estimator: ``plain``, ``self-normalised`` or ``debiased``.
         antithetic: run the counterpart of every mask too; False draws all of them independently.
+        tolerance: stop before that once no standard error exceeds this fraction of the largest value.
 
     Returns:
         ``explain(x, baseline, key=) -> (1,*S)``, for all channels together; ``with_standard_error`` gives its error.
@@ -73,6 +74,7 @@ def rise(
     check.one_of(name, "estimator", estimator, tuple(_ESTIMATORS))
     kinds, answer = _ESTIMATORS[estimator]
     together = 2 if antithetic else 1
+    enough = None if tolerance is None else check.non_negative(name, "tolerance", tolerance)
 
     def explain(
         x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"], *, key: int | Tensor
@@ -90,31 +92,12 @@ def rise(
             return torch.cat([values * m, m, m * m, values.expand_as(m)][:kinds], 1).mean(0)
 
         nodes = torch.arange(-(-n // together), device=x.device)
-        nothing: tuple[Any, ...] = (0, 0.0, 0.0)
-        count, centre, spread = stream.fold(sample, nodes, _absorb, nothing, label=name, partial=True)
-        value, pull, *_ = vjp(lambda mean: answer(mean, p, middle), centre)
-        (w,) = pull(torch.ones_like(value))
-        variance = torch.einsum("i...,j...,ij...->...", w, w, spread).clamp(min=0)
-        error = (variance / (count * (count - 1))).sqrt() if count > 1 else variance + torch.inf
-        return answered(value[None].to(x.dtype), error[None].to(x.dtype))
+        found = stream.estimate_of(
+            sample, nodes, lambda mean: answer(mean, p, middle), label=name, tolerance=enough, meaning="mask"
+        )
+        return answered(*(t[None].to(x.dtype) for t in found))
 
     return explain
-
-
-def _absorb(state: tuple[Any, ...], values: Tensor, _: Tensor) -> tuple[Any, ...]:
-    """How many samples, their mean, and the sum of products of their differences from it (Chan et al.)."""
-    count, centre, spread = state
-    new = len(values)
-    odd = ~torch.isfinite(values.detach()).flatten(1).all(1)
-    if levels.true_anywhere(odd):
-        which = next(i for i in range(new) if levels.true_anywhere(odd[i])) + count
-        advice = "Look at the network's answer to it: a division by zero, an overflow"
-        raise ValueError(check.problem("rise", "a finite score", f"NaN or infinity for mask {which}", advice))
-    here = values.mean(0)
-    step, rest = here - centre, values - here
-    spread = spread + torch.einsum("ti...,tj...->ij...", rest, rest)
-    spread = spread + step[:, None] * step[None] * (count * new / (count + new))
-    return count + new, centre + step * (new / (count + new)), spread
 
 
 def _over(above: Tensor, below: Tensor) -> Tensor:
