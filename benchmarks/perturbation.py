@@ -1,10 +1,10 @@
 """Occlusion, Shapley sampling, KernelSHAP and LIME: the cost of one perturbation, esegeta against its peers.
 
-The real network on the real head, windows of 8 voxels a side in steps of 8; peers evaluate the whole volume for every
-window, whatever its size, so that a few windows give their cost. For esegeta all positions are run, and its clean pass and the
-comparison with whole evaluations are part of the time. Claims: occlusion at least 10 times as fast as captum and
-MONAI at 128 voxels a side, at least 8 times in 2-D at 512; the others at least twice as fast as captum per
-evaluation, with 100 supervoxels.
+The real network on the real head, windows of 8 voxels a side in steps of 8; peers evaluate the whole volume for
+every window, whatever its size, so that a few windows give their cost. For esegeta all positions are run, and its
+clean pass and the comparison with whole evaluations are part of the time. Claims: occlusion at least 10 times as
+fast as captum and MONAI at 128 voxels a side, at least 8 times in 2-D at 512; the others at least twice as fast as
+captum per evaluation, with 100 supervoxels.
 """
 
 import itertools

@@ -34,7 +34,8 @@ def _arguments(fn: Callable[..., object]) -> list[str]:
     """The signature without types, and without the function that is transformed."""
     words = []
     for p in list(inspect.signature(fn).parameters.values())[1:]:
-        given = "" if p.default is p.empty or p.default is None else f"={p.default!r}"
+        default = getattr(p.default, "__name__", None) if inspect.isroutine(p.default) else repr(p.default)
+        given = "" if p.default is p.empty or p.default is None else f"={default}"
         words.append(f"{p.name}{given}")
     return words
 

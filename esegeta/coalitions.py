@@ -151,27 +151,42 @@ def walks(
     >>> walks(lambda t: t.sum(), x, 0 * x, elements()(x), torch.tensor([[1, 0], [0, 1]]), label="demo").tolist()
     [[0.0, 2.0, 3.0], [0.0, 1.0, 3.0]]
     """
+    return walker(score, x, baseline, features, label=label)(orders)
+
+
+def walker(
+    score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, *, label: str
+) -> Callable[[Tensor], Tensor]:
+    """``walks`` as a function of the orders, which finds out once how to evaluate them."""
     score = getattr(score, "unchecked", score)
-    ranks = torch.argsort(orders, dim=1)
-    if not levels.depth() and not (levels.watched(x) or levels.watched(baseline)):
+    step_by_step = not levels.depth() and not (levels.watched(x) or levels.watched(baseline))
+    if step_by_step:
         start = mixed(x, baseline, features.keep(torch.zeros(features.count, dtype=x.dtype, device=x.device)))
-
-        def patch(walk: int, step: int, box: Box) -> Tensor:
-            return mixed(x[box], baseline[box], features.keep((ranks[walk] < step).to(x.dtype), box))
-
         boxes = [_whole(features.box(j), x) for j in range(features.count)]
-        found = local.walked(score, start, boxes, patch, orders.tolist(), label=label)
-        if found is not None:
-            return found.to(x.dtype)
-    count = len(orders)
-    nodes = torch.arange(count * (features.count + 1), device=x.device)
 
-    def keep(node: Tensor) -> Tensor:
-        rank = ranks.index_select(0, (node % count).reshape(1))[0]
-        return features.keep((rank < node // count).to(x.dtype))
+    def along(orders: Tensor) -> Tensor:
+        nonlocal step_by_step
+        ranks = torch.argsort(orders, dim=1)
+        if step_by_step:
 
-    values = shown(score, x, baseline, keep, nodes, label=label)
-    return values[: len(values) // count * count].reshape(-1, count).T
+            def patch(walk: int, step: int, box: Box) -> Tensor:
+                return mixed(x[box], baseline[box], features.keep((ranks[walk] < step).to(x.dtype), box))
+
+            found = local.walked(score, start, boxes, patch, orders.tolist(), label=label)
+            if found is not None:
+                return found.to(x.dtype)
+            step_by_step = False
+        count = len(orders)
+        nodes = torch.arange(count * (features.count + 1), device=x.device)
+
+        def keep(node: Tensor) -> Tensor:
+            rank = ranks.index_select(0, (node % count).reshape(1))[0]
+            return features.keep((rank < node // count).to(x.dtype))
+
+        values = shown(score, x, baseline, keep, nodes, label=label)
+        return values[: len(values) // count * count].reshape(-1, count).T
+
+    return along
 
 
 def parts(label: str, features: Features, x: Tensor, runs: Callable[[int], int]) -> FeatureMap:

@@ -176,10 +176,17 @@ def _applies(subject: Subject, axiom: str) -> bool:
     return subject.differentiable and not (axiom == "sensitivity_a" and "baselines" in subject.refs)
 
 
-CLAIMS = [pytest.param(s, a, id=f"{s}-{a}") for s in SUBJECTS for a in sorted(s.axioms)]
-OPEN = [
-    pytest.param(s, a, id=f"{s}-{a}") for s in METHODS for a in AXIOMS if a not in s.axioms and _applies(s, a)
-]
+# Whose explanations take long on every case.
+LONG = ("conductance", "shapley_sampling", "deep_lift_reveal_cancel")
+
+
+def _pair(subject: Subject, axiom: str):
+    marks = [pytest.mark.slow] if subject.name in LONG else []
+    return pytest.param(subject, axiom, id=f"{subject}-{axiom}", marks=marks)
+
+
+CLAIMS = [_pair(s, a) for s in SUBJECTS for a in sorted(s.axioms)]
+OPEN = [_pair(s, a) for s in METHODS for a in AXIOMS if a not in s.axioms and _applies(s, a)]
 
 
 @pytest.mark.parametrize(("subject", "axiom"), CLAIMS)

@@ -201,6 +201,7 @@ def test_opposites_are_exact_where_two_interact():
         close(eg.kernel_shap(score, samples=samples)(x, b, key=0), exact)
 
 
+@pytest.mark.slow
 def test_the_page_says_which_error_is_smaller():
     score, x, b = game(9)
     exact = eg.exact_shapley(score)(x, b)
@@ -342,6 +343,7 @@ def test_limes_nothing_is_as_far_from_the_image_as_possible():
     close(fit.coefficients, torch.tensor(solved[:3]), 1e-8)
 
 
+@pytest.mark.slow
 def test_limes_intervals_are_as_wide_as_its_coefficients_vary():
     score, x, b = game(6)
     fits = [lime_fit(score, samples=300)(x, b, key=k) for k in range(40)]
@@ -436,6 +438,7 @@ def test_hsic_of_what_changes_nothing_is_what_the_page_says():
 # -- standard errors, tolerances, deadlines ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shapley_sampling", "kernel_shap"])
 def test_a_standard_error_is_what_answers_vary_by(name):
     score, x, b = game(10)
@@ -483,7 +486,7 @@ def test_sampling_stops_at_its_tolerance():
 
     def count(**static):
         runs.clear()
-        with eg.execution(chunk=1):
+        with eg.execution(chunk=1, evaluation="whole"):
             a, error = eg.with_standard_error(eg.shapley_sampling(counted, **static))(x, b, key=2)
         assert len(runs) % 12 == 0
         return len(runs) // 12, a, error
@@ -499,6 +502,7 @@ def test_sampling_stops_at_its_tolerance():
     assert count(samples=7, tolerance=100.0)[0] == 7
 
 
+@pytest.mark.slow
 def test_each_example_of_a_batch_stops_for_itself():
     score, x, b = game(5)
     xs = torch.stack([x, b + 0.1 * (x - b), 3 * x])
@@ -529,10 +533,13 @@ def clock(monkeypatch):
 
 def at_deadline(clock, most, explain, *args, **kwargs):
     clock.runs, clock.most = 0, most
-    with eg.execution(chunk=1) as execution, pytest.warns(eg.ExecutionWarning, match="the deadline passed"):
+    with (
+        eg.execution(chunk=1, evaluation="whole") as execution,
+        pytest.warns(eg.ExecutionWarning, match="the deadline passed"),
+    ):
         a = explain(*args, **kwargs)
     clock.most = 10**9
-    assert {e["event"] for e in execution.events} == {"partial"}
+    assert {e["event"] for e in execution.events} - {"evaluation"} == {"partial"}
     return a
 
 
@@ -570,7 +577,7 @@ def test_a_deadline_between_a_sample_and_its_first_run(clock, monkeypatch):
         clock.most = 0
         raise eg.DeadlineExceeded
 
-    monkeypatch.setattr("esegeta.coalitions.walks", late)
+    monkeypatch.setattr("esegeta.coalitions.walker", lambda *args, **kwargs: late)
     clock.runs, clock.most = 0, 5
     with pytest.warns(eg.ExecutionWarning, match="at the beginning of a sample"):
         a = eg.shapley_sampling(score, samples=1)(x, b, key=3)
@@ -844,6 +851,7 @@ def test_captums_enumeration_agrees():
     close(explain(x, b), theirs[0].expand_as(x).double(), 1e-6)
 
 
+@pytest.mark.slow
 def test_captums_sampling_has_our_expectation():
     attr = pytest.importorskip("captum.attr")
     score, x, b, labels = image_game()

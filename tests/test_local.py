@@ -56,7 +56,7 @@ def close(a, b, tolerance=1e-10):
 # --- Every way says the same ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("axes", "n"), [(1, 64), (2, 36), (3, 20)])
+@pytest.mark.parametrize(("axes", "n"), [(1, 64), (2, 36), pytest.param(3, 20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", ["windows", "crops"])
 def test_occlusion_is_the_same_by_every_way(axes, n, way):
     score, x, baseline = task(axes, n)
@@ -67,6 +67,7 @@ def test_occlusion_is_the_same_by_every_way(axes, n, way):
     assert [e["evaluation"] for e in events] == [way]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["windows", "crops"])
 def test_float32_is_within_a_hundred_thousandth_of_the_score(way):
     score, x, baseline = task(3, 24, torch.float32)

@@ -175,6 +175,7 @@ def expectations(score, x, baseline, keep):
     return {"plain": plain, "self-normalised": plain, "debiased": slope}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("keep", [0.5, 0.3])
 def test_rise_is_right_in_expectation_and_knows_its_error(estimator, keep):
@@ -435,6 +436,7 @@ def paper(score, x, baseline, area, mode, steps, family, worth):
     return choice.mask(p).detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["preserve", "delete", "dual"])
 def test_extremal_perturbation_is_the_loop_of_the_paper(mode):
     """With 800 steps the settings are those of the paper; the first of them are enough to see it."""

@@ -226,6 +226,7 @@ def test_complete_on_the_brain_network(dtype):
     assert_complete(score, x, 0.3 * draw(*x.shape, seed=1, dtype=dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "windowed attention"])
 def test_no_example_influences_another(name):
     explain = eg.deep_lift_reveal_cancel(network_score(name))

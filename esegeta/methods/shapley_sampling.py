@@ -66,11 +66,13 @@ def shapley_sampling(
             label, elements() if features is None else features, x, runs=lambda d: 2 * n * (d + 1)
         )
 
+        walks = coalitions.walker(score, x, baseline, parts, label=label)
+
         def sample(i: Tensor) -> Tensor:
             order = random.permutation(random.fold_in(key, i), parts.count, device=x.device)
             orders = torch.stack([order, order.flip(0)])
             try:
-                v = coalitions.walks(score, x, baseline, parts, orders, label=label)
+                v = walks(orders)
             except DeadlineExceeded:  # after the sample began and before its first run
                 record("partial", f"{label}: the deadline passed at the beginning of a sample.")
                 v = x.new_zeros(2, 0)
