@@ -49,6 +49,7 @@ ORDER = (
     "places",
     "features",
     "coalitions",
+    "shapley_kernel",
     "masks",
     "rules",
     "methods",

@@ -13,9 +13,9 @@ import esegeta as eg
 from esegeta import features, random
 from esegeta.engine.execution import Execution
 from esegeta.methods import hierarchy
-from esegeta.methods.kernel_shap import _drawn
 from esegeta.methods.lime import lime_fit
 from esegeta.methods.sobol import _points
+from esegeta.shapley_kernel import drawn
 
 # Everything that answers with Shapley values for few parts, then what only comes near them.
 SHAPLEY = {
@@ -151,7 +151,7 @@ def test_kernel_shap_is_the_least_squares_of_its_own_coalitions():
     """A general solver for constrained least squares, on rows that are not paired or reduced."""
     d, samples = 9, 100
     score, x, b = game(d)
-    z, weights = _drawn(5, d, samples // 2 - 1, torch.device("cpu"))
+    z, weights = drawn(5, d, samples // 2 - 1, torch.device("cpu"))
     weights[d:] /= len(z) - d
     rows, weights = torch.cat([z, 1 - z]), torch.cat([weights, weights])
     v = values(score, x, b)
@@ -167,7 +167,7 @@ def test_kernel_shap_is_the_least_squares_of_its_own_coalitions():
 
 def test_kernel_shaps_sizes_have_its_law():
     d, n = 12, 20_000
-    z, weights = _drawn(1, d, d + n, torch.device("cpu"))
+    z, weights = drawn(1, d, d + n, torch.device("cpu"))
     assert torch.equal(z[:d], torch.eye(d, dtype=torch.float64))
     kernel = {k: (d - 1) / (math.comb(d, k) * k * (d - k)) for k in range(1, d)}
     law = torch.tensor([kernel[k] * math.comb(d, k) for k in range(2, d - 1)])
@@ -510,6 +510,29 @@ def test_each_example_of_a_batch_stops_for_itself():
     together = eg.batched(explain, in_dims=(0, None))(xs, b, key=1)
     for one, alone in zip(xs, together, strict=True):
         close(explain(one, b, key=1), alone)
+
+
+def test_kernel_shap_stops_at_its_tolerance():
+    score, x, b = game(12)
+    taken = []
+
+    def counted(z):
+        taken.append(1)
+        return score(z)
+
+    counts = []
+    for tolerance in (10.0, 0.05, None):
+        taken.clear()
+        explain = eg.kernel_shap(counted, samples=2000, tolerance=tolerance)
+        with eg.execution(chunk=1):
+            a, error = eg.with_standard_error(explain)(x, b, key=2)
+        assert tolerance is None or error.max() <= tolerance * a.abs().max()
+        counts.append(len(taken))
+        close(a.sum(), score(x) - score(b))
+        if tolerance == 10.0:  # the answer is that of as many samples
+            close(a, eg.kernel_shap(score, samples=len(taken))(x, b, key=2))
+    assert counts[0] == 2 + 2 * (12 + 16)
+    assert counts[0] < counts[1] < counts[2] == 2000
 
 
 @pytest.fixture

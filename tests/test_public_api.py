@@ -80,7 +80,7 @@ PROMISED = [
     ("channel_shapley", "score", ""),
     ("exact_shapley", "score", "features"),
     ("hsic_attribution", "score", "features samples"),
-    ("kernel_shap", "score", "features samples"),
+    ("kernel_shap", "score", "features samples tolerance"),
     ("lime", "score", "features samples width ridge"),
     ("partition_shap", "score", "features tree most"),
     ("shapley_sampling", "score", "features samples tolerance"),

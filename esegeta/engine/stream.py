@@ -352,15 +352,18 @@ def until_settled(
     *,
     label: str,
     tolerance: float | None,
+    least: int = 16,
 ) -> tuple[Tensor, Tensor]:
     """A value and its standard error, from as many samples as a tolerance needs: see ``estimate``.
+
+    The first look is after ``least`` samples.
 
     ``advance(start, stop)`` takes the samples from start to stop and gives value, error and how many samples are in
     them, fewer than stop where a deadline came first.
     """
     kept: tuple[Tensor, Tensor] | None = None
     settled: Tensor | None = None
-    done, end = 0, total if tolerance is None else min(16, total)
+    done, end = 0, total if tolerance is None else min(least, total)
     with progress.loop(label) as bar:
         while done < total:
             if kept is not None and current().left() <= 0:
