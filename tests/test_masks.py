@@ -814,6 +814,7 @@ def test_constants_noise_and_another_sample():
     assert len(keys.reshape(200, 4).unique(dim=0)) == 6
 
 
+@pytest.mark.slow
 def test_a_tolerance_stops_rise_and_no_example_waits_for_another():
     weights = torch.linspace(0, 1, 64)
     runs = []

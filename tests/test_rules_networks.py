@@ -290,6 +290,7 @@ def missing(method, score, x, baseline):
     return float((method(score)(x, baseline).sum() - (y - y0)).abs() / torch.maximum(y.abs(), y0.abs()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [eg.deep_lift, eg.deep_lift_reveal_cancel])
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @strict
@@ -357,6 +358,7 @@ def test_relevance_is_conserved_without_biases(axes, plan, seed):
     assert abs(float(found.sum() - score(x))) <= allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @strict
 @given(plan=plans(leaf()), seed=st.integers(1, 99))

@@ -193,6 +193,7 @@ def test_roots_that_one_part_has_none_of_take_the_secant():
 # -- every operation, networks -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_complete(name):
     x = draw(*SIZES[2], seed=1)
@@ -211,6 +212,7 @@ def test_complete_in_other_dimensions(axes, name):
     assert_complete(between(axes, middle), draw(*SIZES[axes], seed=1), draw(*SIZES[axes], seed=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_complete_on_networks(name, dtype):

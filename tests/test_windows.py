@@ -623,6 +623,7 @@ WRITERS |= {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_what_is_written_is_followed_or_refused(name):
     fn = WRITERS[name]
@@ -901,6 +902,7 @@ LOCAL_KINDS = [
 KINDS = [*LOCAL_KINDS, "instance", "squeeze"]
 
 
+@pytest.mark.slow
 @given(
     axes=st.sampled_from([1, 2, 3]),
     seed=st.integers(0, 10**6),
@@ -1067,6 +1069,7 @@ class Centred(nn.Module):
         return self.net(x) - self.middle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REDUCERS)
 @pytest.mark.parametrize("classes", [1, 3])
 def test_every_reducer(name, classes):

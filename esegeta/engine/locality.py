@@ -71,7 +71,7 @@ class Locality:
         """Which elements of the input, from a multiple of the period to one or the end, reach that output.
 
         >>> Locality((2,), (((-1, 2), (-2, 1)),)).needs(0, 4, 6, 100)
-        (2, 8)
+        (4, 8)
         """
         p, ranges = self.period[axis], self.reach[axis]
         low, high = start - max(r[1] for r in ranges), stop - min(r[0] for r in ranges)
