@@ -182,7 +182,7 @@ def main():
     score = eg.reducers.class_sum(eg.from_module(net), 1)
     title = f"2-D U-Net, {side} squared, window 8"
     occlusion(title, score, summed(net, mask), x, torch.zeros_like(x), 8, side // 8, options.repeats)
-    coalitions(task, 100, 128, options.repeats)
+    coalitions(task, 100, 256, options.repeats)
 
 
 if __name__ == "__main__":
