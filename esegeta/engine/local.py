@@ -88,15 +88,7 @@ class Followed:
         commits, self.run.commits = self.run.commits, None
         kept = []
         for b in range(self.states):
-            self.run.begin(record=True)
-            while True:
-                count = len(self.run.read)
-                try:
-                    self._once(self.clean[b : b + 1], lo[b : b + 1], patch[b : b + 1], record=True)
-                    break
-                except Missing:
-                    if len(self.run.read) == count:
-                        raise Refused("clean activations are read that were not computed") from None
+            self._once(self.clean[b : b + 1], lo[b : b + 1], patch[b : b + 1], record=True)
             self.run.end()
             kept.append(dict(self.run.kept))
         if self.states > 1:
@@ -164,9 +156,8 @@ def changed(
         except TooWide as wide:
             reasons.append(str(wide))
             break  # what crops would run on is wider still
-        except (
-            Exception
-        ) as error:  # nothing can go through like that; whole evaluation says whether it is more
+        except Exception as error:
+            # Nothing can go through like that; whole evaluation says whether it is more.
             reasons.append(f"{way}: {_line(error)}")
     _otherwise(label, "; ".join(filter(None, reasons)) or "asked for whole evaluations")
     return None
@@ -236,8 +227,7 @@ def _walked(
         lo, wide = _common([boxes[order[step - 1]] for order in orders], shape)
         return lo, torch.stack([patch(w, step, box) for w, box in enumerate(wide)])
 
-    lo, _ = at(1)
-    _, wide = _common([boxes[order[0]] for order in orders], shape)
+    lo, wide = _common([boxes[order[0]] for order in orders], shape)
     first = follow(lo, torch.stack([start[box] for box in wide]))
     # A typical step: the boxes of the parts differ, so the mean over all is what counts.
     shares = []
@@ -247,10 +237,7 @@ def _walked(
         shares.append(follow.run.cost / count / max(follow.run.whole, 1.0))
     share = sum(shares) / len(shares)
     if not forced:
-        if follow.run.whole < SMALL:
-            raise TooWide("a network so small that whole evaluations are as fast")
-        if share > WORTHWHILE:
-            raise TooWide(_too_wide(share, len(boxes), follow.run.global_ops))
+        _refuse_if_too_wide(follow.run, share, len(boxes))
     note(
         "evaluation",
         f"{label}: {count} walks of {len(boxes)} steps window by window, at {share:.3f} of a whole evaluation each.",
@@ -352,10 +339,7 @@ def _followed(
     clean, central = follow(np.repeat(lo, 2, 0), here)
     share = follow.run.cost / 2 / max(follow.run.whole, 1.0)
     if not forced:
-        if follow.run.whole < SMALL:
-            raise TooWide("a network so small that whole evaluations are as fast")
-        if 3 + share * len(real) > WORTHWHILE * len(real):
-            raise TooWide(_too_wide(share, len(real), follow.run.global_ops))
+        _refuse_if_too_wide(follow.run, share, len(real), beside=3)
     _compare(score, x, wide, here[1], clean, central)
     note(
         "evaluation",
@@ -392,9 +376,14 @@ def _followed(
     return Changed(clean, values)
 
 
-def _too_wide(share: float, count: int, global_ops: set[str]) -> str:
-    why = f"{count} changes that each reach {100 * share:.0f} % of the work"
-    return why + (f", through {', '.join(sorted(global_ops))}" if global_ops else "")
+def _refuse_if_too_wide(run: Run, share: float, count: int, beside: int = 0) -> None:
+    """Refuse changes at a share of a whole evaluation each, with some whole ones beside, that save little."""
+    if run.whole < SMALL:
+        raise TooWide("a network so small that whole evaluations are as fast")
+    if beside + share * count > WORTHWHILE * count:
+        why = f"{count} changes that each reach {100 * share:.0f} % of the work"
+        through = f", through {', '.join(sorted(run.global_ops))}" if run.global_ops else ""
+        raise TooWide(why + through)
 
 
 def _class(box: Box, shape: Sequence[int]) -> tuple[int, ...]:
