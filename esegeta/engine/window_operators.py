@@ -328,15 +328,18 @@ def _pooled_shape(x: Window, kernel: Any, stride: Any, padding: Any, dilation: A
     return spatial
 
 
-@on("max_pool2d_with_indices", "max_pool3d_with_indices")
-def _max_pool(op: Operator) -> Any:
-    x = op.args[0]
-    axes = 2 if "2d" in op.name else 3
-    lead = x.ndim - axes
+def _pooled(op: Operator) -> tuple[Window, int, list[int], list[int], list[int]]:
+    """What pools have in common: input, axes before the grid, kernel, stride, padding."""
+    x, axes = op.args[0], 2 if "2d" in op.name else 3
     kernel = _many(op.args[1], axes)
     stride = _many(op.args[2], axes) if len(op.args) > 2 and op.args[2] else kernel
-    padding = _many(op.args[3] if len(op.args) > 3 else 0, axes)
-    dilation = _many(op.args[4] if len(op.args) > 4 else 1, axes)
+    return x, x.ndim - axes, kernel, stride, _many(op.args[3] if len(op.args) > 3 else 0, axes)
+
+
+@on("max_pool2d_with_indices", "max_pool3d_with_indices")
+def _max_pool(op: Operator) -> Any:
+    x, lead, kernel, stride, padding = _pooled(op)
+    dilation = _many(op.args[4] if len(op.args) > 4 else 1, len(kernel))
     ceil = bool(op.args[5]) if len(op.args) > 5 else False
     if not all(x.full(a) for a in range(lead)):
         return NotImplemented
@@ -351,12 +354,8 @@ def _max_pool(op: Operator) -> Any:
 
 @on("avg_pool2d", "avg_pool3d")
 def _avg_pool(op: Operator) -> Any:
-    x = op.args[0]
-    axes = 2 if "2d" in op.name else 3
-    lead = x.ndim - axes
-    kernel = _many(op.args[1], axes)
-    stride = _many(op.args[2], axes) if len(op.args) > 2 and op.args[2] else kernel
-    padding = _many(op.args[3] if len(op.args) > 3 else 0, axes)
+    x, lead, kernel, stride, padding = _pooled(op)
+    axes = len(kernel)
     ceil = bool(op.args[4]) if len(op.args) > 4 else False
     include = bool(op.args[5]) if len(op.args) > 5 else True
     divisor = op.args[6] if len(op.args) > 6 else None
