@@ -169,14 +169,14 @@ def _checked(
             prepare(x, refs)
             return finish(x, explain(x, *refs, key=check.key(name, key)))
 
-        return _named(keyed, name, key=True)
+        return _named(keyed, name, kinds, key=True)
 
     @functools.wraps(explain)
     def plain(x: Tensor, *refs: Tensor) -> Any:
         prepare(x, refs)
         return finish(x, explain(x, *refs))
 
-    return _named(plain, name, key=False)
+    return _named(plain, name, kinds, key=False)
 
 
 def _finite(name: str, score: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -199,11 +199,11 @@ def _finite(name: str, score: Callable[[Tensor], Tensor]) -> Callable[[Tensor], 
     return checked
 
 
-def _named(explain: Any, name: str, key: bool) -> Callable[..., Tensor]:
+def _named(explain: Any, name: str, refs: tuple[str, ...], key: bool) -> Callable[..., Tensor]:
     """Errors and progress bars call it by the method; its own signature, not the inner one, is the public one."""
     del explain.__wrapped__
     explain.__name__ = explain.__qualname__ = name
-    explain.takes_key = key
+    explain.takes_key, explain.refs = key, refs
     return explain
 
 
@@ -364,8 +364,8 @@ def _composite(spec: MethodSpec, change: TransformSpec, refs: tuple[str, ...]) -
 def find_method(name: str) -> MethodSpec:
     """The method of that name or of that other name.
 
-    >>> import esegeta
-    >>> find_method("gradient_times_image").name
+    >>> import esegeta as eg
+    >>> eg.find_method("gradient_times_image").name
     'input_x_gradient'
     """
     for spec in METHODS.values():

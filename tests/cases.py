@@ -1,4 +1,4 @@
-"""Shared cases: scores with inputs, and everything in the registry that they are put to.
+"""Scores with inputs, drawn from seeds.
 
 A case prints as the call that rebuilds it:
 
@@ -7,17 +7,15 @@ make_case('cubic', axes=2, channels=1, dtype='float64', seed=0)
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import esegeta as eg
-from esegeta._registry import METHODS, TRANSFORMS, MethodSpec
 
 SHAPES = {1: (7,), 2: (3, 4), 3: (2, 3, 2)}
 POLYNOMIAL = ("linear", "quadratic", "cubic")
@@ -161,106 +159,3 @@ _SCORES: dict[str, Callable[[Case], Score]] = {
     "conv": _conv,
     "segmentation": _segmentation,
 }
-
-
-@dataclass(frozen=True, repr=False)
-class Subject:
-    """Something that explains, and what it promises. ``accuracy`` is that of its own stopping rule."""
-
-    name: str
-    build: Callable[..., Callable[..., Tensor]]
-    refs: tuple[str, ...] = ()
-    key: bool = False
-    axioms: frozenset[str] = frozenset()
-    one_channel: bool = False
-    composite: bool = False
-    accuracy: float = 0.0
-    stops_early: bool = False
-    differentiable: bool = True
-
-    def __repr__(self) -> str:
-        return self.name
-
-    def explain(self, case: Case) -> Callable[..., Tensor]:
-        return self.build(case.score)
-
-    def extra(self, key: "int | Tensor" = 7) -> dict[str, Any]:
-        return {"key": key} if self.key else {}
-
-    def __call__(self, case: Case, key: "int | Tensor" = 7) -> Tensor:
-        return self.explain(case)(case.x, *case.refs(self.refs), **self.extra(key))
-
-
-def _static(example: Mapping[str, Any], loose: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: loose.get(k, v) for k, v in example.items()}
-
-
-def built(spec: MethodSpec, static: Mapping[str, Any]) -> Callable[[Score], Callable[..., Tensor]]:
-    """Methods at a place explain the simplest one here, a copy of the input: so what holds for all holds for them.
-
-    What has to find activations to rewrite finds them in that copy.
-    """
-    copy = (lambda z: z + 0 * torch.relu(z)) if spec.rewrites else (lambda z: 1.0 * z)
-    where = ["copy"] if spec.place else []
-
-    def build(score: Score) -> Callable[..., Tensor]:
-        if not callable(score) or not (spec.place or spec.rewrites):
-            return spec.fn(score, *where, **static)
-        marked = lambda z: score(eg.name(copy(z), "copy"))
-        marked.differentiable = getattr(score, "differentiable", True)
-        marked.__name__ = getattr(score, "__name__", "score")
-        return spec.fn(marked, *where, **static)
-
-    return build
-
-
-# A transform sees an explanation and what it is called with, not what it is made of: one of each form is enough.
-TRANSFORMED = frozenset(
-    {"gradient", "integrated_gradients", "gradient_shap", "blur_integrated_gradients", "guided_backprop"}
-    | {"conductance", "grad_cam", "layer_gradient"}
-)
-
-
-def transformed(spec: MethodSpec) -> bool:
-    """Whether ``subjects`` holds the method under every transform."""
-    return spec.name in TRANSFORMED
-
-
-def subjects(*, few: bool = False) -> Iterator[Subject]:
-    """Everything of ``esegeta.catalogue()``, as cheap as it gets; with transforms one of each form.
-
-    Methods that stop at a tolerance stop earlier than in their example. With ``few`` methods take few steps,
-    for what does not depend on the effort; under transforms they always do.
-    """
-    hasty = {"tolerance": 0.02, "steps": 6}
-    for name, spec in sorted(METHODS.items()):
-        static = _static(spec.example, hasty if few else {"tolerance": 1e-3})
-        yield Subject(
-            name,
-            built(spec, static),
-            spec.refs,
-            spec.key,
-            spec.axioms,
-            spec.shape == "map",
-            accuracy=1.5 * static.get("tolerance", 0.0),
-            stops_early=spec.needs == "activation",
-            differentiable=spec.differentiable,
-        )
-    for name, spec in sorted(METHODS.items()):
-        for outer, change in sorted(TRANSFORMS.items()):
-            refs = change.refs(spec.refs)
-            if refs is None or not transformed(spec):
-                continue
-            inner = built(spec, _static(spec.example, hasty))
-            yield Subject(
-                f"{outer}({name})",
-                lambda score, build=inner, c=change: c.fn(build(score), **c.example),
-                refs,
-                spec.key or change.key,
-                spec.axioms & change.preserves,
-                "map" in (spec.shape, "map" if change.shape == "one channel" else ""),
-                True,
-                1.5 * hasty["tolerance"] if "tolerance" in spec.example else 0.0,
-                spec.needs == "activation",
-                spec.differentiable,
-            )

@@ -6,10 +6,12 @@ import warnings
 import jaxtyping
 import pytest
 import torch
-from cases import METHODS, built, make_case, subjects
+from cases import make_case
 from torch import nn
 
 import esegeta as eg
+from esegeta._registry import METHODS
+from esegeta.conformance.subjects import built, subjects
 
 NAN, INF = float("nan"), float("inf")
 SUBJECTS = [s for s in subjects() if not s.composite]

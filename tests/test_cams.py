@@ -6,11 +6,11 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from cases import METHODS
 from torch import nn
 from torch.func import vmap
 
 import esegeta as eg
+from esegeta._registry import METHODS
 from esegeta import zoo
 from esegeta.random import normal, uniform
 from esegeta.transforms.fusion import fuse

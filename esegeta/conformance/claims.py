@@ -1,0 +1,141 @@
+"""The claims of the package: which axioms each method, transform and rule keeps, and what shows that others fail.
+
+``python -m esegeta.conformance.claims`` searches a counterexample for every axiom that is not claimed, writes them
+into ``counterexamples.json`` and the table of all of them into the documentation. The tests try them again.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from esegeta._registry import METHODS, TRANSFORMS
+from esegeta.conformance.laws import LAWS, rebuilt
+from esegeta.conformance.report import Verdict
+from esegeta.conformance.subjects import TRANSFORMED, Subject, by_rule, of_transform, subjects
+from esegeta.conformance.verify import verify
+
+STORE = Path(__file__).with_name("counterexamples.json")
+PAGE = Path(__file__).parents[2] / "docs" / "claims.md"
+
+# One page cannot show why each axiom says nothing about each method; ``eg.verify`` does.
+SIGNS = {"holds": "yes", "violated": "no", "not applicable": "-"}
+
+
+def stored() -> dict[str, dict[str, str]]:
+    """The counterexamples that come with the package: method, axiom, the call that rebuilds the situation."""
+    return json.loads(STORE.read_text()) if STORE.exists() else {}
+
+
+def unclaimed(subject: Subject) -> list[str]:
+    """The axioms that a subject does not claim although they say something about it."""
+    return [a for a, law in LAWS.items() if a not in subject.axioms and not law.applies(subject)]
+
+
+def violated(subject: Subject, code: str) -> bool:
+    """Whether the situation still is a counterexample."""
+    residual, allowed = rebuilt(code).measure(subject)
+    return not residual <= allowed
+
+
+def counterexample(subject: Subject, axiom: str, cases: int = 1000) -> str | Verdict:
+    """The code of a counterexample, or the verdict where none was found."""
+    verdict = verify(subject, axioms=[axiom], cases=cases)[axiom]
+    return verdict.counterexample.code if verdict.counterexample else verdict
+
+
+def sign(subject: Subject, axiom: str) -> str:
+    """What the table says."""
+    if LAWS[axiom].applies(subject):
+        return SIGNS["not applicable"]
+    return SIGNS["holds" if axiom in subject.axioms else "violated"]
+
+
+def table(chosen: Iterable[Subject]) -> str:
+    """All subjects against all axioms."""
+    lines = [
+        f"| | {' | '.join(a.replace('_', ' ') for a in LAWS)} |",
+        f"| --- |{' --- |' * len(LAWS)}",
+        *(f"| `{s.name}` | {' | '.join(sign(s, a) for a in LAWS)} |" for s in chosen),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def preserved() -> str:
+    """All transforms against all axioms: what survives them."""
+    lines = [
+        f"| | {' | '.join(a.replace('_', ' ') for a in LAWS)} |",
+        f"| --- |{' --- |' * len(LAWS)}",
+    ]
+    for name, spec in sorted(TRANSFORMS.items()):
+        signs = [SIGNS["holds" if a in spec.preserves else "violated"] for a in LAWS]
+        lines.append(f"| `{name}` | {' | '.join(signs)} |")
+    return "\n".join(lines) + "\n"
+
+
+def lost(transform: str) -> dict[str, list[Subject]]:
+    """The axioms that a transform does not preserve, with the subjects of which it takes them."""
+    change = TRANSFORMS[transform]
+    made = [(of_transform(change, METHODS[m]), METHODS[m]) for m in sorted(TRANSFORMED)]
+    return {
+        axiom: [s for s, spec in made if s is not None and axiom in spec.axioms and not law.applies(s)]
+        for axiom, law in LAWS.items()
+        if axiom not in change.preserves
+    }
+
+
+def page(text: str) -> str:
+    """A page with its tables as they are now."""
+    tables = {"claims": lambda: table(s for s in subjects() if not s.composite), "preserved": preserved, "rules": _rules}
+    for name, made in tables.items():
+        text = re.sub(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", lambda m, t=made: m[1] + t() + m[2], text, flags=re.S)
+    return text
+
+
+def _rules() -> str:
+    return table(by_rule())
+
+
+def find(progress: Callable[[str], None] = print) -> dict[str, dict[str, str]]:
+    """A counterexample for everything that is not claimed; those that are stored and still hold stay."""
+    before, found = stored(), {}
+    for subject in [s for s in subjects() if not s.composite] + list(by_rule()):
+        for axiom in unclaimed(subject):
+            _keep(found, before, subject, axiom, progress)
+    for transform in TRANSFORMS:
+        for axiom, losers in lost(transform).items():
+            for subject in losers:
+                if _keep(found, before, subject, axiom, lambda _: None):
+                    break
+            else:
+                if losers:
+                    progress(f"{transform} keeps {axiom} of {', '.join(s.name for s in losers)}: declare it")
+    return found
+
+
+def _keep(
+    found: dict[str, dict[str, str]],
+    before: dict[str, dict[str, str]],
+    subject: Subject,
+    axiom: str,
+    progress: Callable[[str], None],
+) -> bool:
+    code = before.get(subject.name, {}).get(axiom)
+    if code is None or not violated(subject, code):
+        code = counterexample(subject, axiom)
+    if isinstance(code, Verdict):
+        progress(f"{subject.name} keeps {axiom}: {code}: claim it or widen the cases")
+        return False
+    found.setdefault(subject.name, {})[axiom] = code
+    return True
+
+
+def main() -> int:
+    """Write the counterexamples and the page."""
+    STORE.write_text(json.dumps(find(), indent=1, sort_keys=True) + "\n")
+    PAGE.write_text(page(PAGE.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,191 @@
+"""From an axiom to random situations in which a method can keep or break it."""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from esegeta.conformance import laws, strategies
+from esegeta.conformance.cases import Case
+from esegeta.conformance.strategies import Shape
+from esegeta.conformance.subjects import Subject
+
+# Few, so that what draws scores of each shape is made once. Small ones first: they are what a search ends with.
+SHAPES: tuple[Shape, ...] = (
+    *((1, 1), (1, 2), (1, 3), (2, 2), (1, 4), (2, 4)),
+    *((1, 2, 2), (1, 1, 3), (2, 2, 1), (2, 3, 4), (1, 4, 4)),
+    *((1, 2, 1, 2), (2, 2, 2, 1), (1, 2, 3, 2), (2, 2, 2, 2)),
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What of a subject decides which situations it can be put to."""
+
+    networks_only: bool
+    one_channel: bool
+
+
+def situations(axiom: str, subject: Subject) -> SearchStrategy[Any]:
+    """Situations of one axiom for a subject: of scores that it can explain."""
+    kind = Kind(subject.wants == "module", subject.one_channel)
+    # What compares voxels needs two.
+    shapes = [s for s in SHAPES if axiom != "symmetry" or math.prod(s[1:]) > 1]
+    return st.sampled_from(shapes).flatmap(lambda shape: _of_shape(axiom, kind, shape))
+
+
+@functools.cache
+def _of_shape(axiom: str, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    return DRAWN[axiom](laws.LAWS[axiom], kind, shape)
+
+
+@functools.cache
+def scores(kind: Kind, shape: Shape, kinked: bool = False) -> SearchStrategy[Any]:
+    """What a subject can explain: networks, and where it takes any function, functions too."""
+    nets = strategies.networks(shape=shape, smooth=False if kinked else None)
+    if kind.networks_only:
+        return nets
+    return strategies.functions(shape=shape, smooth=False if kinked else None) | nets
+
+
+@functools.cache
+def _case(kind: Kind, shape: Shape, kinked: bool = False) -> SearchStrategy[Case]:
+    return strategies.cases(scores(kind, shape, kinked), shape=shape)
+
+
+def _plain(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    return st.builds(law, _case(kind, shape))
+
+
+def _element(shape: Shape) -> SearchStrategy[int]:
+    return st.integers(0, math.prod(shape) - 1)
+
+
+def _not_zero(most: int = 2) -> SearchStrategy[float | int]:
+    return strategies.numbers(most).filter(bool)
+
+
+def _sensitivity_a(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    either = _case(kind, shape, kinked=True) | _case(kind, shape)  # most that are blind are blind behind a kink
+    return st.builds(law, either, _element(shape), _not_zero(4))
+
+
+def _dummy(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    # For one map of all channels whole voxels have to be ignored.
+    voxels = math.prod(shape[1:])
+    which = st.lists(st.integers(0, voxels - 1), max_size=voxels, unique=True)
+    if kind.one_channel:
+        elements = which.map(lambda vs: tuple(c * voxels + v for c in range(shape[0]) for v in sorted(vs)))
+    else:
+        elements = st.lists(_element(shape), max_size=math.prod(shape), unique=True).map(lambda v: tuple(sorted(v)))
+    return st.builds(law, _case(kind, shape), elements)
+
+
+def _linearity(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    return st.builds(law, _case(kind, shape), scores(kind, shape), st.tuples(_not_zero(), _not_zero()))
+
+
+def _symmetry(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    one = st.integers(0, math.prod(shape[1:] if kind.one_channel else shape) - 1)
+    return st.builds(law, _case(kind, shape), st.tuples(one, one).filter(lambda v: v[0] < v[1]))
+
+
+def _implementation_invariance(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    def of(case: Case) -> SearchStrategy[Any]:
+        pair = strategies.pairs(score=st.just(case.score), shape=shape)
+        return st.builds(law, st.just(case), pair.map(lambda p: p.second))
+
+    return _case(kind, shape).flatmap(of)
+
+
+def _sensitivity_n(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    additive = strategies.functions(shape=shape, kinds=("Linear", "Additive"))
+    subset = st.lists(_element(shape), min_size=1, unique=True).map(lambda v: tuple(sorted(v)))
+    return st.builds(law, strategies.cases(additive, shape=shape), subset)
+
+
+def _shift(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    return st.builds(law, _case(kind, shape), strategies.images(shape))
+
+
+def _scale(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    return st.builds(law, _case(kind, shape), st.sampled_from([2, 4, 0.5, 1.5, 3, 100]))
+
+
+def _continuity(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    either = _case(kind, shape, kinked=True) | _case(kind, shape)
+    return st.builds(law, either, strategies.images(shape))
+
+
+def _regions(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    def label(flat: list[int]) -> Any:
+        ranks = {v: i for i, v in enumerate(sorted(set(flat)))}
+        return strategies._nested([ranks[v] for v in flat], shape[1:])
+
+    n = math.prod(shape[1:])
+    labels = st.lists(st.integers(0, 3), min_size=n, max_size=n).map(label)
+    return st.builds(law, _case(kind, shape), labels)
+
+
+def _class_sensitivity(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    return st.builds(law, _case(kind, shape), scores(kind, shape))
+
+
+def _translation(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    offsets = st.tuples(*[st.integers(-1, 1)] * (len(shape) - 1)).filter(any)
+    return st.builds(law, _case(kind, shape), offsets)
+
+
+def _turns(axes: int) -> list[tuple[tuple[int, ...], ...]]:
+    return [
+        tuple(tuple(sign if i == j else 0 for j in range(axes)) for i, sign in zip(order, signs, strict=True))
+        for order in itertools.permutations(range(axes))
+        for signs in itertools.product((1, -1), repeat=axes)
+    ]
+
+
+def _affine(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    return st.builds(law, _case(kind, shape), st.sampled_from(_turns(len(shape) - 1)))
+
+
+def _monotonicity(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    rising = strategies.functions(shape=shape, monotone=True)
+    return st.builds(law, strategies.cases(rising, shape=shape))
+
+
+def _parameters(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    # Correlations need elements, and an image that does not decide the map by itself: ones and minus ones.
+    axes = len(shape) - 1
+    shape = (shape[0], *{1: (16,), 2: (5, 5), 3: (3, 3, 3)}[axes])
+    n = math.prod(shape)
+    net = strategies.networks(shape=shape, where=lambda f: f.has_upper)
+    x = st.lists(st.sampled_from([1, -1]), min_size=n, max_size=n).map(lambda v: strategies._nested(v, shape))
+    nothing = strategies._nested([0] * n, shape)
+    case = st.builds(Case, net, x, st.just(nothing), st.just([nothing, nothing]))
+    return st.builds(law, case, st.just(tuple(range(1, 9))))
+
+
+DRAWN: dict[str, Callable[[Any, Kind, Shape], SearchStrategy[Any]]] = {
+    "completeness": _plain,
+    "conservation": _plain,
+    "sensitivity_a": _sensitivity_a,
+    "dummy": _dummy,
+    "linearity": _linearity,
+    "symmetry": _symmetry,
+    "implementation_invariance": _implementation_invariance,
+    "sensitivity_n": _sensitivity_n,
+    "shift": _shift,
+    "scale_of_output": _scale,
+    "efficiency_of_regions": _regions,
+    "continuity": _continuity,
+    "class_sensitivity": _class_sensitivity,
+    "translation_equivariance": _translation,
+    "affine_equivariance": _affine,
+    "monotonicity": _monotonicity,
+    "parameter_dependence": _parameters,
+}

@@ -1,0 +1,428 @@
+"""The axioms as laws: in which situations each is put to a method, what remains of it there, and what may.
+
+A situation is frozen data whose repr is the call that rebuilds it. ``measure`` gives the residual of
+``esegeta.axioms`` and what is allowed there: what rounding can do in this case, and for a sum over a path what
+its number of nodes can leave. Nothing is drawn here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esegeta import axioms, features
+from esegeta._types import Explain, Score
+from esegeta.conformance import cases, functions, networks, pairs
+from esegeta.conformance.cases import Case
+from esegeta.conformance.subjects import Build, Subject
+
+Nested = Any  # numbers as nested tuples or lists, as deep as a tensor has axes
+
+# The change of an input for which a continuous attribution may not jump, and one that is coarser.
+FINE, COARSE = 2.0**-24, 2.0**-12
+# Where paths are looked at for kinks, and how far from them.
+ALONG, NEAR = (1.0, 0.618, 0.0), 2.0**-20
+# What stands in the place of elements that a score ignores: on no kink.
+HIDDEN = 0.7
+# An attribution of which more than this share of its variance survives new upper parameters does not depend on them.
+UNCHANGED = 0.5
+
+
+@dataclass(frozen=True, repr=False)
+class Law:
+    """A situation in which a method can keep or break one axiom."""
+
+    case: Case
+
+    def __repr__(self) -> str:
+        return functions.call(self)
+
+    @classmethod
+    def applies(cls, subject: Subject) -> str:
+        """Why the axiom says nothing about the subject; empty if it does."""
+        return ""
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        """What remains of the axiom here, and what may remain."""
+        raise NotImplementedError
+
+    def _run(self, subject: Subject, build: Build, residual: Callable[[Build], Any]) -> tuple[float, float]:
+        """The residual for this case, and what rounding may do given the largest attribution on the way."""
+        largest = [self.case.x.new_zeros(())]
+
+        def watching(score: Score) -> Explain:
+            explain = build(score)
+
+            def watched(x: Tensor, *refs: Tensor, **key: Any) -> Tensor:
+                a = explain(x, *refs, **key)
+                largest.append(a.abs().amax())
+                return a
+
+            return watched
+
+        refs = self.case.refs(subject.refs)
+        value = residual(watching)(self.case.x, *refs, **subject.extra())
+        return float(value.abs()), float(self.case.rounding(*largest))
+
+
+def _start(case: Case, subject: Subject) -> Tensor:
+    """The point that an attribution starts from: its baselines, or zero."""
+    refs = case.refs(subject.refs)
+    return refs[-1] if refs else torch.zeros_like(case.x)
+
+
+def _of_module(score: Score, before: Callable[[Tensor], Tensor]) -> Score:
+    """The score of what ``before`` makes of an image; as a network too, where the score is one."""
+    made: Any = lambda z: score(before(z))
+    inner = getattr(score, "module", None)
+    if inner is not None:
+        made.module = Before(before, inner)
+    return made
+
+
+class Before(nn.Module):
+    """A network behind a function of each example."""
+
+    def __init__(self, before: Callable[[Tensor], Tensor], network: nn.Module) -> None:
+        super().__init__()
+        self.before, self.network = before, network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B,C,*S) -> (B,)``."""
+        return self.network(self.before(x))
+
+
+def _kinked(case: Case, score: Score, x: Tensor, refs: Sequence[Tensor]) -> bool:
+    """Whether the score has no derivative at the input or on the path to it: there every slope is as good.
+
+    Its slopes a little to either side differ, in a direction that nothing prefers.
+    """
+    if case.score.smooth:
+        return False
+    direction = NEAR * torch.cos(torch.arange(1, 1 + x.numel()).to(x)).reshape(x.shape)
+    slope = torch.func.grad(score)
+    for ref in refs or (torch.zeros_like(x),):
+        for start in ref.unbind() if ref.ndim > x.ndim else (ref,):
+            for t in ALONG:
+                at = start + t * (x - start)
+                gap = (slope(at + direction) - slope(at - direction)).abs().amax()
+                if gap > NEAR**0.5 * (1 + slope(at).abs().amax()):
+                    return True
+    return False
+
+
+def _no_stack(subject: Subject) -> str:
+    return "it starts from a stack of baselines" if "baselines" in subject.refs else ""
+
+
+def _no_map(subject: Subject) -> str:
+    return "it gives one map for all channels" if subject.one_channel else ""
+
+
+def _path(subject: Subject, case: Case) -> float:
+    """What the subject's own quadrature or stopping rule can leave of a difference of scores."""
+    start = _start(case, subject)
+    starts = start.unbind() if start.ndim > case.x.ndim else (start,)
+    left = max(case.quadrature(subject.nodes, b) for b in starts) if subject.nodes else 0.0
+    if not subject.accuracy:
+        return left
+    return left + subject.accuracy * max(float((case.score(case.x) - case.score(b)).abs()) for b in starts)
+
+
+class Completeness(Law):
+    """The attributions add up to the score's difference to the baseline."""
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        check = lambda build: axioms.completeness(build(self.case.score), self.case.score)
+        residual, rounding = self._run(subject, subject.build, check)
+        return residual, rounding + _path(subject, self.case)
+
+
+class Conservation(Law):
+    """The attributions add up to the score."""
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        check = lambda build: axioms.conservation(build(self.case.score), self.case.score)
+        residual, rounding = self._run(subject, subject.build, check)
+        return residual, rounding + _path(subject, self.case)
+
+
+@dataclass(frozen=True, repr=False)
+class SensitivityA(Law):
+    """The only element that differs from the baseline is credited if the score differs."""
+
+    element: int
+    by: float
+
+    applies = classmethod(lambda cls, subject: _no_stack(subject))
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        start = _start(self.case, subject)
+        x = start.clone()
+        x.view(-1)[self.element] += self.by
+        refs = (start,) if subject.refs else ()
+        score = self.case.score
+        gap = float((score(x) - score(start)).abs())
+        if gap <= self.case.rounding(score(x), score(start)):
+            return 0.0, 0.0  # the scores do not differ
+        residual = axioms.sensitivity_a(subject.build(score), score)
+        return float(residual(x, *refs, **subject.extra())), 0.0
+
+
+@dataclass(frozen=True, repr=False)
+class Dummy(Law):
+    """Elements that the score does not depend on get nothing: those of the list, and those that its formula cancels."""
+
+    elements: tuple[int, ...]
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        x, inner = self.case.x, self.case.score
+        hidden = torch.zeros(x.numel(), dtype=torch.bool)
+        hidden[list(self.elements)] = True
+        hidden = hidden.reshape(x.shape)
+        ignored = hidden | inner.ignored(x.shape) if hasattr(inner, "ignored") else hidden
+        if subject.one_channel:
+            ignored = ignored.all(0, keepdim=True)
+        score = _of_module(inner, lambda z: torch.where(hidden, HIDDEN, z)) if self.elements else inner
+        check = lambda build: axioms.dummy(build(score), ignored)
+        return self._run(subject, subject.build, check)
+
+
+@dataclass(frozen=True, repr=False)
+class Linearity(Law):
+    """The attribution of a weighted sum of scores is the weighted sum of their attributions."""
+
+    other: Score
+    weights: tuple[float | int, float | int]
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        check = lambda build: axioms.linearity(build, self.case.score, self.other, weights=self.weights)
+        residual, rounding = self._run(subject, subject.build, check)
+        return residual, rounding * (1 + sum(abs(w) for w in self.weights))
+
+
+@dataclass(frozen=True, repr=False)
+class Symmetry(Law):
+    """Elements that score, input and baseline cannot tell apart get the same."""
+
+    swap: tuple[int, int]  # elements, or voxels for those that give one map for all channels
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        i, j = self.swap
+        shape = self.case.x.shape
+        rows = (shape[0], -1) if subject.one_channel else (-1,)
+        order = torch.arange(self.case.x.reshape(rows).shape[-1])
+        order[[i, j]] = torch.tensor([j, i])
+
+        def moved(t: Tensor, order: Tensor) -> Tensor:
+            return t.reshape(*t.shape[: t.ndim - len(shape)], *rows)[..., order].reshape(t.shape)
+
+        inner, alike = self.case.score, order.clone()
+        alike[j] = alike[i] = i
+        x, refs = moved(self.case.x, alike), [moved(r, alike) for r in self.case.refs(subject.refs)]
+        score: Score = inner
+        if subject.one_channel or self.swap not in getattr(inner, "swaps", ()):
+            score = lambda z: inner(z) + inner(moved(z, order))
+        if _kinked(self.case, score, x, refs):
+            return 0.0, 0.0
+        a = subject.build(score)(x, *refs, **subject.extra())
+        residual = axioms.symmetry(lambda *_, **__: a, order)
+        return float(residual(x, *refs)), 2 * self.case.rounding(a.abs().amax())
+
+
+@dataclass(frozen=True, repr=False)
+class ImplementationInvariance(Law):
+    """Scores that are equal as functions get the same attribution. ``same`` equals the case's score."""
+
+    same: Score
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        first, second = self.case, replace(self.case, score=self.same)
+        if _kinked(first, first.score, first.x, first.refs(subject.refs)):
+            return 0.0, 0.0
+        check = lambda build: axioms.implementation_invariance(build, first.score, second.score)
+        residual, rounding = self._run(subject, subject.build, check)
+        left = _path(subject, first) + _path(subject, second)
+        return residual, max(rounding, second.rounding(residual)) + left
+
+
+@dataclass(frozen=True, repr=False)
+class SensitivityN(Law):
+    """On additive scores the elements of any subset get what the score loses without them."""
+
+    subset: tuple[int, ...]
+
+    applies = classmethod(lambda cls, subject: _no_stack(subject) or _no_map(subject))
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        subset = torch.zeros(self.case.x.numel(), dtype=torch.bool)
+        subset[list(self.subset)] = True
+        subset = subset.reshape(self.case.x.shape)
+        check = lambda build: axioms.sensitivity_n(build(self.case.score), self.case.score, subset)
+        residual, rounding = self._run(subject, subject.build, check)
+        return residual, rounding + _path(subject, self.case)
+
+
+@dataclass(frozen=True, repr=False)
+class Shift(Law):
+    """Moving the input and the baselines, and the network with them, changes nothing."""
+
+    offset: Nested
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        offset = torch.as_tensor(self.offset).to(self.case.x)
+        check = lambda build: axioms.shift(build, self.case.score, offset)
+        residual, rounding = self._run(subject, subject.build, check)
+        return residual, rounding * (1 + float(offset.abs().amax())) + 2 * _stopping(subject, self.case)
+
+
+@dataclass(frozen=True, repr=False)
+class ScaleOfOutput(Law):
+    """A score times a positive factor has that factor's attribution."""
+
+    factor: float | int
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        check = lambda build: axioms.scale_of_output(build, self.case.score, factor=self.factor)
+        residual, rounding = self._run(subject, subject.build, check)
+        return residual, rounding * (1 + self.factor) + 2 * self.factor * _stopping(subject, self.case)
+
+
+def _stopping(subject: Subject, case: Case) -> float:
+    """A stopping rule may stop elsewhere if the last digit of a score changes."""
+    return _path(subject, case) if subject.accuracy else 0.0
+
+
+@dataclass(frozen=True, repr=False)
+class EfficiencyOfRegions(Law):
+    """The values of the parts add up to the score's difference to the baseline."""
+
+    labels: Nested
+
+    @classmethod
+    def applies(cls, subject: Subject) -> str:
+        return "it does not explain by parts" if subject.parts is None else _no_stack(subject)
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        assert subject.parts is not None
+        labels, score = torch.as_tensor(self.labels), self.case.score
+        build = subject.parts(features.labels(labels))
+        check = lambda build: axioms.efficiency_of_regions(build(score), score, labels)
+        return self._run(subject, build, check)
+
+
+@dataclass(frozen=True, repr=False)
+class Continuity(Law):
+    """A small change of the input is a small change of the attribution."""
+
+    direction: Nested
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        explain, direction = subject.build(self.case.score), torch.as_tensor(self.direction).to(self.case.x)
+        refs = self.case.refs(subject.refs)
+
+        def change(size: float) -> float:
+            residual = axioms.continuity(explain, size * direction)
+            return float(residual(self.case.x, *refs, **subject.extra()))
+
+        a = explain(self.case.x, *refs, **subject.extra())
+        # Of a continuous map less than half is left of a change after a step 4 096 times smaller; a jump stays.
+        return change(FINE), change(COARSE) / 2 + 4 * self.case.rounding(a.abs().amax()) + _path(subject, self.case)
+
+
+@dataclass(frozen=True, repr=False)
+class ClassSensitivity(Law):
+    """Classes that differ are explained differently."""
+
+    other: Score
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        check = lambda build: axioms.class_sensitivity(build, self.case.score, self.other)
+        gap = float((self.case.score(self.case.x) - self.other(self.case.x)).abs())
+        residual, _ = self._run(subject, subject.build, check)
+        return (residual, 0.0) if gap > self.case.rounding(self.case.score(self.case.x)) else (0.0, 0.0)
+
+
+@dataclass(frozen=True, repr=False)
+class TranslationEquivariance(Law):
+    """If image, baselines and network move along the grid, so does the attribution."""
+
+    offsets: tuple[int, ...]
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        check = lambda build: axioms.translation_equivariance(build, self.case.score, self.offsets)
+        return self._run(subject, subject.build, check)
+
+
+@dataclass(frozen=True, repr=False)
+class AffineEquivariance(Law):
+    """If image, baselines and network are flipped or turned, so is the attribution."""
+
+    matrix: tuple[tuple[int, ...], ...]
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        matrix = torch.tensor(self.matrix)
+        check = lambda build: axioms.affine_equivariance(build, self.case.score, matrix)
+        return self._run(subject, subject.build, check)
+
+
+class Monotonicity(Law):
+    """A score that rises with every element credits none below zero that lies above its baseline."""
+
+    applies = classmethod(lambda cls, subject: _no_stack(subject) or _no_map(subject))
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        check = lambda build: axioms.monotonicity(build(self.case.score))
+        return self._run(subject, subject.build, check)
+
+
+@dataclass(frozen=True, repr=False)
+class ParameterDependence(Law):
+    """New upper parameters of the network change the attribution. ``seeds`` draw them."""
+
+    seeds: tuple[int, ...]
+
+    def measure(self, subject: Subject) -> tuple[float, float]:
+        score, x = self.case.score, self.case.x
+        others = [score.upper(s) for s in self.seeds]
+        # There are networks whose slopes do not depend on the redrawn parameters either.
+        own = axioms.parameter_dependence(lambda f: torch.func.grad(f), score, others)(x)
+        if not own <= UNCHANGED / 2:
+            return 0.0, 0.0
+        check = lambda build: axioms.parameter_dependence(build, score, others)
+        return self._run(subject, subject.build, check)[0], UNCHANGED
+
+
+LAWS: dict[str, type[Law]] = {
+    "completeness": Completeness,
+    "conservation": Conservation,
+    "sensitivity_a": SensitivityA,
+    "dummy": Dummy,
+    "linearity": Linearity,
+    "symmetry": Symmetry,
+    "implementation_invariance": ImplementationInvariance,
+    "sensitivity_n": SensitivityN,
+    "shift": Shift,
+    "scale_of_output": ScaleOfOutput,
+    "efficiency_of_regions": EfficiencyOfRegions,
+    "continuity": Continuity,
+    "class_sensitivity": ClassSensitivity,
+    "translation_equivariance": TranslationEquivariance,
+    "affine_equivariance": AffineEquivariance,
+    "monotonicity": Monotonicity,
+    "parameter_dependence": ParameterDependence,
+}
+
+
+def rebuilt(code: str) -> Law:
+    """The situation that a counterexample's code stands for.
+
+    >>> rebuilt("Completeness(Case(Linear((1, 2)), (3, 4)))").case.score
+    Linear((1, 2))
+    """
+    names: dict[str, Any] = {law.__name__: law for law in LAWS.values()}
+    for module in (functions, networks, pairs, cases):
+        names.update({n: v for n, v in vars(module).items() if not n.startswith("_")})
+    return eval(code, {"__builtins__": {}, "tensor": torch.tensor, "torch": torch, **names})

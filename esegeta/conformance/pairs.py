@@ -1,0 +1,106 @@
+"""Scores that are equal as functions, but not as graphs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from esegeta.conformance.functions import call, chosen
+
+KINK = 0.3  # no multiple of a power of two: inputs and baselines do not lie on the kinks that are added
+
+REWRITES: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
+    "halves": lambda f, x: f(x) / 2 + f(x) / 2,
+    "difference": lambda f, x: 2 * f(x) - f(x),
+    "scaled and back": lambda f, x: f(4 * x / 4),
+    "shifted and back": lambda f, x: f((x + 0.5) - 0.5),
+    "rectified parts": lambda f, x: f(torch.relu(x - KINK) - torch.relu(KINK - x) + KINK),
+    "softened parts": lambda f, x: f(functional.silu(x) - functional.silu(-x)),
+    "larger and smaller": lambda f, x: f(
+        torch.maximum(x, KINK - x) + torch.minimum(x, KINK - x) - (KINK - x)
+    ),
+    "weighted by gates": lambda f, x: f(x * torch.sigmoid(x) + x * torch.sigmoid(-x)),
+    "rectified result": lambda f, x: torch.relu(f(x) - KINK) - torch.relu(KINK - f(x)) + KINK,
+    "softened result": lambda f, x: functional.silu(f(x)) - functional.silu(-f(x)),
+    "detour": lambda f, x: f(x.flip(-1).flip(-1).clone()),
+}
+KINKED = ("rectified parts", "larger and smaller", "rectified result")
+CURVED = ("softened parts", "weighted by gates", "softened result")
+
+
+class _Module(nn.Module):
+    def __init__(self, how: str, inner: nn.Module) -> None:
+        super().__init__()
+        self.how, self.inner = how, inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return REWRITES[self.how](self.inner, x)
+
+
+@dataclass(frozen=True, repr=False)
+class Rewritten:
+    """A score in other words: the same function by another graph.
+
+    >>> from esegeta.conformance.functions import Linear
+    >>> same = Rewritten(Linear((1, 2)), "halves")
+    >>> same, same(torch.tensor([[3., 4.]])).item()
+    (Rewritten(Linear((1, 2)), 'halves'), 11.0)
+    """
+
+    inner: Any
+    how: str
+
+    def __post_init__(self) -> None:
+        chosen("Rewritten", "how", self.how, REWRITES)
+
+    def __repr__(self) -> str:
+        return call(self)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The value at one example."""
+        return REWRITES[self.how](self.inner, x)
+
+    @property
+    def module(self) -> nn.Module:
+        """The same as a network of batches."""
+        return _Module(self.how, self.inner.module)
+
+    @property
+    def degree(self) -> int | None:
+        """That of the formula."""
+        return None if self.how in KINKED + CURVED else self.inner.degree
+
+    @property
+    def piecewise_linear(self) -> bool:
+        """Whether the formula is."""
+        return self.inner.piecewise_linear and self.how not in CURVED
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the formula is."""
+        return self.inner.smooth and self.how not in KINKED
+
+    @property
+    def operations(self) -> int:
+        """About how many operations a value takes."""
+        return 2 * self.inner.operations + 8
+
+    def majorant(self, x: Tensor) -> Tensor:
+        """Three times that of what is inside, at three times the input and what is added to it."""
+        return 3 * self.inner.majorant(3 * x.abs() + 1) + 1
+
+    def to(self, dtype: str) -> "Rewritten":
+        """The same in another precision."""
+        return Rewritten(self.inner.to(dtype), self.how) if hasattr(self.inner, "to") else self
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two scores that are equal as functions, and in which words they differ."""
+
+    name: str
+    first: Any
+    second: Any

@@ -1,0 +1,112 @@
+"""What a verification found: one verdict for every axiom, as text, as a table and as JSON."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Kind = Literal["holds", "violated", "not applicable"]
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """Where an axiom fails: the situation as the call that rebuilds it, what remains there, what rounding allows."""
+
+    code: str
+    residual: float
+    allowed: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found about one axiom.
+
+    cases: how many were put to the method; refused: how many of them it did not accept, ``why`` says for which
+    reason, or why the axiom says nothing about it; claimed: whether the method claims the axiom.
+    """
+
+    axiom: str
+    kind: Kind
+    cases: int = 0
+    refused: int = 0
+    claimed: bool = False
+    why: str = ""
+    counterexample: Counterexample | None = None
+
+    @property
+    def broken(self) -> bool:
+        """A claim that does not hold, or of which nothing could be found out."""
+        return self.claimed and self.kind != "holds"
+
+    def __str__(self) -> str:
+        claim = {True: "claimed", False: ""}[self.claimed]
+        if self.kind == "holds":
+            rest = f"on {self.cases} cases" + (f"; {self.refused} refused: {self.why}" if self.refused else "")
+        elif self.counterexample is None:
+            rest = self.why
+        else:
+            found = self.counterexample
+            rest = f"{found.residual:.3g} where rounding allows {found.allowed:.2g}\n    {found.code}"
+        return f"{self.axiom:<26}{self.kind:<15}{claim:<9}{rest}".rstrip()
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdicts on one method. ``complete`` is False if the time was over before all cases were tried."""
+
+    method: str
+    verdicts: tuple[Verdict, ...]
+    seconds: float = 0.0
+    complete: bool = True
+
+    def __getitem__(self, axiom: str) -> Verdict:
+        for verdict in self.verdicts:
+            if verdict.axiom == axiom:
+                return verdict
+        raise KeyError(f"{axiom}: the report on {self.method} is about {', '.join(v.axiom for v in self.verdicts)}")
+
+    @property
+    def axioms(self) -> frozenset[str]:
+        """The axioms that hold on every case."""
+        return frozenset(v.axiom for v in self.verdicts if v.kind == "holds")
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Claims that do not hold."""
+        return tuple(v.axiom for v in self.verdicts if v.broken)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self) -> str:
+        """For a terminal: a line for each axiom, and below it the call that rebuilds a counterexample."""
+        end = "" if self.complete else ", stopped before all cases were tried"
+        head = f"{self.method}: {len(self.axioms)} of {len(self.verdicts)} axioms hold{end}"
+        return "\n".join([head, "", *(str(v) for v in self.verdicts)])
+
+    def table(self) -> str:
+        """For a page: a Markdown table."""
+        rows = [
+            f"| {v.axiom} | {v.kind} | {'yes' if v.claimed else ''} | {_cell(v)} |" for v in self.verdicts
+        ]
+        return "\n".join(["| axiom | verdict | claimed | |", "| --- | --- | --- | --- |", *rows])
+
+    def json(self) -> str:
+        """For programs: ``Report.from_json`` reads it."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """The report that ``json`` wrote."""
+        told = json.loads(text)
+        found = lambda v: Counterexample(**v) if v else None
+        verdicts = tuple(Verdict(**{**v, "counterexample": found(v["counterexample"])}) for v in told["verdicts"])
+        return cls(**{**told, "verdicts": verdicts})
+
+
+def _cell(verdict: Verdict) -> str:
+    if verdict.kind == "holds":
+        return f"{verdict.cases} cases"
+    if verdict.counterexample is None:
+        return verdict.why.replace("|", r"\|")
+    code = verdict.counterexample.code.replace("|", r"\|")
+    return f"{verdict.counterexample.residual:.3g} at `{code}`"

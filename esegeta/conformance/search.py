@@ -1,0 +1,108 @@
+"""The search for the smallest situation in which an axiom fails. The only part that draws."""
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.errors import HypothesisException
+from hypothesis.strategies import SearchStrategy
+
+# How often a counterexample is tried to be made smaller.
+SHRINKS = 400
+
+
+@dataclass
+class Search:
+    """How many situations to try, until when, in which order, and where failures of other times are kept."""
+
+    cases: int = 100
+    until: float = float("inf")
+    start: int = 0
+    database: Path | None = None
+
+
+@dataclass
+class Found:
+    """What a search has seen. ``failed`` is the smallest situation that fails, with residual and what is allowed."""
+
+    cases: int = 0
+    refused: int = 0
+    why: str = ""
+    complete: bool = True
+    failed: tuple[Any, float, float] | None = None
+
+
+class _Fails(Exception):
+    """A situation in which the axiom fails."""
+
+
+def smallest(
+    situations: SearchStrategy[Any], measure: Callable[[Any], tuple[float, float]], search: Search
+) -> Found:
+    """Draw situations until one has a residual above what is allowed there, and make that one smaller.
+
+    A situation in which the method raises is refused, and counted as such. The answers to situations are
+    remembered, so that a search whose time is over ends with the smallest failure that it has.
+    """
+    found = Found()
+    known: dict[str, tuple[Any, float, float] | None] = {}
+    after = 0
+
+    def failure(situation: Any) -> tuple[Any, float, float] | None:
+        nonlocal after
+        name = repr(situation)
+        if name in known:
+            return known[name]
+        after += found.failed is not None
+        if time.monotonic() > search.until or after > SHRINKS:
+            found.complete = found.failed is not None
+            return None
+        known[name] = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                residual, allowed = measure(situation)
+        except Exception as refusal:  # whatever it is: the method does not accept this case
+            found.refused += 1
+            found.why = found.why or _line(refusal)
+            return None
+        found.cases += 1
+        if not residual <= allowed:  # NaN fails
+            known[name] = situation, residual, allowed
+        return known[name]
+
+    @seed(search.start)
+    @settings(
+        max_examples=search.cases,
+        deadline=None,
+        database=DirectoryBasedExampleDatabase(search.database) if search.database else None,
+        phases=(Phase.reuse, Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+        verbosity=Verbosity.quiet,
+    )
+    @given(situations)
+    def run(situation: Any) -> None:
+        seen = failure(situation)
+        if seen is not None:
+            found.failed = seen
+            raise _Fails
+
+    try:
+        run()
+    except _Fails:
+        pass
+    except HypothesisException as problem:
+        if found.failed is None:
+            found.why = found.why or _line(problem)
+    return found
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"

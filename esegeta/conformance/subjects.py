@@ -1,0 +1,237 @@
+"""What is put to the test: something that explains, how it is called, and what it promises."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from esegeta import methods as methods  # imported, they are registered
+from esegeta import transforms as transforms
+from esegeta._registry import METHODS, REFS, TRANSFORMS, MethodSpec, TransformSpec, find_method
+from esegeta._types import Explain, Score
+from esegeta.engine import check
+from esegeta.places import name as named_place
+from esegeta.rules.composites import COMPOSITES
+
+Build = Callable[[Score], Explain]
+
+# Transforms see an explanation and what it is called with, not what it is made of: one of each form is enough.
+TRANSFORMED = frozenset(
+    {"gradient", "integrated_gradients", "gradient_shap", "blur_integrated_gradients", "guided_backprop"}
+    | {"conductance", "grad_cam", "layer_gradient"}
+)
+
+# Under a transform, and where the effort does not matter, a method takes few steps.
+_HASTY = {"tolerance": 0.02, "steps": 6}
+
+
+@dataclass(frozen=True, repr=False)
+class Subject:
+    """Something that explains, and what it promises.
+
+    name: what reports call it; build: from a score to its explanation, with all settings; refs: the further
+    tensors of the explanation (``"baseline"`` or ``"baselines"``); key: whether it draws at random; axioms:
+    what it claims; one_channel: one map for all channels; composite: a transform of another subject.
+    nodes: how many points of the straight path its sum has, None if it makes no excuse of a quadrature;
+    accuracy: the relative accuracy of a stopping rule of its own; differentiable: whether its explanations are;
+    stops_early: it runs a score only as far as a place; parts: how it is built on given parts of the image, if it
+    explains by parts; wants: ``"module"`` if it needs ``score.module``, a network of batches;
+    declares: whether its owner says which axioms it keeps.
+    """
+
+    name: str
+    build: Build
+    refs: tuple[str, ...] = ()
+    key: bool = False
+    axioms: frozenset[str] = frozenset()
+    one_channel: bool = False
+    composite: bool = False
+    nodes: int | None = None
+    accuracy: float = 0.0
+    stops_early: bool = False
+    differentiable: bool = True
+    parts: Callable[[Any], Build] | None = None
+    wants: Literal["function", "module"] = "function"
+    declares: bool = False
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def extra(self, key: "int | Tensor" = 7) -> dict[str, Any]:
+        """The key as a keyword, for those that take one."""
+        return {"key": key} if self.key else {}
+
+
+def _settled(example: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: settings.get(k, v) for k, v in example.items()}
+
+
+def built(spec: MethodSpec, static: Mapping[str, Any]) -> Build:
+    """Methods at a place explain the simplest one here, a copy of the input: what holds for all holds for them.
+
+    What has to find activations to rewrite finds them in that copy.
+    """
+    copy = (lambda z: z + 0 * torch.relu(z)) if spec.rewrites else (lambda z: 1.0 * z)
+    where = ["copy"] if spec.place else []
+
+    def build(score: Score) -> Explain:
+        if not callable(score) or not (spec.place or spec.rewrites):
+            return spec.fn(score, *where, **static)
+        marked: Any = lambda z: score(named_place(copy(z), "copy"))
+        marked.differentiable = getattr(score, "differentiable", True)
+        marked.__name__ = getattr(score, "__name__", "score")
+        return spec.fn(marked, *where, **static)
+
+    return build
+
+
+def of_method(spec: MethodSpec, *, hasty: bool = False) -> Subject:
+    """A registered method with the settings of its example; with ``hasty`` it takes few steps."""
+    static = _settled(spec.example, _HASTY if hasty else {"tolerance": 1e-3})
+    by_parts = "features" in inspect.signature(spec.fn).parameters
+    return Subject(
+        spec.name,
+        built(spec, static),
+        spec.refs,
+        spec.key,
+        spec.axioms,
+        spec.shape == "map",
+        nodes=static.get("steps") if spec.needs == "gradient" else None,
+        accuracy=1.5 * static.get("tolerance", 0.0),
+        stops_early=spec.needs == "activation",
+        differentiable=spec.differentiable,
+        parts=(lambda parts: built(spec, {**static, "features": parts})) if by_parts else None,
+        declares=True,
+    )
+
+
+def of_transform(change: TransformSpec, spec: MethodSpec) -> Subject | None:
+    """A transform of a method, None where it does not apply."""
+    refs = change.refs(spec.refs)
+    if refs is None:
+        return None
+    inner = of_method(spec, hasty=True)
+    return Subject(
+        f"{change.name}({spec.name})",
+        lambda score: change.fn(inner.build(score), **change.example),
+        refs,
+        spec.key or change.key,
+        spec.axioms & change.preserves,
+        inner.one_channel or change.shape == "one channel",
+        True,
+        inner.nodes,
+        inner.accuracy,
+        inner.stops_early,
+        spec.differentiable,
+        declares=True,
+    )
+
+
+def subjects(*, hasty: bool = False) -> Iterator[Subject]:
+    """Every registered method, and every transform of one method of each form."""
+    specs = sorted(METHODS.items())
+    for _, spec in specs:
+        yield of_method(spec, hasty=hasty)
+    for name, spec in specs:
+        for _, change in sorted(TRANSFORMS.items()):
+            subject = of_transform(change, spec) if name in TRANSFORMED else None
+            if subject is not None:
+                yield subject
+
+
+def of(method: "str | Subject | Callable[..., Explain]") -> Subject:
+    """The subject that a name or a function stands for.
+
+    Args:
+        method: a subject; the name of a registered method, ``"smooth(gradient)"`` for a transform of one, or
+            ``"captum:DeepLift"`` for one of another library; a registered method; or any ``Score -> Explain``
+            whose explanation names its further arguments ``baseline``, ``baselines`` and ``key``.
+
+    Returns:
+        A subject.
+
+    Example:
+        >>> of("gradient").axioms >= {"linearity", "dummy"}
+        True
+        >>> of(lambda score: lambda x, baseline: x - baseline).refs
+        ('baseline',)
+    """
+    if isinstance(method, Subject):
+        return method
+    if isinstance(method, str):
+        return _named(method)
+    if not callable(method):
+        raise TypeError(
+            check.problem("verify", "a method: Score -> Explain", check.describe(method), "Pass a function or a name")
+        )
+    for spec in METHODS.values():
+        if spec.fn is method:
+            return of_method(spec)
+    return _foreign(method)
+
+
+def _named(name: str) -> Subject:
+    if ":" in name:
+        from esegeta.conformance import adapters
+
+        return adapters.find(name)
+    by_rules = {s.name: s for s in by_rule()}
+    if name in by_rules:
+        return by_rules[name]
+    outer, bracket, inner = name.removesuffix(")").partition("(")
+    if bracket and outer in TRANSFORMS:
+        spec = find_method(inner)
+        subject = of_transform(TRANSFORMS[outer], spec)
+        if subject is None:
+            raise ValueError(
+                check.problem("verify", f"a method that {outer} applies to", inner, "Choose another method")
+            )
+        return subject
+    return of_method(find_method(name))
+
+
+def _foreign(method: Callable[..., Explain]) -> Subject:
+    """A function that nobody registered: what it takes is read off the explanation that it makes."""
+    name = getattr(method, "__name__", type(method).__name__)
+    explain = method(lambda z: z.square().sum())
+    if not callable(explain):
+        raise TypeError(
+            check.problem(
+                "verify",
+                "a method: a function of a score that returns an explanation (x, *refs) -> like x",
+                f"{name}, which returned {check.describe(explain)}",
+                "Return a function of the input",
+            )
+        )
+    says = getattr(explain, "refs", None)
+    if says is not None:
+        return Subject(name, method, tuple(says), bool(getattr(explain, "takes_key", False)))
+    taken = list(inspect.signature(explain).parameters.values())
+    names = [p.name for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "key"]
+    refs = tuple(names[1:])
+    if not names or any(r not in REFS for r in refs):
+        raise TypeError(
+            check.problem(
+                "verify",
+                f"an explanation (x), or (x, {') or (x, '.join(REFS)}), with key= where it draws",
+                f"({', '.join(p.name for p in taken)})",
+                "Rename its parameters, or pass a Subject, which says what they are",
+            )
+        )
+    return Subject(name, method, refs, any(p.name == "key" for p in taken))
+
+
+def by_rule() -> Iterator[Subject]:
+    """Layer-wise relevance propagation by each composite of rules."""
+    spec = METHODS["lrp"]
+    for name in sorted(COMPOSITES):
+        yield Subject(
+            f"lrp({name})",
+            lambda score, name=name: spec.fn(score, composite=name),
+            axioms=spec.axioms,
+            differentiable=False,
+            declares=True,
+        )

@@ -1,0 +1,100 @@
+"""Which axioms a method keeps, and the smallest counterexample found where it does not."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from esegeta._types import Explain
+from esegeta.conformance.laws import LAWS
+from esegeta.conformance.report import Counterexample, Report, Verdict
+from esegeta.conformance.subjects import Subject, of
+from esegeta.engine import check, progress
+
+
+def verify(
+    method: "str | Subject | Callable[..., Explain]",
+    *,
+    axioms: Iterable[str] | None = None,
+    cases: int = 100,
+    seconds: float | int | None = None,
+    seed: int = 0,
+    database: "str | os.PathLike[str] | None" = None,
+) -> Report:
+    """Put a method to random scores, networks and images, and tell which axioms it keeps on all of them.
+
+    A verdict is **holds** on so many cases, **violated** with the smallest counterexample that was found, as the
+    call that rebuilds it, or **not applicable** with the reason. What is allowed to remain of an axiom is derived
+    from each case: from the rounding of its arithmetic and, where a method sums over a path, from what its number
+    of nodes can leave. "Holds" is no proof; "violated" is one.
+
+    The same seed draws the same cases, so that a verdict can be repeated.
+
+    Args:
+        method: ``Score -> Explain``; the name of a registered method; ``"captum:DeepLift"`` and the like for
+            other libraries; or a ``conformance.Subject``.
+        axioms: names in ``esegeta.axioms``, by default all.
+        cases: how many to try for each axiom.
+        seconds: after which the search ends with what it has.
+        seed: of the random cases.
+        database: a folder in which failing cases are kept, to be tried first at the next time.
+
+    Returns:
+        A report: ``print(report)``, ``report.json()``, ``report.table()``, ``report["completeness"]``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> report = eg.verify(eg.input_x_gradient, axioms=["linearity", "shift"], cases=20)
+        >>> [v.kind for v in report.verdicts]
+        ['holds', 'violated']
+    """
+    subject = of(method)
+    names = _chosen(axioms)
+    cases = check.positive_count("verify", "cases", cases)
+    started = time.monotonic()
+    until = math.inf if seconds is None else started + check.non_negative("verify", "seconds", seconds)
+    verdicts, complete = [], True
+    with progress.loop(f"verify {subject.name}") as bar:
+        for i, axiom in enumerate(names):
+            bar.at(i / len(names))
+            # Each axiom may take its share of the time that is left.
+            share = time.monotonic() + (until - time.monotonic()) / (len(names) - i)
+            folder = None if database is None else Path(database) / f"{subject.name}-{axiom}".replace("/", "_")
+            verdict, whole = _verdict(subject, axiom, cases, share, seed, folder)
+            verdicts.append(verdict)
+            complete &= whole
+        bar.at(1.0)
+    return Report(subject.name, tuple(verdicts), time.monotonic() - started, complete)
+
+
+def _chosen(axioms: Iterable[str] | None) -> list[str]:
+    names = list(LAWS) if axioms is None else [axioms] if isinstance(axioms, str) else list(axioms)
+    for name in names:
+        check.one_of("verify", "axioms", name, tuple(LAWS))
+    return names
+
+
+def _verdict(
+    subject: Subject, axiom: str, cases: int, until: float, seed: int, database: Path | None
+) -> tuple[Verdict, bool]:
+    claimed, law = axiom in subject.axioms, LAWS[axiom]
+    reason = law.applies(subject)
+    if reason:
+        return Verdict(axiom, "not applicable", claimed=claimed, why=reason), True
+    from esegeta.conformance import drawing, search  # they need hypothesis
+
+    found = search.smallest(
+        drawing.situations(axiom, subject),
+        lambda situation: situation.measure(subject),
+        search.Search(cases, until, seed, database),
+    )
+    if found.failed is not None:
+        situation, residual, allowed = found.failed
+        example = Counterexample(repr(situation), residual, allowed)
+        kind, why = "violated", found.why if found.refused else ""
+        return Verdict(axiom, kind, found.cases, found.refused, claimed, why, example), True
+    if not found.cases:
+        why = f"all {found.refused} cases were refused: {found.why}" if found.refused else "no time for a single case"
+        return Verdict(axiom, "not applicable", 0, found.refused, claimed, why), found.complete
+    return Verdict(axiom, "holds", found.cases, found.refused, claimed, found.why), found.complete
