@@ -1,89 +1,49 @@
-"""Explains what neural networks for 2-D and 3-D images do: attributions as pure functions over torch.func."""
+"""Explains what neural networks for 2-D and 3-D images do: attributions as pure functions over torch.func.
 
-from esegeta import (
-    axioms,
-    baselines,
-    features,
-    masks,
-    methods,
-    models,
-    noise,
-    random,
-    reducers,
-    rules,
-    segmentation,
-    spatial,
-    transforms,
-)
-from esegeta._registry import METHODS as _METHODS
-from esegeta._registry import TRANSFORMS as _TRANSFORMS
-from esegeta._registry import catalogue, find_method, method, reducer, transform
-from esegeta.engine.batching import batched, explained
-from esegeta.engine.estimates import with_standard_error
-from esegeta.engine.execution import DeadlineExceeded, ExecutionWarning, execution
-from esegeta.engine.memory import forecast
-from esegeta.methods.adaptive_integrated_gradients import integrated
-from esegeta.methods.full_gradient import FullGradient, full_gradient
-from esegeta.methods.lime import LimeFit, lime_fit
-from esegeta.models import from_module, locality
-from esegeta.places import activation_and_gradient, at, every, name, nudge, places, replace, split, tap
-from esegeta.spatial import upsample
-from esegeta.transforms.fusion import fuse
-from esegeta.transforms.weights import fusion_grad, noise_grad
-from esegeta.trees import on_trees
+The names come from ``esegeta._surface`` when the first of them is used: the command line can answer without torch.
+"""
+
+import importlib
+import importlib.util
+import sys
+import types
+from typing import Any
 
 __version__ = "0.1.0"
 
-# Every registered method and transform of the package, so that a new one is public without a line here.
-globals().update({name: spec.fn for table in (_METHODS, _TRANSFORMS) for name, spec in table.items()})
+# A public function of the name of its file. Importing the file must not put the module in its place.
+_NAMESAKES = frozenset({"places"})
 
-__all__ = [
-    "DeadlineExceeded",
-    "ExecutionWarning",
-    "FullGradient",
-    "LimeFit",
-    "activation_and_gradient",
-    "at",
-    "axioms",
-    "baselines",
-    "batched",
-    "catalogue",
-    "every",
-    "execution",
-    "explained",
-    "features",
-    "find_method",
-    "forecast",
-    "from_module",
-    "full_gradient",
-    "fuse",
-    "fusion_grad",
-    "integrated",
-    "lime_fit",
-    "locality",
-    "masks",
-    "method",
-    "methods",
-    "models",
-    "name",
-    "noise",
-    "noise_grad",
-    "nudge",
-    "on_trees",
-    "places",
-    "random",
-    "reducer",
-    "reducers",
-    "replace",
-    "rules",
-    "segmentation",
-    "spatial",
-    "split",
-    "tap",
-    "transform",
-    "transforms",
-    "upsample",
-    "with_standard_error",
-    *_METHODS,
-    *_TRANSFORMS,
-]
+
+class _Package(types.ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _NAMESAKES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def _bring_in() -> None:
+    surface = importlib.import_module(f"{__name__}._surface")
+    public = getattr(surface, "__all__", ())  # not there yet while it is still being imported
+    globals().update({name: getattr(surface, name) for name in (*public, "__all__") if public})
+
+
+def __getattr__(name: str) -> Any:
+    private = name.startswith("__") and name != "__all__"
+    # Files of the package import each other by ``from esegeta import random``: that must not ask for all names.
+    if not (private or name in _NAMESAKES) and importlib.util.find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
+    if not private:
+        _bring_in()
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__]
+    )
+
+
+def __dir__() -> list[str]:
+    _bring_in()
+    return sorted(globals())

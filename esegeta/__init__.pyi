@@ -1,11 +1,13 @@
 # Written by: python -m esegeta._stubs
 from esegeta import axioms as axioms
 from esegeta import baselines as baselines
+from esegeta import conformance as conformance
 from esegeta import features as features
 from esegeta import masks as masks
 from esegeta import methods as methods
 from esegeta import models as models
 from esegeta import noise as noise
+from esegeta import plot as plot
 from esegeta import random as random
 from esegeta import reducers as reducers
 from esegeta import rules as rules
@@ -17,6 +19,7 @@ from esegeta._registry import find_method as find_method
 from esegeta._registry import method as method
 from esegeta._registry import reducer as reducer
 from esegeta._registry import transform as transform
+from esegeta.conformance.verify import verify as verify
 from esegeta.engine.batching import batched as batched
 from esegeta.engine.batching import explained as explained
 from esegeta.engine.estimates import with_standard_error as with_standard_error
@@ -108,6 +111,7 @@ from esegeta.places import places as places
 from esegeta.places import replace as replace
 from esegeta.places import split as split
 from esegeta.places import tap as tap
+from esegeta.plot import show as show
 from esegeta.spatial import upsample as upsample
 from esegeta.transforms.averaging import over_baselines as over_baselines
 from esegeta.transforms.fusion import fuse as fuse
@@ -142,6 +146,7 @@ __all__ = [
     "catalogue",
     "channel_shapley",
     "conductance",
+    "conformance",
     "contrastive_excitation_backprop",
     "deconvolution",
     "deep_lift",
@@ -210,6 +215,7 @@ __all__ = [
     "over_baselines",
     "partition_shap",
     "places",
+    "plot",
     "positive",
     "random",
     "random_cam",
@@ -227,6 +233,7 @@ __all__ = [
     "segmentation",
     "shapley_cam",
     "shapley_sampling",
+    "show",
     "smooth",
     "smooth_squared",
     "sobol_attribution",
@@ -237,6 +244,7 @@ __all__ = [
     "transforms",
     "upsample",
     "variance",
+    "verify",
     "with_standard_error",
     "xgrad_cam",
     "xrai",

@@ -6,10 +6,10 @@ where each name comes from.
 
 import ast
 import inspect
-import sys
 from pathlib import Path
 
 import esegeta
+from esegeta import _surface
 from esegeta._registry import METHODS, TRANSFORMS
 
 COMMAND = "python -m esegeta._stubs"
@@ -18,9 +18,9 @@ PATH = Path(esegeta.__file__).with_name("__init__.pyi")
 
 
 def _explicit() -> dict[str, str]:
-    """Public name to module, for what ``__init__.py`` imports itself."""
+    """Public name to module, for what ``_surface.py`` imports itself."""
     found = {}
-    for node in ast.parse(inspect.getsource(sys.modules["esegeta"])).body:
+    for node in ast.parse(inspect.getsource(_surface)).body:
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             found.update({alias.asname or alias.name: node.module for alias in node.names})
     return {name: module for name, module in found.items() if not name.startswith("_")}

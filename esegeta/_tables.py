@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import esegeta
+import esegeta._surface  # what comes with the package is registered
 from esegeta._registry import METHODS, REDUCERS, TRANSFORMS, MethodSpec, ReducerSpec, TransformSpec
 
 Spec = TypeVar("Spec", MethodSpec, TransformSpec, ReducerSpec)

@@ -19,6 +19,8 @@ from esegeta.engine.locality import Locality, NotLocal, hear, listening, probe
 from esegeta.engine.native import Arrange, Call, Native, Pick, each, name_of, pick
 from esegeta.engine.operators import refuse_unseen
 from esegeta.engine.windows import Refused, Window
+from esegeta.patches import patchwise as patchwise
+from esegeta.patches import sliding_window as sliding_window
 
 _OPS = 64  # how many kinds of call a model remembers
 

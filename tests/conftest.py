@@ -1,3 +1,4 @@
+import importlib
 import os
 
 import pytest
@@ -5,6 +6,12 @@ import torch
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)  # the workers share the cores
+
+
+def pytest_sessionstart():
+    # Tests are made for every method that is registered. Not earlier: the types are checked in what is imported
+    # after the plugins are configured.
+    importlib.import_module("esegeta._surface")
 
 
 @pytest.fixture(autouse=True)

@@ -33,6 +33,8 @@ ORDER = (
     "engine.stream",
     "engine.estimates",
     "engine.local",
+    "engine.tiles",
+    "engine.patches",
     "engine.batching",
     "_registry",
     "random",
@@ -40,6 +42,7 @@ ORDER = (
     "segmentation",
     "quadrature",
     "partition",
+    "patches",
     "models",
     "noise",
     "harmonic",
@@ -56,14 +59,19 @@ ORDER = (
     "transforms",
     "axioms",
     "zoo",
+    "conformance",
+    "plot",
     "_surface",
+    "run",
+    "cli",
+    "__main__",
     "_tables",
     "_stubs",
     "zoo.__main__",
 )
 # A package that stands for all of its files: they are many, found by name, and each is alone.
-WHOLE = ("rules", "methods", "transforms", "axioms", "zoo")
-SURFACE = "_surface"  # esegeta/__init__.py
+WHOLE = ("rules", "methods", "transforms", "axioms", "zoo", "conformance", "plot", "run")
+SURFACE = "_surface"  # stands for esegeta/__init__.py, too, which brings it in
 
 FUNCTORCH = ("torch._C", "torch._functorch", "torch._subclasses")
 # A method says what is computed. How (devices, chunks, global random numbers, graphs) is the engine's.

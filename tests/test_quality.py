@@ -32,8 +32,8 @@ def test_the_import_is_cheap(tmp_path):
     env["PYTHONPYCACHEPREFIX"] = str(tmp_path)
     # Both in one interpreter, so that a busy machine slows both; the least of several, because load only adds.
     script = (
-        "import time; a = time.perf_counter(); import torch; b = time.perf_counter(); import esegeta; "
-        "print(time.perf_counter() - b)"
+        "import time; a = time.perf_counter(); import torch; b = time.perf_counter(); "
+        "import esegeta; esegeta.gradient; print(time.perf_counter() - b)"
     )
     seconds = []
     for _ in range(8):
@@ -47,6 +47,16 @@ def test_the_import_is_cheap(tmp_path):
 
 def test_the_import_leaves_heavy_packages_alone():
     before = python("-c", "import sys, torch; print(*sorted(sys.modules))").stdout.split()
-    after = python("-c", "import sys, torch, esegeta; print(*sorted(sys.modules))").stdout.split()
-    assert "esegeta" in after
+    after = python(
+        "-c", "import sys, torch, esegeta; esegeta.gradient; print(*sorted(sys.modules))"
+    ).stdout.split()
+    assert "esegeta.methods.gradient" in after
     assert [m for m in HEAVY if m in after and m not in before] == []
+
+
+def test_the_package_alone_imports_nothing():
+    done = python("-c", "import sys, esegeta; print(esegeta.__version__, *sorted(sys.modules))")
+    version, *modules = done.stdout.split()
+    assert version == esegeta.__version__
+    assert [m for m in modules if m.partition(".")[0] in ("torch", "numpy", "scipy", "jaxtyping")] == []
+    assert [m for m in modules if m.startswith("esegeta.")] == []

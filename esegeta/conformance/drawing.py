@@ -45,17 +45,31 @@ def _of_shape(axiom: str, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
 
 
 @functools.cache
-def scores(kind: Kind, shape: Shape, kinked: bool = False) -> SearchStrategy[Any]:
+def scores(kind: Kind, shape: Shape) -> SearchStrategy[Any]:
     """What a subject can explain: networks, and where it takes any function, functions too."""
-    nets = strategies.networks(shape=shape, smooth=False if kinked else None)
-    if kind.networks_only:
-        return nets
-    return strategies.functions(shape=shape, smooth=False if kinked else None) | nets
+    nets = strategies.networks(shape=shape)
+    return nets if kind.networks_only else strategies.functions(shape=shape) | nets
 
 
 @functools.cache
-def _case(kind: Kind, shape: Shape, kinked: bool = False) -> SearchStrategy[Case]:
-    return strategies.cases(scores(kind, shape, kinked), shape=shape)
+def kinked(kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    """Scores that saturate or start late. The kinks of functions lie where images do, those of networks beside."""
+    nets = strategies.networks(shape=shape, smooth=False)
+    if kind.networks_only:
+        return nets
+    plain = strategies.functions(shape=shape, kinds=("Additive", "Perceptron", "Extremum"), smooth=False)
+    single = strategies.functions(shape=shape, kinds=("Additive",), smooth=False)
+    return single | plain | nets
+
+
+@functools.cache
+def _case(kind: Kind, shape: Shape) -> SearchStrategy[Case]:
+    return strategies.cases(scores(kind, shape), shape=shape)
+
+
+@functools.cache
+def _kinked_case(kind: Kind, shape: Shape) -> SearchStrategy[Case]:
+    return strategies.cases(kinked(kind, shape), shape=shape)
 
 
 def _plain(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
@@ -71,7 +85,8 @@ def _not_zero(most: int = 2) -> SearchStrategy[float | int]:
 
 
 def _sensitivity_a(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
-    either = _case(kind, shape, kinked=True) | _case(kind, shape)  # most that are blind are blind behind a kink
+    # Most that are blind are blind behind a kink.
+    either = _kinked_case(kind, shape) | _kinked_case(kind, shape) | _case(kind, shape)
     return st.builds(law, either, _element(shape), _not_zero(4))
 
 
@@ -118,7 +133,7 @@ def _scale(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
 
 
 def _continuity(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
-    either = _case(kind, shape, kinked=True) | _case(kind, shape)
+    either = _kinked_case(kind, shape) | _kinked_case(kind, shape) | _case(kind, shape)
     return st.builds(law, either, strategies.images(shape))
 
 

@@ -218,6 +218,13 @@ _NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm,
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+def _of_batch_norm(norm: Any, u: Tensor) -> Tensor:
+    sizes = {k: v.abs() for k, v in norm.named_parameters()} | {"running_var": norm.running_var}
+    shift = norm.running_mean.abs().reshape(-1, *[1] * (u.ndim - 2))
+    centred = {"running_mean": torch.zeros_like(norm.running_mean)}
+    return torch.func.functional_call(norm, sizes | centred, (u + shift,))
+
+
 def majorant(module: Any, u: Tensor) -> Tensor:
     """What neither a value inside a module, nor a slope times its input, exceeds for inputs of size ``u``.
 
@@ -235,11 +242,7 @@ def majorant(module: Any, u: Tensor) -> Tensor:
     if isinstance(module, nn.Sequential):
         return functools.reduce(lambda v, inner: majorant(inner, v), module, u)
     if isinstance(module, _BATCH):
-        sizes = dict(module.named_parameters()) | {"running_var": module.running_var}
-        zero = {"running_mean": torch.zeros_like(module.running_mean)}
-        sizes = {k: v.abs() for k, v in sizes.items()}
-        shift = module.running_mean.abs().reshape(-1, *[1] * (u.ndim - 2))
-        return torch.func.functional_call(module, sizes | zero, (u + shift,))
+        return _of_batch_norm(module, u)
     if isinstance(module, _NORMS):
         axes = tuple(range(2, u.ndim)) if not isinstance(module, nn.LayerNorm) else (-1,)
         axes = (1, *axes) if isinstance(module, nn.GroupNorm) else axes

@@ -1,0 +1,414 @@
+"""The command ``esegeta``. What a command needs is imported by that command: ``--help`` waits for nothing."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import typer
+except ModuleNotFoundError as missing:
+    text = f'esegeta: the command line needs {missing.name}. Install it: pip install "esegeta[cli]"'
+    raise SystemExit(text) from None
+
+from esegeta import __version__
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+app = typer.Typer(
+    name="esegeta",
+    help="Explain what neural networks for 2-D and 3-D images do: attribution maps from a scan and a model.",
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+# --- What is printed --------------------------------------------------------------------------------------
+
+
+def say(text: str = "") -> None:
+    """A line on the screen, as it is."""
+    from rich.console import Console
+
+    Console(markup=False, highlight=False, soft_wrap=True).print(text)
+
+
+def show(head: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+    """A table: with lines on a terminal, else in columns that other programs can cut."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(*head, title=title or None, title_justify="left")
+        for row in cells:
+            table.add_row(*row)
+        Console(markup=False, highlight=False).print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    if title:
+        print(title)
+    for row in [list(head), *cells]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def size_of(count: int | None) -> str:
+    """Bytes for people.
+
+    >>> size_of(3 * 2**20), size_of(None)
+    ('3 MiB', '-')
+    """
+    if count is None:
+        return "-"
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}" if unit == "GiB" else f"{count / size:.0f} {unit}"
+    return f"{count} B"
+
+
+# --- Commands ---------------------------------------------------------------------------------------------
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", is_eager=True)
+    ] = False,
+    traceback: Annotated[  # noqa: ARG001  read by main, wherever it stands
+        bool, typer.Option("--traceback", help="Where an error comes from, in full.")
+    ] = False,
+) -> None:
+    if version:
+        print(f"esegeta {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Examples: [bold]esegeta demo[/bold] · [bold]esegeta demo --output my_demo --open[/bold]")
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for everything.")] = Path(
+        "esegeta_demo"
+    ),
+    size: Annotated[int, typer.Option(help="Voxels a side, a multiple of 8 from 40 to 128.")] = 64,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes at once.")] = 2,
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+) -> None:
+    """A trained brain-extraction network explains itself on a real head. Needs nothing; takes some minutes."""
+    from esegeta.run import starter
+
+    if size % 8 or not 40 <= size <= 128:
+        raise typer.BadParameter(f"expected a multiple of 8 from 40 to 128, got {size}", param_hint="--size")
+    say(f"A U-Net finds the brain in a head of {size} voxels a side; a dozen methods say why. Into {output}.")
+    _execute(starter.demo(str(output.absolute()), size, workers), open_=open_)
+
+
+@app.command(
+    epilog="Examples: [bold]esegeta run config.toml --dry-run[/bold] · "
+    "[bold]esegeta run config.toml --workers 4 --only grad_cam[/bold]"
+)
+def run(
+    config: Annotated[Path, typer.Argument(help="A file .toml or .json; `esegeta init` writes one.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and cost; do nothing.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Another folder than run.output.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", "-w", min=1, help="Processes at once.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="The id of a method or of a job; several times for several."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Keep what is finished, or do everything again.")
+    ] = True,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of bars.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+) -> None:
+    """Explain: every image, target and method of a configuration becomes a map, figures and a line of the report.
+
+    A method that fails fails alone. Started again, a run does what is not done yet.
+    """
+    changes: dict[str, Any] = {}
+    if output is not None:
+        changes["output"] = str(output.absolute())
+    if workers is not None:
+        changes["workers"] = workers
+    _execute(config, changes, dry_run, only, resume, plain, open_)
+
+
+def _execute(
+    source: Any,
+    changes: dict[str, Any] | None = None,
+    dry: bool = False,
+    only: list[str] | None = None,
+    resume: bool = True,
+    plain: bool = False,
+    open_: bool = False,
+) -> None:
+    from esegeta.run import config as configuration
+    from esegeta.run import pipeline
+
+    config = configuration.load(source, run=changes)
+    summary = pipeline.run(
+        config, resume=resume, dry=dry, only=only or None, progress=True if plain else None
+    )
+    if dry:
+        _plan(summary)
+    else:
+        _ended(summary)
+        if open_ and summary.report is not None:
+            import webbrowser
+
+            webbrowser.open(summary.report.absolute().as_uri())
+    if summary.exit_code:
+        raise typer.Exit(summary.exit_code)
+
+
+def _plan(summary: Any) -> None:
+    rows = [
+        (
+            planned.job.id,
+            "done already" if planned.done else "to do",
+            "-" if planned.evaluations is None else f"{planned.evaluations} {planned.needs}",
+            "x".join(map(str, planned.shape)) if planned.shape else "-",
+            size_of(planned.memory),
+        )
+        for planned in summary.plan
+    ]
+    show(("job", "state", "at most", "image", "memory of tensors"), rows)
+    for planned in summary.plan:
+        if planned.problem:
+            say(f"{planned.job.id}: {planned.problem}")
+    say(f"{len(summary.plan)} jobs. Nothing was written. Without --dry-run they go to {summary.folder}.")
+    if any(planned.problem for planned in summary.plan):
+        raise typer.Exit(FAILED)
+
+
+def _ended(summary: Any) -> None:
+    rows = [
+        (
+            record["id"],
+            record["status"],
+            f"{record['seconds']:.1f} s" if record.get("seconds") is not None else "-",
+            size_of(record.get("peak_memory")),
+        )
+        for record in summary.records
+    ]
+    if rows:
+        show(("job", "status", "time", "peak memory"), rows)
+    for record in summary.records:
+        if record["status"] != "done":
+            say(f"{record['id']}: {record['status']}: {' '.join(str(record.get('error')).split())}")
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.counts.items()))
+    say(f"{counts or 'Nothing was done'}. Everything is in {summary.folder}.")
+    if summary.report is not None:
+        say(f"Report: {summary.report}")
+
+
+@app.command(epilog="Examples: [bold]esegeta init[/bold] · [bold]esegeta init knee.toml[/bold]")
+def init(
+    path: Annotated[Path, typer.Argument(help="The file to write, .toml.")] = Path("esegeta.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a configuration with comments, which runs as it is: a place to begin."""
+    from esegeta.run import starter
+
+    if path.suffix != ".toml":
+        raise typer.BadParameter(f"expected a name that ends in .toml, got {path}", param_hint="PATH")
+    try:
+        starter.write(path, force)
+    except FileExistsError:
+        raise typer.BadParameter(f"{path} is there already; --force replaces it", param_hint="PATH") from None
+    say(f"Wrote {path}. Look at the plan: esegeta run {path} --dry-run")
+
+
+@app.command(
+    epilog="Examples: [bold]esegeta methods[/bold] · [bold]esegeta methods integrated_gradients[/bold] · "
+    "[bold]esegeta methods smooth[/bold]"
+)
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method, transform, reducer or baseline.")] = None,
+) -> None:
+    """List what a configuration can name: methods, transforms, reducers, baselines, and their parameters."""
+    from esegeta.run import listing
+
+    if name is not None:
+        say(listing.entry(name))
+        return
+    for title, head, rows in listing.tables():
+        show(head, rows, title)
+        say()
+    say("esegeta methods NAME says more about one of them.")
+
+
+@app.command(
+    epilog="Examples: [bold]esegeta convert cfg_Misc_Seg_3d.json -o seg.toml[/bold] · "
+    "[bold]esegeta convert cfg_Misc_Class_2d.json[/bold]"
+)
+def convert(
+    source: Annotated[Path, typer.Argument(help="A JSON file of TorchEsegeta.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write; without it the text is printed.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Translate a configuration of TorchEsegeta, and say what was changed and what has no counterpart."""
+    from esegeta.run import convert as conversion
+
+    done = conversion.convert(conversion.read(source))
+    if output is None:
+        print(done.text, end="")
+    elif output.exists() and not force:
+        raise typer.BadParameter(f"{output} is there already; --force replaces it", param_hint="--output")
+    else:
+        output.write_text(done.text, encoding="utf-8")
+        print(f"Wrote {output}.", file=sys.stderr)
+    for line in done.notes:
+        print(line, file=sys.stderr)
+
+
+@app.command(
+    epilog="Examples: [bold]esegeta places zoo:brain_extraction_unet --shape 1,64,64,64[/bold] · "
+    "[bold]esegeta places config.toml --shape 1,64,64,64[/bold]"
+)
+def places(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A configuration, or a model as in model.source: zoo:NAME, module:factory, a file."
+        ),
+    ],
+    shape: Annotated[str, typer.Option("--shape", help="Of one image: channels and sizes, 1,64,64,64.")],
+    weights: Annotated[str | None, typer.Option("--weights", help="A file of weights.")] = None,
+    arguments: Annotated[
+        str, typer.Option("--arguments", help="Of the factory, in JSON: '{\"classes\": 3}'.")
+    ] = "{}",
+    cuts: Annotated[
+        bool, typer.Option("--cuts", help="Only those that all the way from image to output leads through.")
+    ] = False,
+) -> None:
+    """List the places inside a model: where a class activation map or a layer method can look."""
+    import torch
+
+    from esegeta.places import places as found_in
+    from esegeta.run import config as configuration
+    from esegeta.run import networks
+
+    sizes = _sizes(shape)
+    if Path(model).suffix in (".toml", ".json"):
+        section = configuration.model_of(model)
+    else:
+        try:
+            given = json.loads(arguments)
+        except ValueError:
+            given = None
+        if not isinstance(given, dict):
+            raise typer.BadParameter(f"expected a table in JSON, got {arguments}", param_hint="--arguments")
+        section = configuration.Model(source=model, weights=weights, arguments=given, path=str(Path.cwd()))
+    network = networks.load(section)
+    answer = network(torch.zeros(sizes))
+    say(f"{model}: from {tuple(sizes)} to {tuple(answer.shape)}")
+    found = found_in(network, torch.rand(sizes, generator=torch.Generator().manual_seed(0)))
+    rows = [
+        (p.name, p.kind, "x".join(map(str, p.shape)), "yes" if p.cut else "no", ", ".join(p.beside))
+        for p in found
+        if p.used and not p.same_as and (p.cut or not cuts)
+    ]
+    show(("place", "kind", "shape", "cut", "beside it"), rows)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        sizes = ()
+    if not 2 <= len(sizes) <= 4 or any(size < 1 for size in sizes):
+        expected = "channels and one to three sizes, for example 1,64,64,64"
+        raise typer.BadParameter(f"expected {expected}, got {text}", param_hint="--shape")
+    return sizes
+
+
+@app.command(
+    epilog="Examples: [bold]esegeta verify integrated_gradients --axioms completeness,dummy[/bold] · "
+    "[bold]esegeta verify captum:DeepLift --seconds 60 --json report.json[/bold]"
+)
+def verify(
+    name: Annotated[str, typer.Argument(help="A method, or one of another library such as captum:DeepLift.")],
+    axioms: Annotated[
+        str | None, typer.Option("--axioms", help="Names with commas between them; without it all.")
+    ] = None,
+    cases: Annotated[int, typer.Option("--cases", min=1, help="Random cases for each axiom.")] = 100,
+    seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="End after that.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the random cases.")] = 0,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write the report there as well.")] = None,
+) -> None:
+    """Put a method to random networks and images: which axioms does it keep, and where does it break them?"""
+    from esegeta.conformance.verify import verify as verified
+
+    chosen = None if axioms is None else [axiom.strip() for axiom in axioms.split(",")]
+    report = verified(name, axioms=chosen, cases=cases, seconds=seconds, seed=seed)
+    say(str(report))
+    if json_ is not None:
+        json_.write_text(report.json(), encoding="utf-8")
+    if report.broken:
+        raise typer.Exit(FAILED)
+
+
+# --- The way in and out -----------------------------------------------------------------------------------
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, on one line."""
+    text = " ".join(str(error).split())
+    return (
+        text
+        if text and isinstance(error, (ValueError, OSError))
+        else f"{type(error).__name__}: {text}".rstrip(": ")
+    )
+
+
+def ended_by(error: BaseException) -> int:
+    """Say on stderr why it ends, and with which exit status."""
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        print("esegeta: interrupted. What is finished is kept.", file=sys.stderr)
+        return INTERRUPTED
+    if hasattr(error, "format_message"):  # of typer, about what stands on the command line
+        print(f"esegeta: {' '.join(error.format_message().split())}", file=sys.stderr)
+        return BAD_INPUT
+    if isinstance(error, BrokenPipeError):  # whoever read what we print has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    if isinstance(error, ModuleNotFoundError):
+        print(f"esegeta: {one_line(error)}. {_extra(error.name)}", file=sys.stderr)
+        return FAILED
+    for line in getattr(error, "faults", None) or [one_line(error)]:
+        print(f"esegeta: {line}", file=sys.stderr)
+    asked_wrongly = isinstance(error, (ValueError, TypeError, FileNotFoundError, IsADirectoryError))
+    return BAD_INPUT if asked_wrongly else FAILED
+
+
+def _extra(module: str | None) -> str:
+    top = (module or "").partition(".")[0]
+    extras = {"pydantic": "cli", "matplotlib": "viz", "jinja2": "viz", "hypothesis": "verify"}
+    return f'Install it: pip install "esegeta[{extras[top]}]"' if top in extras else "Install it"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Errors are one line on stderr: status 2 for what was asked wrongly, 1 for what failed."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    in_full = "--traceback" in given
+    command = typer.main.get_command(app)
+    try:
+        words = [word for word in given if word != "--traceback"] or ["--help"]
+        status = command.main(words, "esegeta", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        if in_full and isinstance(error, Exception):
+            raise
+        return ended_by(error)

@@ -1,0 +1,321 @@
+r"""Run a model patch by patch: tiles that cover an image, and sums over them that stream in every derivative.
+
+With :math:`E_i` that cuts tile i out of an image, its transpose that puts it back among zeros, and weights
+:math:`w_i` that sum to one at every element, a stitched answer is a sum over tiles. So is each of its derivatives:
+
+.. math::
+    y = \sum_i E_i^T w_i f(E_i x), \qquad
+    J^T g = \sum_i E_i^T J_f(E_i x)^T w_i E_i g, \qquad
+    J t = \sum_i E_i^T w_i J_f(E_i x) E_i t
+
+``Stitched`` is that sum for any operation on patches. Its derivatives are such sums for the derivatives of the
+operation, so that nothing but the images themselves is kept between orders: memory is that of the images and of
+the few patches that are in work.
+"""
+
+import contextvars
+import functools
+import itertools
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from esegeta.engine import check, crops, folded, interception, layout, levels, progress, stream
+from esegeta.engine.execution import DeadlineExceeded, current
+from esegeta.engine.folded import Op, Run
+from esegeta.engine.locality import NotLocal, hear, listening
+from esegeta.engine.tiles import Tiling, cropped_by, cut, margins_of, padded_by, patch_of
+from esegeta.engine.windows import Missing, Refused, Window, fit, region
+
+Row = tuple[int, int]  # the number of an image, and of a tile
+
+WHERE = "sliding_window"
+
+
+def streamed(
+    name: str,
+    todo: Sequence[Row],
+    patch: Tensor,
+    work: Callable[[Sequence[Row]], tuple[Tensor, ...]],
+    absorb: Callable[[Sequence[Row], tuple[Tensor, ...]], None],
+) -> None:
+    """Work on rows, as many at a time as memory allows, and absorb what comes out; ``patch`` is one like them."""
+    total, done = len(todo), 0
+    plan = stream._Plan(total)
+    if not plan.measured and not layout.lonely(patch[None]):
+        plan.size = 1  # a pair of these is no faster
+    with torch.no_grad(), progress.loop(name) as bar:
+        while done < total:
+            if current().left() <= 0:
+                raise DeadlineExceeded(
+                    f"{name}: the deadline passed after {done} of {total} patches, and a part of them has no "
+                    "meaning of its own. Allow more time, or larger patches with less overlap."
+                )
+            size = min(plan.size, total - done)
+            rows = todo[done : done + size]
+            # The inside of a patch is nobody's to observe: places and reach are those of the whole.
+            with progress.step(bar, done / total, (done + size) / total), interception.aside(), listening():
+                ys = plan.attempt(lambda piece: work(piece[1]), (patch, rows), size, name)
+            if ys is None:  # out of memory: the plan is smaller now
+                continue
+            absorb(rows, ys)
+            done += size
+            bar.at(done / total)
+            del ys
+            if levels.fake(patch) and done > size:
+                break  # a dry run: patches after the second lot occupy no more
+
+
+class Stitched(Op):
+    """The sum over tiles of an operation on patches; its derivatives are the sums of the operation's.
+
+    ``of`` makes the operation from a list of one: the weights of the tiles (n,1,*patch) that it is going to run
+    on. Inputs and outputs are batches (B,C,*S) on the same grid.
+    """
+
+    def __init__(self, of: Callable[[list[Tensor]], Op], name: str, tiling: Tiling) -> None:
+        self.of, self.name, self.tiling = of, name, tiling
+        self.linear: int | None = None  # from which input on the result is linear
+        # On a GPU, autograd's own thread runs the derivatives. It knows nothing of settings and progress here.
+        self.thread, self.context = threading.get_ident(), contextvars.copy_context()
+
+    def run(self, run: Run, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # noqa: ARG002
+        """Values on a plain batch, a few patches at a time; no graph is kept."""
+        if threading.get_ident() == self.thread:
+            return self._stream(*xs)
+        return self.context.copy().run(self._stream, *xs)
+
+    def pullback(
+        self,
+        count: int,
+        wanted: tuple[int, ...],
+        given: tuple[int, ...],
+        run: Run | None = None,  # noqa: ARG002
+    ) -> Op:
+        """The sum of the patches' own pullbacks: each runs forward again, and back."""
+        return self._derived(f"gradient of {self.name}", count, lambda op: op.pullback(count, wanted, given))
+
+    def pushforward(self, count: int) -> Op:
+        """The sum of the patches' own pushforwards."""
+        return self._derived(f"pushforward of {self.name}", count, lambda op: op.pushforward(count))
+
+    def _derived(self, name: str, count: int, derive: Callable[[Op], Op]) -> Op:
+        of = self.of
+        made = Stitched(lambda weights: derive(of(weights)), name, self.tiling)
+        made.linear, made.thread, made.context = count, self.thread, self.context
+        return made
+
+    def _stream(self, *xs: Tensor) -> tuple[Tensor, ...]:
+        sums: list[Tensor] = []
+        kinds: list[torch.dtype] = []
+
+        def absorb(rows: Sequence[Row], ys: tuple[Tensor, ...]) -> None:
+            if not sums:
+                kinds.extend(y.dtype for y in ys)
+                sums.extend(self._nothing(xs[0], y) for y in ys)
+            for row, *parts in zip(rows, *ys, strict=True):
+                for whole, part in zip(sums, parts, strict=True):
+                    self._box(whole, row).add_(part)
+
+        streamed(
+            self.name, self._rows(xs), self._box(xs[0], (0, 0)), lambda rows: self._patches(rows, xs), absorb
+        )
+        return tuple(s.to(kind) for s, kind in zip(sums, kinds, strict=True))
+
+    def _rows(self, xs: tuple[Tensor, ...]) -> list[Row]:
+        """Which tiles of which examples to run: of a derivative those that a tangent or cotangent reaches."""
+        rows = list(itertools.product(range(len(xs[0])), range(len(self.tiling.boxes))))
+        if self.linear is None or levels.fake(xs[0]):
+            return rows
+        given = [self._box(x, row).count_nonzero() for row in rows for x in xs[self.linear :]]
+        reached = torch.stack(given).reshape(len(rows), -1).any(1).tolist()
+        return [row for row, some in zip(rows, reached, strict=True) if some] or rows[:1]
+
+    def _box(self, x: Tensor, row: Row) -> Tensor:
+        return cut(x[row[0]], self.tiling.boxes[row[1]])
+
+    def _patches(self, rows: Sequence[Row], xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        weights = [torch.stack([self.tiling.weight(i)[None] for _, i in rows])]
+        try:
+            return self.of(weights).run(Run(), tuple(self._cut(x, rows) for x in xs))
+        finally:
+            weights.clear()  # a pullback refers to itself, and lives on until it is collected
+
+    def _cut(self, x: Tensor, rows: Sequence[Row]) -> Tensor:
+        return torch.stack([self._box(x, row) for row in rows])
+
+    def _nothing(self, x: Tensor, y: Tensor) -> Tensor:
+        wide = torch.promote_types(y.dtype, torch.float32)
+        return torch.zeros((len(x), y.shape[1], *x.shape[2:]), dtype=wide, device=y.device)
+
+
+def beneath(depth: int, work: Callable[[], Tensor]) -> Tensor:
+    """Work below that many empty levels of vmap.
+
+    Levels have numbers, and those that enclose us are put away while an operation runs. Without others in their
+    place our own vmap would take their numbers, and a tensor of theirs for its own.
+    """
+    found: list[Tensor] = []
+
+    def innermost(z: Tensor) -> Tensor:
+        found.append(work())
+        return z
+
+    step: Callable[[Tensor], Tensor] = innermost
+    for _ in range(depth):
+        step = functools.partial(_one_deeper, step)
+    step(torch.zeros(()))
+    return found[0]
+
+
+def _one_deeper(step: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    return vmap(step)(z[None])[0]
+
+
+class SlidingWindow:
+    """A model that runs another one on tiles of its input. Made by ``esegeta.models.sliding_window``."""
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        patch: int | tuple[int, ...],
+        overlap: float | int,
+        weights: str | Tensor,
+        steps: str,
+    ) -> None:
+        self.model, self.patch, self.overlap, self.weights, self.steps = model, patch, overlap, weights, steps
+
+    def __repr__(self) -> str:
+        kind = check.describe(self.weights) if isinstance(self.weights, Tensor) else repr(self.weights)
+        return f"sliding_window({name_of(self.model)}, {self.patch}, overlap={self.overlap}, weights={kind})"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The stitched answer (K,*S) for one image (C,*S)."""
+        if isinstance(x, Window):
+            return self._in_windows(x)
+        hear(self, (x,))
+        if interception.current() is not None:
+            raise ValueError(
+                check.problem(
+                    WHERE,
+                    "a score whose inside is left alone",
+                    "one whose places are looked at or whose derivatives are rewritten",
+                    "Patches run apart, so it has no activation of the whole image. Rewrite the model before it is "
+                    "stitched, explain patches with esegeta.models.patchwise, or take the network without tiles",
+                )
+            )
+        patch = patch_of(WHERE, self.patch, check.floating(WHERE, "the image", x))
+        margins = margins_of(x.shape[1:], patch)
+        padded = padded_by(margins, x)
+        tiling = Tiling(padded.shape[1:], patch, self.overlap, self.weights, self.steps, levels.base(x))
+        op = Stitched(functools.partial(self._of_patches, levels.depth()), WHERE, tiling)
+        (y,) = folded._Call.apply(op, Run(), padded.unsqueeze(0))
+        return cropped_by(margins, y.squeeze(0))
+
+    def _in_windows(self, x: Window) -> Tensor:
+        """Run on the tiles that a change touches: what they say now, less what they said before."""
+        run, grid = x.run, tuple(x.shape[1:])
+        patch = patch_of(WHERE, self.patch, x)
+        if any(map(any, margins_of(grid, patch))):
+            raise Refused("an image smaller than the patch")
+        step = run.next(WHERE)
+        if run.recording:
+            with torch.no_grad():
+                whole = self(x.clean[0])
+            run.kept[step] = (whole[None],)
+            run.kinds.append(((tuple(whole.shape), whole.dtype),))
+            run.read.update((x.at, (step, 0)))
+        if step not in run.kept:
+            raise Missing
+        clean = run.kept[step][0]
+        assert clean is not None
+        tiling = Tiling(grid, patch, self.overlap, self.weights, self.steps, clean)
+        work = crops.OPAQUE * x.shape[0] * math.prod(patch)
+        if run.recording:
+            run.whole += work * len(tiling.boxes)
+        touched = [tiling.touched(low[1:], x.extent[1:]) for low in x.lo.tolist()]
+        ends = [tiling.around(tiles) for tiles in touched]
+        lo, size = fit(np.array([low for low, _ in ends]), np.array([high for _, high in ends]), grid)
+        offsets = np.concatenate([np.zeros((len(lo), 1), dtype=np.int64), lo], 1)
+        at = [tuple(slice(a, a + n) for a, n in zip(low, size, strict=True)) for low in lo.tolist()]
+        out = torch.stack([cut(clean[b % len(clean)], box) for b, box in enumerate(at)])
+        todo = [(b, i) for b, tiles in enumerate(touched) for i in tiles]
+        run.cost += 2 * work * len(todo)
+
+        def change(rows: Sequence[Row]) -> tuple[Tensor, ...]:
+            boxes = [tiling.boxes[i] for _, i in rows]
+            places = [np.array([[0, *(s.start for s in box)]]) for box in boxes]
+            now = [
+                region(crops._only(x, b), place, (x.shape[0], *patch))[0]
+                for (b, _), place in zip(rows, places, strict=True)
+            ]
+            before = [cut(x.clean[b % len(x.clean)], box) for (b, _), box in zip(rows, boxes, strict=True)]
+            weights = torch.stack([tiling.weight(i)[None] for _, i in rows])
+            new, old = vmap(self.model)(torch.stack([*now, *before])).chunk(2)
+            return ((new - old) * weights,)
+
+        def absorb(rows: Sequence[Row], ys: tuple[Tensor, ...]) -> None:
+            for (b, i), y in zip(rows, ys[0], strict=True):
+                where = [
+                    slice(t.start - a.start, t.stop - a.start)
+                    for t, a in zip(tiling.boxes[i], at[b], strict=True)
+                ]
+                cut(out[b], tuple(where)).add_(y)
+
+        streamed(WHERE, todo, cut(x.clean[0], tiling.boxes[0]), change, absorb)
+        made = Window(run, (step, 0), tuple(clean.shape[1:]), clean, offsets, out)
+        if run.commits is not None:
+            run.commits.append(made)
+        return made
+
+    def _of_patches(self, depth: int, weights: list[Tensor]) -> Op:
+        def weighted(patches: Tensor) -> tuple[Tensor, ...]:
+            y: Any = beneath(depth, lambda: self._on(patches))
+            if not isinstance(y, Tensor) or y.ndim != patches.ndim or y.shape[2:] != patches.shape[2:]:
+                got = check.describe(y[0]) if isinstance(y, Tensor) else check.describe(y)
+                raise ValueError(
+                    check.problem(
+                        WHERE,
+                        f"a model whose output (K,*S) lies on the grid {tuple(patches.shape[2:])} of its patch",
+                        f"{got} from {name_of(self.model)} for a patch {tuple(patches.shape[1:])}",
+                        "Resize the output inside of the model, for example with torch.nn.functional.interpolate",
+                    )
+                )
+            return ((y * weights[0]).to(y.dtype),)
+
+        return Op(weighted, name_of(self.model))
+
+    def _on(self, patches: Tensor) -> Tensor:
+        why: Exception | None = None
+        try:
+            y = vmap(self.model)(patches)
+            if not isinstance(y, Tensor) or not levels.wrapped(y):
+                return y
+        except RuntimeError as error:
+            if "functorch/" not in str(error):
+                raise
+            why = error
+        raise ValueError(
+            check.problem(
+                WHERE,
+                "a model that depends on its image alone",
+                f"{name_of(self.model)}, which reads another tensor that vmap or grad is working on",
+                "Patches run outside of those: give it fixed weights, one set at a time",
+            )
+        ) from why
+
+    def locality(self, x: Tensor) -> Any:  # noqa: ARG002
+        """There is none that shifts with the image: what an element reaches depends on its place in the tiles."""
+        raise NotLocal("a sliding window's reach depends on where the tiles lie")
+
+
+def name_of(model: Callable[..., Any]) -> str:
+    """How errors call a model."""
+    name = getattr(model, "__name__", None) or repr(model)
+    return name if len(name) < 60 else f"{name[:57]}..."

@@ -1,0 +1,67 @@
+"""Colours of signed values: orange for, blue against, violet for the size; zero shows what lies under it.
+
+Orange and blue differ for every kind of colour vision, and each grows brighter with its value, so that a print in
+grey still says where there is much.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+# From next to zero to the end of the scale; the viewer of the report takes its colours from here.
+STEPS: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "positive": ((122, 28, 0), (214, 69, 4), (252, 141, 30), (255, 233, 120)),
+    "negative": ((8, 48, 120), (20, 96, 196), (46, 158, 240), (190, 244, 255)),
+    "size": ((72, 14, 110), (150, 40, 160), (222, 96, 176), (255, 222, 238)),
+}
+BROKEN = (0.35, 0.62, 0.35)  # where a value is NaN or infinite
+# Lines on white: Okabe and Ito, Color Universal Design, 2008.
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999900")
+
+
+class Scale(NamedTuple):
+    """What a colour stands for: kind is signed, positive, negative or size; limit is the end of the scale."""
+
+    kind: str
+    limit: float
+
+
+def ramp(kind: str, share: np.ndarray) -> np.ndarray:
+    """Colours ``(..., 3)`` in [0, 1] for shares of the limit in [0, 1].
+
+    >>> (255 * ramp("positive", np.array([1.0]))).tolist()
+    [[255.0, 233.0, 120.0]]
+    """
+    steps = np.array(STEPS[kind], dtype=np.float64) / 255
+    at = np.linspace(0, 1, len(steps))
+    return np.stack([np.interp(share, at, steps[:, c]) for c in range(3)], axis=-1)
+
+
+def cover(share: np.ndarray) -> np.ndarray:
+    """How much of what lies below is hidden: nothing at zero, nearly all at the end of the scale.
+
+    >>> cover(np.array([0.0, 1.0])).tolist()
+    [0.0, 0.95]
+    """
+    return 0.95 * np.clip(share, 0, 1) ** 0.8
+
+
+def blend(values: np.ndarray, scale: Scale, below: np.ndarray) -> np.ndarray:
+    """Values in colour over a picture ``(..., 3)``.
+
+    >>> blend(np.zeros((1, 1)), Scale("signed", 1.0), np.full((1, 1, 3), 0.5)).tolist()
+    [[[0.5, 0.5, 0.5]]]
+    """
+    broken = ~np.isfinite(values)
+    seen = np.where(broken, 0, values)
+    if scale.kind == "positive":
+        seen = np.maximum(seen, 0)
+    if scale.kind == "negative":
+        seen = np.minimum(seen, 0)
+    share = np.clip(np.abs(seen) / (scale.limit or 1.0), 0, 1)
+    if scale.kind == "size":
+        colour = ramp("size", share)
+    else:
+        colour = np.where((seen < 0)[..., None], ramp("negative", share), ramp("positive", share))
+    hidden = cover(share)[..., None]
+    return np.where(broken[..., None], BROKEN, below * (1 - hidden) + colour * hidden)

@@ -1,0 +1,243 @@
+"""What is drawn, as arrays: maps and anatomy on one grid, turned as a reader of images expects it."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esegeta import spatial
+from esegeta.engine import check
+
+PERCENTILE = 99.8
+NAMES = ("sagittal", "coronal", "axial")
+
+
+class Scene(NamedTuple):
+    """A map and what lies under it, always with three axes: a flat image has one plane.
+
+    values: ``(*S)``, channels added up; anatomy: ``(*S)`` or ``(*S, 3)`` between 0 and 1; sizes: of a voxel;
+    across: the axes that planes are drawn across; titles: what a plane across each axis is called;
+    affine: of this grid, if known: then the axes point to the left, to the back and up.
+    """
+
+    values: np.ndarray
+    anatomy: np.ndarray | None
+    sizes: tuple[float, ...]
+    across: tuple[int, ...]
+    titles: tuple[str, ...]
+    affine: np.ndarray | None
+    channels: int
+
+
+def array(where: str, name: str, value: object, axes: int | None = None) -> np.ndarray:
+    """An image ``(C,*S)`` as float32, from a tensor or an array.
+
+    >>> array("overlay", "map", torch.ones(1, 2, 2)).dtype
+    dtype('float32')
+    """
+    found = value.detach().cpu().to(torch.float32).numpy() if isinstance(value, Tensor) else value
+    try:
+        with np.errstate(over="ignore"):  # what float32 has no room for is infinite, and said to be
+            found = np.asarray(found, dtype=np.float32)
+    except (TypeError, ValueError):
+        found = np.empty(0, dtype=np.float32)
+    if found.ndim - 1 not in ((1, 2, 3) if axes is None else (axes,)) or found.size == 0:
+        expected = f"{name} of shape (C,*S) with {'one to three' if axes is None else axes} spatial axes"
+        raise ValueError(check.problem(where, expected, _got(value), "Add a channel axis with map[None]"))
+    return found
+
+
+def _got(value: object) -> str:
+    """Short text for a value in an error message, in one line."""
+    if isinstance(value, np.ndarray):
+        numbers = f" {value.ravel().tolist()}" if value.size <= 16 else ""
+        return f"{value.dtype}{value.shape}{numbers}"
+    return " ".join(check.describe(value).split())
+
+
+def spacing_of(where: str, spacing: Any, affine: np.ndarray | None, axes: int) -> tuple[float, ...]:
+    """The size of a voxel: what is given, else what the affine says, else 1.
+
+    >>> spacing_of("overlay", None, np.diag([2.0, 3.0, 4.0, 1.0]), 2)
+    (2.0, 3.0)
+    """
+    if spacing is None:
+        found = np.ones(axes) if affine is None else np.linalg.norm(affine[:3, :axes], axis=0)
+    else:
+        try:
+            found = np.asarray(spacing, dtype=np.float64)
+        except (TypeError, ValueError):
+            found = np.empty(0)
+    if found.shape != (axes,) or not (np.isfinite(found).all() and (found > 0).all()):
+        expected = f"spacing of {axes} finite lengths > 0, one per spatial axis"
+        got = _got(affine if spacing is None else spacing)
+        raise ValueError(check.problem(where, expected, got, "Take it from the header of the image"))
+    return tuple(float(size) for size in found)
+
+
+def _affine(where: str, affine: object) -> np.ndarray | None:
+    if affine is None:
+        return None
+    try:
+        found = np.asarray(affine, dtype=np.float64)
+    except (TypeError, ValueError):
+        found = np.empty(0)
+    if found.shape != (4, 4) or not np.isfinite(found).all() or abs(np.linalg.det(found[:3, :3])) < 1e-12:
+        expected = "affine to be 4 x 4, finite and invertible"
+        raise ValueError(check.problem(where, expected, _got(affine), "Take it from the header of the image"))
+    return found
+
+
+def window(image: np.ndarray) -> np.ndarray:
+    """Grey values between 0 and 1: one in two hundred of the non-zero values saturates at either end.
+
+    >>> window(np.array([0.0, 5.0, 10.0])).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    seen = image[np.isfinite(image)]
+    if not seen.size:
+        return np.zeros_like(image)
+    low, high = min(float(seen.min()), 0.0), float(seen.max())
+    inside = seen[seen != 0]
+    if inside.size >= 200:
+        low = min(low, 0.0) if low >= 0 else float(np.percentile(inside, 0.5))
+        high = float(np.percentile(inside, 99.5))
+    if high <= low:
+        return np.full_like(image, 0.5 if high else 0.0)
+    return np.clip((np.nan_to_num(image, nan=low) - low) / (high - low), 0, 1)
+
+
+def _anatomy(image: np.ndarray) -> np.ndarray:
+    """Three channels of a flat image are its colours; of other images the first is shown."""
+    if image.ndim == 3 and image.shape[0] == 3:
+        seen = image[np.isfinite(image)]
+        low, high = min(float(seen.min(initial=0)), 0.0), max(float(seen.max(initial=0)), 1.0)
+        colours = (np.moveaxis(image, 0, -1) - low) / (high - low)
+        return np.clip(np.nan_to_num(colours, posinf=0, neginf=0), 0, 1)
+    return window(image[0])
+
+
+def _lifted(image: np.ndarray) -> np.ndarray:
+    """A flat picture, rows first, as a volume whose only plane ``plane`` shows as it is."""
+    return np.swapaxes(image, 0, 1)[:, ::-1, None]
+
+
+def scene(where: str, map: object, anatomy: object, spacing: Any, affine: object) -> Scene:
+    """A map and its anatomy, checked, on one grid, turned to left, back and up if an affine says where they are.
+
+    >>> scene("overlay", torch.ones(2, 4, 4, 4), None, None, None).values.max().item()
+    2.0
+    """
+    found = array(where, "map", map)
+    axes = found.ndim - 1
+    if axes == 1:
+        advice = "Draw signals with esegeta.plot.signal"
+        expected = "a map (C,*S) with two or three spatial axes"
+        raise ValueError(check.problem(where, expected, f"shape {found.shape}", advice))
+    under = None if anatomy is None else array(where, "anatomy", anatomy, axes)
+    if under is not None and under.shape[1:] != found.shape[1:]:
+        found = spatial.upsample(torch.from_numpy(found), like=torch.from_numpy(under)).numpy()
+    lies = _affine(where, affine)
+    sizes = spacing_of(where, spacing, lies, axes)
+    channels = found.shape[0]
+    with np.errstate(invalid="ignore", over="ignore"):
+        values = found[0] if channels == 1 else found.sum(0)
+    shown = None if under is None else _anatomy(under)
+    titles = tuple(f"across axis {a}" for a in range(3))
+    if lies is not None:
+        if axes == 2:  # one slice of a volume
+            values, sizes = values[..., None], (*sizes, 1.0)
+            shown = None if shown is None else shown[:, :, None]
+        turn, back = _turn(lies, values.shape)
+        values = _apply(values, turn)
+        shown = None if shown is None else _apply(shown, turn)
+        sizes = tuple(sizes[int(np.flatnonzero(turn[:, 0] == a)[0])] for a in range(3))
+        lies, titles = lies @ back, NAMES
+    elif axes == 2:
+        values, sizes, titles = _lifted(values), (sizes[1], sizes[0], 1.0), ("", "", "")
+        shown = None if shown is None else _lifted(shown)
+    thin = tuple(a for a in range(3) if values.shape[a] == 1)
+    across = (2,) if titles[0] == "" else thin if len(thin) == 1 else (2, 1, 0)
+    return Scene(values, shown, sizes, across, titles, lies, channels)
+
+
+def _turn(affine: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    from nibabel import orientations  # here, so that importing the package does not wait for it
+
+    now = orientations.io_orientation(affine)
+    turn = orientations.ornt_transform(now, orientations.axcodes2ornt(("L", "P", "S")))
+    return turn, orientations.inv_ornt_aff(turn, shape)
+
+
+def _apply(image: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    from nibabel import orientations
+
+    return np.asarray(orientations.apply_orientation(image, turn))
+
+
+def plane(volume: np.ndarray, axis: int, index: int, oriented: bool) -> np.ndarray:
+    """One plane of ``(*S)`` or ``(*S, 3)`` as a picture: rows from top to bottom, columns from left to right.
+
+    >>> plane(np.arange(8).reshape(2, 2, 2), 2, 0, oriented=False).tolist()
+    [[2, 6], [0, 4]]
+    """
+    return upright(np.take(volume, index, axis=axis), axis, oriented)
+
+
+def upright(flat: np.ndarray, axis: int, oriented: bool) -> np.ndarray:
+    """What is left of a volume without one of its axes, as a picture."""
+    turned = np.swapaxes(flat, 0, 1)
+    # Seen from below, as radiologists do, the front is on top; all other axes point up.
+    return turned if oriented and axis == 2 else turned[::-1]
+
+
+def letters(axis: int) -> tuple[str, str, str, str]:
+    """Where left, right, top and bottom of an oriented plane lie.
+
+    >>> letters(2)
+    ('R', 'L', 'A', 'P')
+    """
+    return (("A", "P", "S", "I"), ("R", "L", "S", "I"), ("R", "L", "A", "P"))[axis]
+
+
+def grey(anatomy: np.ndarray) -> np.ndarray:
+    """The brightness of an anatomy, whether it has colours or not."""
+    return anatomy.max(-1) if anatomy.ndim == 4 else anatomy
+
+
+def limit_of(values: np.ndarray, percentile: float = PERCENTILE) -> float:
+    """The end of a colour scale: what all but the largest of the non-zero ``|a|`` stay within; 0 if all is zero.
+
+    >>> limit_of(np.array([0.0, -2.0, np.nan]))
+    2.0
+    """
+    size = np.abs(values[np.isfinite(values)])
+    size = size[size > 0]
+    if not size.size:
+        return 0.0
+    return float(np.percentile(size, percentile)) if size.size >= 1000 else float(size.max())
+
+
+def strongest(volumes: Sequence[np.ndarray], anatomy: np.ndarray | None = None) -> tuple[int, ...]:
+    """The voxel round which the maps have most, each measured by its own limit, not in the dark of the anatomy.
+
+    >>> strongest([np.diag([0.0, 0.0, 3.0, 0.0])])
+    (2, 2)
+    """
+    from scipy.ndimage import uniform_filter
+
+    shape: tuple[int, ...] = volumes[0].shape
+    total = np.zeros(shape, dtype=np.float32)
+    for values in volumes:
+        limit = limit_of(values) or 1.0
+        total += np.minimum(np.nan_to_num(np.abs(values), posinf=0) / limit, 1)
+    if anatomy is not None and total[inside := grey(anatomy) > 0.05].any():
+        total = np.where(inside, total, 0)
+    width = [2 * (side // 24) + 1 for side in shape]
+    if not total.any():
+        return tuple(side // 2 for side in shape)
+    near = uniform_filter(total, width, mode="constant")
+    peak = int(np.argmax(near if anatomy is None else near * (grey(anatomy) > 0.05) + 1e-6 * near))
+    return tuple(int(i) for i in np.unravel_index(peak, shape))

@@ -1,0 +1,262 @@
+"""Everything that can be wrong with a configuration, found at once and before anything runs."""
+
+import importlib.util
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from esegeta import zoo
+from esegeta.run import catalogue, preprocess, volumes
+from esegeta.run.annotations import shown
+from esegeta.run.catalogue import fault, faults_of, nearest
+from esegeta.run.config import Config, Input, Method, Model, Output, Patches, Run, Target
+from esegeta.run.entries import baseline_faults, limits, method_faults, target_faults, told
+from esegeta.run.tables import Part, keys_of, part
+
+FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+PROGRAMS = {".pt2": "an exported program", ".ts": "TorchScript", ".pt": "TorchScript"}
+WEIGHTS = (".pt", ".pth", ".safetensors")
+DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
+
+
+def networks() -> dict[str, Any]:
+    """The networks of the zoo by name.
+
+    >>> sorted(networks())
+    ['brain_extraction_unet', 'small_classifier', 'small_unet']
+    """
+    functions = {name: getattr(zoo, name) for name in zoo.__all__}
+    return {
+        n: f
+        for n, f in functions.items()
+        if inspect.signature(f).return_annotation in (nn.Module, "nn.Module")
+    }
+
+
+def model_faults(model: Model, folder: Path) -> list[str]:
+    """What is wrong with the model of a configuration, without loading it."""
+    found, source = [], model.source
+    if source.startswith("zoo:"):
+        known = networks()
+        name = source.removeprefix("zoo:")
+        if name not in known:
+            found.append(fault("model.source", "a network of the zoo", repr(name), nearest(name, known)))
+        else:
+            found += faults_of("model.arguments", model.arguments, catalogue.parameters(known[name]), name)
+        if model.weights is not None:
+            found.append(
+                fault("model.weights", "none for a network of the zoo", shown(model.weights), "Leave it out")
+            )
+    elif Path(source).suffix in PROGRAMS:
+        if not _is_file(folder / source):
+            found.append(fault("model.source", "a file", repr(source), "There is none of that name"))
+        for key, given in (("weights", model.weights), ("arguments", model.arguments)):
+            if given:
+                kind = PROGRAMS[Path(source).suffix]
+                found.append(fault(f"model.{key}", f"nothing beside {kind}", shown(given), "Leave it out"))
+    elif FACTORY.fullmatch(source):
+        top = source.partition(":")[0].partition(".")[0]
+        if not _findable(top, folder / (model.path or ".")):
+            advice = "Install it, or name its folder with model.path"
+            found.append(fault("model.source", "a module that can be imported", repr(top), advice))
+    else:
+        expected = '"zoo:name", "package.module:factory" or a file .pt2 or .ts'
+        found.append(fault("model.source", expected, repr(source), "Write one of these"))
+    if model.weights is not None and not source.startswith("zoo:"):
+        if Path(model.weights).suffix not in WEIGHTS:
+            found.append(
+                fault("model.weights", f"a file {', '.join(WEIGHTS)}", repr(model.weights), "Convert it")
+            )
+        elif not _is_file(folder / model.weights):
+            found.append(fault("model.weights", "a file", repr(model.weights), "There is none of that name"))
+    return found
+
+
+def _findable(top: str, folder: Path) -> bool:
+    """Whether there is such a module, without importing anything."""
+    try:
+        if (folder / f"{top}.py").is_file() or (folder / top).is_dir():
+            return True
+        return importlib.util.find_spec(top) is not None
+    except (ImportError, ValueError, OSError):
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _input(given: Input, folder: Path) -> list[str]:
+    found = []
+    try:
+        volumes.expand(given.files, folder)
+    except (ValueError, TypeError) as error:
+        found.append(f"input.files: {told(error)}")
+    if given.subject is not None:
+        try:
+            if re.compile(given.subject).groups < 1:
+                advice = "Put round brackets around the subject: sub-([a-z]+)"
+                found.append(fault("input.subject", "a pattern with a group", repr(given.subject), advice))
+        except re.error as error:
+            found.append(fault("input.subject", "a regular expression", repr(given.subject), str(error)))
+    steps = [{"step": s.step, **s.parameters} for s in given.preprocess]
+    for line in preprocess.problems(steps):
+        number, _, text = line.partition(": ")
+        found.append(f"input.preprocess{number}: {told(ValueError(text))}")
+    return found
+
+
+def _run(run: Run, folder: Path) -> list[str]:
+    found = limits(run, "run")
+    for key in ("workers", "per_device", "threads"):
+        value = getattr(run, key)
+        if value is not None and value < 1:
+            found.append(fault(f"run.{key}", "a whole number >= 1", str(getattr(run, key)), "Change it"))
+    if not run.devices:
+        found.append(fault("run.devices", "at least one device", "none", 'Write ["cpu"]'))
+    for number, device in enumerate(run.devices):
+        found += _device(device, f"run.devices[{number}]")
+    if not run.output.strip() or _is_file(folder / run.output):
+        found.append(fault("run.output", "a folder", shown(run.output), "Choose another name"))
+    if run.baseline is not None:
+        calls = run.baseline if isinstance(run.baseline, list) else [run.baseline]
+        for n, call in enumerate(calls):
+            found += baseline_faults(call, "run.baseline", n, isinstance(run.baseline, list))
+    return found
+
+
+def _device(device: str, path: str) -> list[str]:
+    if not DEVICE.fullmatch(device):
+        return [fault(path, '"cpu", "cuda", "cuda:1" or "mps"', repr(device), "Write one of these")]
+    count = torch.cuda.device_count() if device.startswith("cuda") else 0
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= count:
+        return [
+            fault(
+                path, f"a device of this machine, which has {count} CUDA devices", repr(device), 'Use "cpu"'
+            )
+        ]
+    if device == "mps" and not torch.backends.mps.is_available():
+        return [fault(path, "a device of this machine", repr(device), 'Use "cpu"')]
+    return []
+
+
+def _patches(patches: Patches) -> list[str]:
+    sizes = patches.size if isinstance(patches.size, list) else [patches.size]
+    found = []
+    if not 1 <= len(sizes) <= 3 or any(size < 1 for size in sizes):
+        found.append(
+            fault(
+                "patches.size",
+                "voxels >= 1, one number or one for each axis",
+                shown(patches.size),
+                "Change it",
+            )
+        )
+    if not 0 <= patches.overlap < 1:
+        found.append(
+            fault(
+                "patches.overlap", "a share of the patch from 0 to below 1", str(patches.overlap), "Change it"
+            )
+        )
+    return found
+
+
+def checked(raw: Mapping[str, Any], folder: Path) -> tuple[Config | None, list[str]]:
+    """The configuration as its classes, or None; and everything that is wrong, each on one line."""
+    faults: list[str] = []
+    known = keys_of(Config)
+    faults += [
+        fault(str(key), "a table of the file", repr(key), nearest(key, known))
+        for key in raw
+        if key not in known
+    ]
+    faults += [
+        fault(k, "a table" if k in ("model", "input") else f"tables [[{k}]]", "nothing", "Add it")
+        for k in ("model", "input", "targets", "methods")
+        if k not in raw
+    ]
+    model, given = _one(Model, raw, "model", faults), _one(Input, raw, "input", faults)
+    run, patches = _one(Run, raw, "run", faults), _one(Patches, raw, "patches", faults)
+    output = _one(Output, raw, "output", faults)
+    targets, methods = _several(Target, raw, "targets", faults), _several(Method, raw, "methods", faults)
+    faults += model_faults(model, folder) if model else []
+    faults += _input(given, folder) if given else []
+    faults += _run(run, folder) if run else []
+    faults += _patches(patches) if patches else []
+    for number, target in targets:
+        faults += target_faults(target, f"targets[{number}]")
+    for number, method in methods:
+        faults += method_faults(method, f"methods[{number}]", run, patches)
+    faults += _twice("targets", "name", [(n, [t.name]) for n, t in targets])
+    faults += _twice("methods", "id", [(n, identities(m)) for n, m in methods])
+    if faults or model is None or given is None:
+        return None, _in_order(faults, raw)
+    whole = Config(
+        model=model,
+        input=given,
+        targets=[t for _, t in targets],
+        methods=[m for _, m in methods],
+        patches=patches,
+        run=run or Run(),
+        output=output or Output(),
+    )
+    return whole, []
+
+
+def _in_order(faults: Iterable[str], raw: Mapping[str, Any]) -> list[str]:
+    """As the file has them; what follows from a key that is left out, because it is wrong, is no other fault."""
+    first: dict[str, str] = {}
+    for line in faults:
+        first.setdefault(line.partition(":")[0], line)
+    tables = list(raw)
+
+    def place(path: str) -> tuple[int, int]:
+        found = re.match(r"(\w+)(?:\[(\d+)\])?", path)
+        table, number = (found[1], found[2]) if found else ("", None)
+        return (tables.index(table) if table in tables else len(tables), int(number or 0))
+
+    return [first[path] for path in sorted(first, key=place)]
+
+
+def _one(cls: type[Part], raw: Mapping[str, Any], key: str, faults: list[str]) -> Part | None:
+    if key not in raw or (raw[key] is None and key == "patches"):
+        return None
+    return part(cls, raw[key], key, faults)
+
+
+def _several(cls: type[Part], raw: Mapping[str, Any], key: str, faults: list[str]) -> list[tuple[int, Part]]:
+    tables = raw.get(key, ())
+    if key in raw and (not isinstance(tables, (list, tuple)) or not tables):
+        faults.append(fault(key, f"at least one table [[{key}]]", shown(tables), "Add one"))
+        return []
+    made = [(n, part(cls, table, f"{key}[{n}]", faults)) for n, table in enumerate(tables)]
+    return [(n, one) for n, one in made if one is not None]
+
+
+def identities(method: Method) -> list[str]:
+    """The ids of the entries that a method becomes: one, or one for each place."""
+    spec = catalogue.methods_by_name().get(method.name)
+    own = method.id or (spec.name if spec else method.name)
+    if not isinstance(method.place, list):
+        return [own]
+    return [f"{own}-{re.sub(r'[^A-Za-z0-9._-]', '-', place)}" for place in method.place]
+
+
+def _twice(table: str, key: str, entries: Iterable[tuple[int, Sequence[str]]]) -> list[str]:
+    first: dict[str, int] = {}
+    found = []
+    for number, names in entries:
+        for name in names:
+            if first.setdefault(name.lower(), number) != number or list(names).count(name) > 1:
+                path = f"{table}[{number}].{key}"
+                got = f"{name!r} again, as in {table}[{first[name.lower()]}]"
+                found.append(fault(path, f"a different {key}", got, f"Choose another {key}"))
+    return list(dict.fromkeys(found))

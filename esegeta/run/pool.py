@@ -1,0 +1,440 @@
+"""Tasks in processes of their own, each with a deadline and a memory limit. Knows nothing of attributions.
+
+A worker is a fresh interpreter. It does the next task of the same kind too, which saves importing torch again;
+a crash, a time-out or memory running out ends one task and its worker, and another worker takes its place.
+
+Deadlines end in three steps. The task knows its deadline and may stop by itself with something useful. A grace
+later, of some seconds and a tenth of the deadline, it gets SIGTERM, upon which the worker writes where it hangs; then
+SIGKILL. A task that has its result in time can ask for a while to put it away.
+
+Memory is watched from here: what the worker's process group occupies, children included. A limit on the address
+space (RLIMIT_AS) is not used: torch and CUDA reserve far more addresses than they ever occupy, and a refused
+reservation ends in any error at all. Watching reports what happened.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, Literal
+
+from esegeta.engine import check
+from esegeta.run.processes import Guard, bury, how_it_ended, resident, send
+
+Status = Literal["done", "failed", "timeout", "memory", "crashed", "refused"]
+Event = dict[str, Any]
+
+_POLL_SECONDS = 0.05
+# A look at the memory of all processes takes some milliseconds.
+_LOOK_SECONDS = 0.1
+_IDLE_LOOK_SECONDS = 1.0
+_TERM_SECONDS = 2.0
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to do in a worker: ``function`` is ``package.module:name`` and called as (payload, context).
+
+    payload and what the function returns go through JSON. deadline: in seconds, from its beginning; memory: in
+    bytes, resident; device: "cpu", "cuda:0"..., or None for any that the pool has.
+    """
+
+    id: str
+    function: str
+    payload: Any = None
+    deadline: float | int | None = None
+    memory: int | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended. error: one line; trace: everything that is known; peak_memory: in bytes, resident."""
+
+    id: str
+    status: Status
+    value: Any = None
+    error: str | None = None
+    trace: str = ""
+    seconds: float = 0.0
+    peak_memory: int = 0
+    device: str = "cpu"
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _share(workers: int) -> int:
+    """The threads of each worker: its share of the cores, or fewer if OMP_NUM_THREADS says so."""
+    share = max(1, cores() // workers)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(asked)) if asked.isdigit() and int(asked) else share
+
+
+def slots(devices: Sequence[str], workers: int, per_device: int) -> list[str]:
+    """The device of every worker: ``workers`` on the CPU, ``per_device`` on each GPU.
+
+    >>> slots(["cpu"], 2, 1), slots(["cuda:0", "cuda:1"], 9, 2)
+    (['cpu', 'cpu'], ['cuda:0', 'cuda:0', 'cuda:1', 'cuda:1'])
+    """
+    return [device for device in devices for _ in range(workers if device == "cpu" else per_device)]
+
+
+def environment(device: str, threads: int, outer: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a worker: it sees its own GPU only, or none, and starts so many threads.
+
+    >>> environment("cuda:1", 4, {"CUDA_VISIBLE_DEVICES": "5,7"})["CUDA_VISIBLE_DEVICES"]
+    '7'
+    """
+    visible = ""
+    if device.startswith("cuda"):
+        index = int(device.partition(":")[2] or 0)
+        listed = [part.strip() for part in outer.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+        visible = listed[index] if index < len(listed) else str(index)
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return {
+        **outer,
+        **dict.fromkeys(_THREADS, str(threads)),
+        "CUDA_VISIBLE_DEVICES": visible,
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it products of matrices on GPUs are not repeatable
+        "PYTHONPATH": paths,
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+class _Worker:
+    """One worker process, and the task that it is doing."""
+
+    def __init__(self, device: str, threads: int, guard: Guard) -> None:
+        self.device = device
+        self.guard = guard
+        ours, theirs = os.pipe()
+        inside = "cuda:0" if device.startswith("cuda") else device
+        # -P: the folder that it is started in is not searched for modules unless ours is.
+        command = [sys.executable, "-P", "-m", "esegeta.run.child", str(theirs), inside]
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs],
+                env=environment(device, threads, os.environ),
+                start_new_session=True,
+            )
+        finally:
+            os.close(theirs)
+        guard.add(self.process.pid)
+        self.events: IO[bytes] = os.fdopen(ours, "rb", buffering=0)
+        assert self.process.stdout is not None
+        self.prints: IO[bytes] = self.process.stdout
+        os.set_blocking(self.prints.fileno(), False)
+        os.set_blocking(ours, False)
+        self.rest = {"events": b"", "prints": b""}
+        self.function = ""
+        self.retired = False
+        self.idle()
+
+    def idle(self) -> None:
+        """Ready for the next task."""
+        self.task: Task | None = None
+        self.begun: float | None = None
+        self.until = float("inf")  # when it is too late
+        self.sent = time.monotonic()
+        self.reason: tuple[Status, str] | None = None  # why it is being ended
+        self.asked: float | None = None  # when SIGTERM was sent
+        self.peak = 0
+        self.printed: deque[str] = deque(maxlen=60)
+
+    def give(self, task: Task) -> None:
+        """Let it do a task."""
+        self.idle()
+        self.task, self.function = task, task.function
+        line = json.dumps(
+            {
+                "id": task.id,
+                "function": task.function,
+                "payload": task.payload,
+                "deadline": task.deadline,
+                "memory": task.memory,
+            }
+        )
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has died: its pipe will say so
+            self.process.stdin.write(line.encode() + b"\n")
+            self.process.stdin.flush()
+
+    def begin(self, grace: float) -> None:
+        """Its imports are done and its clock starts."""
+        assert self.task is not None
+        self.begun = time.monotonic()
+        if self.task.deadline is not None:
+            self.until = self.begun + 1.1 * self.task.deadline + grace
+
+    def lines(self, which: Literal["events", "prints"]) -> tuple[list[bytes], bool]:
+        """Whole lines that have come, and whether the pipe has closed."""
+        pipe = self.events if which == "events" else self.prints
+        closed = False
+        while True:
+            try:
+                data = os.read(pipe.fileno(), 1 << 16)
+            except BlockingIOError:
+                break
+            if not data:
+                closed = True
+                break
+            self.rest[which] += data
+        *whole, self.rest[which] = self.rest[which].split(b"\n")
+        return whole, closed
+
+    def close(self) -> int:
+        """End it and everything that it has started; its exit code."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        code = bury(self.process)
+        self.guard.drop(self.process.pid)
+        return code
+
+    def shut(self) -> None:
+        """Close our ends of its pipes."""
+        self.events.close()
+        self.prints.close()
+
+
+class _Pool:
+    """The loop: hand out tasks, listen, watch."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        devices: Sequence[str],
+        threads: int,
+        on_event: Callable[[Event], None] | None,
+        grace: float,
+        guard: Guard,
+    ) -> None:
+        self.pending = deque(tasks)
+        self.free = list(devices)
+        self.threads = threads
+        self.on_event = on_event
+        self.grace = grace
+        self.guard = guard
+        self.workers: list[_Worker] = []
+        self.outcomes: dict[str, Outcome] = {}
+        self.selector = selectors.DefaultSelector()
+        self.looked = 0.0
+
+    def tell(self, event: str, task: str | None, **details: Any) -> None:
+        if self.on_event is not None:
+            self.on_event({"event": event, "task": task, **details})
+
+    def work(self) -> None:
+        while self.pending or any(w.task for w in self.workers):
+            self.hand_out()
+            for key, _ in self.selector.select(_POLL_SECONDS):
+                worker, which = key.data
+                if worker in self.workers:
+                    self.hear(worker, which)
+            self.watch()
+
+    def hand_out(self) -> None:
+        """Give every free worker, and every place for one, a task that it may do."""
+        for task in list(self.pending):
+            suited = [w for w in self.workers if w.task is None and task.device in (None, w.device)]
+            same = next((w for w in suited if w.function == task.function), None)
+            device = next((d for d in self.free if task.device in (None, d)), None)
+            if same is None and device is None and suited:
+                device = suited[0].device
+                self.end(suited[0])
+            if same is None and device is None:
+                continue
+            self.pending.remove(task)
+            if same is None:
+                assert device is not None
+                same = self.start(device)
+            same.give(task)
+            self.tell("start", task.id, device=same.device, process=same.process.pid)
+
+    def start(self, device: str) -> _Worker:
+        worker = _Worker(device, self.threads, self.guard)
+        self.free.remove(device)
+        self.workers.append(worker)
+        self.selector.register(worker.events, selectors.EVENT_READ, (worker, "events"))
+        self.selector.register(worker.prints, selectors.EVENT_READ, (worker, "prints"))
+        return worker
+
+    def end(self, worker: _Worker) -> int:
+        """End a worker; its place becomes free."""
+        code = worker.close()
+        self.hear_prints(worker)
+        for pipe in (worker.events, worker.prints):
+            with contextlib.suppress(KeyError):
+                self.selector.unregister(pipe)
+        worker.shut()
+        self.workers.remove(worker)
+        self.free.append(worker.device)
+        return code
+
+    def hear_prints(self, worker: _Worker) -> bool:
+        lines, closed = worker.lines("prints")
+        for line in lines:
+            text = line.decode(errors="replace").rstrip()
+            worker.printed.append(text)
+            self.tell("output", worker.task.id if worker.task else None, message=text)
+        return closed
+
+    def hear(self, worker: _Worker, which: Literal["events", "prints"]) -> None:
+        if which == "prints":
+            if self.hear_prints(worker):
+                self.selector.unregister(worker.prints)
+            return
+        lines, closed = worker.lines("events")
+        for line in lines:
+            message = json.loads(line)
+            kind, task = message.pop("event"), message.pop("task")
+            if worker.task is None or task != worker.task.id:
+                continue
+            if kind == "begin":
+                worker.begin(self.grace)
+            if kind == "finishing":
+                worker.until = max(worker.until, time.monotonic() + message["seconds"])
+            if kind == "result":
+                self.hear_prints(worker)
+                self.settle(worker, message)
+            else:
+                self.tell(kind, task, **message)
+        if closed and worker in self.workers:  # a result may have ended it already
+            self.lose(worker)
+
+    def settle(self, worker: _Worker, result: dict[str, Any]) -> None:
+        """A task has ended by itself."""
+        assert worker.task is not None
+        peak = max(worker.peak, result.pop("peak_memory"))
+        ended = Outcome(worker.task.id, device=worker.device, peak_memory=peak, **result)
+        worker.retired = worker.reason is not None or ended.status == "memory"
+        worker.task = None
+        self.finish(ended)
+        if worker.retired:
+            self.end(worker)
+
+    def lose(self, worker: _Worker) -> None:
+        """A worker has gone, by itself or because it was ended."""
+        task, begun = worker.task, worker.begun or worker.sent
+        code = self.end(worker)
+        if task is None:
+            return
+        status, error = worker.reason or ("crashed", how_it_ended(code))
+        trace = "\n".join(worker.printed)
+        seconds = time.monotonic() - begun
+        self.finish(Outcome(task.id, status, None, error, trace, seconds, worker.peak, worker.device))
+
+    def finish(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.id] = outcome
+        self.tell("end", outcome.id, outcome=outcome)
+
+    def watch(self) -> None:
+        """Look at clocks and memory."""
+        now = time.monotonic()
+        busy = [w for w in self.workers if w.task is not None]
+        limited = any(w.task.memory is not None for w in busy if w.task is not None)
+        used: dict[int, int] = {}
+        if busy and now - self.looked >= (_LOOK_SECONDS if limited else _IDLE_LOOK_SECONDS):
+            self.looked = now
+            used = resident({w.process.pid for w in busy})
+        for worker in busy:
+            task = worker.task
+            assert task is not None
+            here = used.get(worker.process.pid, 0)
+            worker.peak = max(worker.peak, here)
+            if task.memory is not None and here > task.memory and worker.reason is None:
+                worker.reason = (
+                    "memory",
+                    f"it occupied {_size(here)}, more than the {_size(task.memory)} allowed",
+                )
+                send(worker.process.pid, signal.SIGKILL)
+            elif worker.asked is not None and now - worker.asked > _TERM_SECONDS:
+                send(worker.process.pid, signal.SIGKILL)
+            elif now > worker.until and worker.reason is None:
+                worker.reason = ("timeout", f"not done after {task.deadline:g} s")
+                worker.asked = now
+                send(worker.process.pid, signal.SIGTERM)
+
+
+def _size(amount: int) -> str:
+    return f"{amount / 2**30:.2f} GiB" if amount >= 2**30 else f"{amount / 2**20:.0f} MiB"
+
+
+def run(
+    tasks: Iterable[Task],
+    *,
+    workers: int = 1,
+    devices: Sequence[str] = ("cpu",),
+    per_device: int = 1,
+    threads: int | None = None,
+    grace: float | int = 2.0,
+    on_event: Callable[[Event], None] | None = None,
+) -> list[Outcome]:
+    """Do tasks in worker processes, several at once. One that fails in any way fails alone.
+
+    Returns when all have ended. Whatever ends this call or this process, by Ctrl-C or SIGKILL, ends the workers
+    and what they have started.
+
+    Args:
+        tasks: with different ids.
+        workers: how many on the CPU.
+        devices: "cpu", "cuda:0"...; a worker sees its own GPU only.
+        per_device: how many workers on each GPU.
+        threads: of each worker; None shares the cores among the workers, within OMP_NUM_THREADS.
+        grace: seconds past its deadline that a task has to stop by itself, besides a tenth of the deadline.
+        on_event: called here with every event: start, begin, progress, note, finishing, output, end. The last one
+            carries the ``Outcome``.
+
+    Returns:
+        The outcomes in the order of the tasks.
+
+    Example:
+        >>> done = run([Task("a", "math:does_not_exist")])
+        >>> done[0].status, done[0].error
+        ('failed', "AttributeError: module 'math' has no attribute 'does_not_exist'")
+    """
+    where = "pool.run"
+    todo = list(tasks)
+    names = [task.id for task in todo]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(check.problem(where, "different ids", f"{twice} more than once", "Rename them"))
+    places = slots(
+        devices,
+        check.positive_count(where, "workers", workers),
+        check.positive_count(where, "per_device", per_device),
+    )
+    strangers = sorted({str(t.device) for t in todo if t.device is not None and t.device not in places})
+    if not places or strangers:
+        got = f"tasks for {', '.join(strangers)}" if strangers else "none"
+        raise ValueError(check.problem(where, f"devices for all tasks, of {list(devices)}", got, "Add them"))
+    if not todo:
+        return []
+    each = (
+        max(1, cores() // len(places)) if threads is None else check.positive_count(where, "threads", threads)
+    )
+    pool = _Pool(todo, places, each, on_event, float(grace), guard := Guard())
+    try:
+        pool.work()
+    finally:
+        for worker in list(pool.workers):
+            send(worker.process.pid, signal.SIGKILL)
+            pool.end(worker)
+        pool.selector.close()
+        guard.close()
+    return [pool.outcomes[name] for name in names]

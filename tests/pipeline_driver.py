@@ -1,0 +1,14 @@
+"""``python pipeline_driver.py CONFIG THREADS`` runs a configuration and prints what came of it."""
+
+import json
+import sys
+
+import pipeline_parts  # noqa: F401  its methods can be named in the configuration
+
+from esegeta.run import config, pipeline
+
+if __name__ == "__main__":
+    summary = pipeline.run(config.load(sys.argv[1]), threads=int(sys.argv[2]), progress=True)
+    told = {"code": summary.exit_code, "counts": summary.counts, "repeated": summary.repeated}
+    print(json.dumps(told))
+    sys.exit(summary.exit_code)

@@ -1,0 +1,70 @@
+"""A network, and methods that go wrong in every way. Imported by worker processes, never by that of the tests:
+what is registered here would be tested as if it were a method.
+"""
+
+import os
+import signal
+import time
+
+import torch
+from torch import nn
+
+from esegeta._registry import method
+
+
+def network(channels=1, width=4, axes=3):
+    """Two convolutions with weights that nobody drew."""
+    conv = getattr(nn, f"Conv{axes}d")
+    net = nn.Sequential(conv(channels, width, 3, padding=1), nn.ReLU(), conv(width, 2, 1))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.linspace(-1, 1, p.numel()).sin().reshape(p.shape))
+        net[2].bias.copy_(torch.tensor([0.0, 0.5]))
+    return net.eval()
+
+
+@method(needs="values", paper="")
+def hangs(score):
+    """Never comes back."""
+
+    def explain(x):
+        while True:
+            time.sleep(0.05)
+
+    return explain
+
+
+@method(needs="values", paper="")
+def kills_itself(score):
+    """Takes its process along."""
+    return lambda x: os.kill(os.getpid(), signal.SIGKILL)
+
+
+@method(needs="values", paper="")
+def eats_memory(score):
+    """Takes more and more."""
+
+    def explain(x):
+        hoard = []
+        while True:
+            hoard.append(torch.ones(2**22))
+            time.sleep(0.002)
+
+    return explain
+
+
+@method(needs="values", paper="")
+def slow(score, *, seconds: float | int = 0.5):
+    """A gradient that takes its time."""
+
+    def explain(x):
+        time.sleep(seconds)
+        return x * score(x)
+
+    return explain
+
+
+@method(needs="values", paper="")
+def not_finite(score):
+    """Divides by zero."""
+    return lambda x: x / torch.zeros(())

@@ -1,0 +1,191 @@
+"""Configurations of the original system: every entry becomes something that can run, or is listed with a reason."""
+
+import json
+import tomllib
+
+import pytest
+from old_configurations import HEADERS, old
+from old_configurations import METHODS as ENTRIES
+
+from esegeta._registry import METHODS
+from esegeta.run import config, convert, original
+
+DREAMS = {"lucent_render_vis", "cnn_vis_layer_visualization", "cnn_vis_DeepDream"}
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "scan.npy"
+    path.write_bytes(b"")
+    return str(path)
+
+
+def all_used(layout):
+    whole = old(layout)
+    for entry in [*whole["methods"], *whole["explain_methods"]]:
+        entry["use"] = True
+    return whole
+
+
+def translated(whole, image):
+    return convert.convert(whole, "zoo:brain_extraction_unet", image)
+
+
+def note_of(done, name):
+    (line,) = [line for line in done.notes if line.startswith(f"{name}: ")]
+    return line
+
+
+def test_the_layouts_are_whole():
+    assert len(ENTRIES) == 37
+    assert len(HEADERS) == 4
+
+
+@pytest.mark.parametrize("layout", HEADERS)
+def test_every_entry_is_translated_or_has_a_reason(layout, image):
+    done = translated(all_used(layout), image)
+    assert config.problems(done.config) == []
+    ids = {method["id"] for method in done.config["methods"]}
+    for name in [*ENTRIES, "lime_segmentation"]:
+        if name in DREAMS:
+            assert name not in ids
+            assert ": not translated: it makes an image" in note_of(done, name)
+        else:
+            (method,) = [m for m in done.config["methods"] if m["id"] == name]
+            assert method["name"] in METHODS
+            assert note_of(done, name).startswith(f"{name}: {method['name']}")
+    assert tomllib.loads(done.text) == done.config
+
+
+@pytest.mark.parametrize("layout", HEADERS)
+def test_the_text_runs_from_a_file(layout, image, tmp_path):
+    path = tmp_path / "new.toml"
+    path.write_text(translated(all_used(layout), image).text)
+    found = config.load(path)
+    assert found.run.output.endswith("_final_test")
+
+
+def test_what_was_used_is_used(image):
+    done = translated(old("Class_2d"), image)
+    assert [m["name"] for m in done.config["methods"]] == ["lime"]
+    assert note_of(done, "captum_Saliency").endswith("left out: it had use = false.")
+    done = translated(old("Seg_3d"), image)  # in this file nothing is used
+    assert len(done.config["methods"]) == 35
+    assert note_of(done, "use") == "use: no entry had use = true; all of them are active here."
+
+
+def test_what_keywords_meant(image):
+    done = {m["id"]: m for m in translated(all_used("Seg_3d"), image).config["methods"]}
+    assert done["captum_Saliency"]["name"] == "gradient"  # abs was false
+    assert done["captum_occlusion"]["parameters"] == {"size": [11, 11, 11], "stride": 3}
+    assert done["cnn_vis_grad_cam"]["place"] == "Conv5.conv.0"
+    assert done["captum_LayerDeepLift"]["place"] == "Conv5.conv.0:in"
+    assert done["captum_gradient_shap"]["parameters"]["noise"] == {"name": "absolute", "sigma": 1.0}
+    assert done["cnn_vis_integrated_grad"]["parameters"] == {"steps": 2}
+    assert done["captum_ShapleyValueSampling"]["parameters"]["samples"] == 10
+    assert done["cnn_vis_layer_activation_guided_backprop"]["parameters"] == {"unit": 0}
+    assert done["captum_Saliency"]["patches"] == "per_patch"
+    assert "patches" not in done["captum_layer_activaltion"]
+
+
+def test_what_the_header_meant(image):
+    new = translated(all_used("Seg_3d"), image).config
+    assert new["patches"] == {"size": 64, "overlap": 0.1875, "weights": "average"}
+    assert new["run"] == {"output": "Vessel_seg_UNET_IXI_MRA_final_test"}
+    assert new["targets"][0]["reducer"] == "predicted_class_sum"
+    new = translated(all_used("Class_2d"), image).config
+    assert "patches" not in new
+    assert new["run"]["deadline"] == 3600
+    assert new["targets"][0]["reducer"] == "logit"
+    whole = all_used("Seg_2d")
+    for entry in [*whole["methods"], *whole["explain_methods"]]:
+        entry.update(share_gpu=True, inpt_transform_req=True)
+    new = translated(whole, image).config
+    assert new["run"]["per_device"] == 2
+    assert [step["step"] for step in new["input"]["preprocess"]] == ["resize", "fit", "normalise"]
+
+
+def test_noise_had_an_effect_on_pictures_only(image):
+    flat = {m["id"]: m for m in translated(all_used("Seg_2d"), image).config["methods"]}
+    change = {"name": "smooth", "noise": {"name": "absolute", "sigma": 1.0}, "samples": 10}
+    assert flat["captum_Saliency-smoothgrad"]["transforms"] == [change]
+    done = translated(all_used("Seg_3d"), image)
+    assert "captum_Saliency-smoothgrad" not in {m["id"] for m in done.config["methods"]}
+    assert "nt_type had no effect on volumes" in note_of(done, "captum_Saliency")
+
+
+@pytest.mark.parametrize("word", ["amp_enbled", "amp_enabled"])
+def test_misspelled_keys_and_their_corrections_are_understood(word, image):
+    whole = old("Seg_3d")
+    del whole["amp_enbled"]
+    whole[word] = True
+    whole["methods"][8]["method_name"] = "captum_layer_activation"
+    whole["methods"][0]["uncertainty_metrics"] = True
+    whole["methods"][0].pop("uncertainity_metrics")
+    whole["pach_size"] = 3
+    done = translated(whole, image)
+    assert note_of(done, "amp_enbled")
+    assert note_of(done, "captum_layer_activaltion").startswith("captum_layer_activaltion: layer_activation")
+    assert any(line.startswith("uncertainity_metrics") for line in done.notes)
+    assert (
+        note_of(done, "pach_size")
+        == "pach_size: of the header, not a key of the original. Nearest: patch_size, patch_overlap, resize."
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        (
+            {"method_name": "captum_Salience"},
+            "'captum_Salience': not translated: not a method of the original. Nearest",
+        ),
+        ({}, "'': not translated"),
+        ({"method_name": "cnn_vis_grad_cam"}, "cnn_vis_grad_cam: not translated: its keywords name no layer"),
+        (
+            {"method_name": "captum_occlusion", "keywords": {"sliding_window_shapes": "a"}},
+            "captum_occlusion: not translated: its keywords are not those of the original",
+        ),
+    ],
+)
+def test_an_entry_that_makes_no_sense_is_listed(entry, text):
+    done = convert.convert({"methods": [{"use": True, **entry}]})
+    assert done.config["methods"] == []
+    assert done.notes[0].startswith(text)
+
+
+def test_two_entries_of_a_name_get_two_ids(image):
+    entry = {"method_name": "cnn_vis_grad_cam", "use": True, "keywords": {"layer": "a[1].b"}}
+    done = convert.convert({"methods": [entry, entry]}, "zoo:brain_extraction_unet", image)
+    assert [m["id"] for m in done.config["methods"]] == ["cnn_vis_grad_cam", "cnn_vis_grad_cam-2"]
+    assert config.problems(done.config) == []
+
+
+def test_every_rule_leads_to_a_method():
+    for name, rule in original.RULES.items():
+        made = rule(original.Old({**ENTRIES.get(name, {}), "layer": "a"}, True))
+        assert made.fields["name"] in METHODS, name
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"{", "to be JSON, got a fault in it"),
+        (b"[]", "to be a configuration of TorchEsegeta, got something else"),
+        (b'{"methods": 3}', "to be a configuration of TorchEsegeta, got something else"),
+        (b"\xff", "to be text, got other bytes"),
+    ],
+)
+def test_a_file_that_is_none_of_the_original(tmp_path, content, text):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(config.Faults, match=r"^convert: expected ") as caught:
+        convert.read(tmp_path / "a.json")
+    assert text in str(caught.value)
+    with pytest.raises(config.Faults, match="got no such file"):
+        convert.read(tmp_path / "b.json")
+
+
+def test_comments_may_stand_twice(tmp_path):
+    (tmp_path / "a.json").write_text('{"_comment": "a", "_comment": "b", "methods": []}')
+    assert convert.convert(convert.read(tmp_path / "a.json")).config["methods"] == []
+    json.dumps(convert.convert({"methods": []}).config)

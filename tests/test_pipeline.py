@@ -1,0 +1,532 @@
+"""A whole run in processes: what fails fails alone, what is finished stays, and files are the same bit for bit."""
+
+import contextlib
+import copy
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from esegeta.engine.execution import current, record
+from esegeta.run import building, config, jobs, log, parts, pipeline, worker
+from esegeta.run.child import Context, RefusedError
+
+DRIVER = Path(__file__).with_name("pipeline_driver.py")
+GOOD = [
+    {"name": "gradient"},
+    {"name": "saliency"},
+    {"name": "input_x_gradient"},
+    {"name": "integrated_gradients", "baseline": "zero", "parameters": {"steps": 4}},
+    {"name": "integrated_gradients", "id": "two_baselines", "baseline": ["black", "white"],
+     "parameters": {"steps": 3}, "transforms": [{"name": "over_baselines"}]},
+    {"name": "integrated_gradients", "id": "drawn", "baseline": {"name": "uniform"}, "parameters": {"steps": 3}},
+    {"name": "gradient", "id": "smooth", "transforms": [{"name": "smooth", "noise": 0.1, "samples": 5}]},
+    {"name": "gradient", "id": "variance", "transforms": [{"name": "variance", "samples": 4}]},
+    {"name": "guided_backprop"},
+    {"name": "lrp"},
+    {"name": "deep_lift", "baseline": "zero"},
+    {"name": "occlusion", "baseline": "mean", "parameters": {"size": 4}},
+    {"name": "rise", "baseline": "zero", "parameters": {"samples": 12, "cells": 3}},
+    {"name": "kernel_shap", "baseline": "zero",
+     "parameters": {"samples": 40, "features": {"name": "grid", "size": 4}}},
+    {"name": "grad_cam", "place": "1"},
+    {"name": "gradient", "id": "stitched", "patches": "stitched"},
+]  # fmt: skip
+BAD = {
+    "hangs": ({"name": "hangs", "deadline": 2.0}, "timeout", "not done after 2 s"),
+    "kills_itself": ({"name": "kills_itself"}, "crashed", "the process was ended by SIGKILL"),
+    "eats_memory": ({"name": "eats_memory", "memory": "1.5 GiB"}, "memory", "more than the 1.50 GiB allowed"),
+    "wrong": (
+        {"name": "occlusion", "id": "wrong", "baseline": "zero", "parameters": {"size": [4, 4, 4, 4]}},
+        "refused",
+        "expected size",
+    ),
+}
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """A small scan on a grid that is neither straight nor even."""
+    values = np.random.default_rng(7).standard_normal((12, 10, 8)).astype(np.float32)
+    affine = np.array([[-1.5, 0.2, 0, 10], [0.1, 2.0, 0, -5], [0, 0, 3.0, 7], [0, 0, 0, 1]])
+    path = tmp_path / "sub-01_T1w.nii.gz"
+    nibabel.Nifti1Image(values, affine).to_filename(path)
+    return path
+
+
+def settings(folder, scan, methods, *, output=None, **run):
+    return {
+        "model": {"source": "pipeline_parts:network"},
+        "input": {"files": str(scan), "preprocess": [{"step": "normalise", "how": "zscore"}]},
+        "targets": [{"name": "spot", "class": 1}],
+        "methods": copy.deepcopy(methods),
+        "patches": {"size": 8},
+        "run": {"output": str(folder), "workers": 2, **run},
+        "output": {"figures": False, "report": False, **(output or {})},
+    }
+
+
+def start(whole, *, mark="", threads=1):
+    """Begin a run in a process group of its own."""
+    folder = Path(whole["run"]["output"])
+    path = folder.with_name(f"{folder.name}.json")
+    path.write_text(json.dumps(whole))
+    return subprocess.Popen(
+        [sys.executable, str(DRIVER), str(path), str(threads)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "ESEGETA_TEST": mark},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(whole, **how):
+    """A run from beginning to end: what it said of itself, its records, and what it printed."""
+    process = start(whole, **how)
+    out, err = process.communicate()
+    assert out, err
+    return json.loads(out.splitlines()[-1]), records(whole), err
+
+
+def records(whole):
+    folder = Path(whole["run"]["output"]) / ".jobs"
+    found = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    return {one["method"]: one for one in found}
+
+
+def files(folder):
+    """The content of every file that has to be the same in every run."""
+    found = {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in Path(folder).glob("sub-*/**/*")
+        if p.is_file()
+    }
+    assert found
+    return found
+
+
+def marked(mark):
+    """Processes that were started under this mark and are still there."""
+    alive = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            dead = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            if not dead and f"ESEGETA_TEST={mark}".encode() in Path(f"/proc/{entry}/environ").read_bytes():
+                alive.append(int(entry))
+    return alive
+
+
+# ------------------------------------------------------------------ failures
+
+
+def test_of_20_methods_four_go_wrong_and_16_are_delivered(tmp_path, scan):
+    whole = settings(tmp_path / "out", scan, [*GOOD[:8], *(entry for entry, _, _ in BAD.values()), *GOOD[8:]])
+    assert len(whole["methods"]) == 20
+    told, found, printed = run(whole, mark="twenty")
+    assert told == {
+        "code": 1,
+        "counts": {"done": 16, "timeout": 1, "crashed": 1, "memory": 1, "refused": 1},
+        "repeated": 20,
+    }
+    for name, (_, status, error) in BAD.items():
+        assert found[name]["status"] == status
+        assert error in found[name]["error"]
+        assert "\n" not in found[name]["error"]
+        assert found[name]["map"] is None
+        assert error in printed
+    affine = nibabel.load(scan).affine
+    for one in found.values():
+        if one["status"] == "done":
+            image = nibabel.load(tmp_path / "out" / one["map"])
+            assert image.shape == (12, 10, 8)
+            np.testing.assert_array_equal(image.affine, affine)
+            values = image.get_fdata()
+            assert np.isfinite(values).all()
+            assert np.abs(values).max() > 0
+            assert one["max"] == pytest.approx(values.max(), rel=1e-6)
+            assert one["sum"] == pytest.approx(values.sum(), rel=1e-4, abs=1e-3)
+            assert one["peak_memory"] > 2**26
+            assert (tmp_path / "out" / one["prediction"]).exists()
+    # What the methods claim, on the numbers that were written.
+    assert abs(found["deep_lift"]["residual"]) < 1e-4 * abs(found["deep_lift"]["difference"])
+    assert found["gradient"]["residual"] is None
+    assert found["deep_lift"]["sum"] - found["deep_lift"]["difference"] == pytest.approx(
+        found["deep_lift"]["residual"], abs=1e-3 * abs(found["deep_lift"]["difference"])
+    )
+    lines = (tmp_path / "out" / "summary.csv").read_text().splitlines()
+    assert len(lines) == 21
+    assert lines[0].startswith("id,subject,target,method,title,status,error,score,residual")
+    written = (tmp_path / "out" / "log.txt").read_text()
+    assert "in explain" in written, "where it hung"
+    assert written.count("starts on cpu") == 20
+    assert not marked("twenty")
+
+
+def test_a_map_that_is_not_finite_is_a_failure_and_a_mean_that_is_cut_short_is_none(tmp_path, scan):
+    endless = {**GOOD[12], "parameters": {"samples": 5_000_000, "cells": 3}, "deadline": 6.0}
+    whole = settings(tmp_path / "out", scan, [{"name": "not_finite"}, GOOD[0], endless])
+    told, found, printed = run(whole)
+    assert told["counts"] == {"failed": 1, "done": 2}
+    assert [event["event"] for event in found["rise"]["events"]] == ["partial"]
+    assert 5 < found["rise"]["seconds"] < 60
+    assert "cut short by its deadline" in printed
+    assert (
+        found["not_finite"]["error"]
+        == "FloatingPointError: not_finite: 960 of 960 values of the map are not finite"
+    )
+    assert sorted(p.name.split("_")[-2] for p in (tmp_path / "out").glob("sub-*/*statmap.nii.gz")) == [
+        "desc-gradient",
+        "desc-rise",
+    ]
+
+
+# ------------------------------------------------------------------ again
+
+
+def test_the_same_call_again_does_only_what_is_not_done_or_has_changed(tmp_path, scan):
+    whole = settings(tmp_path / "out", scan, [GOOD[0], GOOD[3], GOOD[6], BAD["wrong"][0]])
+    told, first, _ = run(whole)
+    assert (told["counts"], told["repeated"]) == ({"done": 3, "refused": 1}, 4)
+    before = files(tmp_path / "out")
+    # What has failed is tried again, whatever else is as it was. Limits and titles of others change nothing.
+    whole["run"]["deadline"] = 500.0
+    told, second, printed = run(whole)
+    assert told["repeated"] == 1
+    assert "3 of 4 jobs are done already" in printed
+    assert files(tmp_path / "out") == before
+    assert {k: v for k, v in first.items() if k != "wrong"} == {
+        k: v for k, v in second.items() if k != "wrong"
+    }
+    # Another parameter, and a file that is gone.
+    whole["methods"][3]["parameters"]["size"] = 4
+    whole["methods"][1]["parameters"]["steps"] = 5
+    (tmp_path / "out" / first["smooth"]["map"]).unlink()
+    told, third, _ = run(whole)
+    assert (told["counts"], told["repeated"], told["code"]) == ({"done": 4}, 3, 0)
+    assert third["gradient"] == first["gradient"]
+    assert third["integrated_gradients"]["residual"] != first["integrated_gradients"]["residual"]
+    after = files(tmp_path / "out")
+    name = first["smooth"]["map"]
+    assert after[name] == before[name]
+
+
+@pytest.mark.slow
+def test_two_workers_write_the_same_bytes_as_one(tmp_path, scan):
+    by_patch = {"name": "gradient", "id": "by_patch", "patches": "per_patch"}
+    methods = [GOOD[0], GOOD[6], GOOD[12], GOOD[15], by_patch]
+    told, found, _ = run(settings(tmp_path / "one", scan, methods, workers=1))
+    assert told["counts"] == {"done": 5}
+    run(settings(tmp_path / "two", scan, methods, workers=2))
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    # What is explained on patches has the prediction that was stitched, and what every patch explains, no score.
+    assert found["stitched"]["prediction"] != found["gradient"]["prediction"]
+    assert (found["by_patch"]["score"], found["stitched"]["score"] is None) == (None, False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_at_random_moments_nothing_is_repeated_and_the_files_are_the_same(tmp_path, scan, seed):
+    draw = random.Random(seed)
+    methods = [*GOOD, *(BAD[name][0] for name in ("kills_itself", "wrong"))]
+    drawn = {"figures": True}
+    started = time.monotonic()
+    told, _, _ = run(settings(tmp_path / "calm", scan, methods, output=drawn))
+    whole_time = time.monotonic() - started
+    assert told["counts"] == {"done": 16, "crashed": 1, "refused": 1}
+    whole = settings(tmp_path / "killed", scan, methods, output=drawn)
+    kept, kills = {}, 0
+    for _ in range(12):
+        process = start(whole, mark=f"kill{seed}")
+        # At least until it does something: a machine may be slow.
+        time.sleep(whole_time * draw.uniform(0.15, 0.6))
+        finished = process.poll() is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        until = time.monotonic() + 10
+        while marked(f"kill{seed}") and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not marked(f"kill{seed}"), "workers are left behind"
+        if finished:
+            break
+        kills += 1
+        done = {
+            p.name: p.read_bytes()
+            for p in (tmp_path / "killed" / ".jobs").glob("*.json")
+            if json.loads(p.read_bytes())["status"] == "done"
+        }
+        assert kept.items() <= done.items(), "what was finished was done again"
+        kept = done
+    assert kills >= 2
+    told, _, _ = run(whole)
+    assert told["counts"] == {"done": 16, "crashed": 1, "refused": 1}
+    for name, content in kept.items():
+        assert (tmp_path / "killed" / ".jobs" / name).read_bytes() == content
+    calm, killed = files(tmp_path / "calm"), files(tmp_path / "killed")
+    assert sum(name.endswith(".png") for name in calm) >= 16
+    assert calm.keys() == killed.keys()
+    assert [name for name in calm if calm[name] != killed[name]] == []
+    assert not list((tmp_path / "killed").rglob("*.part-*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_behind(tmp_path, scan):
+    whole = settings(tmp_path / "out", scan, [GOOD[0], {"name": "slow", "parameters": {"seconds": 600}}])
+    process = start(whole, mark="ctrl c")
+    until = time.monotonic() + 120
+    while "gradient" not in records(whole) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate()
+    assert json.loads(out.splitlines()[-1]) == {"code": 130, "counts": {"done": 1}, "repeated": 2}
+    assert process.returncode == 130
+    assert not marked("ctrl c")
+    assert "missing" in json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+# ------------------------------------------------------------------ the plan
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, scan):
+    whole = settings(tmp_path / "out", scan, [GOOD[3], GOOD[6], GOOD[11], GOOD[14], BAD["wrong"][0]])
+    whole["model"] = {"source": "zoo:small_unet", "arguments": {"ndim": 3}}
+    whole["input"]["preprocess"].append({"step": "crop", "box": [[0, 8], [0, 8], [0, 8]]})
+    whole["methods"][3]["place"] = "nowhere"
+    summary = pipeline.run(config.load(whole), dry=True)
+    assert not (tmp_path / "out").exists()
+    found = {one.job.method: one for one in summary.plan}
+    assert {one.shape for one in found.values()} == {(1, 8, 8, 8)}
+    assert [found[name].evaluations for name in ("integrated_gradients", "smooth", "occlusion")] == [
+        4,
+        5,
+        None,
+    ]
+    assert found["occlusion"].needs == "values"
+    assert found["smooth"].memory > 8**3 * 4
+    assert found["smooth"].problem is None
+    assert "nowhere" in found["grad_cam"].problem
+    assert "expected size" in found["wrong"].problem
+    assert not any(one.done for one in found.values())
+
+
+def plan(tmp_path, scan, methods, **changes):
+    whole = settings(tmp_path / "out", scan, methods)
+    whole["model"] = {"source": "zoo:small_unet", "arguments": {"ndim": 3}}
+    for path, value in changes.items():
+        table, _, key = path.partition("__")
+        whole[table] = {**whole[table], key: value}
+    return jobs.plan(config.load(whole))
+
+
+def test_a_digest_holds_what_decides_and_nothing_else(tmp_path, scan):
+    (one,) = plan(tmp_path, scan, [{"name": "gradient"}])
+    assert one.id == "sub-01_spot_gradient"
+    same = [
+        {"run__deadline": 5.0},
+        {"run__memory": "3 GiB"},
+        {"run__workers": 7},
+        {"run__output": str(tmp_path / "elsewhere")},
+        {"output__report": True},
+        {"patches__size": 4},
+    ]
+    for change in same:
+        assert plan(tmp_path, scan, [{"name": "gradient"}], **change)[0].digest == one.digest, change
+    other = [
+        {"run__key": 1},
+        {"run__precision": "bfloat16"},
+        {"output__figures": True},
+        {"input__preprocess": []},
+        {"model__arguments": {"ndim": 3, "width": 5}},
+    ]
+    seen = {one.digest}
+    for change in other:
+        seen.add(plan(tmp_path, scan, [{"name": "gradient"}], **change)[0].digest)
+    assert len(seen) == 1 + len(other)
+    moved = tmp_path / "moved" / scan.name
+    moved.parent.mkdir()
+    moved.write_bytes(scan.read_bytes())
+    assert plan(tmp_path, moved, [{"name": "gradient"}])[0].digest == one.digest
+    image = nibabel.load(scan)
+    nibabel.Nifti1Image(image.get_fdata(dtype=np.float32) * 2, image.affine).to_filename(moved)
+    assert plan(tmp_path, moved, [{"name": "gradient"}])[0].digest != one.digest
+    limits = {"name": "gradient", "deadline": 3.0, "memory": "2 GiB"}
+    (limited,) = plan(tmp_path, scan, [limits])
+    assert (limited.digest, limited.deadline, limited.memory) == (one.digest, 3.0, 2**31)
+
+
+def test_jobs_that_would_write_the_same_files_are_refused(tmp_path, scan):
+    twins = [{"name": "gradient", "id": "a_b"}, {"name": "saliency", "id": "aB"}]
+    with pytest.raises(
+        ValueError, match=r"expected targets and methods with different names, got .*a_b.* and .*aB"
+    ):
+        plan(tmp_path, scan, twins)
+
+
+def test_what_a_deadline_cut_short_is_done_again_only_with_more_time(tmp_path, scan):
+    (job,) = plan(tmp_path, scan, [{"name": "gradient", "deadline": 5.0}])
+    folder = tmp_path / "out"
+    for name in ("a.nii.gz", "sub-01/sub-01_space-orig_label-spot_desc-gradient_statmap.json"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_bytes(b"")
+    cut = {
+        **jobs.about(job.payload),
+        "status": "done",
+        "map": "a.nii.gz",
+        "deadline": 5.0,
+        "events": [{"event": "partial"}],
+    }
+    worker.write_record(folder, cut)
+    assert jobs.finished(job, folder) is not None
+    (more,) = plan(tmp_path, scan, [{"name": "gradient", "deadline": 9.0}])
+    (endless,) = plan(tmp_path, scan, [{"name": "gradient"}])
+    assert jobs.finished(more, folder) is None
+    assert jobs.finished(endless, folder) is None
+    worker.write_record(folder, {**cut, "events": []})
+    assert jobs.finished(more, folder) is not None
+    worker.write_record(folder, {**cut, "status": "timeout"})
+    assert jobs.finished(job, folder) is None
+    worker.write_record(folder, {**cut, "map": "gone.nii.gz"})
+    assert jobs.finished(job, folder) is None
+
+
+def test_a_record_cannot_have_files_outside_of_the_folder_removed(tmp_path, scan):
+    (job,) = plan(tmp_path, scan, [{"name": "gradient"}])
+    outside = tmp_path / "precious"
+    outside.write_text("mine")
+    worker.write_record(tmp_path / "out", {**jobs.about(job.payload), "map": "../precious", "figures": {}})
+    jobs.clear(job, tmp_path / "out")
+    assert outside.read_text() == "mine"
+    assert jobs.record_of(tmp_path / "out", job.id) is None
+
+
+def test_one_run_at_a_time_works_in_a_folder(tmp_path, scan):
+    whole = settings(tmp_path / "out", scan, [GOOD[0]])
+    whole["model"] = {"source": "zoo:small_unet", "arguments": {"ndim": 3}}
+    (tmp_path / "out").mkdir()
+    with (
+        pipeline._alone(tmp_path / "out"),
+        pytest.raises(ValueError, match="got another run that works there"),
+    ):
+        pipeline.run(config.load(whole))
+    with pytest.raises(
+        ValueError, match=r"run: expected the id of a job or of a method, got 'gradent'. Nearest: gra"
+    ):
+        pipeline.run(config.load(whole), only=["gradent"])
+
+
+# ------------------------------------------------------------------ precision, maps of layers
+
+
+def context(**more):
+    return Context("cpu", None, None, {}, lambda **event: None, **more)
+
+
+def computed(explain, precision, tmp_path, scan):
+    (job,) = plan(tmp_path, scan, [{"name": "gradient"}])
+    entry = parts.entry_of(job.payload)._replace(precision=precision)
+    image = parts.image_of(job.payload, entry, torch.device("cpu"), {})
+    built = building.Built(explain, (), False, frozenset(), None)
+    return worker.computed(entry, built, image, context(), lambda: None)
+
+
+def test_what_is_not_finite_in_reduced_precision_is_computed_again_in_full(tmp_path, scan):
+    asked = []
+
+    def overflows(x):
+        asked.append(current().precision)
+        record("noticed", "something on the way")
+        return x / 0 if current().precision is not None else 2 * x
+
+    with pytest.warns(UserWarning, match="something on the way"):
+        found, events = computed(overflows, "float16", tmp_path, scan)
+    assert asked == [torch.float16, None]
+    assert bool(found.isfinite().all())
+    assert [e["event"] for e in events] == ["noticed", "precision", "noticed"]
+    assert "in float16" in events[1]["message"]
+
+    def refuses(x):
+        if current().precision is not None:
+            raise ValueError("ig: expected finite values in the score, got 1 NaN. Look.")
+        return x
+
+    found, events = computed(refuses, "bfloat16", tmp_path, scan)
+    assert "expected finite values" in events[0]["message"]
+    with pytest.raises(ValueError, match="always"):
+        computed(lambda x: (_ for _ in ()).throw(ValueError("always")), "bfloat16", tmp_path, scan)
+    with pytest.raises(FloatingPointError, match="960 of 960 values of the map are not finite"):
+        computed(lambda x: x / 0 * 0, "float32", tmp_path, scan)
+
+
+def test_maps_of_layers_come_to_the_grid_of_the_image():
+    x = torch.zeros(1, 4, 4)
+    same, said = worker.on_image(torch.ones(1, 4, 4), x)
+    assert (same.shape, said) == ((1, 4, 4), [])
+    up, said = worker.on_image(torch.ones(3, 2, 2), x)
+    assert bool((up == 3).all())
+    assert (
+        said[0]["message"]
+        == "The map is the sum of 3 channels, on the grid of the image by interpolation from (2, 2)."
+    )
+    with pytest.raises(RefusedError, match="choose a place before pooling or flattening"):
+        worker.on_image(torch.ones(3), x)
+
+
+# ------------------------------------------------------------------ what is told
+
+
+def test_lines_and_bars_and_functions_show_a_run(capsys):
+    from esegeta.run.pool import Outcome
+
+    events = [
+        {"event": "start", "task": "a", "device": "cpu", "process": 1},
+        {"event": "begin", "task": "a"},
+        {"event": "progress", "task": "a", "label": "rise", "fraction": 0.25},
+        {
+            "event": "end",
+            "task": "a",
+            "outcome": Outcome("a", "failed", None, "KeyError: 'x'", "trace", 1.25),
+        },
+    ]
+    seen = []
+    shown = [
+        log.display(2, 1, True),
+        log.display(2, 1, seen.append),
+        log.display(2, 1, False),
+        log.Table(2, 1),
+    ]
+    for one in shown:
+        with one:
+            for event in events:
+                one.show(event)
+    assert seen == events
+    printed = capsys.readouterr().err
+    assert "1 of 3 jobs are done already" in printed
+    assert "[1/2] a: failed after 1.2 s: KeyError: 'x'" in printed
+    assert log.sentences(events[2]) == []
+    assert log.sentences(events[3]) == ["a: failed after 1.2 s: KeyError: 'x', 0 MiB\ntrace"]
+    said = {"events": [{"event": "partial", "message": "3 of 9 samples"}]}
+    cut = Outcome("b", "done", said, seconds=1.25)
+    assert log.sentences({"event": "end", "task": "b", "outcome": cut}) == [
+        "b: 3 of 9 samples",
+        "b: done in 1.2 s, cut short by its deadline, 0 MiB",
+    ]
+
+
+def test_a_log_gives_every_line_its_time(tmp_path):
+    for text in ("first\nsecond", "third"):
+        written = log.Log(tmp_path / "log.txt")
+        written.write(text)
+        written.close()
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line[-6:].strip() for line in lines] == ["first", "second", "third"]
+    assert lines[0][:2] == "20"

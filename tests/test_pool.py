@@ -1,0 +1,238 @@
+"""Worker processes: what fails fails alone and says why, and nothing is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from esegeta.run import child, pool
+from esegeta.run.pool import Task
+
+
+def task(name, function=None, payload=None, **limits):
+    return Task(name, f"pool_tasks:{function or name}", payload, **limits)
+
+
+def run(tasks, **settings):
+    events = []
+    found = pool.run(tasks, on_event=events.append, grace=0.2, **settings)
+    return {one.id: one for one in found}, events
+
+
+def alive(process):
+    """Whether a process exists and is no mere entry that nobody has waited for."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def gone(*processes, within=10.0):
+    until = time.monotonic() + within
+    while any(map(alive, processes)) and time.monotonic() < until:
+        time.sleep(0.02)
+    return not any(map(alive, processes))
+
+
+# ------------------------------------------------------------------ what is done
+
+
+def test_results_come_in_the_order_of_the_tasks_with_every_event_on_the_way():
+    found = []
+    ended = pool.run([task(f"t{i}", "double", i) for i in range(5)], workers=2, on_event=found.append)
+    assert [one.id for one in ended] == [f"t{i}" for i in range(5)]
+    assert [one.value["twice"] for one in ended] == [0, 2, 4, 6, 8]
+    assert all(one.status == "done" and one.peak_memory > 2**20 for one in ended)
+    assert len({one.value["process"] for one in ended}) == 2  # a worker does several
+    mine = [e for e in found if e["task"] == "t3"]
+    assert [e["event"] for e in mine if e["event"] != "output"] == [
+        "start",
+        "begin",
+        "progress",
+        "note",
+        "progress",
+        "end",
+    ]
+    assert [e["fraction"] for e in mine if e["event"] == "progress"] == [0.5, 1.0]
+    assert [e["message"] for e in mine if e["event"] == "output"] == ["printed 3"]
+    assert mine[-1]["outcome"] == ended[3]
+
+
+def test_a_worker_keeps_its_cache_for_the_next_task_of_its_kind():
+    found, _ = run([task("a", "count"), task("b", "count"), task("c", "double", 1), task("d", "count")])
+    assert [found[name].value for name in "abd"] == [1, 2, 1]  # one of another kind came between
+
+
+def test_several_at_once():
+    started = time.monotonic()
+    found, events = run([task("a", "wait", 1.5), task("b", "wait", 1.5)], workers=2)
+    assert [one.value for one in found.values()] == ["waited", "waited"]
+    order = [(e["event"], e["task"]) for e in events if e["event"] in ("begin", "end")]
+    assert {kind for kind, _ in order[:2]} == {"begin"}, "the second began before the first had ended"
+    assert time.monotonic() - started > 1.5
+
+
+def test_cores_are_shared_and_a_worker_sees_its_own_device(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    both = [task("a", "settings", memory=2**33), task("b", "settings")]
+    found, _ = run(both, workers=2)
+    each = str(max(1, pool.cores() // 2))
+    assert found["a"].value == {
+        "device": "cpu",
+        "memory": 2**33,
+        "OMP_NUM_THREADS": each,
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    found, _ = run(
+        [task("x", "settings", device="cuda:1"), task("y", "settings", device="cuda:0")],
+        devices=["cuda:0", "cuda:1"],
+        threads=3,
+    )
+    assert found["x"].value["CUDA_VISIBLE_DEVICES"] == "1"
+    assert found["y"].value["CUDA_VISIBLE_DEVICES"] == "0"
+    assert found["x"].value["device"] == "cuda:0"  # the only one that it sees
+    assert found["x"].value["OMP_NUM_THREADS"] == "3"
+
+
+def test_what_cannot_be_run_is_refused():
+    with pytest.raises(ValueError, match=r"pool.run: expected different ids, got \['a'\] more than once"):
+        pool.run([task("a", "double"), task("a", "double")])
+    with pytest.raises(ValueError, match=r"expected devices for all tasks, of .'cpu'., got tasks for cuda:0"):
+        pool.run([task("a", "double", device="cuda:0")])
+    with pytest.raises(ValueError, match=r"pool.run: expected workers"):
+        pool.run([task("a", "double")], workers=0)
+    assert pool.run([]) == []
+
+
+# ------------------------------------------------------------------ what fails
+
+FAILURES = {
+    "kill_itself": ("crashed", "the process was ended by SIGKILL"),
+    "segfault": ("crashed", "the process was ended by SIGSEGV"),
+    "leave": ("crashed", "the process ended itself with exit code 3"),
+    "leave_politely": ("failed", "SystemExit: 3"),
+    "no_memory": ("memory", "MemoryError"),
+    "wrong": ("failed", "KeyError: 'what was looked for'"),
+    "refuse": ("refused", "ValueError: ig: expected steps to be at least 1, got 0. Give more."),
+    "not_json": ("failed", "TypeError: Object of type object is not JSON serializable"),
+    "nowhere": ("failed", "AttributeError: module 'pool_tasks' has no attribute 'nowhere'"),
+}
+
+
+def test_a_task_that_fails_fails_alone_and_says_why():
+    tasks = []
+    for i, name in enumerate(FAILURES):
+        tasks += [task(name), task(f"good {i}", "double", i)]
+    found, _ = run(tasks, workers=2)
+    for i, (name, (status, error)) in enumerate(FAILURES.items()):
+        assert found[name].status == status
+        assert found[name].error.startswith(error)
+        assert found[f"good {i}"].value["twice"] == 2 * i
+    assert "pool_tasks.py" in found["wrong"].trace
+    assert "raise KeyError" in found["wrong"].trace
+    assert "in segfault" in found["segfault"].trace  # where it was, in a process that has died
+
+
+@pytest.mark.parametrize("function", ["hang", "hang_inside_c", "hang_deaf"])
+def test_a_task_that_hangs_is_ended_at_its_deadline(function):
+    found, events = run([task("hangs", function, deadline=0.5), task("good", "double", 1)])
+    assert found["hangs"].status == "timeout"
+    assert found["hangs"].error == "not done after 0.5 s"
+    assert 0.5 <= found["hangs"].seconds < 8
+    assert found["good"].value["twice"] == 2
+    (process,) = {e["process"] for e in events if e["event"] == "start" and e["task"] == "hangs"}
+    assert gone(process)
+    if function != "hang_deaf":
+        assert f"in {function}" in found["hangs"].trace  # where it hangs
+
+
+def test_a_task_that_knows_its_deadline_ends_by_itself_and_leaves_its_worker_alive():
+    found, events = run([task("a", "stop_in_time", deadline=0.2), task("b", "stop_in_time", deadline=0.2)])
+    assert {one.status for one in found.values()} == {"timeout"}
+    assert found["a"].error == "DeadlineExceeded: after 3 of 10 steps"
+    assert len({e["process"] for e in events if e["event"] == "start"}) == 1
+
+
+def test_a_result_that_is_there_in_time_may_be_put_away():
+    found, _ = run(
+        [task("a", "finish", 6.0, deadline=1.0), task("b", "finish", 0.5, deadline=1.0)], workers=2
+    )
+    assert found["a"].value == "put away"
+    assert found["b"].status == "timeout"  # asked for less than it took
+
+
+@pytest.mark.parametrize("function", ["eat", "eat_in_a_child"])
+def test_a_task_that_eats_memory_is_ended_at_its_limit(function):
+    limit = 300 * 2**20
+    found, _ = run([task("eats", function, memory=limit), task("good", "double", 1, memory=limit)])
+    assert found["eats"].status == "memory"
+    assert found["eats"].error.endswith("more than the 300 MiB allowed")
+    assert limit < found["eats"].peak_memory < 2 * limit
+    assert found["good"].status == "done"
+    assert found["good"].peak_memory < limit
+
+
+def test_verdicts_of_errors_of_torch():
+    import torch
+
+    from esegeta.engine.execution import DeadlineExceeded
+
+    assert child.verdict(torch.OutOfMemoryError("CUDA out of memory")) == "memory"
+    assert (
+        child.verdict(RuntimeError("DefaultCPUAllocator: can't allocate memory: tried 9 bytes")) == "memory"
+    )
+    assert child.verdict(DeadlineExceeded("late")) == "timeout"
+    assert child.verdict(TimeoutError("of a network")) == "failed"
+    assert child.verdict(child.RefusedError("no such place")) == "refused"
+
+
+# ------------------------------------------------------------------ nothing is left behind
+
+
+def test_what_a_task_has_started_ends_with_its_worker(tmp_path):
+    # One that returns and one that is ended.
+    payload = {"file": str(tmp_path / "a"), "hang": False}
+    other = {"file": str(tmp_path / "b"), "hang": True}
+    found, _ = run([task("a", "start_a_child", payload), task("b", "start_a_child", other, deadline=0.5)])
+    assert (found["a"].status, found["b"].status) == ("done", "timeout")
+    for name in "ab":
+        assert gone(*map(int, (tmp_path / name).read_text().split()))
+
+
+DRIVER = """
+import sys
+from esegeta.run import pool
+payloads = [{"file": name, "hang": True} for name in sys.argv[1:]]
+pool.run([pool.Task(p["file"], "pool_tasks:start_a_child", p) for p in payloads], workers=2)
+"""
+
+
+@pytest.mark.parametrize("end", ["SIGKILL", "SIGKILL to the group", "SIGTERM", "SIGINT"])
+def test_workers_end_when_the_one_who_started_them_does(tmp_path, end):
+    files = [tmp_path / "a", tmp_path / "b"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *map(str, files)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+    )
+    until = time.monotonic() + 60
+    while not all(f.exists() and len(f.read_text().split()) == 2 for f in files):
+        assert time.monotonic() < until
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    processes = [int(word) for f in files for word in f.read_text().split()]
+    assert all(map(alive, processes))
+    name, _, group = end.partition(" ")
+    if group:
+        os.killpg(process.pid, signal.Signals[name])
+    else:
+        process.send_signal(signal.Signals[name])
+    process.communicate()
+    assert process.returncode != 0
+    assert gone(*processes)
