@@ -203,6 +203,8 @@ def _ended(summary: Any) -> None:
         if record["status"] != "done":
             say(f"{record['id']}: {record['status']}: {' '.join(str(record.get('error')).split())}")
     counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.counts.items()))
+    if summary.exit_code == INTERRUPTED:
+        say("Interrupted: what is finished is kept. The same command goes on with the rest.")
     say(f"{counts or 'Nothing was done'}. Everything is in {summary.folder}.")
     if summary.report is not None:
         say(f"Report: {summary.report}")
@@ -309,7 +311,12 @@ def places(
             raise typer.BadParameter(f"expected a table in JSON, got {arguments}", param_hint="--arguments")
         section = configuration.Model(source=model, weights=weights, arguments=given, path=str(Path.cwd()))
     network = networks.load(section)
-    answer = network(torch.zeros(sizes))
+    try:
+        answer = network(torch.zeros(sizes))
+    except RuntimeError as error:
+        raise typer.BadParameter(
+            f"expected a shape that the model takes, got {shape}: {error}", param_hint="--shape"
+        ) from error
     say(f"{model}: from {tuple(sizes)} to {tuple(answer.shape)}")
     found = found_in(network, torch.rand(sizes, generator=torch.Generator().manual_seed(0)))
     rows = [
@@ -382,7 +389,7 @@ def ended_by(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     if isinstance(error, ModuleNotFoundError):
-        print(f"esegeta: {one_line(error)}. {_extra(error.name)}", file=sys.stderr)
+        print(f"esegeta: this needs {error.name}. {_extra(error.name)}", file=sys.stderr)
         return FAILED
     for line in getattr(error, "faults", None) or [one_line(error)]:
         print(f"esegeta: {line}", file=sys.stderr)

@@ -10,6 +10,7 @@ The process imports the libraries once, never the package, and forks a child for
 ends with its child.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -72,7 +73,9 @@ class Mutant:
                 "Follow the change of the source."
             )
         if not self.selection[0] and not self.selection[1]:
-            raise ValueError(f"mutant {self.id}: expected subjects or tests, got none. Say what has to reject it.")
+            raise ValueError(
+                f"mutant {self.id}: expected subjects or tests, got none. Say what has to reject it."
+            )
         return text.replace(self.old, self.new)
 
 
@@ -87,7 +90,8 @@ class Changed(MetaPathFinder):
             return None
         self.used = True
         found = PathFinder.find_spec(name, path)
-        assert found is not None and found.origin is not None
+        assert found is not None
+        assert found.origin is not None
         loader = _Source(name, found.origin, self.source)
         return importlib.util.spec_from_file_location(
             name, found.origin, loader=loader, submodule_search_locations=found.submodule_search_locations
@@ -140,7 +144,7 @@ def by_tests(chosen: Sequence[str]) -> tuple[str, str] | None:
                 crash = getattr(report.longrepr, "reprcrash", None)
                 failed.append((report.nodeid, str(getattr(crash, "message", report.longrepr))))
 
-    # Not with the types checked at run time: those are tests of another kind, and replace the source that is imported.
+    # Without the type checks at run time, which would put in place of the source one of their own.
     options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what the parent has imported
     with tempfile.TemporaryFile("w+") as out:
@@ -168,7 +172,9 @@ def judged(selection: tuple[Sequence[str], Sequence[str]]) -> tuple[str, str] | 
     return by_conformance(subjects) or (by_tests(tests) if tests else None)
 
 
-def trial(selection: tuple[Sequence[str], Sequence[str]], module: str = "", source: str = "") -> dict[str, str]:
+def trial(
+    selection: tuple[Sequence[str], Sequence[str]], module: str = "", source: str = ""
+) -> dict[str, Any]:
     """One package, with or without a change."""
     changed = Changed(module, source)
     if module:
@@ -181,6 +187,10 @@ def trial(selection: tuple[Sequence[str], Sequence[str]], module: str = "", sour
     return {"status": "rejected", "by": found[0], "message": found[1][:500]}
 
 
+def _error(message: str, seconds: float = 0.0) -> dict[str, Any]:
+    return {"status": "error", "by": "", "message": message, "seconds": seconds}
+
+
 def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
@@ -188,9 +198,11 @@ def _line(error: BaseException) -> str:
 # -- in the parent -----------------------------------------------------------------------------------------------
 
 
-def apart(work: Callable[[], dict[str, str]], deadline: float = DEADLINE) -> dict[str, Any]:
+def apart(work: Callable[[], dict[str, Any]], deadline: float = DEADLINE) -> dict[str, Any]:
     """Run something in a child, and give what it answers, with the seconds that it took."""
-    assert not any(name.partition(".")[0] == "esegeta" for name in sys.modules), "a child would not see the fault"
+    assert not any(name.partition(".")[0] == "esegeta" for name in sys.modules), (
+        "a child would not see the fault"
+    )
     started = time.monotonic()
     reading, writing = os.pipe()
     sys.stdout.flush()
@@ -200,7 +212,7 @@ def apart(work: Callable[[], dict[str, str]], deadline: float = DEADLINE) -> dic
         try:
             answer = work()
         except BaseException as error:
-            answer = {"status": "error", "by": "", "message": f"{_line(error)[:300]} {traceback.format_exc()[-300:]}"}
+            answer = _error(f"{_line(error)[:300]} {traceback.format_exc()[-300:]}")
         with os.fdopen(writing, "w") as out:
             json.dump(answer, out)
         os._exit(0)
@@ -217,29 +229,26 @@ def apart(work: Callable[[], dict[str, str]], deadline: float = DEADLINE) -> dic
     _, code = os.waitpid(child, 0)
     seconds = round(time.monotonic() - started, 2)
     if code == signal.SIGKILL:
-        return {"status": "error", "by": "", "message": f"no answer after {deadline:g} s", "seconds": seconds}
+        return _error(f"no answer after {deadline:g} s", seconds)
     if code or not said:
-        return {"status": "error", "by": "", "message": f"the child ended with {code}", "seconds": seconds}
+        return _error(f"the child ended with {code}", seconds)
     return {**json.loads(said), "seconds": seconds}
 
 
 def preload() -> None:
     """Import what takes long and does not belong to the package."""
-    import hypothesis.strategies
-    import jaxtyping
-    import numpy
-    import pytest
-    import scipy.ndimage
-    import scipy.stats
     import torch
 
-    assert hypothesis and jaxtyping and numpy and pytest and scipy
+    for name in ("hypothesis.strategies", "jaxtyping", "numpy", "pytest", "scipy.ndimage", "scipy.stats"):
+        importlib.import_module(name)
     torch.set_num_threads(1)
     # The first transforms of a process import much; not with a backward pass, whose threads would not outlive a fork.
     torch.func.vmap(torch.func.jvp, (None, 0, 0))(torch.sin, (torch.ones(1),), (torch.ones(1),))
 
 
-def outcomes(mutants: Iterable[Mutant], *, healthy: bool = True, deadline: float = DEADLINE) -> Iterator[dict[str, Any]]:
+def outcomes(
+    mutants: Iterable[Mutant], *, healthy: bool = True, deadline: float = DEADLINE
+) -> Iterator[dict[str, Any]]:
     """What became of each mutant: ``rejected`` by something, ``survived``, or an ``error`` of the mutant itself.
 
     With ``healthy`` the package without a fault comes first, for everything that the mutants are tested by: what
@@ -256,10 +265,10 @@ def outcomes(mutants: Iterable[Mutant], *, healthy: bool = True, deadline: float
         try:
             source = mutant.source()
         except ValueError as stale:
-            yield {"id": mutant.id, "status": "error", "by": "", "message": str(stale), "seconds": 0.0}
+            yield {"id": mutant.id, **_error(str(stale))}
             continue
         if mutant.selection in sick:
-            yield {"id": mutant.id, "status": "error", "by": "", "message": sick[mutant.selection], "seconds": 0.0}
+            yield {"id": mutant.id, **_error(sick[mutant.selection])}
             continue
         found = apart(lambda m=mutant, s=source: trial(m.selection, m.module, s), deadline)
         yield {"id": mutant.id, **found}

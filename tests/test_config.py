@@ -210,8 +210,11 @@ def test_every_fault_is_told_at_once_in_the_order_of_the_file(plain):
         ({"run": {"key": True}}, "run.key: expected a whole number, got True"),
         ({"run": {"devices": ["cuda:99"]}}, "run.devices[0]: expected a device of this machine"),
         ({"run": {"baseline": "zeros"}}, "run.baseline: expected a baseline, got 'zeros'. Nearest: zero"),
-        ({"patches": {"size": 0}}, "patches.size: expected voxels >= 1"),
-        ({"patches": {"overlap": 1.0}}, "patches.overlap: expected a share"),
+        ({"patches": {"size": 0}}, "patches.size: expected patch to be an int >= 1"),
+        ({"patches": {"size": [4, 0]}}, "patches.size: expected every size of patch to be an int >= 1"),
+        ({"patches": {"size": [4, 4, 4, 4]}}, "patches.size: expected one number of voxels"),
+        ({"patches": {"overlap": 1.0}}, "patches.overlap: expected overlap in [0, 1)"),
+        ({"patches": {"weights": "hann"}}, "patches.weights: expected"),
         ({"output": {"nifti": 1}}, "output.nifti: expected true or false, got 1"),
     ],
 )
@@ -639,3 +642,13 @@ def test_a_configuration_needs_pydantic_and_says_so():
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert 'pip install "esegeta[cli]"' in done.stderr
+
+
+def test_what_a_function_of_the_library_takes_a_file_may_say(plain):
+    plain["model"]["arguments"] = {"ndim": 2, "key": 5}
+    plain["patches"] = {"size": 8, "overlap": 0.25, "weights": "centre"}
+    plain["run"] = {"threads": 2}
+    found = config.load(plain)
+    assert (found.model.arguments["key"], found.patches.weights, found.run.threads) == (5, "centre", 2)
+    plain["methods"][0]["parameters"] = {**plain["methods"][0].get("parameters", {}), "key": 5}
+    assert "run.key is for all" in config.problems(plain)[0]

@@ -64,7 +64,8 @@ def test_every_fault_is_found(group):
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.id)
 def test_a_fault_is_a_change_of_what_is_there(mutant):
     compile(mutant.source(), str(mutant.path), "exec")
-    assert mutant.old != mutant.new and mutant.why
+    assert mutant.old != mutant.new
+    assert mutant.why
     for test in mutant.tests:
         path, _, name = test.partition("::")
         assert not name or f"def {name.partition('[')[0]}(" in (ROOT / path).read_text(), test
@@ -73,23 +74,28 @@ def test_a_fault_is_a_change_of_what_is_there(mutant):
 def test_faults_are_many_and_everywhere():
     assert len({m.id for m in MUTANTS}) == len(MUTANTS) >= 60
     assert len({m.module for m in MUTANTS}) >= 30
-    assert {m.module.split(".")[1] for m in MUTANTS} >= {"methods", "rules", "engine", "transforms", "reducers"}
+    parts = {m.module.split(".")[1] for m in MUTANTS}
+    assert parts >= {"methods", "rules", "engine", "transforms", "reducers", "features", "baselines"}
     assert sum(bool(m.subjects) for m in MUTANTS) >= 25
 
 
 def test_the_runner_tells_what_was_found_and_what_was_not():
     nothing = replace(QUICK, id="nothing", new=QUICK.old + "  # nothing")
-    hanging = replace(QUICK, id="hanging", new="import time; time.sleep(1000)")
-    found = outcomes([QUICK, nothing, hanging], deadline=60)
+    found = outcomes([QUICK, nothing])
     assert {name: o["status"] for name, o in found.items()} == {
         f"healthy on {QUICK.tests[0]}": "survived",
         "quick": "rejected",
         "nothing": "survived",
-        "hanging": "error",
     }
     assert found["quick"]["by"].startswith("tests/test_noise.py::test_zero_sigma_is_no_noise")
-    assert found["hanging"]["message"] == "no answer after 60 s"
-    assert 0 < found["quick"]["seconds"] < 60 <= found["hanging"]["seconds"]
+    assert found["quick"]["seconds"] > 0
+
+
+def test_what_hangs_is_ended_and_is_not_called_rejected():
+    hanging = replace(QUICK, new="import time; time.sleep(1000)")
+    (outcome,) = outcomes([hanging], healthy=False, deadline=3).values()
+    assert (outcome["status"], outcome["message"]) == ("error", "no answer after 3 s")
+    assert 3 <= outcome["seconds"] < 60
 
 
 def test_the_conformance_suite_is_what_rejects():

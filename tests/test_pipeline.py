@@ -172,6 +172,7 @@ def test_of_20_methods_four_go_wrong_and_16_are_delivered(tmp_path, scan):
     assert not marked("twenty")
 
 
+@pytest.mark.slow
 def test_a_map_that_is_not_finite_is_a_failure_and_a_mean_that_is_cut_short_is_none(tmp_path, scan):
     endless = {**GOOD[12], "parameters": {"samples": 5_000_000, "cells": 3}, "deadline": 6.0}
     whole = settings(tmp_path / "out", scan, [{"name": "not_finite"}, GOOD[0], endless])
@@ -193,6 +194,7 @@ def test_a_map_that_is_not_finite_is_a_failure_and_a_mean_that_is_cut_short_is_n
 # ------------------------------------------------------------------ again
 
 
+@pytest.mark.slow
 def test_the_same_call_again_does_only_what_is_not_done_or_has_changed(tmp_path, scan):
     whole = settings(tmp_path / "out", scan, [GOOD[0], GOOD[3], GOOD[6], BAD["wrong"][0]])
     told, first, _ = run(whole)

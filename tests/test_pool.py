@@ -118,7 +118,7 @@ FAILURES = {
     "leave_politely": ("failed", "SystemExit: 3"),
     "no_memory": ("memory", "MemoryError"),
     "wrong": ("failed", "KeyError: 'what was looked for'"),
-    "refuse": ("refused", "ValueError: ig: expected steps to be at least 1, got 0. Give more."),
+    "refuse": ("refused", "ig: expected steps to be at least 1, got 0. Give more."),
     "not_json": ("failed", "TypeError: Object of type object is not JSON serializable"),
     "nowhere": ("failed", "AttributeError: module 'pool_tasks' has no attribute 'nowhere'"),
 }

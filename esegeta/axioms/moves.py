@@ -10,6 +10,7 @@ from torch import Tensor
 
 from esegeta._types import Method, Score
 from esegeta.axioms import arguments
+from esegeta.axioms.composed import composed
 from esegeta.engine import check
 
 
@@ -39,7 +40,7 @@ def shift(method: Method, score: Score, offset: Tensor) -> Callable[..., Tensor]
 
     def residual(x: Tensor, *refs: Tensor, **kwargs: "int | Tensor") -> Tensor:
         c = arguments.step("axioms.shift", "offset", offset, x)
-        moved = method(lambda z: score(z - c))(x + c, *[r + c for r in refs], **kwargs)
+        moved = method(composed(lambda f: lambda z: f(z - c), score))(x + c, *[r + c for r in refs], **kwargs)
         return (moved - method(score)(x, *refs, **kwargs)).abs().amax()
 
     return residual
@@ -160,7 +161,7 @@ def _moved(
                 )
             )
         a = arguments.grid(where, method(score)(x, *refs, **kwargs), x)
-        moved = method(lambda z: score(back(z)))(there(x), *[there(r) for r in refs], **kwargs)
+        moved = method(composed(lambda f: lambda z: f(back(z)), score))(there(x), *[there(r) for r in refs], **kwargs)
         return (moved - there(a)).abs().amax()
 
     return residual

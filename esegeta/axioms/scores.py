@@ -7,6 +7,7 @@ from torch import Tensor
 
 from esegeta._types import Method, Score
 from esegeta.axioms import arguments
+from esegeta.axioms.composed import composed
 from esegeta.engine import check
 
 
@@ -36,9 +37,10 @@ def linearity(
         Sundararajan, Taly, Yan 2017, section 2.3, arXiv:1703.01365.
     """
     u, v = weights
+    mixed = composed(lambda f, g: lambda z: u * f(z) + v * g(z), score, other)
 
     def residual(x: Tensor, *refs: Tensor, **kwargs: "int | Tensor") -> Tensor:
-        both = method(lambda z: u * score(z) + v * other(z))(x, *refs, **kwargs)
+        both = method(mixed)(x, *refs, **kwargs)
         parts = u * method(score)(x, *refs, **kwargs) + v * method(other)(x, *refs, **kwargs)
         return (both - parts).abs().amax()
 
@@ -74,9 +76,10 @@ def scale_of_output(method: Method, score: Score, *, factor: float | int = 2.0) 
     where = "axioms.scale_of_output"
     if check.non_negative(where, "factor", factor) == 0:
         raise ValueError(check.problem(where, "factor > 0", repr(factor), "Pass for example 2.0"))
+    larger = composed(lambda f: lambda z: factor * f(z), score)
 
     def residual(x: Tensor, *refs: Tensor, **kwargs: "int | Tensor") -> Tensor:
-        scaled = method(lambda z: factor * score(z))(x, *refs, **kwargs)
+        scaled = method(larger)(x, *refs, **kwargs)
         return (scaled - factor * method(score)(x, *refs, **kwargs)).abs().amax()
 
     return residual

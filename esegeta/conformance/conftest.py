@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from esegeta._registry import METHODS
-from esegeta.conformance import contract, laws, subjects
+from esegeta.conformance import contract, laws
+from esegeta.conformance.subjects import Subject, of, of_method
 
 OPTIONS = {
     "esegeta_methods": "names of the methods to test, beside those that were registered by plugins (-p)",
@@ -28,14 +29,14 @@ def pytest_addoption(parser: Any) -> None:
         parser.addini(name, text, type="linelist" if name == "esegeta_methods" else "string", default=None)
 
 
-def under_test(config: Any) -> list[subjects.Subject]:
+def under_test(config: Any) -> list[Subject]:
     """The methods that plugins registered, and those that are named."""
     foreign = [
-        subjects.of_method(spec)
+        of_method(spec)
         for spec in METHODS.values()
         if not spec.fn.__module__.startswith("esegeta.")
     ]
-    return foreign + [subjects.of(name) for name in config.getini("esegeta_methods") or []]
+    return foreign + [of(name) for name in config.getini("esegeta_methods") or []]
 
 
 def setting(config: Any, name: str, otherwise: str) -> str:

@@ -113,7 +113,7 @@ def check_world_untouched(subject: Subject, case: Case) -> None:
     state = torch.get_rng_state(), np.random.get_state()[1].copy()
     a = subject.build(case.score)(*inputs, **subject.extra())
     require(torch.equal(state[0], torch.get_rng_state()), "torch's global generator moved")
-    require((state[1] == np.random.get_state()[1]).all(), "NumPy's global generator moved")
+    require(bool((state[1] == np.random.get_state()[1]).all()), "NumPy's global generator moved")
     for t, kept, version in zip(inputs, before, versions, strict=True):
         require(same(t, kept), "an input changed")
         require(t._version == version, "an input was written to")
@@ -253,7 +253,7 @@ def check_derivative_right(subject: Subject, case: Case) -> None:
     require(off < 1e-5, f"the derivative is off by {off:.2g}")
 
 
-def _snapshot(module: nn.Module) -> dict[str, object]:
+def _snapshot(module: nn.Module) -> dict[str, Any]:
     hooks = [k for k in vars(module) if "hooks" in k]
     return {
         "state": {k: v.clone() for k, v in module.state_dict().items()},
@@ -279,10 +279,12 @@ def check_module_untouched(subject: Subject, case: Case) -> None:
             raise ArithmeticError("inside forward")
 
     module = case.score.module
-    first = next(module.parameters())
-    first.requires_grad_(False)
+    watched = [p.requires_grad for p in module.parameters()]
+    for i, p in enumerate(module.parameters()):
+        p.requires_grad_(i > 0)
     before = _snapshot(module)
     subject.build(from_module(module))(case.x, *case.refs(subject.refs), **subject.extra())
+    _unchanged(before, _snapshot(module))
     explain = subject.build(from_module(Failing(module).eval()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExecutionWarning)
@@ -295,14 +297,18 @@ def check_module_untouched(subject: Subject, case: Case) -> None:
                 pass
             else:
                 require(False, "an error inside the network was swallowed")
-    after = _snapshot(module)
+    _unchanged(before, _snapshot(module))
+    for p, was in zip(module.parameters(), watched, strict=True):
+        p.requires_grad_(was)
+
+
+def _unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
     for what in before:
         if what == "state":
             kept = all(same(v, after[what][k]) for k, v in before[what].items())
             require(kept, "the module's values changed")
         else:
             require(before[what] == after[what], f"the module's {what} changed")
-    first.requires_grad_(True)
 
 
 def check_half_precision(subject: Subject, case: Case) -> None:
@@ -322,12 +328,21 @@ CHECKS: dict[str, Callable[[Subject, Case], None]] = {
     name.removeprefix("check_"): check for name, check in dict(globals()).items() if name.startswith("check_")
 }
 
-# The image that most checks use, and a network for what touches modules.
+
+
+def waves(*shape: int, step: float | int) -> Tensor:
+    """Numbers between -2 and 2 in no order, none of them zero or like another one."""
+    size = torch.Size(shape).numel()
+    return (2 * torch.sin(step * torch.arange(1.0, 1 + size))).round(decimals=3).reshape(shape)
+
+
 SMOOTH = Case(
-    Perceptron(((1, 2, -1, 0.5, 1, -2), (0.5, -1, 1, 1, -0.5, 1)), (0.25, -0.5), (2, -1), "softplus"),
-    [[[0.5, -1.25, 2]], [[1, 0.75, -0.5]]],
-    [[[0, 0.25, 1]], [[-1, 0.5, 0]]],
-    [[[[0, 0.25, 1]], [[-1, 0.5, 0]]], [[[1, -0.5, 0]], [[0.25, 0, 2]]], [[[-1, 1, 0.5]], [[0, 0, -2]]]],
+    Perceptron(
+        tuple(tuple(row) for row in (waves(2, 24, step=5) / 4).tolist()), (0.25, -0.5), (2, -1), "softplus"
+    ),
+    waves(2, 3, 4, step=7),
+    waves(2, 3, 4, step=3),
+    waves(3, 2, 3, 4, step=11),
 )
 NETWORK = Case(
     Network((1, 3, 4), ("conv", "batch norm", "relu", "conv"), "sum", 3),

@@ -12,6 +12,7 @@ from hypothesis.strategies import SearchStrategy
 
 from esegeta.conformance import laws, strategies
 from esegeta.conformance.cases import Case
+from esegeta.conformance.networks import Network
 from esegeta.conformance.strategies import Shape
 from esegeta.conformance.subjects import Subject
 
@@ -110,12 +111,19 @@ def _symmetry(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
     return st.builds(law, _case(kind, shape), st.tuples(one, one).filter(lambda v: v[0] < v[1]))
 
 
-def _implementation_invariance(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
-    def of(case: Case) -> SearchStrategy[Any]:
-        pair = strategies.pairs(score=st.just(case.score), shape=shape)
-        return st.builds(law, st.just(case), pair.map(lambda p: p.second))
+@functools.cache
+def _equal(kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    rebuilt = strategies.pairs(shape=shape, rewrites=())
+    if kind.networks_only:
+        return rebuilt
+    return strategies.pairs(shape=shape, rebuildings=()) | rebuilt | rebuilt
 
-    return _case(kind, shape).flatmap(of)
+
+def _implementation_invariance(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    def of(pair: Any) -> SearchStrategy[Any]:
+        return st.builds(law, strategies.cases(st.just(pair.first), shape=shape), st.just(pair.second))
+
+    return _equal(kind, shape).flatmap(of)
 
 
 def _sensitivity_n(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
@@ -148,7 +156,7 @@ def _regions(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
 
 
 def _class_sensitivity(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
-    return st.builds(law, _case(kind, shape), scores(kind, shape))
+    return st.builds(law, _case(kind, shape), kinked(kind, shape) | scores(kind, shape))
 
 
 def _translation(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
@@ -174,15 +182,25 @@ def _monotonicity(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
 
 
 def _parameters(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
-    # Correlations need elements, and an image that does not decide the map by itself: ones and minus ones.
-    axes = len(shape) - 1
-    shape = (shape[0], *{1: (16,), 2: (5, 5), 3: (3, 3, 3)}[axes])
+    # Correlations need elements, and an image that does not decide the map by itself: ones and minus ones. What
+    # upper parameters can be lost in are rectifiers: most of the networks are chains of them.
+    shape = (shape[0], *{1: (16,), 2: (5, 5), 3: (3, 3, 3)}[len(shape) - 1])
     n = math.prod(shape)
-    net = strategies.networks(shape=shape, where=lambda f: f.has_upper)
     x = st.lists(st.sampled_from([1, -1]), min_size=n, max_size=n).map(lambda v: strategies._nested(v, shape))
     nothing = strategies._nested([0] * n, shape)
-    case = st.builds(Case, net, x, st.just(nothing), st.just([nothing, nothing]))
+    case = st.builds(Case, _deep(shape), x, st.just(nothing), st.just([nothing, nothing]))
     return st.builds(law, case, st.just(tuple(range(1, 9))))
+
+
+@functools.cache
+def _deep(shape: Shape) -> SearchStrategy[Any]:
+    layers = st.tuples(st.integers(2, 4), st.sampled_from([(), ("pointwise conv",)]))
+    chains = st.builds(
+        lambda parts, seed: Network(shape, ("conv", "relu") * parts[0] + parts[1], "sum", seed),
+        layers,
+        st.integers(1, 2**16),
+    )
+    return chains | chains | chains | strategies.networks(shape=shape, where=lambda f: f.has_upper)
 
 
 DRAWN: dict[str, Callable[[Any, Kind, Shape], SearchStrategy[Any]]] = {

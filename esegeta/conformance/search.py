@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
-from hypothesis.errors import HypothesisException
+from hypothesis.errors import Flaky, Unsatisfiable
 from hypothesis.strategies import SearchStrategy
 
 # How often a counterexample is tried to be made smaller.
@@ -98,9 +98,11 @@ def smallest(
             run()
     except _Fails:
         pass
-    except HypothesisException as problem:
+    except Unsatisfiable:
+        pass  # nothing can be drawn: there is no such situation
+    except Flaky:
         if found.failed is None:
-            found.why = found.why or _line(problem)
+            raise
     return found
 
 

@@ -93,7 +93,8 @@ def of_method(spec: MethodSpec, *, hasty: bool = False) -> Subject:
     """A registered method with the settings of its example; with ``hasty`` it takes few steps."""
     static = _settled(spec.example, _HASTY if hasty else {"tolerance": 1e-3})
     by_parts = "features" in inspect.signature(spec.fn).parameters
-    nodes = static.get("steps") if spec.needs == "gradient" else None
+    # What stops at a tolerance may stop at its largest number of nodes before.
+    nodes = static.get("most" if "tolerance" in static else "steps") if spec.needs == "gradient" else None
     return Subject(
         spec.name,
         built(spec, static),
@@ -107,7 +108,7 @@ def of_method(spec: MethodSpec, *, hasty: bool = False) -> Subject:
         differentiable=spec.differentiable,
         parts=(lambda parts: built(spec, {**static, "features": parts})) if by_parts else None,
         declares=True,
-        finer=built(spec, {**static, "steps": 4 * nodes}) if nodes else None,
+        finer=built(spec, {**static, "steps": 4 * nodes}) if nodes and "steps" in static else None,
     )
 
 

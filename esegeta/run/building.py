@@ -13,6 +13,7 @@ from esegeta._registry import REDUCERS, TRANSFORMS, MethodSpec
 from esegeta._types import Explain, Score
 from esegeta._types import Model as Function
 from esegeta.engine import check
+from esegeta.features import Features
 from esegeta.places import at
 from esegeta.run import catalogue
 from esegeta.run.annotations import is_file, is_tensor, members
@@ -37,7 +38,8 @@ class Built(NamedTuple):
     """An explanation that waits for its image.
 
     refs: the baselines, in the order in which it takes them; keyed: whether it takes the key; axioms: what its
-    method claims and its transforms preserve; spec: of its method.
+    method claims and its transforms preserve; spec: of its method; features: the parts of the image whose value the
+    map shows at each of their elements, None where every element has its own.
     """
 
     explain: Explain
@@ -46,6 +48,7 @@ class Built(NamedTuple):
     axioms: frozenset[str]
     spec: MethodSpec
     key: int = 0
+    features: Features | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Explain an image."""
@@ -167,7 +170,7 @@ def explanation(
         axioms = frozenset()  # of the head of the network, not of the score of the image
     calls = method.baseline if isinstance(method.baseline, list) else []
     tensors = tuple(_references(kind, calls, x, context) for kind in refs)
-    return Built(explain, tensors, keyed, axioms, spec, key)
+    return Built(explain, tensors, keyed, axioms, spec, key, settings.get("features"))
 
 
 def _references(kind: str, calls: Sequence[str | Call], x: Tensor, context: Context) -> Tensor:

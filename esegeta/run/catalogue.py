@@ -48,14 +48,14 @@ class Parameter(NamedTuple):
         return f"{self.name}={default or repr(self.default)}"
 
 
-def parameters(fn: Callable[..., Any], skip: int = 0) -> dict[str, Parameter]:
+def parameters(fn: Callable[..., Any], skip: int = 0, without: Iterable[str] = GIVEN) -> dict[str, Parameter]:
     """The parameters of a function that a file can set, without the first ones and those that the run gives.
 
     >>> [str(p) for p in parameters(METHODS["integrated_gradients"].fn, skip=1).values()]
     ['steps=32', "rule='gauss-legendre'"]
     """
     own = list(inspect.signature(fn).parameters.values())[skip:]
-    return {p.name: Parameter(p.name, p.annotation, p.default) for p in own if p.name not in GIVEN}
+    return {p.name: Parameter(p.name, p.annotation, p.default) for p in own if p.name not in without}
 
 
 def of_method(spec: MethodSpec) -> dict[str, Parameter]:
@@ -178,7 +178,7 @@ def faults_of(path: str, given: Mapping[str, Any], known: Mapping[str, Parameter
     found = []
     for name, value in given.items():
         here = f"{path}.{name}"
-        if name in GIVEN:
+        if name in GIVEN and name not in known:
             advice = "Leave it out: the run gives it" if name == "at" else "Leave it out: run.key is for all"
             found.append(fault(here, "no such key", shown(value), advice))
         elif name not in known:

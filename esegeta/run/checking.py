@@ -1,21 +1,20 @@
 """Everything that can be wrong with a configuration, found at once and before anything runs."""
 
 import importlib.util
-import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from esegeta import zoo
-from esegeta.run import catalogue, preprocess, volumes
+from esegeta.patches import sliding_window
+from esegeta.run import catalogue, networks, preprocess, volumes
 from esegeta.run.annotations import shown
 from esegeta.run.catalogue import fault, faults_of, nearest
 from esegeta.run.config import Config, Input, Method, Model, Output, Patches, Run, Target
-from esegeta.run.entries import baseline_faults, limits, method_faults, target_faults, told
+from esegeta.run.entries import baseline_faults, limits, method_faults, target_faults, told, tried
 from esegeta.run.tables import Part, keys_of, part
 
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -24,30 +23,17 @@ WEIGHTS = (".pt", ".pth", ".safetensors")
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 
 
-def networks() -> dict[str, Any]:
-    """The networks of the zoo by name.
-
-    >>> sorted(networks())
-    ['brain_extraction_unet', 'small_classifier', 'small_unet']
-    """
-    functions = {name: getattr(zoo, name) for name in zoo.__all__}
-    return {
-        n: f
-        for n, f in functions.items()
-        if inspect.signature(f).return_annotation in (nn.Module, "nn.Module")
-    }
-
-
 def model_faults(model: Model, folder: Path) -> list[str]:
     """What is wrong with the model of a configuration, without loading it."""
     found, source = [], model.source
     if source.startswith("zoo:"):
-        known = networks()
+        known = networks.of_zoo()
         name = source.removeprefix("zoo:")
         if name not in known:
             found.append(fault("model.source", "a network of the zoo", repr(name), nearest(name, known)))
         else:
-            found += faults_of("model.arguments", model.arguments, catalogue.parameters(known[name]), name)
+            settings = catalogue.parameters(known[name], without=())  # the key of its weights is its own
+            found += faults_of("model.arguments", model.arguments, settings, name)
         if model.weights is not None:
             found.append(
                 fault("model.weights", "none for a network of the zoo", shown(model.weights), "Leave it out")
@@ -149,24 +135,25 @@ def _device(device: str, path: str) -> list[str]:
 
 
 def _patches(patches: Patches) -> list[str]:
+    """What ``sliding_window`` itself says of each of its parameters; the image has one to three axes."""
     sizes = patches.size if isinstance(patches.size, list) else [patches.size]
-    found = []
-    if not 1 <= len(sizes) <= 3 or any(size < 1 for size in sizes):
-        found.append(
-            fault(
-                "patches.size",
-                "voxels >= 1, one number or one for each axis",
-                shown(patches.size),
-                "Change it",
-            )
-        )
-    if not 0 <= patches.overlap < 1:
-        found.append(
-            fault(
-                "patches.overlap", "a share of the patch from 0 to below 1", str(patches.overlap), "Change it"
-            )
-        )
-    return found
+    if not 1 <= len(sizes) <= 3:
+        expected = "one number of voxels or one for each axis"
+        return [fault("patches.size", expected, shown(patches.size), "Change it")]
+    given: dict[str, dict[str, Any]] = {
+        "size": {"patch": patches.size},
+        "overlap": {"patch": 1, "overlap": patches.overlap},
+        "weights": {"patch": 1, "weights": patches.weights},
+    }
+    return [
+        line
+        for key, settings in given.items()
+        for line in tried(f"patches.{key}", settings, partial(sliding_window, _same, **settings))
+    ]
+
+
+def _same(x: torch.Tensor) -> torch.Tensor:
+    return x
 
 
 def checked(raw: Mapping[str, Any], folder: Path) -> tuple[Config | None, list[str]]:

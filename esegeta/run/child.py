@@ -71,13 +71,13 @@ def resolve(name: str) -> Callable[[Any, Context], Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """Type and message of an error.
+    """Type and message of an error; what is refused says by itself what it is about.
 
-    >>> one_line(ValueError("first\\n  second"))
-    'ValueError: first second'
+    >>> one_line(ValueError("first\\n  second")), one_line(ValueError("size: expected 1, got 2. Change it."))
+    ('ValueError: first second', 'size: expected 1, got 2. Change it.')
     """
     message = " ".join(str(error).split())
-    if isinstance(error, RefusedError):
+    if message and verdict(error) == "refused":
         return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 

@@ -110,7 +110,7 @@ class Patches(Section):
 
     size: int | list[int] = 64
     overlap: float = 0.5
-    weights: Literal["gaussian", "average"] = "gaussian"
+    weights: Literal["gaussian", "average", "centre"] = "gaussian"
 
 
 class Run(Section):

@@ -54,7 +54,7 @@ def _has_file(value: Any) -> bool:
     return is_file(value) or any(map(_has_file, inner))
 
 
-def _tried(path: str, given: Any, make: Callable[[], object]) -> list[str]:
+def tried(path: str, given: Any, make: Callable[[], object]) -> list[str]:
     """What a function itself says about its parameters: it looks at them before it sees an image."""
     if _has_file(given):
         return []
@@ -92,7 +92,7 @@ def target_faults(target: Target, path: str) -> list[str]:
     frozen = {"dynamic": True} if spec.mask else {}
     return found + (
         wrong
-        or _tried(
+        or tried(
             f"{path}.parameters", given, lambda: spec.fn(lambda x: x, **{**arguments(given, known), **frozen})
         )
     )
@@ -112,7 +112,7 @@ def method_faults(method: Method, path: str, run: Run | None, patches: Patches |
         return found + _calls(method, path)
     spec = known[method.name]
     wrong = faults_of(f"{path}.parameters", method.parameters, catalogue.of_method(spec), spec.name)
-    found += wrong or _tried(f"{path}.parameters", method.parameters, lambda: _made(method))
+    found += wrong or tried(f"{path}.parameters", method.parameters, lambda: _made(method))
     places = method.place if isinstance(method.place, list) else [method.place]
     if spec.place and method.place is None:
         advice = "`esegeta places` lists the places of a model"
@@ -154,7 +154,7 @@ def _calls(method: Method, path: str) -> list[str]:
         change, given = TRANSFORMS[call.name].fn, call.parameters
         known = catalogue.parameters(change, skip=1)
         wrong = faults_of(here, given, known, call.name)
-        found += wrong or _tried(here, given, partial(_changed, change, given, known))
+        found += wrong or tried(here, given, partial(_changed, change, given, known))
     return found
 
 

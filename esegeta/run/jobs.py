@@ -27,7 +27,6 @@ from esegeta.run.pool import Task
 Record = dict[str, Any]
 WHERE = "run"
 FUNCTION = "esegeta.run.worker:main"
-READING = ("channels", "frame", "nan")
 
 
 @dataclass(frozen=True)
@@ -152,8 +151,8 @@ def plan(config: Config) -> list[Job]:
     jobs: list[Job] = []
     for files, subject in zip(found, subjects, strict=True):
         image = {
-            "files": [content(path) for path in files],
-            "reading": {k: whole["input"][k] for k in READING if whole["input"][k] is not None},
+            "files": [content(part) for path in files for part in volumes.files_of(path)],
+            "reading": config.input.reading,
             "preprocess": whole["input"]["preprocess"],
         }
         for target, method in ((t, m) for t in config.targets for m in config.methods):
@@ -174,7 +173,10 @@ def _job(
     folder: str,
 ) -> Job:
     what, how = target.model_dump(mode="json"), method.model_dump(mode="json")
-    names_of_files = {name: content(name) for name in files_in([what["parameters"], how])}
+    names_of_files = {
+        name: [content(part) for part in volumes.files_of(name)]
+        for name in files_in([what["parameters"], how])
+    }
     decides = {
         **network,
         **image,
@@ -199,6 +201,11 @@ def _job(
         "subject": subject,
         "files": [str(path) for path in files],
         "reading": image["reading"],
+        "made_from": {
+            "model": network["source"] or Path(config.model.source).name,
+            **{name: network[name] for name in ("code", "weights")},
+            "images": {part.name: content(part) for path in files for part in volumes.files_of(path)},
+        },
         "model": whole["model"],
         "target": what,
         "method": how,
@@ -255,6 +262,7 @@ def about(payload: dict[str, Any]) -> Record:
         "key": payload["key"],
         "precision": payload["precision"],
         "config_digest": payload["digest"],
+        "made_from": payload["made_from"],
     }
 
 

@@ -31,6 +31,20 @@ NESTED = ("state_dict", "model_state_dict", "network_weights", "model", "net", "
 NAMED = 3  # of many names, how many are said
 
 
+def of_zoo() -> dict[str, Any]:
+    """The networks of the zoo by name.
+
+    >>> sorted(of_zoo())
+    ['brain_extraction_unet', 'small_classifier', 'small_unet']
+    """
+    functions = {name: getattr(zoo, name) for name in zoo.__all__}
+    return {
+        n: f
+        for n, f in functions.items()
+        if inspect.signature(f).return_annotation in (nn.Module, "nn.Module")
+    }
+
+
 def load(model: Model, device: str = "cpu") -> ModuleModel:
     """The network of a configuration as a model, in evaluation mode.
 
@@ -56,7 +70,7 @@ def load(model: Model, device: str = "cpu") -> ModuleModel:
     source = model.source
     if source.startswith("zoo:"):
         name = source.removeprefix("zoo:")
-        known = [n for n in zoo.__all__ if callable(getattr(zoo, n))]
+        known = of_zoo()
         if name not in known:
             raise _problem("a network of the zoo", repr(name), nearest(name, known))
         network = _made(getattr(zoo, name), source, model.arguments)

@@ -18,7 +18,8 @@ from esegeta.run.pool import Outcome, Task
 
 COLUMNS = (
     *("id", "subject", "target", "method", "title", "status", "error", "score", "residual", "difference"),
-    *("min", "max", "sum", "seconds", "peak_memory", "device", "precision", "map", "prediction", "anatomy"),
+    *("min", "max", "sum", "sum_kept", "seconds", "peak_memory", "device", "precision"),
+    *("map", "prediction", "anatomy"),
 )
 ALL_DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 
@@ -84,8 +85,8 @@ def run(
         resume: False does everything again.
         dry: look only: the plan with shapes, evaluations and memory, and nothing is written.
         only: ids of jobs, or of methods, to do; others are left as they are.
-        threads: of each worker; None shares the cores among the workers. Sums are rounded in another order
-            with another number of threads, so files are the same bit for bit only with the same number.
+        threads: of each worker, instead of ``run.threads``; without both the workers share the cores. Sums are
+            rounded in another order with another number of threads: the same number gives the same bytes.
         progress: False shows nothing, True prints lines, a function gets every event; None shows bars on a
             terminal and prints lines elsewhere.
 
@@ -99,7 +100,7 @@ def run(
     finished = {job.id: jobs.finished(job, folder) if resume else None for job in planned}
     if dry:
         return Summary(folder, [], plan=examined(config, chosen, finished))
-    folder.mkdir(parents=True, exist_ok=True)
+    _writable(folder)
     with _alone(folder):
         outputs.sweep(folder)
         return _run(config, folder, planned, chosen, finished, threads, progress)
@@ -114,6 +115,18 @@ def _chosen(planned: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
             advice = catalogue.nearest(name, known)
             raise ValueError(check.problem("run", "the id of a job or of a method", repr(name), advice))
     return [job for job in planned if {job.id, job.method} & set(only)]
+
+
+def _writable(folder: Path) -> None:
+    """Make the folder of the run, and be sure that files can be written there before anything is computed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        outputs.write_text(folder / ".jobs" / "writable", "")
+        (folder / ".jobs" / "writable").unlink()
+    except OSError as error:
+        got = f"{folder}: {(error.strerror or str(error)).lower()}"
+        advice = "Choose another folder, or free it"
+        raise ValueError(check.problem("run.output", "a folder to write to", got, advice)) from error
 
 
 @contextlib.contextmanager
@@ -172,7 +185,7 @@ def _run(
                 workers=config.run.workers,
                 devices=config.run.devices,
                 per_device=config.run.per_device,
-                threads=threads,
+                threads=config.run.threads if threads is None else threads,
                 on_event=hear,
             )
     except KeyboardInterrupt:
@@ -200,7 +213,7 @@ def failed(job: Job, outcome: Outcome) -> Record:
         "figures": {},
         "prediction": None,
         "anatomy": None,
-        **dict.fromkeys(("score", "residual", "difference", "min", "max", "sum")),
+        **dict.fromkeys(("score", "residual", "difference", "min", "max", "sum", "sum_kept")),
         "seconds": outcome.seconds,
         "peak_memory": outcome.peak_memory,
         "device": outcome.device,

@@ -425,9 +425,7 @@ def run(
         raise ValueError(check.problem(where, f"devices for all tasks, of {list(devices)}", got, "Add them"))
     if not todo:
         return []
-    each = (
-        max(1, cores() // len(places)) if threads is None else check.positive_count(where, "threads", threads)
-    )
+    each = _share(len(places)) if threads is None else check.positive_count(where, "threads", threads)
     pool = _Pool(todo, places, each, on_event, float(grace), guard := Guard())
     try:
         pool.work()

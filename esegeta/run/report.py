@@ -106,7 +106,7 @@ def page(folder: Path, only: Sequence[str] | None = None) -> str:
         config=config,
         versions=_versions(records),
         notes=notes,
-        notices=_notices(config, bool(volumes)),
+        notices=_notices(config, records, bool(volumes)),
         seconds_spent=sum(record["seconds"] or 0 for record in records),
     )
     return text.replace("@@SIZE@@", f"{len(text.encode()) / 1e6:.1f} MB", 1)
@@ -238,6 +238,8 @@ def _records(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
         record["id"] = record["id"] or path.stem
         record["title"] = str(record["title"] or record["method"] or record["id"])
         record["status"] = record["status"] or "unknown"
+        if record.get("regridding") == "values":  # a value that many voxels share would count many times
+            record["sum"] = None
         record["share"] = _share(record["residual"], record.get("difference"))
         record["said"] = [_event(event) for event in record["events"]]
         found.append(record)
@@ -486,11 +488,30 @@ def _versions(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {name: ", ".join(sorted(found[name])) for name in sorted(found)}
 
 
-def _notices(config: Any, viewer: bool) -> list[tuple[str, str]]:
+@lru_cache(maxsize=1)
+def _shipped() -> frozenset[str]:
+    """What the files of the zoo hold, as hashes: they are known by that under any name."""
+    files = (path for path in ZOO.parent.iterdir() if path.is_file())
+    return frozenset(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+
+
+def _of_zoo(record: Mapping[str, Any]) -> bool:
+    """Whether the network or an image of a record comes from the zoo."""
+    made_from = record.get("made_from")
+    if not isinstance(made_from, dict):
+        return False
+    images = made_from.get("images")
+    used = [*(images.values() if isinstance(images, dict) else ()), made_from.get("weights")]
+    return str(made_from.get("model")).startswith(("zoo:", "esegeta.zoo")) or any(
+        isinstance(one, str) and one in _shipped() for one in used
+    )
+
+
+def _notices(config: Any, records: Iterable[Mapping[str, Any]], viewer: bool) -> list[tuple[str, str]]:
     """The terms of what is inside of the page but was made by others."""
     notices = []
     if viewer:
         notices.append(("The viewer: NiiVue", (HERE / "assets" / "NOTICE").read_text(encoding="utf-8")))
-    if '"zoo:' in json.dumps(config, default=str):
+    if '"zoo:' in json.dumps(config, default=str) or any(map(_of_zoo, records)):
         notices.append(("The network and the image of the zoo", ZOO.read_text(encoding="utf-8")))
     return notices

@@ -20,14 +20,16 @@ import torch
 from torch import Tensor
 
 from esegeta import reducers, spatial
+from esegeta._registry import MethodSpec
 from esegeta._types import Score
 from esegeta.engine import check
 from esegeta.engine.execution import DeadlineExceeded, execution
 from esegeta.engine.memory import forecast
 from esegeta.places import tap
-from esegeta.run import names, outputs
+from esegeta.run import catalogue, names, outputs
 from esegeta.run.building import Built
 from esegeta.run.child import Context, RefusedError, one_line, peak, verdict
+from esegeta.run.config import Method
 from esegeta.run.jobs import about, record_path, releases
 from esegeta.run.parts import (
     Entry,
@@ -66,6 +68,22 @@ def on_image(map: Tensor, x: Tensor) -> tuple[Tensor, list[Record]]:
     if len(map) > 1:
         map, how = map.sum(0, keepdim=True), f"the sum of {shape[0]} channels, {how}"
     return spatial.upsample(map, like=x), [{"event": "layer", "message": f"The map is {how}."}]
+
+
+def is_amount(spec: MethodSpec, method: Method) -> bool:
+    """Whether a voxel's value is its own share, which is less where voxels are smaller: not the value of a part or
+    of a window, a mask, or a map of a layer.
+
+    >>> from esegeta.run.catalogue import METHODS
+    >>> [is_amount(METHODS[name], Method(name=name)) for name in ("gradient", "occlusion", "grad_cam", "lime")]
+    [True, False, False, True]
+    >>> is_amount(METHODS["lime"], Method(name="lime", parameters={"features": {"name": "grid", "size": 4}}))
+    False
+    """
+    elements = "features" not in method.parameters
+    own = spec.needs != "values" or (elements and "features" in catalogue.of_method(spec))
+    at_input = spec.shape == "input" and (spec.place or method.place is None)
+    return own and at_input and elements
 
 
 def computed(
@@ -137,7 +155,8 @@ def explain(payload: dict[str, Any], context: Context) -> Record:
     context.finishing(_WRITING_SECONDS)  # what was stopped in time has to be written too
     value, residual, difference = said_by(score, built, image, raw)
     map, notes = on_image(raw, image.x)
-    whole = image.prepared.back(map.cpu())
+    regridding = "density" if is_amount(built.spec, entry.method) else "values"
+    whole = image.prepared.back(map.cpu(), regridding)
     record = {
         **about(payload),
         "score": value,
@@ -146,6 +165,8 @@ def explain(payload: dict[str, Any], context: Context) -> Record:
         "min": number(whole.min()),
         "max": number(whole.max()),
         "sum": number(whole.sum(dtype=torch.float64)),
+        "sum_kept": number(image.prepared.back(map.cpu(), "sum").sum(dtype=torch.float64)),
+        "regridding": regridding,
         "device": device.type,
         "versions": versions(),
         "axioms": sorted(built.axioms),
@@ -178,15 +199,42 @@ def said_by(
     """
     if score is None:
         return None, None, None
+    x = image.x
     with torch.no_grad(), execution():
-        value = score(image.x)
+        value = score(x)
         if "completeness" not in built.axioms:
             return number(value), None, None
-        base = built.refs[-1] if built.refs else torch.zeros_like(image.x)
-        many = base if base.ndim > image.x.ndim else base[None]
-        reference = torch.stack([score(b) for b in many.unbind()]).double().mean()
-        difference = value.double() - reference
-        return number(value), number(raw.sum(dtype=torch.float64) - difference), number(difference)
+        total, hidden = raw.sum(dtype=torch.float64), None
+        if built.features is not None:
+            counted = each_part_once(raw, built.features(x))
+            if counted is None:
+                return number(value), None, None
+            total, hidden = counted
+        base = built.refs[-1] if built.refs else torch.zeros_like(x)
+        many = (base if base.ndim > x.ndim else base[None]).unbind()
+        starts = many if hidden is None else [torch.where(hidden, b, x) for b in many]
+        difference = value.double() - torch.stack([score(b) for b in starts]).double().mean()
+        return number(value), number(total - difference), number(difference)
+
+
+def each_part_once(map: Tensor, parts: Any) -> tuple[Tensor, Tensor] | None:
+    """The sum of the values of parts, which a map shows at each of their elements, and where there are parts.
+
+    None where it cannot be told from the map: of parts that overlap, or a map that differs within one.
+
+    >>> from esegeta.features import grid
+    >>> a = torch.tensor([[3., 3., 5., 5.]])
+    >>> each_part_once(a, grid(2)(a))[0].item(), each_part_once(a + torch.arange(4), grid(2)(a))
+    (8.0, None)
+    """
+    labels = getattr(parts, "labels", None)
+    if labels is None:
+        return None
+    labels = labels.expand_as(map)
+    inside = labels >= 0
+    which, values = labels[inside], map[inside].double()
+    one = values.new_zeros(parts.count).scatter(0, which, values)  # of any element of the part
+    return (one.sum(), inside) if bool((one[which] == values).all()) else None
 
 
 def predicted(entry: Entry, answer: Tensor, image: Image) -> Tensor | None:
@@ -196,7 +244,7 @@ def predicted(entry: Entry, answer: Tensor, image: Image) -> Tensor | None:
         return None
     exclusive = entry.target.parameters.get("exclusive", True)
     mask = reducers.predicted_mask(answer, target, exclusive=exclusive)
-    return (image.prepared.back(mask[None].float().cpu(), "values") >= 0.5).float()
+    return image.prepared.back(mask[None].float().cpu(), "values") >= 0.5
 
 
 def written(

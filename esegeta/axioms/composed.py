@@ -1,0 +1,45 @@
+"""Scores that are made of scores: as functions, and as networks where all that they are made of are networks."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from esegeta._types import Score
+
+
+class Composed(nn.Module):
+    """A network of batches that is put together from networks as the score is from scores."""
+
+    def __init__(self, how: Callable[..., Score], networks: list[nn.Module]) -> None:
+        super().__init__()
+        self.how, self.networks = how, nn.ModuleList(networks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B,C,*S) -> (B,)``."""
+        return self.how(*self.networks)(x)
+
+
+def composed(how: Callable[..., Score], *scores: Score) -> Score:
+    """``how(*scores)``, with a ``module`` for those who look for layers in it.
+
+    Args:
+        how: from scores to a score; what it does to an image it does to a stack of images too.
+        scores: with or without ``module``, a network ``(B,C,*S) -> (B,)``.
+
+    Returns:
+        A score.
+
+    Example:
+        >>> import torch
+        >>> double = composed(lambda f: lambda z: 2 * f(z), lambda z: z.sum())
+        >>> double(torch.ones(1, 3)).item(), hasattr(double, "module")
+        (6.0, False)
+    """
+
+    def score(z: Tensor) -> Tensor:
+        return how(*scores)(z)
+
+    networks = [getattr(s, "module", None) for s in scores]
+    if all(isinstance(n, nn.Module) for n in networks):
+        score.module = Composed(how, [n for n in networks if n is not None])  # type: ignore[attr-defined]
+    return score
