@@ -228,7 +228,8 @@ def test_methods_says_all_about_one(name, capsys):
     assert ": a " in text.splitlines()[0]
     if name == "ig":
         assert "needs: baseline" in text
-        assert "keeps: completeness" in text
+        kept = next(line for line in text.splitlines() if line.strip().startswith("keeps: "))
+        assert "completeness" in kept
         assert "steps (a whole number; default 32): " in text
 
 
@@ -367,3 +368,10 @@ def test_an_interrupted_run_ends_with_130(study):
 def test_the_entry_point_is_installed_as_it_is_written():
     project = tomllib.loads((Path(esegeta.__file__).parent.parent / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"esegeta": "esegeta.cli:main"}
+
+
+def test_a_shape_that_the_model_does_not_take_is_one_line(capsys):
+    assert cli.main(["places", "zoo:brain_extraction_unet", "--shape", "1,15,16,16"]) == 2
+    said = capsys.readouterr().err
+    assert "expected a shape that the model takes, got 1,15,16,16" in said
+    assert said.count("\n") == 1

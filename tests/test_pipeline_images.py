@@ -316,3 +316,24 @@ def test_the_threads_of_a_configuration_reach_the_workers(tmp_path, oblique, mon
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert [pool._share(workers) for workers in (1, 2, 8, 16)] == [2, 2, 1, 1]
     assert torch.get_num_threads() >= 1
+
+
+def test_targets_and_methods_of_a_picture_are_shown_side_by_side(tmp_path):
+    pil = pytest.importorskip("PIL.Image")
+    pil.fromarray(np.random.default_rng(5).integers(0, 255, (24, 16, 3), dtype=np.uint8)).save(
+        tmp_path / "cat.png"
+    )
+    whole = tables(tmp_path, tmp_path / "cat.png", targets=CLASSES)
+    whole["model"]["arguments"] = {"ndim": 2, "channels": 3}
+    records = done(whole)
+    assert len(records) == 2
+    notes = []
+    shown = report._compared(tmp_path / "out", report._records(tmp_path / "out", notes), notes)
+    assert notes == []
+    assert [one["title"] for one in shown] == ["sub-cat, input x gradient"]
+    assert shown[0]["address"].startswith("data:image/")
+    occlusion = {**records[0], "regridding": "values", "method": "occlusion", "id": "other", "sum": 4.0}
+    worker.write_record(tmp_path / "out", occlusion)
+    sums = {record["id"]: record["sum"] for record in report._records(tmp_path / "out", notes)}
+    assert sums["other"] is None, "values that voxels share are not added up"
+    assert sums[records[0]["id"]] == records[0]["sum"]

@@ -150,6 +150,8 @@ PROMISED = [
     ("axioms.exact.slopes", "score x baseline", "most"),
     ("axioms.exact.variation", "score x baseline", "most"),
     ("axioms.exact.gradient", "score x", "step"),
+    ("models.sliding_window", "model patch overlap weights", "steps"),
+    ("models.patchwise", "build patch overlap weights", "steps"),
     ("verify", "method", "axioms cases seconds seed database"),
     ("show", "map anatomy spacing kind title affine", ""),
     ("baselines.zero", "x", ""),

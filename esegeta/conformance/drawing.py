@@ -12,6 +12,7 @@ from hypothesis.strategies import SearchStrategy
 
 from esegeta.conformance import laws, strategies
 from esegeta.conformance.cases import Case
+from esegeta.conformance.functions import BENDS, Additive
 from esegeta.conformance.networks import Network
 from esegeta.conformance.strategies import Shape
 from esegeta.conformance.subjects import Subject
@@ -59,8 +60,19 @@ def kinked(kind: Kind, shape: Shape) -> SearchStrategy[Any]:
     if kind.networks_only:
         return nets
     plain = strategies.functions(shape=shape, kinds=("Additive", "Perceptron", "Extremum"), smooth=False)
-    single = strategies.functions(shape=shape, kinds=("Additive",), smooth=False)
-    return single | plain | nets
+    return _of_one_element(shape, st.integers(0, math.prod(shape) - 1)) | plain | nets
+
+
+def _of_one_element(shape: Shape, element: SearchStrategy[int]) -> SearchStrategy[Any]:
+    """Functions with a kink that look at one element only: where that one is flat, all of it is."""
+    n = math.prod(shape)
+    kinks = st.sampled_from([name for name, b in BENDS.items() if not b.smooth and name not in strategies.SPELLINGS])
+
+    def build(element: int, weight: float | int, bend: str) -> Additive:
+        at = lambda value, other: tuple(value if i == element else other for i in range(n))
+        return Additive(at(weight, 0), at(bend, "identity"))
+
+    return st.builds(build, element, _not_zero(), kinks)
 
 
 @functools.cache
@@ -86,9 +98,15 @@ def _not_zero(most: int = 2) -> SearchStrategy[float | int]:
 
 
 def _sensitivity_a(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
-    # Most that are blind are blind behind a kink.
-    either = _kinked_case(kind, shape) | _kinked_case(kind, shape) | _case(kind, shape)
-    return st.builds(law, either, _element(shape), _not_zero(4))
+    # Most that are blind are blind behind a kink of the very element that changes.
+    any_score = kinked(kind, shape) | scores(kind, shape)
+
+    @functools.cache
+    def at(element: int) -> SearchStrategy[Any]:
+        own = any_score if kind.networks_only else _of_one_element(shape, st.just(element)) | any_score
+        return st.builds(law, strategies.cases(own, shape=shape), st.just(element), _not_zero(4))
+
+    return _element(shape).flatmap(at)
 
 
 def _dummy(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:

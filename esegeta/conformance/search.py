@@ -13,7 +13,7 @@ from hypothesis.errors import Flaky, Unsatisfiable
 from hypothesis.strategies import SearchStrategy
 
 # How often a counterexample is tried to be made smaller.
-SHRINKS = 400
+SHRINKS = 150
 
 
 @dataclass

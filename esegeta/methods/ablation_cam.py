@@ -12,7 +12,16 @@ from esegeta.places import Names, grid, split, tap
 @method(
     place=True,
     shape="map",
-    axioms=("linearity", "symmetry", "sensitivity_a"),
+    axioms=(
+        "sensitivity_a",
+        "linearity",
+        "symmetry",
+        "implementation_invariance",
+        "scale_of_output",
+        "continuity",
+        "translation_equivariance",
+        "affine_equivariance",
+    ),
     needs="values",
     paper="Desai, Ramaswamy 2020, doi:10.1109/WACV45572.2020.9093360",
     also=("ablationcam",),

@@ -13,7 +13,7 @@ from esegeta.places import Names, grid, tap
 @method(
     place=True,
     shape="map",
-    axioms=("symmetry", "sensitivity_a"),
+    axioms=("symmetry", "implementation_invariance", "translation_equivariance", "affine_equivariance"),
     needs="activation",
     paper="Muhammad, Yeasin 2020, arXiv:2008.00299",
     also=("eigencam",),

@@ -9,7 +9,13 @@ from esegeta.places import Names, local
 @method(
     place=True,
     shape="map",
-    axioms=("symmetry",),
+    axioms=(
+        "symmetry",
+        "implementation_invariance",
+        "scale_of_output",
+        "translation_equivariance",
+        "affine_equivariance",
+    ),
     paper="pytorch-grad-cam, EigenGradCAM",
     also=("eigengradcam",),
 )

@@ -17,7 +17,17 @@ from esegeta.features import FeatureMap, Features, elements, grid
 
 @method(
     refs=("baselines",),
-    axioms=("linearity", "dummy", "symmetry", "shift"),
+    axioms=(
+        "dummy",
+        "linearity",
+        "symmetry",
+        "implementation_invariance",
+        "shift",
+        "scale_of_output",
+        "continuity",
+        "translation_equivariance",
+        "affine_equivariance",
+    ),
     needs="values",
     paper="Breiman 2001, doi:10.1023/A:1010933404324",
     also=("permutation_importance", "permute_between_samples"),
@@ -60,7 +70,7 @@ def feature_permutation(score: Score, *, features: Features | None = None) -> Ex
 
 @method(
     key=True,
-    axioms=("linearity",),
+    axioms=("linearity", "implementation_invariance", "scale_of_output", "continuity"),
     needs="values",
     example={"features": grid(2), "samples": 3},
     paper="Breiman 2001, doi:10.1023/A:1010933404324",

@@ -13,7 +13,7 @@ from esegeta.places import Names, grid, tap
 @method(
     place=True,
     shape="map",
-    axioms=("symmetry", "sensitivity_a"),
+    axioms=("symmetry", "implementation_invariance", "translation_equivariance", "affine_equivariance"),
     needs="activation",
     example={"k": 1.0},
     paper="Fuad, Martin, Giot, Bourqui, Benois-Pineau, Zemmari 2020, doi:10.1109/IPTA50016.2020.9286629",

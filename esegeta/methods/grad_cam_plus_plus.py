@@ -11,7 +11,7 @@ from esegeta.places import Names, grid, local
 @method(
     place=True,
     shape="map",
-    axioms=("symmetry",),
+    axioms=("symmetry", "implementation_invariance", "translation_equivariance", "affine_equivariance"),
     paper="Chattopadhyay, Sarkar, Howlader, Balasubramanian 2018, arXiv:1710.11063",
     also=("gradcam_plus_plus", "gradcampp", "gradcam++"),
 )

@@ -17,7 +17,7 @@ from esegeta.spatial import upsample
 
 
 @method(
-    axioms=("shift",),
+    axioms=("shift", "scale_of_output", "translation_equivariance", "affine_equivariance"),
     rewrites="activations",
     differentiable=False,
     paper="Springenberg et al. 2015, arXiv:1412.6806",
@@ -56,7 +56,7 @@ def guided_backprop(score: Score) -> Explain:
 
 
 @method(
-    axioms=("shift",),
+    axioms=("dummy", "shift", "scale_of_output", "translation_equivariance", "affine_equivariance"),
     rewrites="activations",
     differentiable=False,
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
@@ -95,7 +95,7 @@ def deconvolution(score: Score) -> Explain:
 @method(
     place=True,
     shape="input",
-    axioms=(),
+    axioms=("translation_equivariance", "affine_equivariance", "monotonicity"),
     rewrites="activations",
     differentiable=False,
     needs="activation",
@@ -143,7 +143,7 @@ def layer_activation_guided_backprop(score: Score, place: str, *, unit: int | No
 @method(
     place=True,
     shape="input",
-    axioms=(),
+    axioms=("translation_equivariance", "affine_equivariance"),
     rewrites="activations",
     differentiable=False,
     paper="Selvaraju et al. 2017, arXiv:1610.02391",

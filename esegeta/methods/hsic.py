@@ -14,7 +14,7 @@ from esegeta.features import Features, elements
 @method(
     refs=("baseline",),
     key=True,
-    axioms=("shift", "sensitivity_a"),
+    axioms=("sensitivity_a", "implementation_invariance", "shift"),
     needs="values",
     example={"samples": 32},
     paper="Novello, Fel, Vigouroux 2022, arXiv:2206.06219",

@@ -14,7 +14,18 @@ from esegeta.quadrature import nodes_and_weights
 @method(
     place=True,
     refs=("baseline",),
-    axioms=("linearity", "dummy", "symmetry", "shift", "sensitivity_a"),
+    axioms=(
+        "sensitivity_a",
+        "dummy",
+        "linearity",
+        "symmetry",
+        "implementation_invariance",
+        "shift",
+        "scale_of_output",
+        "continuity",
+        "translation_equivariance",
+        "affine_equivariance",
+    ),
     example={"steps": 16},
     paper="Leino et al. 2018, arXiv:1802.03788",
 )

@@ -12,7 +12,15 @@ from esegeta.places import Names, local, tap
 @method(
     place=True,
     needs="activation",
-    axioms=("symmetry", "sensitivity_a"),
+    axioms=(
+        "sensitivity_a",
+        "symmetry",
+        "implementation_invariance",
+        "continuity",
+        "translation_equivariance",
+        "affine_equivariance",
+        "monotonicity",
+    ),
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
 )
 def layer_activation(score: Score, place: Names) -> Explain:
@@ -43,7 +51,16 @@ def layer_activation(score: Score, place: Names) -> Explain:
 
 @method(
     place=True,
-    axioms=("linearity", "dummy", "symmetry", "shift"),
+    axioms=(
+        "dummy",
+        "linearity",
+        "symmetry",
+        "implementation_invariance",
+        "shift",
+        "scale_of_output",
+        "translation_equivariance",
+        "affine_equivariance",
+    ),
     paper="Simonyan, Vedaldi, Zisserman 2014, arXiv:1312.6034",
     also=("layer_vanilla_backpropagation", "layer_visualisation"),
 )
@@ -74,7 +91,16 @@ def layer_gradient(score: Score, place: Names) -> Explain:
 
 @method(
     place=True,
-    axioms=("linearity", "dummy", "symmetry"),
+    axioms=(
+        "dummy",
+        "linearity",
+        "symmetry",
+        "implementation_invariance",
+        "scale_of_output",
+        "translation_equivariance",
+        "affine_equivariance",
+        "monotonicity",
+    ),
     paper="Shrikumar et al. 2016, arXiv:1605.01713",
     also=("layer_grad_x_activation", "layer_gradient_times_activation"),
 )

@@ -18,7 +18,7 @@ _RATE, _FAST, _SLOW, _TINY = 0.1, 0.9, 0.999, 1e-16  # Adam
 
 @method(
     refs=("baseline",),
-    axioms=("shift",),
+    axioms=("implementation_invariance", "shift", "affine_equivariance"),
     shape="map",
     example={"steps": 12, "size": 2},
     paper="Fong, Vedaldi 2017, arXiv:1704.03296",

@@ -19,7 +19,14 @@ AT_ONCE = 16  # groups that are split before the values of their halves are look
 
 @method(
     refs=("baseline",),
-    axioms=("completeness", "shift", "sensitivity_a"),
+    axioms=(
+        "completeness",
+        "sensitivity_a",
+        "implementation_invariance",
+        "shift",
+        "scale_of_output",
+        "efficiency_of_regions",
+    ),
     needs="values",
     example={"most": 64},
     paper="Owen 1977, doi:10.1007/978-3-642-45494-3_7",

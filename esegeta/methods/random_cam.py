@@ -15,7 +15,7 @@ from esegeta.places import Names, grid, tap
     place=True,
     shape="map",
     key=True,
-    axioms=("symmetry", "sensitivity_a"),
+    axioms=("symmetry", "implementation_invariance", "translation_equivariance", "affine_equivariance"),
     needs="activation",
     paper="pytorch-grad-cam, RandomCAM",
     also=("randomcam",),

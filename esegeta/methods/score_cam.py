@@ -16,7 +16,7 @@ from esegeta.places import Names, grid, tap
     place=True,
     shape="map",
     refs=("baseline",),
-    axioms=("symmetry", "sensitivity_a"),
+    axioms=("symmetry", "implementation_invariance", "translation_equivariance", "affine_equivariance"),
     needs="values",
     paper="Wang, Wang, Du, Yang, Zhang, Ding, Mardziel, Hu 2020, arXiv:1910.01279",
     also=("scorecam",),

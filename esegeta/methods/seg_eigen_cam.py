@@ -12,7 +12,7 @@ from esegeta.places import Names, local
 @method(
     place=True,
     shape="map",
-    axioms=("symmetry",),
+    axioms=("symmetry", "scale_of_output", "translation_equivariance", "affine_equivariance"),
     paper="Chung, Ying 2025, doi:10.3390/app15137562",
     also=("segeigencam",),
 )

@@ -12,7 +12,7 @@ from esegeta.places import Names, grid, local
 @method(
     place=True,
     shape="map",
-    axioms=("linearity",),
+    axioms=("linearity", "implementation_invariance", "scale_of_output"),
     example={"window": 2},
     paper="Hasany, Petitjean, Meriaudeau 2023, Seg-XRes-CAM, CVPR workshops",
     also=("segxrescam", "seg_xres_grad_cam"),

@@ -16,7 +16,16 @@ from esegeta.features import Features, elements
 @method(
     refs=("baseline",),
     key=True,
-    axioms=("completeness", "linearity", "dummy", "shift", "sensitivity_a"),
+    axioms=(
+        "completeness",
+        "sensitivity_a",
+        "dummy",
+        "linearity",
+        "implementation_invariance",
+        "shift",
+        "scale_of_output",
+        "efficiency_of_regions",
+    ),
     needs="values",
     example={"samples": 3},
     paper="Castro, Gomez, Tejada 2009, doi:10.1016/j.cor.2008.04.004",

@@ -17,7 +17,7 @@ BITS, MOST_DIMS = 30, 21201  # of SciPy's sequence
 @method(
     refs=("baseline",),
     key=True,
-    axioms=("dummy", "shift"),
+    axioms=("dummy", "implementation_invariance", "shift"),
     needs="values",
     example={"samples": 4},
     paper="Fel, Cadene, Chalvidal, Cord, Vigouroux, Serre 2021, arXiv:2111.04138",

@@ -14,6 +14,8 @@ from esegeta.engine import check
 from esegeta.run.reading import WHERE, Volume, opaque, refused, scaled, shown, volume_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+# Rows go down and columns right where x points right and y up, so that viewers show it upright.
+AFFINE = np.array([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 _PIXELS_PER_BYTE = 10_000  # one-bit pixels, deflated
 
 
@@ -101,6 +103,4 @@ def read_picture(path: Path, channels: str | None) -> Volume:
         raise refused(path, "grey or RGB", f"a picture of mode {picture.mode}", "Convert it to RGB")
     planes = np.moveaxis(values.reshape(*values.shape[:2], -1), -1, 0)
     data = opaque(path, planes) if picture.mode in ("LA", "RGBA") else planes
-    # Rows go down and columns right where x points right and y up, so that viewers show it upright.
-    affine = np.array([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    return volume_of(data, affine, path, units="unknown", is_image=True)
+    return volume_of(data, AFFINE.copy(), path, units="unknown", is_image=True)

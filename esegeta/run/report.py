@@ -21,7 +21,7 @@ import numpy as np
 from esegeta.plot import colours
 from esegeta.plot.canvas import numeral, png
 from esegeta.plot.images import ABREAST, side_by_side
-from esegeta.run import display, outputs
+from esegeta.run import display, outputs, pictures
 from esegeta.run.names import anatomy as anatomy_name
 
 HERE = Path(__file__).parent
@@ -425,7 +425,7 @@ def _compared(folder: Path, records: list[dict[str, Any]], notes: list[str]) -> 
 
 
 def _side_by_side(folder: Path, group: Sequence[Mapping[str, Any]], title: str, shared: bool) -> bytes | None:
-    """A figure of maps that lie on one image, on at most 128 voxels a side; None for flat ones."""
+    """A figure of maps that lie on one image, on at most 128 voxels a side; None for what has no two axes."""
     under = _under(folder, group[0])
     volumes = {}
     for record in group:
@@ -434,14 +434,18 @@ def _side_by_side(folder: Path, group: Sequence[Mapping[str, Any]], title: str, 
         name = record["said"] if record["said"] not in volumes else f"{record['said']} ({record['id']})"
         volumes[name] = display.small(*display.read(path))
     shape, affine = next((values.shape, affine) for values, affine in volumes.values())
-    if display.is_flat(shape):
+    if sum(length > 1 for length in shape) < 2 or (display.is_flat(shape) and shape[2] > 1):
         return None
     anatomy = None
     if under is not None:
         image, place = display.small(*display.read(under))
         anatomy = image[None] if image.shape == shape and np.allclose(place, affine, atol=1e-3) else None
     maps = {name: values[None] for name, (values, _) in volumes.items()}
-    return png(side_by_side(maps, anatomy, None, affine, title=title, shared=shared))
+    if display.is_flat(shape):
+        maps = {name: values[..., 0] for name, values in maps.items()}
+        anatomy = None if anatomy is None else anatomy[..., 0]
+    where = None if np.array_equal(affine, pictures.AFFINE) else affine  # a picture lies nowhere in mm
+    return png(side_by_side(maps, anatomy, None, where, title=title, shared=shared))
 
 
 def _figures(folder: Path, records: list[dict[str, Any]], notes: list[str], left: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from esegeta.conformance.adapters import peers
 from esegeta.conformance.adapters.peers import Peer, Run
 
-EXTRA = "peers"
+EXTRA = "test"
 
 
 def _part(part: str) -> Any:
