@@ -211,7 +211,7 @@ def method(
     *,
     refs: tuple[str, ...] = (),
     key: bool = False,
-    axioms: tuple[str, ...] = (),
+    axioms: tuple[str, ...] | str = (),
     needs: Needs = "gradient",
     example: Mapping[str, Any] | None = None,
     paper: str,
@@ -223,7 +223,7 @@ def method(
 ) -> Callable[[Function], Function]:
     """Register ``Score -> Explain`` under its function name and put input checks around what it returns.
 
-    With ``place`` it is ``(score, place) -> Explain``.
+    With ``place`` it is ``(score, place) -> Explain``. Many axioms may be one text, separated by spaces.
     """
 
     def add(fn: Function) -> Function:
@@ -258,7 +258,7 @@ def method(
                 factory,
                 tuple(refs),
                 key,
-                frozenset(axioms),
+                frozenset(axioms.split() if isinstance(axioms, str) else axioms),
                 needs,
                 dict(example or {}),
                 paper,

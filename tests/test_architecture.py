@@ -128,10 +128,12 @@ def module_of(dotted):
 
 
 def code_lines(path):
-    """Lines that hold code: no comments, no docstrings, no blank lines."""
+    """Lines that hold code: no comments, no docstrings, no blank lines, nothing that a decorator declares."""
     text = path.read_text()
     docs = set()
     for node in ast.walk(ast.parse(text)):
+        for declared in getattr(node, "decorator_list", ()):
+            docs |= set(range(declared.lineno, declared.end_lineno + 1))
         if (
             isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
             and ast.get_docstring(node, clean=False) is not None

@@ -10,8 +10,8 @@ from torch import nn
 from torch.func import vmap
 
 import esegeta as eg
-from esegeta._registry import METHODS
 from esegeta import zoo
+from esegeta._registry import METHODS
 from esegeta.random import normal, uniform
 from esegeta.transforms.fusion import fuse
 

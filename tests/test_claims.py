@@ -41,7 +41,9 @@ def test_a_claimed_axiom_holds_at_random(subject, axiom, tmp_path_factory):
 @pytest.mark.parametrize("subject", SINGLE, ids=repr)
 def test_an_axiom_that_is_not_claimed_has_a_counterexample(subject):
     known = STORED.get(subject.name, {})
-    assert set(known) == set(claims.unclaimed(subject)), "python -m esegeta.conformance.claims finds what is missing"
+    assert set(known) == set(claims.unclaimed(subject)), (
+        "python -m esegeta.conformance.claims finds what is missing"
+    )
     for axiom, code in known.items():
         residual, allowed = rebuilt(code).measure(subject)
         assert not residual <= allowed, f"{subject} keeps {axiom} ({residual:.3g} of {allowed:.3g}) at {code}"

@@ -16,7 +16,14 @@ from esegeta.conformance.subjects import TRANSFORMED
 SUBJECTS = list(subjects(hasty=True))
 METHODS = [s for s in SUBJECTS if not s.composite]
 # What a transform can break that the method inside keeps.
-OF_TRANSFORMS = ("shape_and_dtype", "repeatable", "batched_equals_loop", "chunk_free", "key", "keys_per_example")
+OF_TRANSFORMS = (
+    "shape_and_dtype",
+    "repeatable",
+    "batched_equals_loop",
+    "chunk_free",
+    "key",
+    "keys_per_example",
+)
 
 VOLUME = Case(
     Network((2, 2, 2, 3), ("conv", "relu", ("add", "conv"), "max pool"), "sum", 5),
@@ -35,10 +42,7 @@ SINGLE_LINE = Case(
 
 def applying(chosen, checks):
     return [
-        pytest.param(s, c, id=f"{s}-{c}")
-        for s in chosen
-        for c in checks
-        if not contract.inapplicable(c, s)
+        pytest.param(s, c, id=f"{s}-{c}") for s in chosen for c in checks if not contract.inapplicable(c, s)
     ]
 
 
@@ -58,9 +62,7 @@ def test_contract(subject, check):
     contract.check(check, subject)
 
 
-@pytest.mark.parametrize(
-    ("subject", "check"), applying([s for s in SUBJECTS if s.composite], OF_TRANSFORMS)
-)
+@pytest.mark.parametrize(("subject", "check"), applying([s for s in SUBJECTS if s.composite], OF_TRANSFORMS))
 def test_contract_of_transforms(subject, check):
     contract.check(check, subject)
 

@@ -38,11 +38,13 @@ def report():
 
 def test_a_report_says_what_holds_and_what_does_not(report):
     assert report.method == "gradient_times_input"
-    assert report["linearity"].kind == "holds" and report["linearity"].cases >= 25
+    assert report["linearity"].kind == "holds"
+    assert report["linearity"].cases >= 25
     assert report["efficiency_of_regions"].why == "it does not explain by parts"
     assert report.axioms == {"linearity"}
     shift = report["shift"]
-    assert shift.kind == "violated" and shift.counterexample.residual > shift.counterexample.allowed
+    assert shift.kind == "violated"
+    assert shift.counterexample.residual > shift.counterexample.allowed
     with pytest.raises(KeyError, match="the report on gradient_times_input is about completeness"):
         report["dummy"]
 
@@ -60,7 +62,8 @@ def test_a_counterexample_rebuilds_itself_and_is_small(report):
 def test_reports_as_text_table_and_json(report):
     text, table = str(report), report.table()
     assert "gradient_times_input: 1 of 4 axioms hold" in text
-    assert "rounding allows" in text and "Shift(Case(" in text
+    assert "rounding allows" in text
+    assert "Shift(Case(" in text
     assert table.splitlines()[0] == "| axiom | verdict | claimed | |"
     assert len(table.splitlines()) == 2 + 4
     assert json.loads(report.json())["verdicts"][1]["kind"] == "holds"
@@ -68,7 +71,7 @@ def test_reports_as_text_table_and_json(report):
 
 
 def test_the_same_seed_gives_the_same_verdicts(report):
-    again = verify(gradient_times_input, axioms=list(v.axiom for v in report.verdicts), cases=30)
+    again = verify(gradient_times_input, axioms=[v.axiom for v in report.verdicts], cases=30)
     assert again.verdicts == report.verdicts
 
 
@@ -98,7 +101,8 @@ def test_a_method_that_refuses_everything_is_not_applicable():
         return explain
 
     verdict = verify(refusing, axioms=["linearity"], cases=10)["linearity"]
-    assert verdict.kind == "not applicable" and verdict.cases == 0
+    assert verdict.kind == "not applicable"
+    assert verdict.cases == 0
     assert "cases were refused: NotImplementedError: not today" in verdict.why
 
 
@@ -136,7 +140,10 @@ def test_failures_are_kept_and_tried_first(tmp_path):
         (lambda score: 3, "expected a method: a function of a score that returns an explanation"),
         (lambda score: lambda x, reference: x, "Rename its parameters, or pass a Subject"),
         ("gradeint", "Nearest: gradient"),
-        ("over_baselines(gradient)", "verify: expected a method that over_baselines applies to, got gradient"),
+        (
+            "over_baselines(gradient)",
+            "verify: expected a method that over_baselines applies to, got gradient",
+        ),
     ],
 )
 def test_what_is_no_method_is_refused(method, error):
@@ -173,8 +180,26 @@ def doubled(score):
 
 def suite(folder, *options, claim=""):
     (folder / "my_method.py").write_text(MINE.format(claim=claim))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--pyargs", "esegeta.conformance"]
-    command += ["-p", "my_method", "-o", "esegeta_cases=10", "-k", "linearity or dummy or repeatable or differentiable"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--pyargs",
+        "esegeta.conformance",
+    ]
+    command += [
+        "-p",
+        "my_method",
+        "-o",
+        "esegeta_cases=10",
+        "-k",
+        "linearity or dummy or repeatable or differentiable",
+    ]
     environment = {"PYTHONPATH": str(folder), "PATH": "", "OMP_NUM_THREADS": "1", "HOME": str(folder)}
     done = subprocess.run([*command, *options], cwd=folder, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
@@ -192,24 +217,37 @@ def test_the_suite_rejects_a_false_claim_unless_its_owner_knows(tmp_path):
     code, out = suite(tmp_path, claim=', "completeness"')
     assert code == 0, out  # not among those that were chosen
     code, out = suite(tmp_path, "-k", "completeness", claim=', "completeness"')
-    assert code == 1 and "Completeness(Case(" in out, out
+    assert code == 1, out
+    assert "Completeness(Case(" in out, out
     (tmp_path / "esegeta_xfails.txt").write_text("doubled-completeness  # twice is too much\n")
     code, out = suite(tmp_path, "-k", "completeness", claim=', "completeness"')
-    assert code == 0 and "1 xfailed" in out, out
+    assert code == 0, out
+    assert "1 xfailed" in out, out
 
 
 @pytest.mark.slow
 def test_known_failures_that_match_nothing_are_errors(tmp_path):
     (tmp_path / "mine.txt").write_text("# mine\ndoubled-completness\n")
     code, out = suite(tmp_path, "-o", "esegeta_xfails=mine.txt")
-    assert code == 4 and "got 'doubled-completness', which matches none" in out, out
+    assert code == 4, out
+    assert "got 'doubled-completness', which matches none" in out, out
     code, out = suite(tmp_path, "-o", "esegeta_xfails=none.txt")
-    assert code == 4 and "none.txt, which does not exist" in out, out
+    assert code == 4, out
+    assert "none.txt, which does not exist" in out, out
 
 
 @pytest.mark.slow
 def test_a_suite_without_methods_is_an_error(tmp_path):
-    command = [sys.executable, "-m", "pytest", "-q", "--pyargs", "esegeta.conformance", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--pyargs",
+        "esegeta.conformance",
+        "-p",
+        "no:cacheprovider",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
     assert "expected methods to test, got none" in done.stdout + done.stderr

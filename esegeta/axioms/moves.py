@@ -161,7 +161,9 @@ def _moved(
                 )
             )
         a = arguments.grid(where, method(score)(x, *refs, **kwargs), x)
-        moved = method(composed(lambda f: lambda z: f(back(z)), score))(there(x), *[there(r) for r in refs], **kwargs)
+        moved = method(composed(lambda f: lambda z: f(back(z)), score))(
+            there(x), *[there(r) for r in refs], **kwargs
+        )
         return (moved - there(a)).abs().amax()
 
     return residual

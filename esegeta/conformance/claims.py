@@ -5,7 +5,6 @@ into ``counterexamples.json`` and the table of all of them into the documentatio
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -86,9 +85,15 @@ def lost(transform: str) -> dict[str, list[Subject]]:
 
 def page(text: str) -> str:
     """A page with its tables as they are now."""
-    tables = {"claims": lambda: table(s for s in subjects() if not s.composite), "preserved": preserved, "rules": _rules}
+    tables = {
+        "claims": lambda: table(s for s in subjects() if not s.composite),
+        "preserved": preserved,
+        "rules": _rules,
+    }
     for name, made in tables.items():
-        text = re.sub(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", lambda m, t=made: m[1] + t() + m[2], text, flags=re.S)
+        before, mark, rest = text.partition(f"<!-- table: {name} -->\n")
+        if mark:
+            text = before + mark + made() + rest[rest.index("<!-- end -->") :]
     return text
 
 
@@ -98,7 +103,8 @@ def _rules() -> str:
 
 def find(progress: Callable[[str], None] = print) -> dict[str, dict[str, str]]:
     """A counterexample for everything that is not claimed; those that are stored and still hold stay."""
-    before, found = stored(), {}
+    before = stored()
+    found: dict[str, dict[str, str]] = {}
     for subject in [s for s in subjects() if not s.composite] + list(by_rule()):
         for axiom in unclaimed(subject):
             _keep(found, before, subject, axiom, progress)
@@ -120,13 +126,14 @@ def _keep(
     axiom: str,
     progress: Callable[[str], None],
 ) -> bool:
-    code = before.get(subject.name, {}).get(axiom)
-    if code is None or not violated(subject, code):
-        code = counterexample(subject, axiom)
-    if isinstance(code, Verdict):
-        progress(f"{subject.name} keeps {axiom}: {code}: claim it or widen the cases")
-        return False
-    found.setdefault(subject.name, {})[axiom] = code
+    known = before.get(subject.name, {}).get(axiom)
+    if known is None or not violated(subject, known):
+        new = counterexample(subject, axiom)
+        if isinstance(new, Verdict):
+            progress(f"{subject.name} keeps {axiom}: {new}: claim it or widen the cases")
+            return False
+        known = new
+    found.setdefault(subject.name, {})[axiom] = known
     return True
 
 

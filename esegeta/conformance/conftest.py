@@ -31,11 +31,7 @@ def pytest_addoption(parser: Any) -> None:
 
 def under_test(config: Any) -> list[Subject]:
     """The methods that plugins registered, and those that are named."""
-    foreign = [
-        of_method(spec)
-        for spec in METHODS.values()
-        if not spec.fn.__module__.startswith("esegeta.")
-    ]
+    foreign = [of_method(spec) for spec in METHODS.values() if not spec.fn.__module__.startswith("esegeta.")]
     return foreign + [of(name) for name in config.getini("esegeta_methods") or []]
 
 
@@ -58,7 +54,7 @@ def search(request: Any) -> dict[str, Any]:
 
 def pytest_generate_tests(metafunc: Any) -> None:
     """A test for every method and every check, or every axiom."""
-    second = {"check": contract.CHECKS, "axiom": laws.LAWS}
+    second: dict[str, Any] = {"check": contract.CHECKS, "axiom": laws.LAWS}
     for name, table in second.items():
         if name in metafunc.fixturenames and "subject" in metafunc.fixturenames:
             chosen = under_test(metafunc.config)
@@ -85,13 +81,19 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     path = config.rootpath / (name or "esegeta_xfails.txt")
     if not path.exists():
         if name:
-            raise pytest.UsageError(f"esegeta_xfails: expected a file, got {name}, which does not exist. Create it.")
+            raise pytest.UsageError(
+                f"esegeta_xfails: expected a file, got {name}, which does not exist. Create it."
+            )
         return
-    ours = {item.callspec.id: item for item in items if Path(__file__).parent in item.path.parents and hasattr(item, "callspec")}
+    ours = {
+        item.callspec.id: item
+        for item in items
+        if Path(__file__).parent in item.path.parents and hasattr(item, "callspec")
+    }
     for test, reason in known(path):
         if test not in ours:
             raise pytest.UsageError(
-                f"{path.name}: expected the id of a test such as {next(iter(ours), 'method-completeness')!r}, got {test!r}, "
-                "which matches none. Remove the line or correct it."
+                f"{path.name}: expected the id of a test such as {next(iter(ours), 'method-completeness')!r}, "
+                f"got {test!r}, which matches none. Remove the line or correct it."
             )
         ours[test].add_marker(pytest.mark.xfail(reason=reason or "known", strict=True))

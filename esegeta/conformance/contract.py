@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp, vmap
 
+from esegeta._types import Score
 from esegeta.conformance.cases import Case
 from esegeta.conformance.functions import Perceptron
 from esegeta.conformance.networks import Network
@@ -66,6 +67,7 @@ def assert_near(a: Tensor, b: Tensor, case: Case, what: str, times: float | int 
 
 @contextmanager
 def threads(n: int) -> Iterator[None]:
+    """Compute with so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -91,6 +93,7 @@ def unchecked_types() -> Iterator[None]:
 
 
 def check_shape_and_dtype(subject: Subject, case: Case) -> None:
+    """An explanation is like its input, and finite."""
     x, a = case.x, answer(subject, case)
     expected = (1, *x.shape[1:]) if subject.one_channel else tuple(x.shape)
     require(isinstance(a, Tensor), f"{type(a)} instead of a tensor")
@@ -100,6 +103,7 @@ def check_shape_and_dtype(subject: Subject, case: Case) -> None:
 
 
 def check_repeatable(subject: Subject, case: Case) -> None:
+    """The same call gives the same bits."""
     explain, arguments = subject.build(case.score), (case.x, *case.refs(subject.refs))
     first = explain(*arguments, **subject.extra())
     require(same(first, explain(*arguments, **subject.extra())), "a second call gives another answer")
@@ -107,13 +111,16 @@ def check_repeatable(subject: Subject, case: Case) -> None:
 
 
 def check_world_untouched(subject: Subject, case: Case) -> None:
+    """No input, no random generator and no graph is changed."""
     inputs = (case.x, *case.refs(subject.refs))
     before = [t.clone() for t in inputs]
     versions = [t._version for t in inputs]
-    state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    numpy_state: Any = np.random.get_state()
+    state = torch.get_rng_state(), numpy_state[1].copy()
     a = subject.build(case.score)(*inputs, **subject.extra())
+    now: Any = np.random.get_state()
     require(torch.equal(state[0], torch.get_rng_state()), "torch's global generator moved")
-    require(bool((state[1] == np.random.get_state()[1]).all()), "NumPy's global generator moved")
+    require(bool((state[1] == now[1]).all()), "NumPy's global generator moved")
     for t, kept, version in zip(inputs, before, versions, strict=True):
         require(same(t, kept), "an input changed")
         require(t._version == version, "an input was written to")
@@ -124,6 +131,7 @@ def check_world_untouched(subject: Subject, case: Case) -> None:
 
 
 def check_python_generator(subject: Subject, case: Case) -> None:
+    """Python's own random generator is left alone."""
     with unchecked_types():
         state = python_random.getstate()
         answer(subject, case)
@@ -131,6 +139,7 @@ def check_python_generator(subject: Subject, case: Case) -> None:
 
 
 def check_batched_equals_loop(subject: Subject, case: Case) -> None:
+    """A batch gives what a loop gives, by ``batched`` and by ``vmap``."""
     explain, xs = subject.build(case.score), examples(case)
     mapped, shared = references(case, subject.refs), case.refs(subject.refs)
     loop = torch.stack([explain(*ts, **subject.extra()) for ts in zip(xs, *mapped, strict=True)])
@@ -146,6 +155,7 @@ def check_batched_equals_loop(subject: Subject, case: Case) -> None:
 
 
 def check_keys_per_example(subject: Subject, case: Case) -> None:
+    """Each example of a batch may have a key of its own."""
     explain, xs, refs = subject.build(case.score), examples(case), references(case, subject.refs)
     keys = torch.tensor([3, 1, 4])
     loop = torch.stack([explain(*ts, key=int(k)) for k, *ts in zip(keys, xs, *refs, strict=True)])
@@ -155,6 +165,7 @@ def check_keys_per_example(subject: Subject, case: Case) -> None:
 
 
 def check_chunk_free(subject: Subject, case: Case) -> None:
+    """The size of chunks changes nothing."""
     explain, xs, refs = subject.build(case.score), examples(case), references(case, subject.refs)
     answers = {}
     for chunk in (1, 3) if subject.composite else (1, 2, 3, 7):
@@ -167,6 +178,7 @@ def check_chunk_free(subject: Subject, case: Case) -> None:
 
 
 def check_mates_free(subject: Subject, case: Case) -> None:
+    """Nor do the other examples of a batch, or their order."""
     explain, xs, refs = subject.build(case.score), examples(case), references(case, subject.refs)
     run = vmap(lambda *ts: explain(*ts, **subject.extra()))
     here = run(xs, *refs)
@@ -177,6 +189,7 @@ def check_mates_free(subject: Subject, case: Case) -> None:
 
 
 def check_thread_free(subject: Subject, case: Case) -> None:
+    """Nor does the number of threads."""
     with threads(1):
         one = answer(subject, case)
     with threads(2):
@@ -184,6 +197,7 @@ def check_thread_free(subject: Subject, case: Case) -> None:
 
 
 def check_key(subject: Subject, case: Case) -> None:
+    """A key decides all that is random."""
     a = answer(subject, case, 7)
     require(same(a, answer(subject, case, 7)), "the same key gives another answer")
     require(same(a, answer(subject, case, torch.tensor(7))), "the same key as a tensor gives another answer")
@@ -191,6 +205,8 @@ def check_key(subject: Subject, case: Case) -> None:
 
 
 def check_any_strides(subject: Subject, case: Case) -> None:
+    """Tensors may lie in memory in any way."""
+
     def scattered(t: Tensor) -> Tensor:
         wide = torch.full((*t.shape, 2), 1e6, dtype=t.dtype)
         wide.movedim(-1, 0)[1].copy_(t)
@@ -200,7 +216,10 @@ def check_any_strides(subject: Subject, case: Case) -> None:
     inputs = (case.x, *case.refs(subject.refs))
     moved = [scattered(t) for t in inputs]
     assert_near(
-        subject.build(case.score)(*moved, **subject.extra()), answer(subject, case), case, "with other strides"
+        subject.build(case.score)(*moved, **subject.extra()),
+        answer(subject, case),
+        case,
+        "with other strides",
     )
 
 
@@ -211,14 +230,16 @@ def check_differentiable(subject: Subject, case: Case) -> None:
     v = draw(case, "direction", *case.x.shape)
     if not subject.differentiable:
         return _derivative_refused(run, x)
-    a, change = jvp(run, (x,), (v,))
+    a, change = jvp(run, (x,), (v,))[:2]
     w = draw(case, "weights", *a.shape)
     (back,) = torch.func.vjp(run, x)[1](w)
     z = x.clone().requires_grad_()
     plain = run(z)
     require(plain.requires_grad, "the answer does not depend on an input that requires grad")
     (g,) = torch.autograd.grad((plain * w).sum(), z)
-    require(torch.equal(torch.isfinite(change), torch.ones_like(change, dtype=torch.bool)), "jvp is not finite")
+    require(
+        torch.equal(torch.isfinite(change), torch.ones_like(change, dtype=torch.bool)), "jvp is not finite"
+    )
     assert_near(g, back, case, "plain autograd against vjp")
     off = float(((change * w).sum() - (back * v).sum()).abs())
     allowed = case.rounding((change * w).abs().sum(), (back * v).abs().sum())
@@ -245,7 +266,7 @@ def check_derivative_right(subject: Subject, case: Case) -> None:
     v = draw(case, "direction", *case.x.shape)
     if not subject.differentiable:
         return _derivative_refused(run, x)
-    _, change = jvp(run, (x,), (v,))
+    change = jvp(run, (x,), (v,))[1]
     h = 1e-5
     measured = (run(x + h * v) - run(x - h * v)) / (2 * h)
     scale = measured.abs().max() + run(x).abs().max() + 1e-6
@@ -269,6 +290,8 @@ def _snapshot(module: nn.Module) -> dict[str, Any]:
 
 
 def check_module_untouched(subject: Subject, case: Case) -> None:
+    """The network is as it was, also after an error inside it."""
+
     class Failing(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
@@ -311,14 +334,17 @@ def _unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
             require(before[what] == after[what], f"the module's {what} changed")
 
 
+def _bowl(w: Tensor) -> Score:
+    return lambda x: (w * x + x.square() / 8).sum()
+
+
 def check_half_precision(subject: Subject, case: Case) -> None:
+    """Half precision in, half precision out."""
     for dtype in (torch.float16, torch.bfloat16):
         w = draw(case, "w", *case.x.shape).to(dtype)
-        explain = subject.build(lambda x, w=w: (w * x + x.square() / 8).sum())
+        explain = subject.build(_bowl(w))
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", ExecutionWarning
-            )  # tolerances are out of reach in half precision
+            warnings.simplefilter("ignore", ExecutionWarning)  # tolerances are out of reach in half precision
             a = explain(case.x.to(dtype), *[r.to(dtype) for r in case.refs(subject.refs)], **subject.extra())
         require(a.dtype == dtype, f"{a.dtype} instead of {dtype}")
         require(torch.isfinite(a).all(), f"not finite in {dtype}")
@@ -327,7 +353,6 @@ def check_half_precision(subject: Subject, case: Case) -> None:
 CHECKS: dict[str, Callable[[Subject, Case], None]] = {
     name.removeprefix("check_"): check for name, check in dict(globals()).items() if name.startswith("check_")
 }
-
 
 
 def waves(*shape: int, step: float | int) -> Tensor:

@@ -66,7 +66,9 @@ def kinked(kind: Kind, shape: Shape) -> SearchStrategy[Any]:
 def _of_one_element(shape: Shape, element: SearchStrategy[int]) -> SearchStrategy[Any]:
     """Functions with a kink that look at one element only: where that one is flat, all of it is."""
     n = math.prod(shape)
-    kinks = st.sampled_from([name for name, b in BENDS.items() if not b.smooth and name not in strategies.SPELLINGS])
+    kinks = st.sampled_from(
+        [name for name, b in BENDS.items() if not b.smooth and name not in strategies.SPELLINGS]
+    )
 
     def build(element: int, weight: float | int, bend: str) -> Additive:
         at = lambda value, other: tuple(value if i == element else other for i in range(n))
@@ -116,7 +118,9 @@ def _dummy(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
     if kind.one_channel:
         elements = which.map(lambda vs: tuple(c * voxels + v for c in range(shape[0]) for v in sorted(vs)))
     else:
-        elements = st.lists(_element(shape), max_size=math.prod(shape), unique=True).map(lambda v: tuple(sorted(v)))
+        elements = st.lists(_element(shape), max_size=math.prod(shape), unique=True).map(
+            lambda v: tuple(sorted(v))
+        )
     return st.builds(law, _case(kind, shape), elements)
 
 

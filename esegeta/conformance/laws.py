@@ -147,7 +147,7 @@ class SensitivityA(Law):
 
 @dataclass(frozen=True, repr=False)
 class Dummy(Law):
-    """Elements that the score does not depend on get nothing: those of the list, and those that its formula cancels."""
+    """Elements that the score does not depend on get nothing: those listed, and those that its formula cancels."""
 
     elements: tuple[int, ...]
 
@@ -159,7 +159,9 @@ class Dummy(Law):
         ignored = hidden | inner.ignored(x.shape) if hasattr(inner, "ignored") else hidden
         if subject.one_channel:
             ignored = ignored.all(0, keepdim=True)
-        score = composed(lambda f: lambda z: f(torch.where(hidden, HIDDEN, z)), inner) if self.elements else inner
+        score = (
+            composed(lambda f: lambda z: f(torch.where(hidden, HIDDEN, z)), inner) if self.elements else inner
+        )
         check = lambda build: axioms.dummy(build(score), ignored)
         return self._run(subject, subject.build, check)
 
@@ -303,7 +305,9 @@ class Continuity(Law):
 
         a = explain(self.case.x, *refs, **subject.extra())
         # Of a continuous map less than half is left of a change after a step 4 096 times smaller; a jump stays.
-        return change(FINE), change(COARSE) / 2 + 4 * self.case.rounding(a.abs().amax()) + _path(subject, self.case)
+        return change(FINE), change(COARSE) / 2 + 4 * self.case.rounding(a.abs().amax()) + _path(
+            subject, self.case
+        )
 
 
 @dataclass(frozen=True, repr=False)

@@ -40,7 +40,9 @@ class Verdict:
     def __str__(self) -> str:
         claim = {True: "claimed", False: ""}[self.claimed]
         if self.kind == "holds":
-            rest = f"on {self.cases} cases" + (f"; {self.refused} refused: {self.why}" if self.refused else "")
+            rest = f"on {self.cases} cases" + (
+                f"; {self.refused} refused: {self.why}" if self.refused else ""
+            )
         elif self.counterexample is None:
             rest = self.why
         else:
@@ -62,7 +64,9 @@ class Report:
         for verdict in self.verdicts:
             if verdict.axiom == axiom:
                 return verdict
-        raise KeyError(f"{axiom}: the report on {self.method} is about {', '.join(v.axiom for v in self.verdicts)}")
+        raise KeyError(
+            f"{axiom}: the report on {self.method} is about {', '.join(v.axiom for v in self.verdicts)}"
+        )
 
     @property
     def axioms(self) -> frozenset[str]:
@@ -99,7 +103,9 @@ class Report:
         """The report that ``json`` wrote."""
         told = json.loads(text)
         found = lambda v: Counterexample(**v) if v else None
-        verdicts = tuple(Verdict(**{**v, "counterexample": found(v["counterexample"])}) for v in told["verdicts"])
+        verdicts = tuple(
+            Verdict(**{**v, "counterexample": found(v["counterexample"])}) for v in told["verdicts"]
+        )
         return cls(**{**told, "verdicts": verdicts})
 
 

@@ -1,5 +1,6 @@
 """What is put to the test: something that explains, how it is called, and what it promises."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -169,7 +170,9 @@ def of(method: "str | Subject | Callable[..., Explain]") -> Subject:
         return _named(method)
     if not callable(method):
         raise TypeError(
-            check.problem("verify", "a method: Score -> Explain", check.describe(method), "Pass a function or a name")
+            check.problem(
+                "verify", "a method: Score -> Explain", check.describe(method), "Pass a function or a name"
+            )
         )
     for spec in METHODS.values():
         if spec.fn is method:
@@ -214,7 +217,9 @@ def _foreign(method: Callable[..., Explain]) -> Subject:
     if says is not None:
         return Subject(name, method, tuple(says), bool(getattr(explain, "takes_key", False)))
     taken = list(inspect.signature(explain).parameters.values())
-    names = [p.name for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "key"]
+    names = [
+        p.name for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "key"
+    ]
     refs = tuple(names[1:])
     if not names or any(r not in REFS for r in refs):
         raise TypeError(
@@ -232,10 +237,5 @@ def by_rule() -> Iterator[Subject]:
     """Layer-wise relevance propagation by each composite of rules."""
     spec = METHODS["lrp"]
     for name in sorted(COMPOSITES):
-        yield Subject(
-            f"lrp({name})",
-            lambda score, name=name: spec.fn(score, composite=name),
-            axioms=spec.axioms,
-            differentiable=False,
-            declares=True,
-        )
+        build = functools.partial(spec.fn, composite=name)
+        yield Subject(f"lrp({name})", build, axioms=spec.axioms, differentiable=False, declares=True)

@@ -60,7 +60,9 @@ def verify(
             bar.at(i / len(names))
             # Each axiom may take its share of the time that is left.
             share = time.monotonic() + (until - time.monotonic()) / (len(names) - i)
-            folder = None if database is None else Path(database) / f"{subject.name}-{axiom}".replace("/", "_")
+            folder = (
+                None if database is None else Path(database) / f"{subject.name}-{axiom}".replace("/", "_")
+            )
             verdict, whole = _verdict(subject, axiom, cases, share, seed, folder)
             verdicts.append(verdict)
             complete &= whole
@@ -92,9 +94,13 @@ def _verdict(
     if found.failed is not None:
         situation, residual, allowed = found.failed
         example = Counterexample(repr(situation), residual, allowed)
-        kind, why = "violated", found.why if found.refused else ""
-        return Verdict(axiom, kind, found.cases, found.refused, claimed, why, example), True
+        why = found.why if found.refused else ""
+        return Verdict(axiom, "violated", found.cases, found.refused, claimed, why, example), True
     if not found.cases:
-        why = f"all {found.refused} cases were refused: {found.why}" if found.refused else "no time for a single case"
+        why = (
+            f"all {found.refused} cases were refused: {found.why}"
+            if found.refused
+            else "no time for a single case"
+        )
         return Verdict(axiom, "not applicable", 0, found.refused, claimed, why), found.complete
     return Verdict(axiom, "holds", found.cases, found.refused, claimed, found.why), found.complete

@@ -13,14 +13,8 @@ from esegeta.places import Names, grid, split, tap
     place=True,
     shape="map",
     axioms=(
-        "sensitivity_a",
-        "linearity",
-        "symmetry",
-        "implementation_invariance",
-        "scale_of_output",
-        "continuity",
-        "translation_equivariance",
-        "affine_equivariance",
+        "sensitivity_a linearity symmetry implementation_invariance scale_of_output continuity "
+        "translation_equivariance affine_equivariance"
     ),
     needs="values",
     paper="Desai, Ramaswamy 2020, doi:10.1109/WACV45572.2020.9093360",

@@ -14,14 +14,7 @@ from esegeta.spatial import Spacing, blur
 
 
 @method(
-    axioms=(
-        "dummy",
-        "linearity",
-        "implementation_invariance",
-        "scale_of_output",
-        "continuity",
-        "affine_equivariance",
-    ),
+    axioms="dummy linearity implementation_invariance scale_of_output continuity affine_equivariance",
     example={"steps": 64, "sigma": 3.0},
     paper="Xu, Venugopalan, Sundararajan 2020, arXiv:2004.03383",
     also=("blur_ig",),

@@ -12,12 +12,8 @@ from esegeta.places import Names, grid, local
     place=True,
     shape="map",
     axioms=(
-        "linearity",
-        "symmetry",
-        "implementation_invariance",
-        "scale_of_output",
-        "translation_equivariance",
-        "affine_equivariance",
+        "linearity symmetry implementation_invariance scale_of_output translation_equivariance "
+        "affine_equivariance"
     ),
     # The shared cases have no averaging head: they see the definition without the refusal.
     example={"exact": False},

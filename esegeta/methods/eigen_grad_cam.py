@@ -10,11 +10,7 @@ from esegeta.places import Names, local
     place=True,
     shape="map",
     axioms=(
-        "symmetry",
-        "implementation_invariance",
-        "scale_of_output",
-        "translation_equivariance",
-        "affine_equivariance",
+        "symmetry implementation_invariance scale_of_output translation_equivariance affine_equivariance"
     ),
     paper="pytorch-grad-cam, EigenGradCAM",
     also=("eigengradcam",),

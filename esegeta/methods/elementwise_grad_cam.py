@@ -11,12 +11,8 @@ from esegeta.places import Names, grid, local
     place=True,
     shape="map",
     axioms=(
-        "dummy",
-        "symmetry",
-        "implementation_invariance",
-        "scale_of_output",
-        "translation_equivariance",
-        "affine_equivariance",
+        "dummy symmetry implementation_invariance scale_of_output translation_equivariance "
+        "affine_equivariance"
     ),
     paper="pytorch-grad-cam, GradCAMElementWise",
     also=("grad_cam_element_wise", "gradcam_elementwise"),

@@ -19,13 +19,8 @@ MOST_PARTS = 16
 @method(
     refs=("baseline",),
     axioms=(
-        "sensitivity_a",
-        "linearity",
-        "implementation_invariance",
-        "shift",
-        "scale_of_output",
-        "efficiency_of_regions",
-        "continuity",
+        "sensitivity_a linearity implementation_invariance shift scale_of_output "
+        "efficiency_of_regions continuity"
     ),
     needs="values",
     example={"features": grid(2)},
@@ -64,14 +59,8 @@ def exact_shapley(score: Score, *, features: Features | None = None) -> Explain:
 @method(
     refs=("baseline",),
     axioms=(
-        "sensitivity_a",
-        "linearity",
-        "implementation_invariance",
-        "shift",
-        "scale_of_output",
-        "continuity",
-        "translation_equivariance",
-        "affine_equivariance",
+        "sensitivity_a linearity implementation_invariance shift scale_of_output continuity "
+        "translation_equivariance affine_equivariance"
     ),
     needs="values",
     paper="Shapley 1953, doi:10.1515/9781400881970-018",

@@ -13,18 +13,8 @@ from esegeta.features import Features, Lengths, Spacing, elements, windows
 @method(
     refs=("baseline",),
     axioms=(
-        "sensitivity_a",
-        "dummy",
-        "linearity",
-        "symmetry",
-        "implementation_invariance",
-        "sensitivity_n",
-        "shift",
-        "scale_of_output",
-        "continuity",
-        "translation_equivariance",
-        "affine_equivariance",
-        "monotonicity",
+        "sensitivity_a dummy linearity symmetry implementation_invariance sensitivity_n shift "
+        "scale_of_output continuity translation_equivariance affine_equivariance monotonicity"
     ),
     needs="values",
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
@@ -61,14 +51,7 @@ def feature_ablation(score: Score, *, features: Features | None = None, fill: Fi
 
 @method(
     refs=("baseline",),
-    axioms=(
-        "sensitivity_a",
-        "linearity",
-        "implementation_invariance",
-        "shift",
-        "scale_of_output",
-        "affine_equivariance",
-    ),
+    axioms="sensitivity_a linearity implementation_invariance shift scale_of_output affine_equivariance",
     needs="values",
     example={"size": 2, "stride": 1},
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
@@ -111,14 +94,7 @@ def occlusion(
 
 @method(
     refs=("baseline",),
-    axioms=(
-        "linearity",
-        "implementation_invariance",
-        "shift",
-        "scale_of_output",
-        "continuity",
-        "affine_equivariance",
-    ),
+    axioms="linearity implementation_invariance shift scale_of_output continuity affine_equivariance",
     needs="values",
     example={"size": 2, "stride": 1},
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",

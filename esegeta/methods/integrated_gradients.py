@@ -13,20 +13,9 @@ from esegeta.quadrature import nodes_and_weights
 @method(
     refs=("baseline",),
     axioms=(
-        "completeness",
-        "sensitivity_a",
-        "dummy",
-        "linearity",
-        "symmetry",
-        "implementation_invariance",
-        "sensitivity_n",
-        "shift",
-        "scale_of_output",
-        "continuity",
-        "class_sensitivity",
-        "translation_equivariance",
-        "affine_equivariance",
-        "monotonicity",
+        "completeness sensitivity_a dummy linearity symmetry implementation_invariance sensitivity_n "
+        "shift scale_of_output continuity class_sensitivity translation_equivariance "
+        "affine_equivariance monotonicity"
     ),
     example={"steps": 64},
     paper="Sundararajan, Taly, Yan 2017, arXiv:1703.01365",

@@ -15,16 +15,8 @@ from esegeta.quadrature import nodes_and_weights
     place=True,
     refs=("baseline",),
     axioms=(
-        "sensitivity_a",
-        "dummy",
-        "linearity",
-        "symmetry",
-        "implementation_invariance",
-        "shift",
-        "scale_of_output",
-        "continuity",
-        "translation_equivariance",
-        "affine_equivariance",
+        "sensitivity_a dummy linearity symmetry implementation_invariance shift scale_of_output "
+        "continuity translation_equivariance affine_equivariance"
     ),
     example={"steps": 16},
     paper="Leino et al. 2018, arXiv:1802.03788",

@@ -17,16 +17,8 @@ from esegeta.features import Features, elements
     refs=("baseline",),
     key=True,
     axioms=(
-        "completeness",
-        "sensitivity_a",
-        "linearity",
-        "implementation_invariance",
-        "sensitivity_n",
-        "shift",
-        "scale_of_output",
-        "efficiency_of_regions",
-        "continuity",
-        "class_sensitivity",
+        "completeness sensitivity_a linearity implementation_invariance sensitivity_n shift "
+        "scale_of_output efficiency_of_regions continuity class_sensitivity"
     ),
     needs="values",
     example={"samples": 64},

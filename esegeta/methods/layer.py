@@ -13,13 +13,8 @@ from esegeta.places import Names, local, tap
     place=True,
     needs="activation",
     axioms=(
-        "sensitivity_a",
-        "symmetry",
-        "implementation_invariance",
-        "continuity",
-        "translation_equivariance",
-        "affine_equivariance",
-        "monotonicity",
+        "sensitivity_a symmetry implementation_invariance continuity translation_equivariance "
+        "affine_equivariance monotonicity"
     ),
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
 )
@@ -52,14 +47,8 @@ def layer_activation(score: Score, place: Names) -> Explain:
 @method(
     place=True,
     axioms=(
-        "dummy",
-        "linearity",
-        "symmetry",
-        "implementation_invariance",
-        "shift",
-        "scale_of_output",
-        "translation_equivariance",
-        "affine_equivariance",
+        "dummy linearity symmetry implementation_invariance shift scale_of_output "
+        "translation_equivariance affine_equivariance"
     ),
     paper="Simonyan, Vedaldi, Zisserman 2014, arXiv:1312.6034",
     also=("layer_vanilla_backpropagation", "layer_visualisation"),
@@ -92,14 +81,8 @@ def layer_gradient(score: Score, place: Names) -> Explain:
 @method(
     place=True,
     axioms=(
-        "dummy",
-        "linearity",
-        "symmetry",
-        "implementation_invariance",
-        "scale_of_output",
-        "translation_equivariance",
-        "affine_equivariance",
-        "monotonicity",
+        "dummy linearity symmetry implementation_invariance scale_of_output translation_equivariance "
+        "affine_equivariance monotonicity"
     ),
     paper="Shrikumar et al. 2016, arXiv:1605.01713",
     also=("layer_grad_x_activation", "layer_gradient_times_activation"),

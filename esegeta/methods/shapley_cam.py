@@ -13,12 +13,8 @@ from esegeta.places import Names, grid, split, tap
     place=True,
     shape="map",
     axioms=(
-        "linearity",
-        "symmetry",
-        "implementation_invariance",
-        "scale_of_output",
-        "translation_equivariance",
-        "affine_equivariance",
+        "linearity symmetry implementation_invariance scale_of_output translation_equivariance "
+        "affine_equivariance"
     ),
     paper="Cai 2025, arXiv:2501.06261",
     also=("shapleycam",),

@@ -17,14 +17,8 @@ from esegeta.features import Features, elements
     refs=("baseline",),
     key=True,
     axioms=(
-        "completeness",
-        "sensitivity_a",
-        "dummy",
-        "linearity",
-        "implementation_invariance",
-        "shift",
-        "scale_of_output",
-        "efficiency_of_regions",
+        "completeness sensitivity_a dummy linearity implementation_invariance shift scale_of_output "
+        "efficiency_of_regions"
     ),
     needs="values",
     example={"samples": 3},
