@@ -8,9 +8,9 @@ import pytest
 
 from esegeta._registry import METHODS, TRANSFORMS
 from esegeta.conformance import LAWS, claims, rebuilt, subjects, verify
-from esegeta.conformance.subjects import by_rule, of_method
+from esegeta.conformance.subjects import of_method
 
-SUBJECTS = [*subjects(), *by_rule()]
+SUBJECTS = [*subjects(), *claims.by_rule()]
 SINGLE = [s for s in SUBJECTS if not s.composite]
 STORED = claims.stored()
 

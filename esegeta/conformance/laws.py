@@ -15,7 +15,7 @@ from torch import Tensor
 from esegeta import axioms, features
 from esegeta._types import Explain, Score
 from esegeta.axioms.composed import composed
-from esegeta.conformance import cases, functions, networks, pairs
+from esegeta.conformance import cases, functions, networks, pairs, rebuilding, segmentations
 from esegeta.conformance.cases import Case
 from esegeta.conformance.subjects import Build, Subject
 
@@ -402,6 +402,6 @@ def rebuilt(code: str) -> Law:
     Linear((1, 2))
     """
     names: dict[str, Any] = {law.__name__: law for law in LAWS.values()}
-    for module in (functions, networks, pairs, cases):
+    for module in (functions, networks, pairs, rebuilding, segmentations, cases):
         names.update({n: v for n, v in vars(module).items() if not n.startswith("_")})
     return eval(code, {"__builtins__": {}, "tensor": torch.tensor, "torch": torch, **names})

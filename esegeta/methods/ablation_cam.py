@@ -14,7 +14,7 @@ from esegeta.places import Names, grid, split, tap
     shape="map",
     axioms=(
         "sensitivity_a linearity symmetry implementation_invariance scale_of_output continuity "
-        "translation_equivariance affine_equivariance"
+        "class_sensitivity translation_equivariance affine_equivariance"
     ),
     needs="values",
     paper="Desai, Ramaswamy 2020, doi:10.1109/WACV45572.2020.9093360",

@@ -13,8 +13,8 @@ from esegeta.rules import deeplift
 @method(
     refs=("baselines",),
     axioms=(
-        "completeness dummy linearity shift scale_of_output continuity class_sensitivity "
-        "translation_equivariance affine_equivariance"
+        "completeness dummy linearity shift scale_of_output continuity "
+        "class_sensitivity translation_equivariance affine_equivariance"
     ),
     differentiable=False,
     paper="Lundberg, Lee 2017, arXiv:1705.07874",

@@ -9,9 +9,7 @@ from esegeta.places import Names, local
 @method(
     place=True,
     shape="map",
-    axioms=(
-        "symmetry implementation_invariance scale_of_output translation_equivariance affine_equivariance"
-    ),
+    axioms=(),
     paper="pytorch-grad-cam, EigenGradCAM",
     also=("eigengradcam",),
 )

@@ -20,7 +20,7 @@ MOST_PARTS = 16
     refs=("baseline",),
     axioms=(
         "sensitivity_a linearity implementation_invariance shift scale_of_output "
-        "efficiency_of_regions continuity"
+        "efficiency_of_regions continuity class_sensitivity"
     ),
     needs="values",
     example={"features": grid(2)},
@@ -60,7 +60,7 @@ def exact_shapley(score: Score, *, features: Features | None = None) -> Explain:
     refs=("baseline",),
     axioms=(
         "sensitivity_a linearity implementation_invariance shift scale_of_output continuity "
-        "translation_equivariance affine_equivariance"
+        "class_sensitivity translation_equivariance affine_equivariance"
     ),
     needs="values",
     paper="Shapley 1953, doi:10.1515/9781400881970-018",

@@ -16,7 +16,7 @@ from esegeta.rules.composites import quotient
 @method(
     place=True,
     shape="map",
-    axioms=("dummy", "translation_equivariance", "affine_equivariance"),
+    axioms=("dummy", "symmetry", "translation_equivariance", "affine_equivariance"),
     differentiable=False,
     paper="Zhang, Lin, Brandt, Shen, Sclaroff 2016, arXiv:1608.00507",
     also=("excitation_backpropagation", "ebp", "marginal_winning_probability"),
@@ -55,7 +55,7 @@ def excitation_backprop(score: Score, place: Names) -> Explain:
 @method(
     place=True,
     shape="map",
-    axioms=("dummy", "continuity", "translation_equivariance", "affine_equivariance"),
+    axioms="dummy symmetry continuity translation_equivariance affine_equivariance",
     differentiable=False,
     paper="Zhang, Lin, Brandt, Shen, Sclaroff 2016, arXiv:1608.00507",
     also=("contrastive_excitation_backpropagation", "c_ebp", "contrastive_marginal_winning_probability"),

@@ -17,7 +17,7 @@ from esegeta.noise import Noise, as_noise
     key=True,
     axioms=(
         "dummy linearity symmetry implementation_invariance shift scale_of_output continuity "
-        "translation_equivariance affine_equivariance"
+        "class_sensitivity translation_equivariance affine_equivariance"
     ),
     example={"samples": 8},
     paper="Erion, Janizek, Sturmfels, Lundberg, Lee 2021, arXiv:1906.10670",
@@ -54,7 +54,7 @@ def expected_gradients(score: Score, *, samples: int = 64) -> Explain:
 @method(
     refs=("baselines",),
     key=True,
-    axioms="dummy linearity implementation_invariance scale_of_output continuity",
+    axioms="dummy linearity implementation_invariance scale_of_output continuity class_sensitivity",
     example={"samples": 8, "noise": 0.1},
     paper="Lundberg, Lee 2017, arXiv:1705.07874",
     also=("gradientshap", "gradient_shapley"),

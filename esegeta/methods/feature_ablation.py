@@ -12,10 +12,7 @@ from esegeta.features import Features, Lengths, Spacing, elements, windows
 
 @method(
     refs=("baseline",),
-    axioms=(
-        "sensitivity_a dummy linearity symmetry implementation_invariance sensitivity_n shift "
-        "scale_of_output continuity translation_equivariance affine_equivariance monotonicity"
-    ),
+    axioms=(),
     needs="values",
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
     also=("ablation", "leave_one_out"),
@@ -51,7 +48,10 @@ def feature_ablation(score: Score, *, features: Features | None = None, fill: Fi
 
 @method(
     refs=("baseline",),
-    axioms="sensitivity_a linearity implementation_invariance shift scale_of_output affine_equivariance",
+    axioms=(
+        "sensitivity_a linearity implementation_invariance shift scale_of_output continuity "
+        "class_sensitivity affine_equivariance"
+    ),
     needs="values",
     example={"size": 2, "stride": 1},
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",

@@ -19,7 +19,7 @@ from esegeta.features import FeatureMap, Features, elements, grid
     refs=("baselines",),
     axioms=(
         "dummy linearity symmetry implementation_invariance shift scale_of_output continuity "
-        "translation_equivariance affine_equivariance"
+        "class_sensitivity translation_equivariance affine_equivariance"
     ),
     needs="values",
     paper="Breiman 2001, doi:10.1023/A:1010933404324",

@@ -11,7 +11,7 @@ from esegeta.engine import gradient as primitive
 @method(
     axioms=(
         "dummy linearity symmetry implementation_invariance shift scale_of_output "
-        "translation_equivariance affine_equivariance"
+        "translation_equivariance affine_equivariance parameter_dependence"
     ),
     paper="Simonyan, Vedaldi, Zisserman 2014, arXiv:1312.6034",
     also=("vanilla_gradient", "vanilla_backpropagation", "sensitivity_map"),
@@ -46,10 +46,7 @@ def gradient(score: Score) -> Explain:
 
 
 @method(
-    axioms=(
-        "dummy symmetry implementation_invariance shift scale_of_output translation_equivariance "
-        "affine_equivariance"
-    ),
+    axioms=("affine_equivariance",),
     paper="Simonyan, Vedaldi, Zisserman 2014, arXiv:1312.6034",
     also=("saliency_map", "absolute_gradient"),
 )

@@ -17,7 +17,7 @@ from esegeta.spatial import upsample
 
 
 @method(
-    axioms=("shift", "scale_of_output", "translation_equivariance", "affine_equivariance"),
+    axioms="symmetry shift scale_of_output translation_equivariance affine_equivariance",
     rewrites="activations",
     differentiable=False,
     paper="Springenberg et al. 2015, arXiv:1412.6806",
@@ -56,7 +56,7 @@ def guided_backprop(score: Score) -> Explain:
 
 
 @method(
-    axioms="dummy shift scale_of_output translation_equivariance affine_equivariance",
+    axioms="dummy symmetry shift scale_of_output translation_equivariance affine_equivariance",
     rewrites="activations",
     differentiable=False,
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
@@ -95,7 +95,7 @@ def deconvolution(score: Score) -> Explain:
 @method(
     place=True,
     shape="input",
-    axioms=("translation_equivariance", "affine_equivariance", "monotonicity"),
+    axioms=("implementation_invariance", "translation_equivariance", "affine_equivariance", "monotonicity"),
     rewrites="activations",
     differentiable=False,
     needs="activation",

@@ -14,8 +14,8 @@ from esegeta.engine.gradient import gradient
 @method(
     refs=("baseline",),
     axioms=(
-        "dummy symmetry implementation_invariance shift scale_of_output translation_equivariance "
-        "affine_equivariance monotonicity"
+        "dummy symmetry implementation_invariance shift scale_of_output class_sensitivity "
+        "translation_equivariance affine_equivariance monotonicity"
     ),
     example={"steps": 24},
     paper="Kapishnikov, Venugopalan, Avci, Wedin, Terry, Bolukbasi 2021, arXiv:2106.09788",

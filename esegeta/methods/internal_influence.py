@@ -16,7 +16,7 @@ from esegeta.quadrature import nodes_and_weights
     refs=("baseline",),
     axioms=(
         "sensitivity_a dummy linearity symmetry implementation_invariance shift scale_of_output "
-        "continuity translation_equivariance affine_equivariance"
+        "continuity class_sensitivity translation_equivariance affine_equivariance"
     ),
     example={"steps": 16},
     paper="Leino et al. 2018, arXiv:1802.03788",

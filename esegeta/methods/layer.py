@@ -12,10 +12,7 @@ from esegeta.places import Names, local, tap
 @method(
     place=True,
     needs="activation",
-    axioms=(
-        "sensitivity_a symmetry implementation_invariance continuity translation_equivariance "
-        "affine_equivariance monotonicity"
-    ),
+    axioms=(),
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
 )
 def layer_activation(score: Score, place: Names) -> Explain:
@@ -48,7 +45,7 @@ def layer_activation(score: Score, place: Names) -> Explain:
     place=True,
     axioms=(
         "dummy linearity symmetry implementation_invariance shift scale_of_output "
-        "translation_equivariance affine_equivariance"
+        "translation_equivariance affine_equivariance parameter_dependence"
     ),
     paper="Simonyan, Vedaldi, Zisserman 2014, arXiv:1312.6034",
     also=("layer_vanilla_backpropagation", "layer_visualisation"),
@@ -80,10 +77,7 @@ def layer_gradient(score: Score, place: Names) -> Explain:
 
 @method(
     place=True,
-    axioms=(
-        "dummy linearity symmetry implementation_invariance scale_of_output translation_equivariance "
-        "affine_equivariance monotonicity"
-    ),
+    axioms=(),
     paper="Shrikumar et al. 2016, arXiv:1605.01713",
     also=("layer_grad_x_activation", "layer_gradient_times_activation"),
 )

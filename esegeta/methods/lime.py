@@ -27,7 +27,9 @@ class LimeFit(NamedTuple):
 @method(
     refs=("baseline",),
     key=True,
-    axioms="sensitivity_a linearity implementation_invariance shift scale_of_output continuity",
+    axioms=(
+        "sensitivity_a linearity implementation_invariance shift scale_of_output continuity class_sensitivity"
+    ),
     needs="values",
     example={"samples": 64},
     paper="Ribeiro, Singh, Guestrin 2016, arXiv:1602.04938",

@@ -15,7 +15,10 @@ _ALMOST_ZERO = 1e-20
 
 
 @method(
-    axioms="dummy linearity sensitivity_n scale_of_output translation_equivariance affine_equivariance",
+    axioms=(
+        "dummy linearity sensitivity_n scale_of_output class_sensitivity translation_equivariance "
+        "affine_equivariance"
+    ),
     differentiable=False,
     paper="Bach, Binder, Montavon, Klauschen, Mueller, Samek 2015, doi:10.1371/journal.pone.0130140",
     also=("layer_wise_relevance_propagation", "deep_taylor_decomposition"),

@@ -20,7 +20,8 @@ AT_ONCE = 16  # groups that are split before the values of their halves are look
 @method(
     refs=("baseline",),
     axioms=(
-        "completeness sensitivity_a implementation_invariance shift scale_of_output efficiency_of_regions"
+        "completeness sensitivity_a implementation_invariance shift scale_of_output "
+        "efficiency_of_regions class_sensitivity"
     ),
     needs="values",
     example={"most": 64},

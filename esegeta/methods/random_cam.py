@@ -15,7 +15,10 @@ from esegeta.places import Names, grid, tap
     place=True,
     shape="map",
     key=True,
-    axioms=("symmetry", "implementation_invariance", "translation_equivariance", "affine_equivariance"),
+    axioms=(
+        "sensitivity_a symmetry implementation_invariance continuity translation_equivariance "
+        "affine_equivariance"
+    ),
     needs="activation",
     paper="pytorch-grad-cam, RandomCAM",
     also=("randomcam",),

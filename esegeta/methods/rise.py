@@ -18,7 +18,7 @@ from esegeta.engine.estimates import answered
 @method(
     refs=("baseline",),
     key=True,
-    axioms=("linearity", "implementation_invariance", "shift", "scale_of_output"),
+    axioms="linearity implementation_invariance shift scale_of_output continuity",
     needs="values",
     shape="map",
     example={"cells": 2, "samples": 6},

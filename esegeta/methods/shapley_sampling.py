@@ -17,8 +17,8 @@ from esegeta.features import Features, elements
     refs=("baseline",),
     key=True,
     axioms=(
-        "completeness sensitivity_a dummy linearity implementation_invariance shift scale_of_output "
-        "efficiency_of_regions"
+        "completeness sensitivity_a dummy linearity implementation_invariance sensitivity_n shift "
+        "scale_of_output efficiency_of_regions continuity class_sensitivity monotonicity"
     ),
     needs="values",
     example={"samples": 3},
