@@ -255,7 +255,7 @@ def test_the_terms_of_the_zoo_are_in_the_report_whatever_its_files_are_called(tm
         outputs.write_json(folder / "config.json", {})
         return "The network and the image of the zoo" in report.write(folder).read_text()
 
-    own = {"source": "pipeline_parts:network"}
+    own = {"source": "pipeline_network:network"}
     assert not said(own, nobodys)
     assert said(own, mine)
     assert said({"source": "esegeta.zoo:small_unet", "arguments": {"ndim": 3}}, nobodys)

@@ -161,7 +161,8 @@ def test_settings_are_checked():
 
 def test_every_law_says_what_it_states():
     for name, law in LAWS.items():
-        assert law.__doc__ and "\n" not in law.__doc__, name
+        assert law.__doc__
+        assert "\n" not in law.__doc__, name
         assert getattr(eg.axioms, name)
 
 
