@@ -27,7 +27,10 @@ sys.modules[__name__].__class__ = _Package
 def _bring_in() -> None:
     surface = importlib.import_module(f"{__name__}._surface")
     public = getattr(surface, "__all__", ())  # not there yet while it is still being imported
-    globals().update({name: getattr(surface, name) for name in (*public, "__all__") if public})
+    later = getattr(surface, "LATER", {})
+    globals().update(
+        {name: getattr(surface, name) for name in (*public, "__all__") if public and name not in later}
+    )
 
 
 def __getattr__(name: str) -> Any:
@@ -39,6 +42,10 @@ def __getattr__(name: str) -> Any:
         _bring_in()
         if name in globals():
             return globals()[name]
+        surface = sys.modules[f"{__name__}._surface"]
+        if name in getattr(surface, "LATER", {}):
+            globals()[name] = getattr(surface, name)
+            return globals()[name]
     raise AttributeError(
         f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__]
     )
@@ -46,4 +53,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     _bring_in()
-    return sorted(globals())
+    return sorted({*globals(), *globals()["__all__"]})

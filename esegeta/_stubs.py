@@ -23,7 +23,8 @@ def _explicit() -> dict[str, str]:
     for node in ast.parse(inspect.getsource(_surface)).body:
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             found.update({alias.asname or alias.name: node.module for alias in node.names})
-    return {name: module for name, module in found.items() if not name.startswith("_")}
+    later = {name: f"esegeta.{home}".rstrip(".") for name, home in _surface.LATER.items()}
+    return {name: module for name, module in {**found, **later}.items() if name in _surface.__all__}
 
 
 def _discovered() -> dict[str, str]:

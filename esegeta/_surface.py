@@ -1,15 +1,16 @@
 """Everything that ``esegeta`` has to offer by name; ``esegeta/__init__.py`` brings it in at its first use."""
 
+import importlib
+from typing import Any
+
 from esegeta import (
     axioms,
     baselines,
-    conformance,
     features,
     masks,
     methods,
     models,
     noise,
-    plot,
     random,
     reducers,
     rules,
@@ -20,7 +21,6 @@ from esegeta import (
 from esegeta._registry import METHODS as _METHODS
 from esegeta._registry import TRANSFORMS as _TRANSFORMS
 from esegeta._registry import catalogue, find_method, method, reducer, transform
-from esegeta.conformance.verify import verify
 from esegeta.engine.batching import batched, explained
 from esegeta.engine.estimates import with_standard_error
 from esegeta.engine.execution import DeadlineExceeded, ExecutionWarning, execution
@@ -30,11 +30,21 @@ from esegeta.methods.full_gradient import FullGradient, full_gradient
 from esegeta.methods.lime import LimeFit, lime_fit
 from esegeta.models import from_module, locality
 from esegeta.places import activation_and_gradient, at, every, name, nudge, places, replace, split, tap
-from esegeta.plot import show
 from esegeta.spatial import upsample
 from esegeta.transforms.fusion import fuse
 from esegeta.transforms.weights import fusion_grad, noise_grad
 from esegeta.trees import on_trees
+
+# What few scripts use, and none needs to wait for: imported when it is asked for.
+LATER = {"conformance": "", "plot": "", "verify": "conformance.verify", "show": "plot"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(f"esegeta.{LATER[name] or name}")
+    return getattr(home, name) if LATER[name] else home
+
 
 # Every registered method and transform of the package, so that a new one is public without a line here.
 globals().update({name: spec.fn for table in (_METHODS, _TRANSFORMS) for name, spec in table.items()})
@@ -50,7 +60,6 @@ __all__ = [
     "baselines",
     "batched",
     "catalogue",
-    "conformance",
     "every",
     "execution",
     "explained",
@@ -74,22 +83,20 @@ __all__ = [
     "nudge",
     "on_trees",
     "places",
-    "plot",
     "random",
     "reducer",
     "reducers",
     "replace",
     "rules",
     "segmentation",
-    "show",
     "spatial",
     "split",
     "tap",
     "transform",
     "transforms",
     "upsample",
-    "verify",
     "with_standard_error",
     *_METHODS,
     *_TRANSFORMS,
+    *LATER,
 ]
