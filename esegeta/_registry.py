@@ -278,7 +278,7 @@ def transform(
     *,
     refs: Callable[[tuple[str, ...]], tuple[str, ...] | None] = lambda inner: inner,
     key: bool = False,
-    preserves: tuple[str, ...] = (),
+    preserves: tuple[str, ...] | str = (),
     example: Mapping[str, Any] | None = None,
     paper: str,
     shape: Literal["input", "one channel"] = "input",
@@ -287,7 +287,16 @@ def transform(
 
     def add(fn: Function) -> Function:
         _add(
-            TRANSFORMS, TransformSpec(fn, refs, key, frozenset(preserves), dict(example or {}), paper, shape)
+            TRANSFORMS,
+            TransformSpec(
+                fn,
+                refs,
+                key,
+                frozenset(preserves.split() if isinstance(preserves, str) else preserves),
+                dict(example or {}),
+                paper,
+                shape,
+            ),
         )
         return fn
 

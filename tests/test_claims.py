@@ -18,8 +18,17 @@ STORED = claims.stored()
 CASES = 12
 
 
+# Whose explanations take long, and transforms of what other forms there are: not in the default suite.
+LONG = ("contrastive_excitation_backprop", "shapley_sampling", "conductance", "adaptive_integrated_gradients")
+SHORT = ("(gradient)", "(integrated_gradients)")
+
+
 def pairs(chosen):
-    return [pytest.param(s, a, id=f"{s}-{a}") for s in chosen for a in LAWS if a in s.axioms]
+    def marks(subject):
+        long = subject.name in LONG or (subject.composite and not subject.name.endswith(SHORT))
+        return [pytest.mark.slow] if long else []
+
+    return [pytest.param(s, a, id=f"{s}-{a}", marks=marks(s)) for s in chosen for a in LAWS if a in s.axioms]
 
 
 @pytest.mark.parametrize(("subject", "axiom"), pairs(SUBJECTS))

@@ -30,7 +30,11 @@ class Integrated(NamedTuple):
 
 @method(
     refs=("baseline",),
-    axioms=("monotonicity",),
+    axioms=(
+        "completeness sensitivity_a dummy symmetry implementation_invariance sensitivity_n shift "
+        "scale_of_output continuity class_sensitivity translation_equivariance affine_equivariance "
+        "monotonicity"
+    ),
     example={"tolerance": 1e-6, "most": 400},
     paper="Sundararajan, Taly, Yan 2017, arXiv:1703.01365",
     also=("integrated_gradients_adaptive", "ig_adaptive"),

@@ -11,7 +11,10 @@ from esegeta.places import Names, grid, local
 @method(
     place=True,
     shape="map",
-    axioms=("affine_equivariance",),
+    axioms=(
+        "linearity symmetry implementation_invariance scale_of_output translation_equivariance "
+        "affine_equivariance"
+    ),
     # The shared cases have no averaging head: they see the definition without the refusal.
     example={"exact": False},
     paper="Zhou, Khosla, Lapedriza, Oliva, Torralba 2016, arXiv:1512.04150",

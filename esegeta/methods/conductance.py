@@ -16,7 +16,10 @@ from esegeta.places import Names, partials
 @method(
     place=True,
     refs=("baseline",),
-    axioms=(),
+    axioms=(
+        "completeness sensitivity_a dummy symmetry implementation_invariance shift scale_of_output "
+        "continuity class_sensitivity translation_equivariance affine_equivariance monotonicity"
+    ),
     example={"steps": 256},
     paper="Dhamdhere, Sundararajan, Yan 2019, arXiv:1805.12233",
     also=("layer_conductance",),

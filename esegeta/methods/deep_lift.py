@@ -11,7 +11,10 @@ from esegeta.rules import deeplift
 
 @method(
     refs=("baseline",),
-    axioms=(),
+    axioms=(
+        "completeness sensitivity_a dummy linearity sensitivity_n shift scale_of_output continuity "
+        "class_sensitivity translation_equivariance affine_equivariance monotonicity"
+    ),
     differentiable=False,
     paper="Shrikumar, Greenside, Kundaje 2017, arXiv:1704.02685",
     also=("deeplift", "rescale"),

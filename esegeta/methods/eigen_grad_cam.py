@@ -9,7 +9,9 @@ from esegeta.places import Names, local
 @method(
     place=True,
     shape="map",
-    axioms=(),
+    axioms=(
+        "symmetry implementation_invariance scale_of_output translation_equivariance affine_equivariance"
+    ),
     paper="pytorch-grad-cam, EigenGradCAM",
     also=("eigengradcam",),
 )

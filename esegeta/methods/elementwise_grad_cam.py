@@ -10,7 +10,10 @@ from esegeta.places import Names, grid, local
 @method(
     place=True,
     shape="map",
-    axioms=("affine_equivariance",),
+    axioms=(
+        "dummy symmetry implementation_invariance scale_of_output translation_equivariance "
+        "affine_equivariance"
+    ),
     paper="pytorch-grad-cam, GradCAMElementWise",
     also=("grad_cam_element_wise", "gradcam_elementwise"),
 )

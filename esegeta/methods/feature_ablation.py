@@ -12,7 +12,10 @@ from esegeta.features import Features, Lengths, Spacing, elements, windows
 
 @method(
     refs=("baseline",),
-    axioms=(),
+    axioms=(
+        "sensitivity_a dummy linearity symmetry implementation_invariance sensitivity_n shift "
+        "scale_of_output continuity translation_equivariance affine_equivariance monotonicity"
+    ),
     needs="values",
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
     also=("ablation", "leave_one_out"),

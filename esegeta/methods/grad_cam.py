@@ -11,7 +11,10 @@ from esegeta.places import Names, grid, local
 @method(
     place=True,
     shape="map",
-    axioms=("affine_equivariance",),
+    axioms=(
+        "linearity symmetry implementation_invariance scale_of_output translation_equivariance "
+        "affine_equivariance"
+    ),
     paper="Selvaraju et al. 2017, arXiv:1610.02391",
     also=("gradcam", "layer_grad_cam", "seg_grad_cam"),
 )

@@ -46,7 +46,10 @@ def gradient(score: Score) -> Explain:
 
 
 @method(
-    axioms=("affine_equivariance",),
+    axioms=(
+        "dummy symmetry implementation_invariance shift scale_of_output translation_equivariance "
+        "affine_equivariance"
+    ),
     paper="Simonyan, Vedaldi, Zisserman 2014, arXiv:1312.6034",
     also=("saliency_map", "absolute_gradient"),
 )

@@ -10,7 +10,10 @@ from esegeta.places import Names, grid, local
 @method(
     place=True,
     shape="map",
-    axioms=("affine_equivariance",),
+    axioms=(
+        "dummy linearity symmetry implementation_invariance scale_of_output translation_equivariance "
+        "affine_equivariance"
+    ),
     paper="Draelos, Carin 2020, arXiv:2011.08891",
     also=("hirescam", "linear_approximation", "linear_approximator", "linear_approx"),
 )

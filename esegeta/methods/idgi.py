@@ -12,7 +12,10 @@ from esegeta.engine.gradient import value_and_gradient
 
 @method(
     refs=("baseline",),
-    axioms=(),
+    axioms=(
+        "completeness sensitivity_a dummy symmetry implementation_invariance shift scale_of_output "
+        "continuity class_sensitivity translation_equivariance affine_equivariance"
+    ),
     example={"steps": 16},
     paper="Yang, Wang, Bilgic 2023, arXiv:2303.14242",
     also=("important_direction_gradient_integration", "ig_idgi"),

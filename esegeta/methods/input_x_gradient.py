@@ -9,7 +9,10 @@ from esegeta.engine.gradient import gradient
 
 
 @method(
-    axioms=(),
+    axioms=(
+        "dummy linearity symmetry implementation_invariance scale_of_output translation_equivariance "
+        "affine_equivariance monotonicity"
+    ),
     paper="Shrikumar, Greenside, Shcherbina, Kundaje 2016, arXiv:1605.01713",
     also=("gradient_times_image", "gradient_times_input", "grad_times_image", "input_times_gradient"),
 )

@@ -12,7 +12,11 @@ from esegeta.quadrature import nodes_and_weights
 
 @method(
     refs=("baseline",),
-    axioms=(),
+    axioms=(
+        "completeness sensitivity_a dummy linearity symmetry implementation_invariance sensitivity_n "
+        "shift scale_of_output continuity class_sensitivity translation_equivariance "
+        "affine_equivariance monotonicity"
+    ),
     example={"steps": 64},
     paper="Sundararajan, Taly, Yan 2017, arXiv:1703.01365",
     also=("ig", "path_integrated_gradients"),

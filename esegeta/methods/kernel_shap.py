@@ -16,7 +16,10 @@ from esegeta.features import Features, elements
 @method(
     refs=("baseline",),
     key=True,
-    axioms=(),
+    axioms=(
+        "completeness sensitivity_a linearity implementation_invariance sensitivity_n shift "
+        "scale_of_output efficiency_of_regions continuity class_sensitivity"
+    ),
     needs="values",
     example={"samples": 64},
     paper="Lundberg, Lee 2017, arXiv:1705.07874",

@@ -12,7 +12,10 @@ from esegeta.places import Names, local, tap
 @method(
     place=True,
     needs="activation",
-    axioms=(),
+    axioms=(
+        "sensitivity_a symmetry implementation_invariance continuity translation_equivariance "
+        "affine_equivariance monotonicity"
+    ),
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
 )
 def layer_activation(score: Score, place: Names) -> Explain:
@@ -77,7 +80,10 @@ def layer_gradient(score: Score, place: Names) -> Explain:
 
 @method(
     place=True,
-    axioms=(),
+    axioms=(
+        "dummy linearity symmetry implementation_invariance scale_of_output translation_equivariance "
+        "affine_equivariance monotonicity"
+    ),
     paper="Shrikumar et al. 2016, arXiv:1605.01713",
     also=("layer_grad_x_activation", "layer_gradient_times_activation"),
 )

@@ -16,7 +16,10 @@ from esegeta.quadrature import nodes_and_weights
     place=True,
     shape="input",
     refs=("baseline",),
-    axioms=(),
+    axioms=(
+        "dummy linearity implementation_invariance shift scale_of_output continuity "
+        "translation_equivariance affine_equivariance monotonicity"
+    ),
     example={"neuron": 0, "steps": 64},
     paper="Dhamdhere, Sundararajan, Yan 2019, arXiv:1805.12233",
 )

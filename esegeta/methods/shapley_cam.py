@@ -12,7 +12,10 @@ from esegeta.places import Names, grid, split, tap
 @method(
     place=True,
     shape="map",
-    axioms=("affine_equivariance",),
+    axioms=(
+        "linearity symmetry implementation_invariance scale_of_output translation_equivariance "
+        "affine_equivariance"
+    ),
     paper="Cai 2025, arXiv:2501.06261",
     also=("shapleycam",),
 )

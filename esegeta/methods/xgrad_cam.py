@@ -11,7 +11,10 @@ from esegeta.places import Names, grid, local
 @method(
     place=True,
     shape="map",
-    axioms=("affine_equivariance",),
+    axioms=(
+        "linearity symmetry implementation_invariance scale_of_output translation_equivariance "
+        "affine_equivariance"
+    ),
     paper="Fu, Hu, Dong, Guo, Gao, Li 2020, arXiv:2008.02312",
     also=("xgradcam", "axiom_based_grad_cam"),
 )

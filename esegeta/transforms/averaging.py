@@ -12,7 +12,10 @@ from esegeta.engine import check, stream
 
 @transform(
     refs=lambda inner: ("baselines",) if inner == ("baseline",) else None,
-    preserves=("completeness", "linearity", "dummy", "symmetry", "shift"),
+    preserves=(
+        "completeness dummy linearity symmetry implementation_invariance shift scale_of_output "
+        "class_sensitivity translation_equivariance affine_equivariance"
+    ),
     paper="Sturmfels, Lundberg, Lee 2020, doi:10.23915/distill.00022",
 )
 def over_baselines(explain: Explain) -> Explain:

@@ -27,7 +27,13 @@ def _after(explain: Explain, change: Callable[[Tensor], Tensor]) -> Explain:
     return changed
 
 
-@transform(preserves=("dummy", "shift", "symmetry"), paper="")
+@transform(
+    preserves=(
+        "dummy symmetry implementation_invariance shift scale_of_output class_sensitivity "
+        "translation_equivariance affine_equivariance"
+    ),
+    paper="",
+)
 def absolute(explain: Explain) -> Explain:
     r"""The size of an attribution without its sign: :math:`|a|`.
 
@@ -48,7 +54,13 @@ def absolute(explain: Explain) -> Explain:
     return _after(explain, lambda a: a.abs())
 
 
-@transform(preserves=("dummy", "shift", "symmetry"), paper="")
+@transform(
+    preserves=(
+        "dummy symmetry implementation_invariance shift scale_of_output translation_equivariance "
+        "affine_equivariance monotonicity parameter_dependence"
+    ),
+    paper="",
+)
 def positive(explain: Explain) -> Explain:
     r"""The part of an attribution that speaks for the score: :math:`\max(a, 0)`.
 
@@ -70,7 +82,13 @@ def positive(explain: Explain) -> Explain:
     return _after(explain, lambda a: a.clamp(min=0))
 
 
-@transform(preserves=("dummy", "shift", "symmetry"), paper="")
+@transform(
+    preserves=(
+        "dummy symmetry implementation_invariance shift scale_of_output translation_equivariance "
+        "affine_equivariance"
+    ),
+    paper="",
+)
 def negative(explain: Explain) -> Explain:
     r"""The part of an attribution that speaks against the score, as a size: :math:`\max(-a, 0)`.
 
@@ -92,7 +110,14 @@ def negative(explain: Explain) -> Explain:
     return _after(explain, lambda a: (-a).clamp(min=0))
 
 
-@transform(preserves=("shift",), shape="one channel", paper="")
+@transform(
+    preserves=(
+        "dummy linearity symmetry implementation_invariance shift scale_of_output class_sensitivity "
+        "translation_equivariance affine_equivariance parameter_dependence"
+    ),
+    shape="one channel",
+    paper="",
+)
 def reduce_channels(explain: Explain, *, by: str = "sum") -> Explain:
     r"""One map for all channels: their sum, mean, largest size or Euclidean norm.
 

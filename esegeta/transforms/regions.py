@@ -23,7 +23,7 @@ def _thirds(x: Tensor) -> Tensor:
 
 
 @transform(
-    preserves=("completeness",),
+    preserves=("completeness", "implementation_invariance", "scale_of_output", "class_sensitivity"),
     example={"segments": _thirds},
     paper="Kapishnikov, Bolukbasi, Viegas, Terry 2019, arXiv:1906.02825",
 )

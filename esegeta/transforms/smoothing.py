@@ -15,7 +15,9 @@ from esegeta.noise import Noise, as_noise
 
 @transform(
     key=True,
-    preserves=("linearity", "dummy"),
+    preserves=(
+        "sensitivity_a dummy linearity implementation_invariance scale_of_output continuity class_sensitivity"
+    ),
     example={"noise": 0.1, "samples": 4},
     paper="Smilkov, Thorat, Kim, Viegas, Wattenberg 2017, arXiv:1706.03825",
 )
@@ -52,7 +54,7 @@ def smooth(explain: Explain, *, noise: float | int | Noise = 0.1, samples: int =
 
 @transform(
     key=True,
-    preserves=("dummy",),
+    preserves="sensitivity_a dummy implementation_invariance continuity class_sensitivity",
     example={"noise": 0.1, "samples": 4},
     paper="Smilkov, Thorat, Kim, Viegas, Wattenberg 2017, arXiv:1706.03825",
 )
@@ -89,7 +91,7 @@ def smooth_squared(explain: Explain, *, noise: float | int | Noise = 0.1, sample
 
 @transform(
     key=True,
-    preserves=("dummy",),
+    preserves=("dummy", "implementation_invariance", "continuity"),
     example={"noise": 0.1, "samples": 4},
     paper="Adebayo, Gilmer, Goodfellow, Kim 2018, arXiv:1810.03307",
 )
