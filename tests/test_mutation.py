@@ -49,8 +49,13 @@ def outcomes(mutants, *, healthy=True, deadline=120):
     return answers("-c", script)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("group", GROUPS, ids=lambda g: g[0].id)
+# All of them take ten minutes of one core: half are tried with the slow tests, the others with the long ones.
+TURNS = [pytest.mark.slow if i % 2 == 0 else pytest.mark.long for i in range(len(GROUPS))]
+
+
+@pytest.mark.parametrize(
+    "group", [pytest.param(g, marks=m, id=g[0].id) for g, m in zip(GROUPS, TURNS, strict=True)]
+)
 def test_every_fault_is_found(group):
     found = answers(str(RUNNER), *(m.id for m in group))
     for mutant in group:

@@ -235,8 +235,9 @@ def test_two_workers_write_the_same_bytes_as_one(tmp_path, scan):
     assert (found["by_patch"]["score"], found["stitched"]["score"] is None) == (None, False)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(
+    "seed", [pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_killed_at_random_moments_nothing_is_repeated_and_the_files_are_the_same(tmp_path, scan, seed):
     draw = random.Random(seed)
     methods = [*GOOD, *(BAD[name][0] for name in ("kills_itself", "wrong"))]
