@@ -55,8 +55,8 @@ def test_a_counterexample_rebuilds_itself_and_is_small(report):
         situation = rebuilt(found.code)
         assert repr(situation) == found.code
         assert situation.measure(of(gradient_times_input)) == (found.residual, found.allowed)
-        assert situation.case.x.numel() == 1
-        assert len(found.code) < 120
+        assert situation.case.x.numel() <= 4
+        assert len(found.code) < 250
 
 
 def test_reports_as_text_table_and_json(report):

@@ -102,12 +102,12 @@ def lost(transform: str) -> dict[str, list[Subject]]:
 def page(text: str) -> str:
     """A page with its tables as they are now."""
     tables = {
-        "claims": lambda: table(s for s in subjects() if not s.composite),
-        "preserved": preserved,
+        "methods": lambda: table(s for s in subjects() if not s.composite),
+        "transforms": preserved,
         "rules": _rules,
     }
     for name, made in tables.items():
-        before, mark, rest = text.partition(f"<!-- table: {name} -->\n")
+        before, mark, rest = text.partition(f"<!-- claims: {name} -->\n")
         if mark:
             text = before + mark + made() + rest[rest.index("<!-- end -->") :]
     return text
