@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from esegeta import random
 from esegeta._types import Explain, Score
+from esegeta.axioms.composed import Composed
 from esegeta.conformance.functions import AsModule
 from esegeta.conformance.subjects import Subject
 from esegeta.engine import check
@@ -234,6 +235,15 @@ def place(name: str, net: nn.Module, layer: str, xs: Tensor) -> tuple[nn.Module,
 
 
 def _deepest(name: str, net: nn.Module, xs: Tensor) -> str:
+    if isinstance(net, Composed) and len(net.networks) > 1:
+        raise ValueError(
+            check.problem(
+                name,
+                "one network",
+                f"a sum of {len(net.networks)}",
+                "They have no layer in common: use layer='input'",
+            )
+        )
     sizes: dict[str, int] = {}
     convolutions = [
         (n, m)
