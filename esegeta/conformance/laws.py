@@ -398,7 +398,7 @@ LAWS: dict[str, type[Law]] = {
 def rebuilt(code: str) -> Law:
     """The situation that a counterexample's code stands for.
 
-    >>> rebuilt("Completeness(Case(Linear((1, 2)), (3, 4)))").case.score
+    >>> rebuilt("Completeness(Case(Linear((1, 2)), [[3, 4]], [[0, 0]], [[[0, 0]]]))").case.score
     Linear((1, 2))
     """
     names: dict[str, Any] = {law.__name__: law for law in LAWS.values()}

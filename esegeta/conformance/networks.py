@@ -4,9 +4,9 @@ A network prints as the call that rebuilds it:
 
 >>> net = Network((1, 4), ("conv", "relu", ("add", "conv")))
 >>> net
-Network((1, 4), ('conv', 'relu', ('add', 'conv')))
+Network((1, 4), layers=('conv', 'relu', ('add', 'conv')))
 >>> net(torch.tensor([[0., 1., 0., 0.]], dtype=torch.float64)).item()
-60.0
+38.0
 """
 
 import math

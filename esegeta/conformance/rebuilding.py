@@ -378,7 +378,7 @@ class Rebuilt:
     >>> net = Network((1, 3), ("conv", "relu"))
     >>> same = Rebuilt(net, "scaled rectifier")
     >>> same, same(torch.ones(1, 3, dtype=torch.float64)).item() == net(torch.ones(1, 3, dtype=torch.float64)).item()
-    (Rebuilt(Network((1, 3), ('conv', 'relu')), 'scaled rectifier'), True)
+    (Rebuilt(Network((1, 3), layers=('conv', 'relu')), 'scaled rectifier'), True)
     """
 
     network: Network

@@ -23,7 +23,7 @@ class Reducing:
     """A reducer with its settings: from a model, and the input at which masks are frozen, to a score.
 
     >>> Reducing("class_sum", (("target", 1),))
-    Reducing('class_sum', (('target', 1),))
+    Reducing('class_sum', settings=(('target', 1),))
     """
 
     name: str
@@ -52,7 +52,7 @@ class Segmentation:
 
     >>> model = Segmentation(Network((1, 3), ("conv",)))
     >>> model, tuple(model(torch.ones(1, 3, dtype=torch.float64)).shape)
-    (Segmentation(Network((1, 3), ('conv',))), (2, 3))
+    (Segmentation(Network((1, 3), layers=('conv',))), (2, 3))
     """
 
     network: Network
