@@ -207,6 +207,11 @@ def _named(explain: Any, name: str, refs: tuple[str, ...], key: bool) -> Callabl
     return explain
 
 
+def _words(names: tuple[str, ...] | str) -> frozenset[str]:
+    """Names from a tuple, or from one text."""
+    return frozenset(names.split() if isinstance(names, str) else names)
+
+
 def method(
     *,
     refs: tuple[str, ...] = (),
@@ -258,7 +263,7 @@ def method(
                 factory,
                 tuple(refs),
                 key,
-                frozenset(axioms.split() if isinstance(axioms, str) else axioms),
+                _words(axioms),
                 needs,
                 dict(example or {}),
                 paper,
@@ -292,7 +297,7 @@ def transform(
                 fn,
                 refs,
                 key,
-                frozenset(preserves.split() if isinstance(preserves, str) else preserves),
+                _words(preserves),
                 dict(example or {}),
                 paper,
                 shape,

@@ -49,16 +49,6 @@ class Case:
         """What two ways to compute the same may differ by, relative to the largest value."""
         return {"float64": 1e-10, "float32": 1e-4}[self.dtype]
 
-    @property
-    def batching(self) -> float:
-        """The same for an answer alone and in a batch, which are the same operations."""
-        return {"float64": 1e-9, "float32": 1e-5}[self.dtype]
-
-    @property
-    def remainder(self) -> float:
-        """What a careful quadrature may leave: nothing for polynomials, much where the slope jumps."""
-        return self.rounding if self.kind in SMOOTH else 2e-2
-
     def draw(self, what: str, *shape: int) -> Tensor:
         """Normal numbers that belong to this case and this word."""
         generator = torch.Generator().manual_seed(zlib.crc32(f"{what} {self.seed} {self.kind}".encode()))

@@ -104,9 +104,7 @@ class Case:
 
         There implementations of one function may choose different slopes, and all of them are right.
         """
-        between = [start + GOLDEN * (self.x - start) for start in self.starts]
-        step = NEAR if self.dtype == "float64" else NEAR**0.5
-        return all(differentiable(self.score, z, step) for z in (self.x, *self.starts, *between))
+        return generic(self.score, self.x, self.starts, NEAR if self.dtype == "float64" else NEAR**0.5)
 
     def rounding(self, *values: Tensor | float | int) -> float:
         r"""What two ways to compute the same may differ by, absolutely.
@@ -157,6 +155,12 @@ def gradients(score: Score, points: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = points.detach().requires_grad_()
         return torch.autograd.grad(module(leaf).sum(), leaf)[0]
+
+
+def generic(score: Score, x: Tensor, starts: Sequence[Any], step: float = NEAR) -> bool:
+    """Whether no kink lies at x, at one of the starts, or at a point of the way from it that nobody chose."""
+    points = [x, *(start + t * (x - start) for start in starts for t in (0.0, GOLDEN))]
+    return all(differentiable(score, z, step) for z in points)
 
 
 def differentiable(score: Score, x: Tensor, step: float = NEAR) -> bool:

@@ -68,24 +68,23 @@ def sign(subject: Subject, axiom: str) -> str:
 
 def table(chosen: Iterable[Subject]) -> str:
     """All subjects against all axioms."""
+    return _grid((s.name, [sign(s, a) for a in LAWS]) for s in chosen)
+
+
+def _grid(rows: Iterable[tuple[str, list[str]]]) -> str:
+    """A line for each name, a column for each axiom."""
     lines = [
         f"| | {' | '.join(a.replace('_', ' ') for a in LAWS)} |",
         f"| --- |{' --- |' * len(LAWS)}",
-        *(f"| `{s.name}` | {' | '.join(sign(s, a) for a in LAWS)} |" for s in chosen),
+        *(f"| `{name}` | {' | '.join(signs)} |" for name, signs in rows),
     ]
     return "\n".join(lines) + "\n"
 
 
 def preserved() -> str:
     """All transforms against all axioms: what survives them."""
-    lines = [
-        f"| | {' | '.join(a.replace('_', ' ') for a in LAWS)} |",
-        f"| --- |{' --- |' * len(LAWS)}",
-    ]
-    for name, spec in sorted(TRANSFORMS.items()):
-        signs = [SIGNS["holds" if a in spec.preserves else "violated"] for a in LAWS]
-        lines.append(f"| `{name}` | {' | '.join(signs)} |")
-    return "\n".join(lines) + "\n"
+    sign_of = lambda kept: SIGNS["holds" if kept else "violated"]
+    return _grid((name, [sign_of(a in t.preserves) for a in LAWS]) for name, t in sorted(TRANSFORMS.items()))
 
 
 def lost(transform: str) -> dict[str, list[Subject]]:
@@ -104,17 +103,13 @@ def page(text: str) -> str:
     tables = {
         "methods": lambda: table(s for s in subjects() if not s.composite),
         "transforms": preserved,
-        "rules": _rules,
+        "rules": lambda: table(by_rule()),
     }
     for name, made in tables.items():
         before, mark, rest = text.partition(f"<!-- claims: {name} -->\n")
         if mark:
             text = before + mark + made() + rest[rest.index("<!-- end -->") :]
     return text
-
-
-def _rules() -> str:
-    return table(by_rule())
 
 
 def find(progress: Callable[[str], None] = print) -> dict[str, dict[str, str]]:

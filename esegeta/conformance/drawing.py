@@ -60,7 +60,7 @@ def kinked(kind: Kind, shape: Shape) -> SearchStrategy[Any]:
     if kind.networks_only:
         return nets
     plain = strategies.functions(shape=shape, kinds=("Additive", "Perceptron", "Extremum"), smooth=False)
-    return _of_one_element(shape, st.integers(0, math.prod(shape) - 1)) | plain | nets
+    return _of_one_element(shape, _element(shape)) | plain | nets
 
 
 def _of_one_element(shape: Shape, element: SearchStrategy[int]) -> SearchStrategy[Any]:
@@ -170,7 +170,7 @@ def _continuity(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
 def _regions(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
     def label(flat: list[int]) -> Any:
         ranks = {v: i for i, v in enumerate(sorted(set(flat)))}
-        return strategies._nested([ranks[v] for v in flat], shape[1:])
+        return strategies.nested([ranks[v] for v in flat], shape[1:])
 
     n = math.prod(shape[1:])
     labels = st.lists(st.integers(0, 3), min_size=n, max_size=n).map(label)
@@ -208,8 +208,8 @@ def _parameters(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
     # upper parameters can be lost in are rectifiers: most of the networks are chains of them.
     shape = (shape[0], *{1: (16,), 2: (5, 5), 3: (3, 3, 3)}[len(shape) - 1])
     n = math.prod(shape)
-    x = st.lists(st.sampled_from([1, -1]), min_size=n, max_size=n).map(lambda v: strategies._nested(v, shape))
-    nothing = strategies._nested([0] * n, shape)
+    x = st.lists(st.sampled_from([1, -1]), min_size=n, max_size=n).map(lambda v: strategies.nested(v, shape))
+    nothing = strategies.nested([0] * n, shape)
     case = st.builds(Case, _deep(shape), x, st.just(nothing), st.just([nothing, nothing]))
     return st.builds(law, case, st.just(tuple(range(1, 9))))
 

@@ -23,8 +23,6 @@ Nested = Any  # numbers as nested tuples or lists, as deep as a tensor has axes
 
 # The change of an input for which a continuous attribution may not jump, and one that is coarser.
 FINE, COARSE = 2.0**-24, 2.0**-12
-# Where on a path kinks are looked for.
-ALONG = (1.0, cases.GOLDEN, 0.0)
 # What stands in the place of elements that a score ignores: on no kink.
 HIDDEN = 0.7
 # An attribution of which more than this share of its variance survives new upper parameters does not depend on them.
@@ -74,13 +72,17 @@ def _start(case: Case, subject: Subject) -> Tensor:
     return refs[-1] if refs else torch.zeros_like(case.x)
 
 
-def _kinked(score: Score, x: Tensor, refs: Sequence[Tensor]) -> bool:
-    """Whether the score has no derivative at the input or on the path to it: there every slope is as good."""
-    for ref in refs or (torch.zeros_like(x),):
-        for start in ref.unbind() if ref.ndim > x.ndim else (ref,):
-            if not all(cases.differentiable(score, start + t * (x - start)) for t in ALONG):
-                return True
-    return False
+def _mask(x: Tensor, elements: Sequence[Any]) -> Tensor:
+    """Where in an image like x these elements are."""
+    mask = torch.zeros(x.numel(), dtype=torch.bool)
+    mask[list(elements)] = True
+    return mask.reshape(x.shape)
+
+
+def _generic(score: Score, x: Tensor, refs: Sequence[Tensor]) -> bool:
+    """Whether the score has a derivative at the input and on the path to it: elsewhere every slope is as good."""
+    stacks = [ref if ref.ndim > x.ndim else ref[None] for ref in refs or (torch.zeros_like(x),)]
+    return cases.generic(score, x, [start for stack in stacks for start in stack.unbind()])
 
 
 def _no_stack(subject: Subject) -> str:
@@ -153,9 +155,7 @@ class Dummy(Law):
 
     def measure(self, subject: Subject) -> tuple[float, float]:
         x, inner = self.case.x, self.case.score
-        hidden = torch.zeros(x.numel(), dtype=torch.bool)
-        hidden[list(self.elements)] = True
-        hidden = hidden.reshape(x.shape)
+        hidden = _mask(x, self.elements)
         ignored = hidden | inner.ignored(x.shape) if hasattr(inner, "ignored") else hidden
         if subject.one_channel:
             ignored = ignored.all(0, keepdim=True)
@@ -201,7 +201,7 @@ class Symmetry(Law):
         score: Score = inner
         if subject.one_channel or self.swap not in getattr(inner, "swaps", ()):
             score = composed(lambda f: lambda z: f(z) + f(moved(z, order)), inner)
-        if _kinked(score, x, refs):
+        if not _generic(score, x, refs):
             return 0.0, 0.0
         a = subject.build(score)(x, *refs, **subject.extra())
         residual = axioms.symmetry(lambda *_, **__: a, order)
@@ -216,7 +216,7 @@ class ImplementationInvariance(Law):
 
     def measure(self, subject: Subject) -> tuple[float, float]:
         first, second = self.case, replace(self.case, score=self.same)
-        if any(_kinked(c.score, c.x, c.refs(subject.refs)) for c in (first, second)):
+        if not all(_generic(c.score, c.x, c.refs(subject.refs)) for c in (first, second)):
             return 0.0, 0.0
         check = lambda build: axioms.implementation_invariance(build, first.score, second.score)
         residual, rounding = self._run(subject, subject.build, check)
@@ -233,9 +233,7 @@ class SensitivityN(Law):
     applies = classmethod(lambda cls, subject: _no_stack(subject) or _no_map(subject))
 
     def measure(self, subject: Subject) -> tuple[float, float]:
-        subset = torch.zeros(self.case.x.numel(), dtype=torch.bool)
-        subset[list(self.subset)] = True
-        subset = subset.reshape(self.case.x.shape)
+        subset = _mask(self.case.x, self.subset)
         check = lambda build: axioms.sensitivity_n(build(self.case.score), self.case.score, subset)
         residual, rounding = self._run(subject, subject.build, check)
         return residual, rounding + _path(subject, self.case)

@@ -29,8 +29,25 @@ OFF = 2.0**-10  # what biases are off the grid of weights: so no activation is e
 TYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
+class OfModule:
+    """A function of one example that runs a module of batches, and prints as the call that rebuilds it."""
+
+    module: ClassVar[Any]
+
+    def __repr__(self) -> str:
+        return call(self)
+
+    @cached_property
+    def _model(self) -> ModuleModel:
+        return from_module(self.module)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the module makes of one example."""
+        return self._model(x)
+
+
 @dataclass(frozen=True, repr=False)
-class Network:
+class Network(OfModule):
     """A network with one number for each example, as a score: ``(C,*S) -> ()``.
 
     Args:
@@ -69,17 +86,6 @@ class Network:
             upper = self.redrawn is not None and parameters // 2 <= place < parameters
             p.copy_(_weights(name, p.shape, f"{self.redrawn} again" if upper else self.seed, place))
         object.__setattr__(self, "module", net.to(TYPES[self.dtype]))
-
-    def __repr__(self) -> str:
-        return call(self)
-
-    @cached_property
-    def _model(self) -> ModuleModel:
-        return from_module(self.module)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The value at one example."""
-        return self._model(x)
 
     @property
     def operators(self) -> tuple[Any, ...]:

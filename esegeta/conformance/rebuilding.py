@@ -8,18 +8,16 @@ import copy
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from esegeta.conformance.functions import BENDS, call, chosen
-from esegeta.conformance.networks import Network
+from esegeta.conformance.functions import BENDS, chosen
+from esegeta.conformance.networks import Network, OfModule
 from esegeta.conformance.operators import Functional, Join, Scored
 from esegeta.engine import check
-from esegeta.models import ModuleModel, from_module
 
 Chain = list[Any]
 Rebuild = Callable[[nn.Module, nn.Module | None], Chain | None]
@@ -372,7 +370,7 @@ def applies(network: Network, how: str) -> bool:
 
 
 @dataclass(frozen=True, repr=False)
-class Rebuilt:
+class Rebuilt(OfModule):
     """A network in another form: the same function by another graph.
 
     >>> net = Network((1, 3), ("conv", "relu"))
@@ -397,17 +395,6 @@ class Rebuilt:
             )
         net = nn.Sequential(*chain).eval().requires_grad_(False)
         object.__setattr__(self, "module", net)
-
-    def __repr__(self) -> str:
-        return call(self)
-
-    @cached_property
-    def _model(self) -> ModuleModel:
-        return from_module(self.module)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The value at one example."""
-        return self._model(x)
 
     @property
     def shape(self) -> tuple[Any, ...]:

@@ -1,7 +1,6 @@
 """Networks that label every voxel, reduced to a score by one of the reducers."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -11,9 +10,8 @@ from esegeta import reducers as _registered  # noqa: F401
 from esegeta._registry import REDUCERS
 from esegeta._types import Score
 from esegeta.conformance.functions import call, chosen
-from esegeta.conformance.networks import TYPES, Network
+from esegeta.conformance.networks import TYPES, Network, OfModule
 from esegeta.conformance.operators import majorant
-from esegeta.models import ModuleModel, from_module
 
 CLASSES = 2
 
@@ -47,7 +45,7 @@ class Reducing:
 
 
 @dataclass(frozen=True, repr=False)
-class Segmentation:
+class Segmentation(OfModule):
     """A network that ends in a map of two classes, as a model: ``(C,*S) -> (2,*S')``.
 
     >>> model = Segmentation(Network((1, 3), ("conv",)))
@@ -63,17 +61,6 @@ class Segmentation:
         body = list(self.network.module)[:-1]
         maps = nn.Sequential(*body, _Classes()).eval()
         object.__setattr__(self, "module", maps)
-
-    def __repr__(self) -> str:
-        return call(self)
-
-    @cached_property
-    def _model(self) -> ModuleModel:
-        return from_module(self.module)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The map of logits of one example."""
-        return self._model(x)
 
     def majorant(self, x: Tensor) -> Tensor:
         """A size that no value inside exceeds."""

@@ -57,11 +57,12 @@ def shapes(axes: Sequence[Any] = (1, 2, 3), channels: Sequence[Any] = (1, 2)) ->
     )
 
 
-def _nested(flat: Sequence[Any], shape: Sequence[Any]) -> Any:
+def nested(flat: Sequence[Any], shape: Sequence[Any]) -> Any:
+    """A flat sequence as lists in the shape of an example."""
     if len(shape) <= 1:
         return list(flat)
     step = len(flat) // shape[0]
-    return [_nested(flat[i * step : (i + 1) * step], shape[1:]) for i in range(shape[0])]
+    return [nested(flat[i * step : (i + 1) * step], shape[1:]) for i in range(shape[0])]
 
 
 def _size(shape: Sequence[Any]) -> int:
@@ -76,7 +77,7 @@ def images(shape: Shape, most: int = 2) -> SearchStrategy[Any]:
 @_once
 def _images(shape: Shape, most: int) -> SearchStrategy[Any]:
     n = _size(shape)
-    return st.lists(numbers(most), min_size=n, max_size=n).map(lambda flat: _nested(flat, shape))
+    return st.lists(numbers(most), min_size=n, max_size=n).map(lambda flat: nested(flat, shape))
 
 
 def baselines(shape: Shape, count: int = 2, most: int = 2) -> SearchStrategy[Any]:
