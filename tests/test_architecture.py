@@ -67,7 +67,6 @@ ORDER = (
     "__main__",
     "_tables",
     "_stubs",
-    "zoo.__main__",
 )
 # A package that stands for all of its files: they are many, found by name, and each is alone.
 WHOLE = ("rules", "methods", "transforms", "axioms", "zoo", "conformance", "plot", "run")

@@ -1,16 +1,12 @@
 """Every Python block of the pages runs, and the pages say what is there."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import esegeta
 from esegeta import _stubs, _tables
-from esegeta.zoo import __main__ as main_job
 
 ROOT = Path(esegeta.__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -110,65 +106,3 @@ def test_a_page_reports_the_line_that_fails(tmp_path):
     with pytest.raises(AssertionError) as caught:
         exec(compile(code(page), str(page), "exec"), {})
     assert caught.traceback[-1].lineno + 1 == 10
-
-
-# --- python -m esegeta.zoo --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", ["60", "8", "136", "much"])
-def test_the_main_job_refuses_sizes_that_the_network_does_not_take(size, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main_job.main(["--size", size])
-    assert caught.value.code == 2
-    assert f"expected --size to be a multiple of 8 from 40 to 128, got '{size}'" in capsys.readouterr().err
-
-
-def test_the_main_job_writes_maps_on_the_grid_of_the_image(tmp_path, capsys):
-    from nibabel.nifti1 import Nifti1Image
-
-    assert main_job.main(["--size", "40", "--out", str(tmp_path / "maps")]) == 0
-    table = capsys.readouterr().out
-    head = Nifti1Image.from_filename(tmp_path / "maps" / "head.nii.gz")
-    full = esegeta.zoo.head()
-    corner = np.array([-0.5, -0.5, -0.5, 1])  # the outer corner of the first voxel stays where it was
-    np.testing.assert_allclose(head.affine @ corner, full.affine @ corner, atol=1e-4)
-    maps = ["gradient", "adaptive_integrated_gradients", "smooth_gradient", "blur_integrated_gradients"]
-    for name in maps:
-        image = Nifti1Image.from_filename(tmp_path / "maps" / f"{name}.nii.gz")
-        assert image.shape == (40, 40, 40)
-        assert image.header.get_xyzt_units()[0] == "mm"
-        np.testing.assert_array_equal(image.affine, head.affine)
-        values = np.asarray(image.dataobj)
-        assert np.isfinite(values).all()
-        assert values.min() < 0 < values.max()
-        assert f"\n{name} " in table
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError:
-        assert "esegeta[viz]" in table
-        expected = {"head", *maps}
-    else:
-        expected = {"head", *maps, "maps"}
-    assert {p.name.partition(".")[0] for p in (tmp_path / "maps").iterdir()} == expected
-
-
-def test_a_failed_write_leaves_what_was_there(tmp_path):
-    path = tmp_path / "map.nii.gz"
-    path.write_text("old")
-
-    def fail(part):
-        part.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        main_job.replace(path, fail)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_main_job_is_a_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "esegeta.zoo", "--help"], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0
-    assert "--size" in done.stdout

@@ -117,7 +117,7 @@ def test_mutants_that_are_none_are_errors():
         "ambiguous": replace(QUICK, old="return"),
         "untested": replace(QUICK, tests=()),
         "broken": replace(QUICK, new="return ("),
-        "elsewhere": replace(QUICK, module="esegeta.zoo.__main__", old="def main", new="def other"),
+        "elsewhere": replace(QUICK, module="esegeta._tables", old="def main", new="def other"),
         "of no test": replace(QUICK, tests=("tests/test_noise.py::test_that_is_not_there",)),
     }
     found = outcomes([replace(m, id=name) for name, m in faults.items()], healthy=False)
@@ -127,7 +127,7 @@ def test_mutants_that_are_none_are_errors():
         "ambiguous": "expected 'return' once in esegeta.noise, got it",
         "untested": "expected subjects or tests, got none",
         "broken": "SyntaxError",
-        "elsewhere": "esegeta.zoo.__main__ is never imported",
+        "elsewhere": "esegeta._tables is never imported",
         "of no test": "pytest ended with",
     }
     for name, text in told.items():

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
+from regridding import regrid, regrid_affine
 
 from esegeta import zoo
 from esegeta.run import grids
 from esegeta.run.preprocess import STEPS, apply, problems, step
 from esegeta.run.reading import Volume, spacing_of
 from esegeta.run.steps import content, crop, fit, pad, reorient, resample, resize, slice_
-from esegeta.zoo.__main__ import regrid, regrid_affine
 
 TURN = nib.eulerangles.euler2mat(0.4, -0.3, 0.2)
 AFFINES = {

@@ -152,7 +152,7 @@ PROMISED = [
     ("axioms.exact.gradient", "score x", "step"),
     ("models.sliding_window", "model patch overlap weights", "steps"),
     ("models.patchwise", "build patch overlap weights", "steps"),
-    ("verify", "method", "axioms cases seconds seed database"),
+    ("verify", "method", "axioms cases seconds seed scores database"),
     ("show", "map anatomy spacing kind title affine", ""),
     ("baselines.zero", "x", ""),
     ("baselines.black", "x minimum", ""),

@@ -7,11 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
+from regridding import regrid, regrid_affine
 
 import esegeta as eg
 from esegeta import plot, zoo
 from esegeta.run import report
-from esegeta.zoo.__main__ import regrid, regrid_affine
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
 Image = pytest.importorskip("PIL.Image", reason="screenshots are read with pillow")

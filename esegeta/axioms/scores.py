@@ -217,4 +217,5 @@ def _deviation(a: Tensor) -> Tensor:
     unit = a / torch.where(largest == 0, 1.0, largest)
     apart = unit - unit.mean()
     # What rounding leaves of a constant map is no variance.
-    return torch.where(unit.amax() == unit.amin(), 0.0, apart)
+    rounding = 64 * torch.finfo(a.dtype).eps
+    return torch.where(unit.amax() - unit.amin() <= rounding, 0.0, apart)

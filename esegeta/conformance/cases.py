@@ -106,7 +106,7 @@ class Case:
         """
         return generic(self.score, self.x, self.starts, NEAR if self.dtype == "float64" else NEAR**0.5)
 
-    def rounding(self, *values: Tensor | float | int) -> float:
+    def rounding(self, *values: Tensor | float | int, terms: int = 0) -> float:
         r"""What two ways to compute the same may differ by, absolutely.
 
         .. math:: 6 \cdot 4 \cdot u \sqrt{n} \cdot \max(M, |v|)
@@ -114,10 +114,18 @@ class Case:
         u is the unit roundoff, n the number of operations behind a value, M what nothing inside the score
         exceeds at the input and the baselines, v the values that are compared. Errors of n roundings add up
         to more than :math:`6 u \sqrt{n}` with a probability below 1e-7 (Higham and Mary 2019).
+
+        Args:
+            values: what is compared.
+            terms: how many values of the score are added up to get them, where those are many.
+
+        Returns:
+            An absolute bound.
         """
         largest = max([self.size, *(float(torch.as_tensor(v).abs().amax()) for v in values)])
         unit = torch.finfo(TYPES[self.dtype]).eps / 2
-        return DEVIATIONS * PASSES * unit * float(np.sqrt(self.score.operations + self.x.numel())) * largest
+        operations = self.score.operations + self.x.numel() + terms
+        return DEVIATIONS * PASSES * unit * float(np.sqrt(operations)) * largest
 
     def quadrature(self, nodes: int, start: Tensor | None = None) -> float:
         r"""What a Gauss-Legendre quadrature with so many nodes may leave of F(x) - F(x') on the straight path.

@@ -12,8 +12,9 @@ from hypothesis.strategies import SearchStrategy
 
 from esegeta.conformance import laws, strategies
 from esegeta.conformance.cases import Case
-from esegeta.conformance.functions import BENDS, Additive
+from esegeta.conformance.functions import BENDS, Additive, Linear
 from esegeta.conformance.networks import Network
+from esegeta.conformance.pairs import REWRITES
 from esegeta.conformance.strategies import Shape
 from esegeta.conformance.subjects import Subject
 
@@ -25,37 +26,50 @@ SHAPES: tuple[Shape, ...] = (
 )
 
 
+# Of a shape ``(C,*S)``, strategies of scores.
+Scores = Callable[[Shape], SearchStrategy[Any]]
+
+
+# What draws is made once for each kind of scores and shape: to make it takes longer than to draw from it.
+_kept = functools.lru_cache(512)
+
+
 @dataclass(frozen=True)
 class Kind:
-    """What of a subject decides which situations it can be put to."""
+    """What decides which situations a subject is put to. ``chosen``: the only scores that are wanted."""
 
     networks_only: bool
     one_channel: bool
+    chosen: Scores | None = None
 
 
-def situations(axiom: str, subject: Subject) -> SearchStrategy[Any]:
-    """Situations of one axiom for a subject: of scores that it can explain."""
-    kind = Kind(subject.wants == "module", subject.one_channel)
+def situations(axiom: str, subject: Subject, chosen: Scores | None = None) -> SearchStrategy[Any]:
+    """Situations of one axiom for a subject: of scores that it can explain, or of those that are chosen."""
+    kind = Kind(subject.wants == "module", subject.one_channel, chosen)
     # What compares voxels needs two.
     shapes = [s for s in SHAPES if axiom != "symmetry" or math.prod(s[1:]) > 1]
     return st.sampled_from(shapes).flatmap(lambda shape: _of_shape(axiom, kind, shape))
 
 
-@functools.cache
+@_kept
 def _of_shape(axiom: str, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
     return DRAWN[axiom](laws.LAWS[axiom], kind, shape)
 
 
-@functools.cache
+@_kept
 def scores(kind: Kind, shape: Shape) -> SearchStrategy[Any]:
     """What a subject can explain: networks, and where it takes any function, functions too."""
+    if kind.chosen is not None:
+        return kind.chosen(shape)
     nets = strategies.networks(shape=shape)
     return nets if kind.networks_only else strategies.functions(shape=shape) | nets
 
 
-@functools.cache
+@_kept
 def kinked(kind: Kind, shape: Shape) -> SearchStrategy[Any]:
     """Scores that saturate or start late. The kinks of functions lie where images do, those of networks beside."""
+    if kind.chosen is not None:
+        return kind.chosen(shape)
     nets = strategies.networks(shape=shape, smooth=False)
     if kind.networks_only:
         return nets
@@ -77,12 +91,12 @@ def _of_one_element(shape: Shape, element: SearchStrategy[int]) -> SearchStrateg
     return st.builds(build, element, _not_zero(), kinks)
 
 
-@functools.cache
+@_kept
 def _case(kind: Kind, shape: Shape) -> SearchStrategy[Case]:
     return strategies.cases(scores(kind, shape), shape=shape)
 
 
-@functools.cache
+@_kept
 def _kinked_case(kind: Kind, shape: Shape) -> SearchStrategy[Case]:
     return strategies.cases(kinked(kind, shape), shape=shape)
 
@@ -102,10 +116,11 @@ def _not_zero(most: int = 2) -> SearchStrategy[float | int]:
 def _sensitivity_a(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
     # Most that are blind are blind behind a kink of the very element that changes.
     any_score = kinked(kind, shape) | scores(kind, shape)
+    no_other = kind.networks_only or kind.chosen is not None
 
     @functools.cache
     def at(element: int) -> SearchStrategy[Any]:
-        own = any_score if kind.networks_only else _of_one_element(shape, st.just(element)) | any_score
+        own = any_score if no_other else _of_one_element(shape, st.just(element)) | any_score
         return st.builds(law, strategies.cases(own, shape=shape), st.just(element), _not_zero(4))
 
     return _element(shape).flatmap(at)
@@ -133,8 +148,10 @@ def _symmetry(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
     return st.builds(law, _case(kind, shape), st.tuples(one, one).filter(lambda v: v[0] < v[1]))
 
 
-@functools.cache
+@_kept
 def _equal(kind: Kind, shape: Shape) -> SearchStrategy[Any]:
+    if kind.chosen is not None:
+        return strategies.pairs(score=kind.chosen(shape), rewrites=() if kind.networks_only else REWRITES)
     rebuilt = strategies.pairs(shape=shape, rewrites=())
     if kind.networks_only:
         return rebuilt
@@ -149,7 +166,11 @@ def _implementation_invariance(law: Any, kind: Kind, shape: Shape) -> SearchStra
 
 
 def _sensitivity_n(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
-    additive = strategies.functions(shape=shape, kinds=("Linear", "Additive"))
+    additive = (
+        kind.chosen(shape).filter(lambda f: isinstance(f, Linear | Additive))
+        if kind.chosen
+        else strategies.functions(shape=shape, kinds=("Linear", "Additive"))
+    )
     subset = st.lists(_element(shape), min_size=1, unique=True).map(lambda v: tuple(sorted(v)))
     return st.builds(law, strategies.cases(additive, shape=shape), subset)
 
@@ -199,7 +220,11 @@ def _affine(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
 
 
 def _monotonicity(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
-    rising = strategies.functions(shape=shape, monotone=True)
+    rising = (
+        kind.chosen(shape).filter(lambda f: getattr(f, "monotone", False))
+        if kind.chosen
+        else strategies.functions(shape=shape, monotone=True)
+    )
     return st.builds(law, strategies.cases(rising, shape=shape))
 
 
@@ -210,19 +235,26 @@ def _parameters(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
     n = math.prod(shape)
     x = st.lists(st.sampled_from([1, -1]), min_size=n, max_size=n).map(lambda v: strategies.nested(v, shape))
     nothing = strategies.nested([0] * n, shape)
-    case = st.builds(Case, _deep(shape), x, st.just(nothing), st.just([nothing, nothing]))
+    deep = kind.chosen(shape).filter(_has_upper) if kind.chosen else _deep(shape)
+    case = st.builds(Case, deep, x, st.just(nothing), st.just([nothing, nothing]))
     return st.builds(law, case, st.just(tuple(range(1, 9))))
 
 
 @functools.cache
 def _deep(shape: Shape) -> SearchStrategy[Any]:
-    layers = st.tuples(st.integers(2, 4), st.sampled_from([(), ("pointwise conv",)]))
-    chains = st.builds(
-        lambda parts, seed: Network(shape, ("conv", "relu") * parts[0] + parts[1], "sum", seed),
-        layers,
-        st.integers(1, 2**16),
+    end = st.sampled_from([(), ("pointwise conv",)])
+    # What goes backwards through many channels and rectifiers forgets where it began.
+    layers = st.integers(2, 4).map(("conv", "relu").__mul__) | st.integers(4, 8).map(
+        ("wide conv", "relu").__mul__
     )
-    return chains | chains | chains | strategies.networks(shape=shape, where=lambda f: f.has_upper)
+    chains = st.builds(
+        lambda body, end, seed: Network(shape, body + end, "sum", seed), layers, end, st.integers(1, 2**16)
+    )
+    return chains | chains | chains | strategies.networks(shape=shape, where=_has_upper)
+
+
+def _has_upper(score: Any) -> bool:
+    return bool(getattr(score, "has_upper", False))
 
 
 DRAWN: dict[str, Callable[[Any, Kind, Shape], SearchStrategy[Any]]] = {

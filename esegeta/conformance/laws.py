@@ -5,6 +5,7 @@ A situation is frozen data whose repr is the call that rebuilds it. ``measure`` 
 its number of nodes can leave. Nothing is drawn here.
 """
 
+import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from esegeta.axioms.composed import composed
 from esegeta.conformance import cases, functions, networks, pairs, rebuilding, segmentations
 from esegeta.conformance.cases import Case
 from esegeta.conformance.subjects import Build, Subject
+from esegeta.engine import check
 
 Nested = Any  # numbers as nested tuples or lists, as deep as a tensor has axes
 
@@ -27,6 +29,7 @@ FINE, COARSE = 2.0**-24, 2.0**-12
 HIDDEN = 0.7
 # An attribution of which more than this share of its variance survives new upper parameters does not depend on them.
 UNCHANGED = 0.5
+_MIDPOINTS = (torch.arange(8.0) + 0.5) / 8
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,7 +66,10 @@ class Law:
 
         refs = self.case.refs(subject.refs)
         value = residual(watching)(self.case.x, *refs, **subject.extra())
-        return float(value.abs()), float(self.case.rounding(*largest))
+        return float(value.abs()), self._rounding(subject, *largest)
+
+    def _rounding(self, subject: Subject, *values: Tensor) -> float:
+        return self.case.rounding(*values, terms=subject.terms(self.case.x) if subject.terms else 0)
 
 
 def _start(case: Case, subject: Subject) -> Tensor:
@@ -107,12 +113,12 @@ class Completeness(Law):
     """The attributions add up to the score's difference to the baseline."""
 
     def measure(self, subject: Subject) -> tuple[float, float]:
-        check = lambda build: axioms.completeness(build(self.case.score), self.case.score)
-        residual, rounding = self._run(subject, subject.build, check)
+        stated = lambda build: axioms.completeness(build(self.case.score), self.case.score)
+        residual, rounding = self._run(subject, subject.build, stated)
         allowed = rounding + _path(subject, self.case)
         if residual > allowed and subject.finer is not None:
             # Not the quadrature of the straight path, but one that converges: faster than by the first order.
-            return self._run(subject, subject.finer, check)[0], residual / 8 + rounding
+            return self._run(subject, subject.finer, stated)[0], residual / 8 + rounding
         return residual, allowed
 
 
@@ -120,8 +126,8 @@ class Conservation(Law):
     """The attributions add up to the score."""
 
     def measure(self, subject: Subject) -> tuple[float, float]:
-        check = lambda build: axioms.conservation(build(self.case.score), self.case.score)
-        residual, rounding = self._run(subject, subject.build, check)
+        stated = lambda build: axioms.conservation(build(self.case.score), self.case.score)
+        residual, rounding = self._run(subject, subject.build, stated)
         return residual, rounding + _path(subject, self.case)
 
 
@@ -162,8 +168,8 @@ class Dummy(Law):
         score = (
             composed(lambda f: lambda z: f(torch.where(hidden, HIDDEN, z)), inner) if self.elements else inner
         )
-        check = lambda build: axioms.dummy(build(score), ignored)
-        return self._run(subject, subject.build, check)
+        stated = lambda build: axioms.dummy(build(score), ignored)
+        return self._run(subject, subject.build, stated)
 
 
 @dataclass(frozen=True, repr=False)
@@ -174,8 +180,8 @@ class Linearity(Law):
     weights: tuple[float | int, float | int]
 
     def measure(self, subject: Subject) -> tuple[float, float]:
-        check = lambda build: axioms.linearity(build, self.case.score, self.other, weights=self.weights)
-        residual, rounding = self._run(subject, subject.build, check)
+        stated = lambda build: axioms.linearity(build, self.case.score, self.other, weights=self.weights)
+        residual, rounding = self._run(subject, subject.build, stated)
         return residual, rounding * (1 + sum(abs(w) for w in self.weights))
 
 
@@ -205,7 +211,7 @@ class Symmetry(Law):
             return 0.0, 0.0
         a = subject.build(score)(x, *refs, **subject.extra())
         residual = axioms.symmetry(lambda *_, **__: a, order)
-        return float(residual(x, *refs)), 2 * self.case.rounding(a.abs().amax())
+        return float(residual(x, *refs)), 2 * self._rounding(subject, a.abs().amax())
 
 
 @dataclass(frozen=True, repr=False)
@@ -218,8 +224,8 @@ class ImplementationInvariance(Law):
         first, second = self.case, replace(self.case, score=self.same)
         if not all(_generic(c.score, c.x, c.refs(subject.refs)) for c in (first, second)):
             return 0.0, 0.0
-        check = lambda build: axioms.implementation_invariance(build, first.score, second.score)
-        residual, rounding = self._run(subject, subject.build, check)
+        stated = lambda build: axioms.implementation_invariance(build, first.score, second.score)
+        residual, rounding = self._run(subject, subject.build, stated)
         left = _path(subject, first) + _path(subject, second)
         return residual, max(rounding, second.rounding(residual)) + left
 
@@ -234,8 +240,8 @@ class SensitivityN(Law):
 
     def measure(self, subject: Subject) -> tuple[float, float]:
         subset = _mask(self.case.x, self.subset)
-        check = lambda build: axioms.sensitivity_n(build(self.case.score), self.case.score, subset)
-        residual, rounding = self._run(subject, subject.build, check)
+        stated = lambda build: axioms.sensitivity_n(build(self.case.score), self.case.score, subset)
+        residual, rounding = self._run(subject, subject.build, stated)
         return residual, rounding + _path(subject, self.case)
 
 
@@ -247,8 +253,8 @@ class Shift(Law):
 
     def measure(self, subject: Subject) -> tuple[float, float]:
         offset = torch.as_tensor(self.offset).to(self.case.x)
-        check = lambda build: axioms.shift(build, self.case.score, offset)
-        residual, rounding = self._run(subject, subject.build, check)
+        stated = lambda build: axioms.shift(build, self.case.score, offset)
+        residual, rounding = self._run(subject, subject.build, stated)
         return residual, rounding * (1 + float(offset.abs().amax())) + 2 * _stopping(subject, self.case)
 
 
@@ -259,8 +265,8 @@ class ScaleOfOutput(Law):
     factor: float | int
 
     def measure(self, subject: Subject) -> tuple[float, float]:
-        check = lambda build: axioms.scale_of_output(build, self.case.score, factor=self.factor)
-        residual, rounding = self._run(subject, subject.build, check)
+        stated = lambda build: axioms.scale_of_output(build, self.case.score, factor=self.factor)
+        residual, rounding = self._run(subject, subject.build, stated)
         return residual, rounding * (1 + self.factor) + 2 * self.factor * _stopping(subject, self.case)
 
 
@@ -283,8 +289,8 @@ class EfficiencyOfRegions(Law):
         assert subject.parts is not None
         labels, score = torch.as_tensor(self.labels), self.case.score
         build = subject.parts(features.labels(labels))
-        check = lambda build: axioms.efficiency_of_regions(build(score), score, labels)
-        return self._run(subject, build, check)
+        stated = lambda build: axioms.efficiency_of_regions(build(score), score, labels)
+        return self._run(subject, build, stated)
 
 
 @dataclass(frozen=True, repr=False)
@@ -303,7 +309,7 @@ class Continuity(Law):
 
         a = explain(self.case.x, *refs, **subject.extra())
         # Of a continuous map less than half is left of a change after a step 4 096 times smaller; a jump stays.
-        return change(FINE), change(COARSE) / 2 + 4 * self.case.rounding(a.abs().amax()) + _path(
+        return change(FINE), change(COARSE) / 2 + 4 * self._rounding(subject, a.abs().amax()) + _path(
             subject, self.case
         )
 
@@ -316,8 +322,8 @@ class ClassSensitivity(Law):
 
     def measure(self, subject: Subject) -> tuple[float, float]:
         other = composed(lambda f, g: lambda z: f(z) + g(z), self.case.score, self.more)
-        check = lambda build: axioms.class_sensitivity(build, self.case.score, other)
-        residual, rounding = self._run(subject, subject.build, check)
+        stated = lambda build: axioms.class_sensitivity(build, self.case.score, other)
+        residual, rounding = self._run(subject, subject.build, stated)
         # Classes that differ by rounding do not differ.
         return (residual, 0.0) if residual > rounding else (0.0, 0.0)
 
@@ -329,8 +335,8 @@ class TranslationEquivariance(Law):
     offsets: tuple[int, ...]
 
     def measure(self, subject: Subject) -> tuple[float, float]:
-        check = lambda build: axioms.translation_equivariance(build, self.case.score, self.offsets)
-        return self._run(subject, subject.build, check)
+        stated = lambda build: axioms.translation_equivariance(build, self.case.score, self.offsets)
+        return self._run(subject, subject.build, stated)
 
 
 @dataclass(frozen=True, repr=False)
@@ -341,8 +347,8 @@ class AffineEquivariance(Law):
 
     def measure(self, subject: Subject) -> tuple[float, float]:
         matrix = torch.tensor(self.matrix)
-        check = lambda build: axioms.affine_equivariance(build, self.case.score, matrix)
-        return self._run(subject, subject.build, check)
+        stated = lambda build: axioms.affine_equivariance(build, self.case.score, matrix)
+        return self._run(subject, subject.build, stated)
 
 
 class Monotonicity(Law):
@@ -351,8 +357,8 @@ class Monotonicity(Law):
     applies = classmethod(lambda cls, subject: _no_stack(subject) or _no_map(subject))
 
     def measure(self, subject: Subject) -> tuple[float, float]:
-        check = lambda build: axioms.monotonicity(build(self.case.score))
-        return self._run(subject, subject.build, check)
+        stated = lambda build: axioms.monotonicity(build(self.case.score))
+        return self._run(subject, subject.build, stated)
 
 
 @dataclass(frozen=True, repr=False)
@@ -364,12 +370,14 @@ class ParameterDependence(Law):
     def measure(self, subject: Subject) -> tuple[float, float]:
         score, x = self.case.score, self.case.x
         others = [score.upper(s) for s in self.seeds]
-        # There are networks whose slopes do not depend on the redrawn parameters either.
-        own = axioms.parameter_dependence(lambda f: torch.func.grad(f), score, others)(x)
-        if not own <= UNCHANGED / 2:
+        # There are networks that do not depend on the redrawn parameters either, at the image or on the way to it.
+        slope = lambda f: lambda z: cases.gradients(f, z[None])[0]
+        path = lambda f: lambda z: z * cases.gradients(f, z * _MIDPOINTS.reshape(-1, *[1] * z.ndim)).mean(0)
+        own = [axioms.parameter_dependence(a, score, others)(x) for a in (slope, path)]
+        if not max(own) <= UNCHANGED / 2:
             return 0.0, 0.0
-        check = lambda build: axioms.parameter_dependence(build, score, others)
-        return self._run(subject, subject.build, check)[0], UNCHANGED
+        stated = lambda build: axioms.parameter_dependence(build, score, others)
+        return self._run(subject, subject.build, stated)[0], UNCHANGED
 
 
 LAWS: dict[str, type[Law]] = {
@@ -393,13 +401,31 @@ LAWS: dict[str, type[Law]] = {
 }
 
 
+# What the code of a situation consists of: calls of what is known here, and literals.
+_LITERAL = (ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.UnaryOp, ast.USub, ast.Load)
+
+
 def rebuilt(code: str) -> Law:
-    """The situation that a counterexample's code stands for.
+    """The situation that a counterexample's code stands for. Nothing else is run: no code but such calls.
 
     >>> rebuilt("Completeness(Case(Linear((1, 2)), [[3, 4]], [[0, 0]], [[[0, 0]]]))").case.score
     Linear((1, 2))
     """
     names: dict[str, Any] = {law.__name__: law for law in LAWS.values()}
     for module in (functions, networks, pairs, rebuilding, segmentations, cases):
-        names.update({n: v for n, v in vars(module).items() if not n.startswith("_")})
-    return eval(code, {"__builtins__": {}, "tensor": torch.tensor, "torch": torch, **names})
+        names.update({n: v for n, v in vars(module).items() if isinstance(v, type)})
+    try:
+        tree = ast.parse(code, mode="eval")
+    except SyntaxError as error:
+        raise _no_code(str(error)) from None
+    for node in ast.walk(tree):
+        called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        known = isinstance(node, ast.Name) and node.id in names
+        if not (called or known or isinstance(node, (*_LITERAL, ast.Expression, ast.keyword))):
+            raise _no_code(repr(ast.unparse(node)))
+    return eval(compile(tree, "<situation>", "eval"), {"__builtins__": {}, **names})
+
+
+def _no_code(got: str) -> ValueError:
+    expected = "the code of a situation: calls of laws, cases and scores of esegeta.conformance"
+    return ValueError(check.problem("rebuilt", expected, got, "Copy it from a counterexample"))

@@ -19,6 +19,7 @@ from esegeta.conformance.functions import BENDS
 
 Shape = tuple[Any, ...]
 WIDTH = 2  # channels behind a convolution
+WIDE = 8  # and behind one that is wide
 SOFT = 0.25  # what norms add to variances: so their slopes stay below two
 
 
@@ -280,7 +281,8 @@ def _small(shape: Shape) -> bool:
 def _conv(**settings: Any) -> Callable[[Shape], nn.Module]:
     def build(shape: Shape) -> nn.Module:
         given = {"kernel_size": 3, **settings}
-        width = shape[0] if given.pop("depthwise", False) else WIDTH
+        width = given.pop("width", WIDTH)
+        width = shape[0] if given.pop("depthwise", False) else width
         groups = math.gcd(shape[0], width) if given.pop("groups", False) else 1
         kind = "ConvTranspose" if given.pop("transposed", False) else "Conv"
         return _empty(of(nn, kind, shape), shape[0], width, groups=groups, **given)
@@ -318,6 +320,7 @@ OPERATORS: dict[str, Operator] = {
     "valid conv": _affine(_conv(kernel_size=2), "convolution", fits=_large),
     "strided conv": _affine(_conv(kernel_size=2, stride=2), "convolution", fits=_large),
     "dilated conv": _affine(_conv(padding=2, dilation=2), "convolution"),
+    "wide conv": _affine(_conv(padding=1, width=WIDE), "convolution", fits=_small),
     "grouped conv": _affine(_conv(padding=1, groups=True), "convolution"),
     "depthwise conv": _affine(_conv(padding=1, groups=True, depthwise=True), "convolution"),
     "circular conv": _affine(_conv(padding=1, padding_mode="circular"), "convolution"),

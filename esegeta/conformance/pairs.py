@@ -12,6 +12,12 @@ from esegeta.conformance.functions import call, chosen
 
 KINK = 0.3  # no multiple of a power of two: inputs and baselines do not lie on the kinks that are added
 
+
+def _beside(f: Callable[[Tensor], Tensor], x: Tensor, other: Tensor) -> Tensor:
+    y = f(x) - KINK
+    return torch.relu(torch.relu(y) - other) - torch.relu(other - y) + other + KINK
+
+
 REWRITES: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
     "halves": lambda f, x: f(x) / 2 + f(x) / 2,
     "difference": lambda f, x: 2 * f(x) - f(x),
@@ -24,10 +30,13 @@ REWRITES: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
     ),
     "weighted by gates": lambda f, x: f(x * torch.sigmoid(x) + x * torch.sigmoid(-x)),
     "rectified result": lambda f, x: torch.relu(f(x) - KINK) - torch.relu(KINK - f(x)) + KINK,
+    # The pair by which Sundararajan, Taly and Yan (2017) show that DeepLIFT and LRP depend on the implementation:
+    # relu(a - b) = relu(relu(a) - b) where b is not negative.
+    "rectified before the difference": lambda f, x: _beside(f, x, torch.relu(f(x.flip(-1)) + KINK)),
     "softened result": lambda f, x: functional.silu(f(x)) - functional.silu(-f(x)),
     "detour": lambda f, x: f(x.flip(-1).flip(-1).clone()),
 }
-KINKED = ("rectified parts", "larger and smaller", "rectified result")
+KINKED = ("rectified parts", "larger and smaller", "rectified result", "rectified before the difference")
 CURVED = ("softened parts", "weighted by gates", "softened result")
 
 
@@ -86,7 +95,7 @@ class Rewritten:
     @property
     def operations(self) -> int:
         """About how many operations a value takes."""
-        return 2 * self.inner.operations + 8
+        return 4 * self.inner.operations + 8
 
     def majorant(self, x: Tensor) -> Tensor:
         """Three times that of what is inside, at three times the input and what is added to it."""

@@ -1,15 +1,16 @@
 """The search for the smallest situation in which an axiom fails. The only part that draws."""
 
+import contextlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
-from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.errors import Flaky, Unsatisfiable
+from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
 # How often a counterexample is tried to be made smaller.
@@ -18,12 +19,11 @@ SHRINKS = 150
 
 @dataclass
 class Search:
-    """How many situations to try, until when, in which order, and where failures of other times are kept."""
+    """How many situations to try, until when, and in which order."""
 
     cases: int = 100
     until: float = float("inf")
     start: int = 0
-    database: Path | None = None
 
 
 @dataclass
@@ -39,6 +39,10 @@ class Found:
 
 class _Fails(Exception):
     """A situation in which the axiom fails."""
+
+
+class _Over(BaseException):
+    """The search is at its end. Hypothesis lets through what is no ``Exception``."""
 
 
 def smallest(
@@ -61,7 +65,7 @@ def smallest(
         after += found.failed is not None
         if time.monotonic() > search.until or after > SHRINKS:
             found.complete = found.failed is not None
-            return None
+            raise _Over
         known[name] = None
         try:
             residual, allowed = measure(situation)
@@ -78,8 +82,8 @@ def smallest(
     @settings(
         max_examples=search.cases,
         deadline=None,
-        database=DirectoryBasedExampleDatabase(search.database) if search.database else None,
-        phases=(Phase.reuse, Phase.generate, Phase.shrink),
+        database=None,
+        phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
         verbosity=Verbosity.quiet,
@@ -92,11 +96,11 @@ def smallest(
             raise _Fails
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _whatever_is_imported():
             # Run-time type checks draw from Python's generator, which Hypothesis warns of.
             warnings.simplefilter("ignore")
             run()
-    except _Fails:
+    except (_Fails, _Over):
         pass
     except Unsatisfiable:
         pass  # nothing can be drawn: there is no such situation
@@ -104,6 +108,19 @@ def smallest(
         if found.failed is None:
             raise
     return found
+
+
+@contextlib.contextmanager
+def _whatever_is_imported() -> Iterator[None]:
+    """Hypothesis also draws constants that it finds in the modules a process has imported: a verdict may not depend
+    on them."""
+    nothing = lambda *_, **__: None
+    source = getattr(providers, "HypothesisProvider", None)
+    if hasattr(source, "_maybe_draw_constant"):  # versions before it draw no constants
+        with mock.patch.object(source, "_maybe_draw_constant", nothing):
+            yield
+    else:
+        yield
 
 
 def _line(error: BaseException) -> str:

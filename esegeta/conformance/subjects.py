@@ -40,7 +40,8 @@ class Subject:
     accuracy: the relative accuracy of a stopping rule of its own; differentiable: whether its explanations are;
     stops_early: it runs a score only as far as a place; parts: how it is built on given parts of the image, if it
     explains by parts; wants: ``"module"`` if it needs ``score.module``, a network of batches;
-    declares: whether its owner says which axioms it keeps; finer: the same with four times the nodes.
+    declares: whether its owner says which axioms it keeps; finer: the same with four times the nodes;
+    terms: from the input to how many values of the score it adds up, if they are thousands.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Subject:
     wants: Literal["function", "module"] = "function"
     declares: bool = False
     finer: Build | None = None
+    terms: Callable[[Tensor], int] | None = None
 
     def __repr__(self) -> str:
         return self.name

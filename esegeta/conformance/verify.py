@@ -5,12 +5,16 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from esegeta._types import Explain
-from esegeta.conformance.laws import LAWS
+from esegeta.conformance.laws import LAWS, rebuilt
 from esegeta.conformance.report import Counterexample, Report, Verdict
 from esegeta.conformance.subjects import Subject, of
 from esegeta.engine import check, progress
+
+if TYPE_CHECKING:
+    from esegeta.conformance.search import Found, Search
 
 
 def verify(
@@ -20,6 +24,7 @@ def verify(
     cases: int = 100,
     seconds: float | int | None = None,
     seed: int = 0,
+    scores: "Callable[[tuple[Any, ...]], Any] | None" = None,
     database: "str | os.PathLike[str] | None" = None,
 ) -> Report:
     """Put a method to random scores, networks and images, and tell which axioms it keeps on all of them.
@@ -38,7 +43,10 @@ def verify(
         cases: how many to try for each axiom.
         seconds: after which the search ends with what it has.
         seed: of the random cases.
-        database: a folder in which failing cases are kept, to be tried first at the next time.
+        scores: from a shape ``(C,*S)`` to a Hypothesis strategy of scores, such as
+            ``lambda shape: strategies.networks(shape=shape, operators=["conv", "relu"])``: only on these; by
+            default on all functions and networks of ``conformance.strategies``.
+        database: a folder in which the code of counterexamples is kept, to be tried first the next time.
 
     Returns:
         A report: ``print(report)``, ``report.json()``, ``report.table()``, ``report["completeness"]``.
@@ -51,19 +59,31 @@ def verify(
     """
     subject = of(method)
     names = _chosen(axioms)
+    if scores is not None and not callable(scores):
+        raise TypeError(
+            check.problem(
+                "verify",
+                "scores: shape -> strategy of scores",
+                check.describe(scores),
+                "Pass a function of a shape",
+            )
+        )
     cases = check.positive_count("verify", "cases", cases)
     started = time.monotonic()
     until = math.inf if seconds is None else started + check.non_negative("verify", "seconds", seconds)
     verdicts, complete = [], True
+    from esegeta.conformance.search import Search  # it needs hypothesis
+
     with progress.loop(f"verify {subject.name}") as bar:
         for i, axiom in enumerate(names):
             bar.at(i / len(names))
             # Each axiom may take its share of the time that is left.
             share = time.monotonic() + (until - time.monotonic()) / (len(names) - i)
-            folder = (
-                None if database is None else Path(database) / f"{subject.name}-{axiom}".replace("/", "_")
+            kept = (
+                None if database is None else Path(database) / f"{subject.name}-{axiom}.txt".replace("/", "_")
             )
-            verdict, whole = _verdict(subject, axiom, cases, share, seed, folder)
+            verdict, whole = _verdict(subject, axiom, scores, Search(cases, share, seed), _tried(kept))
+            _keep(kept, verdict)
             verdicts.append(verdict)
             complete &= whole
         bar.at(1.0)
@@ -78,18 +98,25 @@ def _chosen(axioms: Iterable[str] | None) -> list[str]:
 
 
 def _verdict(
-    subject: Subject, axiom: str, cases: int, until: float, seed: int, database: Path | None
+    subject: Subject,
+    axiom: str,
+    scores: "Callable[[tuple[Any, ...]], Any] | None",
+    settings: "Search",
+    before: Iterable[str],
 ) -> tuple[Verdict, bool]:
     claimed, law = axiom in subject.axioms, LAWS[axiom]
     reason = law.applies(subject)
     if reason:
         return Verdict(axiom, "not applicable", claimed=claimed, why=reason), True
+    for code in before:
+        residual, allowed = rebuilt(code).measure(subject)
+        if not residual <= allowed:
+            example = Counterexample(code, residual, allowed)
+            return Verdict(axiom, "violated", 1, 0, claimed, counterexample=example), True
     from esegeta.conformance import drawing, search  # they need hypothesis
 
     found = search.smallest(
-        drawing.situations(axiom, subject),
-        lambda situation: situation.measure(subject),
-        search.Search(cases, until, seed, database),
+        drawing.situations(axiom, subject, scores), lambda situation: situation.measure(subject), settings
     )
     if found.failed is not None:
         situation, residual, allowed = found.failed
@@ -97,10 +124,28 @@ def _verdict(
         why = found.why if found.refused else ""
         return Verdict(axiom, "violated", found.cases, found.refused, claimed, why, example), True
     if not found.cases:
-        why = (
-            f"all {found.refused} cases were refused: {found.why}"
-            if found.refused
-            else "no time for a single case"
-        )
-        return Verdict(axiom, "not applicable", 0, found.refused, claimed, why), found.complete
+        return Verdict(axiom, "not applicable", 0, found.refused, claimed, _why_none(found)), found.complete
     return Verdict(axiom, "holds", found.cases, found.refused, claimed, found.why), found.complete
+
+
+def _tried(kept: Path | None) -> list[str]:
+    """What failed at another time, a line for each situation."""
+    return kept.read_text().splitlines() if kept is not None and kept.exists() else []
+
+
+def _keep(kept: Path | None, verdict: Verdict) -> None:
+    if kept is None or verdict.counterexample is None or verdict.counterexample.code in _tried(kept):
+        return
+    try:
+        rebuilt(verdict.counterexample.code)
+    except ValueError:
+        return  # of scores that only their owner can rebuild
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with kept.open("a") as file:
+        file.write(f"{verdict.counterexample.code}\n")
+
+
+def _why_none(found: "Found") -> str:
+    if found.refused:
+        return f"all {found.refused} cases were refused: {found.why}"
+    return "it says nothing about any of these scores" if found.complete else "no time for a single case"

@@ -40,7 +40,7 @@ NOTHING: frozenset[str] = frozenset()
 class Peer:
     """A method of another library: how it runs with given options, and what ``Subject`` says of it.
 
-    prepare: from options to a ``Run``; nodes and accuracy: from options to the fields of that name.
+    prepare: from options to a ``Run``; nodes: from options to the field of that name.
     """
 
     prepare: Callable[..., Run]
@@ -51,6 +51,7 @@ class Peer:
     wants: Literal["function", "module"] = "function"
     nodes: Callable[[Mapping[str, Any]], int | None] | None = None
     accuracy: float = 0.0
+    terms: Callable[[Tensor], int] | None = None
 
 
 def subject(name: str, peer: Peer, options: Mapping[str, Any]) -> Subject:
@@ -87,6 +88,7 @@ def subject(name: str, peer: Peer, options: Mapping[str, Any]) -> Subject:
         accuracy=peer.accuracy,
         differentiable=False,
         wants=peer.wants,
+        terms=peer.terms,
     )
 
 

@@ -103,5 +103,10 @@ METHODS: dict[str, Peer] = {
     ),
     "KernelExplainer": Peer(_kernel, _MANY, True, peers.COMPLETE),
     "PermutationExplainer": Peer(_of_tables("PermutationExplainer", seeds=True), _MANY, True, peers.SHAPLEY),
-    "ExactExplainer": Peer(_of_tables("ExactExplainer"), _MANY, axioms=peers.SHAPLEY | {"symmetry"}),
+    "ExactExplainer": Peer(
+        _of_tables("ExactExplainer"),
+        _MANY,
+        axioms=peers.SHAPLEY | {"symmetry"},
+        terms=lambda x: 2 ** x.numel(),  # one for each coalition
+    ),
 }
