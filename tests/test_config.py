@@ -526,7 +526,8 @@ def test_an_entry_is_built_as_a_script_would(plain, net):
     by_hand = eg.smooth(eg.over_baselines(eg.integrated_gradients(expected, steps=4)), noise=0.1, samples=3)
     baselines = torch.stack([torch.full_like(x, 0.5), torch.zeros_like(x)])
     assert torch.equal(explain(x), by_hand(x, baselines, key=7))
-    assert explain.axioms == by_hand.axioms >= {"linearity", "dummy"}
+    assert explain.axioms >= {"linearity", "dummy"}
+    assert "completeness" not in explain.axioms  # the mean over noise adds up to something else
     assert explain.keyed
 
 

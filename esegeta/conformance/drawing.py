@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -123,7 +123,13 @@ def _sensitivity_a(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
         own = any_score if no_other else _of_one_element(shape, st.just(element)) | any_score
         return st.builds(law, strategies.cases(own, shape=shape), st.just(element), _not_zero(4))
 
-    return _element(shape).flatmap(at)
+    def aimed(law: Any, target: float | None) -> Any:
+        by = 0.0 if target is None else target - float(law.case.baseline.flatten()[law.element])
+        return replace(law, by=by) if by else law
+
+    # Some end right behind a kink, so that few points of the way to it lie behind.
+    ends = st.sampled_from([None, None, 0.25, 1.25, -0.25, -1.25])
+    return st.builds(aimed, _element(shape).flatmap(at), ends)
 
 
 def _dummy(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:

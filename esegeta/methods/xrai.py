@@ -19,7 +19,7 @@ _SIDE, _MINIMUM, _REACH, _LEAST, _SIGMA, _UNIT = 224, 150, 5, 50, 0.8, 255
 
 
 @method(
-    axioms="symmetry implementation_invariance scale_of_output continuity affine_equivariance",
+    axioms="implementation_invariance scale_of_output continuity affine_equivariance",
     shape="map",
     example={"steps": 4, "minimum": 3},
     paper="Kapishnikov, Bolukbasi, Viegas, Terry 2019, arXiv:1906.02825",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from esegeta.conformance.adapters import peers
 from esegeta.conformance.adapters.peers import Column, Peer, Run
 
-EXTRA = "peers"
+EXTRA = "test"
 
 
 def _package() -> Any:

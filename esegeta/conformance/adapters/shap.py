@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from esegeta.conformance.adapters import peers
 from esegeta.conformance.adapters.peers import Peer, Run
 
-EXTRA = "peers"
+EXTRA = "test"
 _MANY = ("baselines",)
 
 
