@@ -35,7 +35,7 @@ def say(text: str = "") -> None:
     """A line on the screen, as it is."""
     from rich.console import Console
 
-    Console(markup=False, highlight=False, soft_wrap=True).print(text)
+    Console(markup=False, highlight=False, emoji=False, soft_wrap=True).print(text)
 
 
 def show(head: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
@@ -48,7 +48,7 @@ def show(head: Sequence[str], rows: Iterable[Sequence[object]], title: str = "")
         table = Table(*head, title=title or None, title_justify="left")
         for row in cells:
             table.add_row(*row)
-        Console(markup=False, highlight=False).print(table)
+        Console(markup=False, highlight=False, emoji=False).print(table)
         return
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     if title:
@@ -253,13 +253,17 @@ def methods(
 def convert(
     source: Annotated[Path, typer.Argument(help="A JSON file of TorchEsegeta.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write; without it the text is printed.")
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write, .toml; without it the text is printed."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Translate a configuration of TorchEsegeta, and say what was changed and what has no counterpart."""
     from esegeta.run import convert as conversion
 
+    if output is not None and output.suffix != ".toml":
+        expected = f"expected a name that ends in .toml, got {output}"
+        raise typer.BadParameter(expected, param_hint="--output")
     done = conversion.convert(conversion.read(source))
     if output is None:
         print(done.text, end="")

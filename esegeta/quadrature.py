@@ -4,6 +4,8 @@ import numpy as np
 
 from esegeta.engine import check
 
+# The nodes of Gauss and Legendre are eigenvalues of a matrix with so many rows.
+MOST_NODES = 4096
 RULES = ("gauss-legendre", "midpoint", "trapezoid", "left", "right")
 
 
@@ -22,6 +24,9 @@ def nodes_and_weights(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
     check.one_of(where, "rule", rule, RULES)
     n = check.positive_count(where, "steps", steps, least=2 if rule == "trapezoid" else 1)
     if rule == "gauss-legendre":
+        if n > MOST_NODES:
+            expected = f"at most {MOST_NODES} steps of {rule}"
+            raise ValueError(check.problem(where, expected, n, "Take fewer, or another rule"))
         t, w = np.polynomial.legendre.leggauss(n)
         return (t + 1) / 2, w / 2
     if rule == "trapezoid":

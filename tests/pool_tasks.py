@@ -26,6 +26,8 @@ def settings(payload, context):
 def count(payload, context):
     """How many tasks of this kind the worker has done."""
     context.cache["count"] = context.cache.get("count", 0) + 1
+    if payload == "wrong":
+        raise RuntimeError(payload)
     return context.cache["count"]
 
 
@@ -46,6 +48,16 @@ def hang_inside_c(payload, context):
 def hang_deaf(payload, context):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     hang(payload, context)
+
+
+def shout(payload, context):
+    while True:
+        os.write(1, b"Is anybody there?\n" * 5000)
+
+
+def shout_on_one_line(payload, context):
+    while True:
+        os.write(1, b"a" * 2**16)
 
 
 def stop_in_time(payload, context):

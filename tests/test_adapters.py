@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import esegeta as eg
-from esegeta.conformance import adapters
+from esegeta.conformance import adapters, contract
 from esegeta.conformance.adapters import peers
+from esegeta.conformance.adapters.peers import Peer
 
 captum = pytest.importorskip("captum.attr")
 
@@ -355,3 +356,21 @@ def test_grad_cam_is_the_same_but_for_its_scale():
     for name, expected in {"grad_cam:GradCAM": scaled, "monai:GradCAM": 1 - scaled}.items():
         other(name)
         assert torch.allclose(explained(f"{name}{layer}", score), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["captum:DeepLift", "captum:DeepLiftShap", "captum:GradientShap", "captum:Saliency"]
+)
+def test_a_library_is_put_to_the_contract_with_batches_of_its_own(name):
+    subject = adapters.find(name)
+    for check in contract.CHECKS:
+        if not contract.inapplicable(check, subject):
+            contract.check(check, subject)
+    assert contract.inapplicable("chunk_free", subject) == "vmap does not map over it"
+    assert bool(contract.inapplicable("batched_equals_loop", subject)) == subject.key
+
+
+def test_a_library_that_mixes_the_examples_of_a_batch_breaks_the_contract():
+    mixing = Peer(lambda: lambda _, xs: xs - xs.mean(0))
+    with pytest.raises(AssertionError, match="its own batch: differs by"):
+        contract.check("batched_equals_loop", peers.subject("mixing", mixing, {}))

@@ -18,12 +18,16 @@ STORED = claims.stored()
 CASES = 12
 
 
-# Whose explanations take long, and all transforms and composites of rules but some: not in the default suite.
+# Whose explanations take long, and all transforms and composites of rules but some, are not in the default suite.
+# Transforms see no more of a method than its form, of which two are enough for every run.
 LONG = ("contrastive_excitation_backprop", "shapley_sampling", "conductance", "adaptive_integrated_gradients")
 SHORT = ("(gradient)", "lrp(epsilon)")
+ENOUGH = ("(integrated_gradients)", "(grad_cam)")
 
 
 def marks(subject):
+    if subject.composite and not subject.name.endswith((*SHORT, *ENOUGH)):
+        return [pytest.mark.long]
     varied = "(" in subject.name and not subject.name.endswith(SHORT)
     return [pytest.mark.slow] if varied or subject.name in LONG else []
 

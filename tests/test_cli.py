@@ -269,6 +269,14 @@ def test_convert_prints_or_writes(tmp_path, capsys):
     assert "is there already" in refused_after(
         capsys, "convert", str(source), "-o", str(tmp_path / "new.toml")
     )
+    wrong = refused_after(capsys, "convert", str(source), "-o", str(tmp_path / "new.json"))
+    assert "expected a name that ends in .toml" in wrong
+    assert not (tmp_path / "new.json").exists()
+
+
+def test_names_are_printed_as_they_are(capsys):
+    cli.say("my_module:a:b")  # rich would draw a picture for ":a:"
+    assert capsys.readouterr().out == "my_module:a:b\n"
 
 
 def test_run_says_what_to_do_with_an_old_configuration(tmp_path, capsys):

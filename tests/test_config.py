@@ -13,7 +13,7 @@ import torch
 from esegeta import reducers
 from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
 from esegeta.models import from_module
-from esegeta.run import building, catalogue, config, starter
+from esegeta.run import building, catalogue, config, starter, volumes
 from esegeta.run.annotations import fits
 from esegeta.zoo import small_unet
 
@@ -109,6 +109,63 @@ def test_paths_in_a_file_are_relative_to_its_folder(suffix, tmp_path, monkeypatc
     assert config.load(f"study/c{suffix}", run={"output": str(tmp_path)}).run.output == str(tmp_path)
 
 
+def test_what_the_names_of_images_show_to_be_wrong_is_told_with_the_rest(plain, tmp_path):
+    for name in ("sub-1.npy", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    said = {"files": str(tmp_path / "*"), "subject": r"(sub-\d)", "frame": 0, "channels": "last"}
+    assert faults(plain, input=said) == [
+        "input.files: expected images, which end with .nii, .nii.gz, .hdr, .img, .hdr.gz, .img.gz, .npy, .png, .jpg, "
+        ".jpeg, got 'notes.txt'. Narrow the pattern, or convert it.",
+        "input.frame: expected a time point from 0, where no axis is channels, got channels too. Change it.",
+        r"input.subject: expected a name that '(sub-\\d)' matches, got notes.txt. "
+        "Its first group must be the subject.",
+    ]
+    assert "got -1" in only(plain, input={"files": str(tmp_path / "*.npy"), "frame": -1})
+
+
+def test_the_folder_of_a_configuration_may_have_brackets_in_its_name(plain, tmp_path):
+    folder = tmp_path / "run[1]*"
+    folder.mkdir()
+    for name in ("a.npy", "b.npy", "c[2].npy"):
+        (folder / name).write_bytes(b"")
+    (folder / "c.json").write_text(json.dumps({**plain, "input": {"files": ["[ab].npy", "c[2].npy"]}}))
+    found = config.load(folder / "c.json")
+    names = [path.name for (path,) in volumes.expand(found.input.files)]
+    assert names == ["a.npy", "b.npy", "c[2].npy"]
+    assert config.load(config.dump(found)) == found
+
+
+def test_files_of_parameters_are_relative_to_the_file_and_have_to_be_there(plain, tmp_path):
+    (tmp_path / "atlas.npy").write_bytes(b"")
+    features = {"name": "labels", "map": {"file": "atlas.npy"}}
+    plain["targets"][0] |= {"reducer": "region", "parameters": {"mask": {"file": "atlas.npy"}}}
+    plain["methods"] = [{"name": "rise", "baseline": "zero"}, {"name": "kernel_shap", "baseline": "zero"}]
+    plain["methods"][1]["parameters"] = {"features": features}
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(plain))
+    found = config.load(path)
+    whole = str(tmp_path / "atlas.npy")
+    assert found.targets[0].parameters["mask"] == {"file": whole}
+    assert found.methods[1].parameters["features"]["map"] == {"file": whole}
+    features["map"]["file"] = "atals.npy"
+    path.write_text(json.dumps(plain))
+    assert config.problems(path) == [
+        "methods[1].parameters.features.map: expected a file, got 'atals.npy'. There is none of that name."
+    ]
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_file_is_named(plain, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("net.py", "w.pt", "a.npy"):
+        (tmp_path / name).write_bytes(b"")
+    plain["model"] = {"source": "net:build", "path": "~", "weights": "~/w.pt"}
+    found = config.load({**plain, "input": {"files": "~/a.npy"}})
+    assert found.model.weights == str(tmp_path / "w.pt")
+    assert found.input.files == str(tmp_path / "a.npy")
+    (line,) = config.problems({**plain, "input": {"files": "~nobody-of-that-name/a.npy"}})
+    assert line.startswith("input.files: expected a file that matches")
+
+
 def test_the_starter_can_run_and_names_what_exists(tmp_path):
     path = tmp_path / "esegeta.toml"
     starter.write(path)
@@ -194,6 +251,10 @@ def test_every_fault_is_told_at_once_in_the_order_of_the_file(plain):
         ),
         ({"model": {"source": "a.pt2"}}, "model.source: expected a file, got 'a.pt2'"),
         ({"model": {"source": "os;print:x"}}, "model.source: expected"),
+        (
+            {"model": {"source": "os:system"}},
+            "model.source: expected a module that is no part of Python, got 'os'",
+        ),
         ({"model": {"source": "nowhere_at_all:x"}}, "model.source: expected a module that can be imported"),
         (
             {"model": {"source": "zoo:small_unet", "arguments": {"ndims": 2, "ndim": 2}}},
@@ -473,6 +534,7 @@ def mutated(table, draw):
 
 
 def test_whatever_stands_there_is_told_in_lines(tmp_path):
+    mask = str(starter.HEAD)
     whole = starter.demo(str(tmp_path / "out"))
     whole["methods"].append(
         {
@@ -480,7 +542,11 @@ def test_whatever_stands_there_is_told_in_lines(tmp_path):
             "baseline": [{"name": "uniform", "count": 1}],
             "transforms": [{"name": "smooth", "noise": {"name": "absolute", "sigma": 1}}],
             "parameters": {
-                "features": {"name": "within", "features": {"name": "grid", "size": 3}, "mask": {"file": "m"}}
+                "features": {
+                    "name": "within",
+                    "features": {"name": "grid", "size": 3},
+                    "mask": {"file": mask},
+                }
             },
         }
     )
@@ -580,7 +646,8 @@ def test_baselines_that_draw_differ_and_repeat(plain, net):
     assert len({tuple(b.flatten().tolist()) for b in refs[0]}) == 6
 
 
-def test_a_file_stands_for_a_tensor(plain, net):
+def test_a_file_stands_for_a_tensor(plain, net, tmp_path):
+    (tmp_path / "l.npy").write_bytes(b"")
     x = torch.randn(1, 8, 8)
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[2:5, 3:7] = True
@@ -591,7 +658,12 @@ def test_a_file_stands_for_a_tensor(plain, net):
         return mask
 
     plain["targets"] = [
-        {"name": "lesion", "reducer": "region", "class": 1, "parameters": {"mask": {"file": "l.npy"}}}
+        {
+            "name": "lesion",
+            "reducer": "region",
+            "class": 1,
+            "parameters": {"mask": {"file": str(tmp_path / "l.npy")}},
+        }
     ]
     score, _ = built(plain, x, net, read=read)
     assert asked == ["l.npy"]

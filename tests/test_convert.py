@@ -3,12 +3,15 @@
 import json
 import tomllib
 
+import numpy as np
 import pytest
+import torch
 from old_configurations import HEADERS, old
 from old_configurations import METHODS as ENTRIES
 
 from esegeta._registry import METHODS
-from esegeta.run import config, convert, original
+from esegeta.run import config, convert, original, preprocess
+from esegeta.run.volumes import Volume
 
 DREAMS = {"lucent_render_vis", "cnn_vis_layer_visualization", "cnn_vis_DeepDream"}
 
@@ -102,7 +105,12 @@ def test_what_the_header_meant(image):
         entry.update(share_gpu=True, inpt_transform_req=True)
     new = translated(whole, image).config
     assert new["run"]["per_device"] == 2
-    assert [step["step"] for step in new["input"]["preprocess"]] == ["resize", "fit", "normalise"]
+    steps = new["input"]["preprocess"]
+    assert [step["step"] for step in steps] == ["resize", "fit", "normalise", "normalise"]
+    # A picture has values to 255, and the original's means are for values to 1.
+    grey = Volume(torch.full((3, 120, 120), 255.0), np.eye(4), (1.0, 1.0))
+    expected = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(preprocess.apply(grey, steps).data[:, 0, 0], expected)
 
 
 def test_noise_had_an_effect_on_pictures_only(image):

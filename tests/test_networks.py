@@ -188,6 +188,10 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(folder, tmp_path):
         ("nets_of_mine:leaves", "nets_of_mine:leaves to build a network, got SystemExit: 0"),
         ("nets_of_mine:number", "nets_of_mine:number to return an nn.Module, got int"),
         ("nets_of_mine:value", "nets_of_mine:value to be a function, got int"),
+        ("os:system", "a function that builds a network, got 'os:system', a part of Python"),
+        ("torch:os.system", "a function that builds a network, got 'torch:os.system', a part of Python"),
+        ("subprocess:Popen", "got 'subprocess:Popen', a part of Python"),
+        ("builtins:exec", "got 'builtins:exec', a part of Python"),
         ("nets_of_mine", 'source to be "zoo:name", "package.module:factory" or a file'),
     ],
 )

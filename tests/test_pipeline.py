@@ -5,6 +5,7 @@ import copy
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from esegeta._registry import METHODS
 from esegeta.engine.execution import current, record
 from esegeta.run import building, config, jobs, log, parts, pipeline, worker
 from esegeta.run.child import Context, RefusedError
@@ -322,6 +324,28 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, scan):
     assert not any(one.done for one in found.values())
 
 
+def test_a_dry_run_takes_at_most_the_time_of_all_jobs_of_an_image(tmp_path, scan):
+    methods = [{"name": "gradient"}, {"name": "saliency", "deadline": 7.5}]
+    assert pipeline._allowed(plan(tmp_path, scan, methods, run__deadline=5.0)) == 12.5
+    assert pipeline._allowed(plan(tmp_path, scan, methods)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "count"),
+    [
+        ("deep_lift_shap", {"baseline": [{"name": "uniform", "count": 3}, {"name": "zero"}]}, 4),
+        ("expected_gradients", {"parameters": {"samples": 9}, "baseline": [{"name": "uniform", "count": 3}]}, 9),
+        ("integrated_gradients", {"parameters": {"steps": 5}, "baseline": [{"name": "uniform", "count": 3}],
+                                  "transforms": [{"name": "over_baselines"}]}, 15),
+        ("shapley_sampling", {"parameters": {"samples": 2}}, None),
+        ("gradient", {"patches": "per_patch"}, None),
+    ],
+)  # fmt: skip
+def test_what_a_method_costs_counts_its_baselines_and_is_not_guessed(name, method, count):
+    whole = {"parameters": {}, "transforms": [], **method}
+    assert jobs.evaluations(METHODS[name], whole) == count
+
+
 def plan(tmp_path, scan, methods, **changes):
     whole = settings(tmp_path / "out", scan, methods)
     whole["model"] = {"source": "zoo:small_unet", "arguments": {"ndim": 3}}
@@ -362,6 +386,18 @@ def test_a_digest_holds_what_decides_and_nothing_else(tmp_path, scan):
     image = nibabel.load(scan)
     nibabel.Nifti1Image(image.get_fdata(dtype=np.float32) * 2, image.affine).to_filename(moved)
     assert plan(tmp_path, moved, [{"name": "gradient"}])[0].digest != one.digest
+    atlas = tmp_path / "atlas.npy"
+    parts = {"name": "labels", "map": {"file": str(atlas)}}
+    method = [{"name": "kernel_shap", "baseline": "zero", "parameters": {"features": parts}}]
+    np.save(atlas, np.zeros((12, 10, 8), np.int16))
+    (before,) = plan(tmp_path, scan, method)
+    shutil.copy(atlas, tmp_path / "moved" / "a.npy")
+    parts["map"] = {"file": str(tmp_path / "moved" / "a.npy")}
+    (after,) = plan(tmp_path, scan, method)
+    assert after.digest == before.digest
+    assert jobs.about(after.payload)["parameters"]["features"]["map"] == {"file": "a.npy"}
+    np.save(tmp_path / "moved" / "a.npy", np.ones((12, 10, 8), np.int16))
+    assert plan(tmp_path, scan, method)[0].digest != before.digest
     limits = {"name": "gradient", "deadline": 3.0, "memory": "2 GiB"}
     (limited,) = plan(tmp_path, scan, [limits])
     assert (limited.digest, limited.deadline, limited.memory) == (one.digest, 3.0, 2**31)

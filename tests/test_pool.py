@@ -68,6 +68,14 @@ def test_a_worker_keeps_its_cache_for_the_next_task_of_its_kind():
     assert [found[name].value for name in "abd"] == [1, 2, 1]  # one of another kind came between
 
 
+@pytest.mark.parametrize(("device", "left"), [("cpu", 3), ("cuda:0", 1)])
+def test_an_error_on_a_gpu_costs_the_worker_too(device, left):
+    """A process whose GPU has failed once fails ever after."""
+    todo = [task("a", "count"), task("b", "count", "wrong"), task("c", "count")]
+    found, _ = run(todo, devices=[device])
+    assert (found["b"].status, found["c"].value) == ("failed", left)
+
+
 def test_several_at_once():
     started = time.monotonic()
     found, events = run([task("a", "wait", 1.5), task("b", "wait", 1.5)], workers=2)
@@ -151,6 +159,13 @@ def test_a_task_that_hangs_is_ended_at_its_deadline(function):
         assert f"in {function}" in found["hangs"].trace  # where it hangs
 
 
+@pytest.mark.parametrize("function", ["shout", "shout_on_one_line"])
+def test_a_task_that_prints_without_end_is_ended_at_its_deadline(function):
+    found = pool.run([task("loud", function, deadline=0.5), task("good", "double", 1)], grace=0.2)
+    assert (found[0].status, found[0].error) == ("timeout", "not done after 0.5 s")
+    assert found[1].status == "done"
+
+
 def test_a_task_that_knows_its_deadline_ends_by_itself_and_leaves_its_worker_alive():
     found, events = run([task("a", "stop_in_time", deadline=0.2), task("b", "stop_in_time", deadline=0.2)])
     assert {one.status for one in found.values()} == {"timeout"}
@@ -186,8 +201,18 @@ def test_verdicts_of_errors_of_torch():
     assert (
         child.verdict(RuntimeError("DefaultCPUAllocator: can't allocate memory: tried 9 bytes")) == "memory"
     )
+    for words in (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
+    ):
+        assert child.verdict(RuntimeError(words)) == "memory"
+    assert child.verdict(RuntimeError("CUDA error: device-side assert triggered")) == "failed"
     assert child.verdict(DeadlineExceeded("late")) == "timeout"
     assert child.verdict(TimeoutError("of a network")) == "failed"
+    assert (
+        child.verdict(NotImplementedError("lrp: expected a plain network, got another. Change it."))
+        == "refused"
+    )
     assert child.verdict(child.RefusedError("no such place")) == "refused"
 
 

@@ -386,7 +386,7 @@ def test_there_is_an_end_to_how_much_a_page_takes_in(tmp_path, monkeypatch):
     assert "3 figures are links" in page.text()
 
 
-def test_targets_of_one_method_are_compared_too(tmp_path):
+def test_targets_of_one_method_are_compared_too(tmp_path, monkeypatch):
     generator = np.random.default_rng(0)
     for target in ("a", "b"):
         for method in ("ig", "gradient", "cam"):
@@ -397,6 +397,9 @@ def test_targets_of_one_method_are_compared_too(tmp_path):
     titles = [a["alt"].partition(", side by side")[0] for tag, a in page.elements if tag == "img"]
     assert titles[:2] == ["sub-1, a", "sub-1, b"]
     assert set(titles[2:]) == {"sub-1, cam", "sub-1, gradient", "sub-1, ig"}
+    assert "Not drawn side by side" not in page.text()
+    monkeypatch.setattr(report, "MOST_COMPARED", 4)
+    assert "Not drawn side by side, after the first 4: sub-1, " in page_of(tmp_path).text()
 
 
 @pytest.mark.parametrize("shape", [(12, 14), (12, 14, 1)])

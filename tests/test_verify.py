@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import esegeta as eg
-from esegeta.conformance import LAWS, Report, Subject, of, rebuilt, strategies, verify
+from esegeta.conformance import LAWS, Report, Subject, contract, of, rebuilt, strategies, verify
 from esegeta.conformance.contract import unchecked_types
 
 slope = torch.func.grad
@@ -112,6 +112,61 @@ def test_nan_is_a_violation():
     assert verify(broken, axioms=["linearity"], cases=5)["linearity"].kind == "violated"
 
 
+def test_infinity_excuses_nothing():
+    endless = lambda score: lambda x: torch.full_like(x, float("inf"))
+    report = verify(endless, axioms=["completeness", "linearity", "dummy", "shift"], cases=20)
+    assert {v.kind for v in report.verdicts} == {"violated"}, report
+    assert all(v.counterexample.allowed < 1 for v in report.verdicts)
+
+
+FLAT = "Case(Linear((0, 0)), [[-1.5, -2]], [[-0.5, 0.75]], [[[-0.25, -0.75]], [[2, 0.25]]])"
+CANCELS = "Ignoring(Extremum('max', (-1.25, 0.75), offsets=(0, -1.75)), (0, 1), how='softened away')"
+
+
+@pytest.mark.parametrize(
+    ("code", "method"),
+    [
+        (f"Linearity({FLAT}, {CANCELS}, (-1.25, -1.25))", "gradient"),
+        (f"ClassSensitivity({FLAT}, {CANCELS})", lambda score: lambda x: x.abs()),
+    ],
+)
+def test_rounding_is_that_of_all_scores_of_a_situation(code, method):
+    """The second score is constant, by terms that cancel; the first one has no size that would excuse that."""
+    residual, allowed = rebuilt(code).measure(of(method))
+    assert residual <= allowed
+
+
+def test_situations_of_which_an_axiom_says_nothing_are_no_cases():
+    """They do not even reach the method: one that refuses everything keeps no axiom."""
+
+    def refusing(score):
+        def explain(x):
+            raise NotImplementedError("not today")
+
+        return explain
+
+    axioms = ["sensitivity_a", "dummy", "symmetry", "implementation_invariance", "parameter_dependence"]
+    report = verify(refusing, axioms=axioms, cases=30)
+    assert {(v.kind, v.cases) for v in report.verdicts} == {("not applicable", 0)}, report
+
+
+def test_a_counterexample_has_the_input_from_before_the_method_wrote_to_it():
+    def doubling(score):
+        def explain(x):
+            a = x * slope(score)(x)
+            x.mul_(2)
+            return a
+
+        return explain
+
+    found = verify(doubling, axioms=["conservation"], cases=40)["conservation"].counterexample
+    assert rebuilt(found.code).measure(of(doubling)) == (found.residual, found.allowed)
+    with pytest.raises(AssertionError, match="an input changed"):
+        contract.check("world_untouched", of(doubling))
+    contract.check("world_untouched", of(gradient_times_input))
+    assert torch.equal(contract.SMOOTH.x, contract.waves(2, 3, 4, step=7).double())
+
+
 def test_a_budget_of_time_is_kept():
     def slow(score):
         def explain(x):
@@ -127,6 +182,18 @@ def test_a_budget_of_time_is_kept():
     assert "stopped before all cases were tried" in str(report)
 
 
+def test_progress_is_that_of_the_cases():
+    """Not that of the loops of the method, which end with every case."""
+    seen = []
+    with eg.execution(progress=lambda label, done: seen.append((label, done))):
+        verify("integrated_gradients", axioms=["linearity", "shift"], cases=10)
+    labels, done = zip(*seen, strict=True)
+    assert set(labels) == {"verify integrated_gradients"}
+    assert list(done) == sorted(done)
+    assert done[-1] == 1
+    assert len({round(20 * d) for d in done}) > 10, done
+
+
 def test_failures_are_kept_and_tried_first(tmp_path):
     first = verify(gradient_times_input, axioms=["shift"], cases=40, database=tmp_path)
     (kept,) = tmp_path.iterdir()
@@ -134,6 +201,20 @@ def test_failures_are_kept_and_tried_first(tmp_path):
     again = verify(gradient_times_input, axioms=["shift"], cases=1, seed=1, database=tmp_path)
     assert again["shift"].counterexample == first["shift"].counterexample
     assert len(kept.read_text().splitlines()) == 1
+
+
+def test_what_is_kept_may_be_refused_or_of_another_version(tmp_path):
+    def careful(score):
+        def explain(x):
+            raise NotImplementedError("not any more")
+
+        return explain
+
+    (tmp_path / "careful-shift.txt").write_text(
+        "Shift(Case(Linear((1,)), [[1]], [[0]], [[[0]]]), [[1]])\nOf(another, version)\n\nShift(1)\n"
+    )
+    verdict = verify(careful, axioms=["shift"], cases=3, database=tmp_path)["shift"]
+    assert (verdict.kind, verdict.refused) == ("not applicable", 3)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +238,8 @@ def test_code_of_a_situation_is_nothing_else(code):
     [
         (3, "verify: expected a method: Score -> Explain, got"),
         (lambda score: 3, "expected a method: a function of a score that returns an explanation"),
+        (lambda score: torch.abs, "got (). Rename its parameters, or pass a Subject"),
+        (lambda score: score.nothing, "which raised AttributeError: "),
         (lambda score: lambda x, reference: x, "Rename its parameters, or pass a Subject"),
         ("gradeint", "Nearest: gradient"),
         (
@@ -191,6 +274,53 @@ def test_chosen_scores_are_what_is_tried():
 def straight_through_zero(score):
     """Gradient times input, and what is there without an image spread over it."""
     return lambda x: x * slope(score)(x) + score(torch.zeros_like(x)) / x.numel()
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    (tmp_path / "mine_to_verify.py").write_text(
+        "import torch\n\n\ndef halved(score):\n    return lambda x: torch.func.grad(score)(x) / 2\n"
+    )
+    (tmp_path / "mine_needs_more.py").write_text("import nobody_has_this\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_function_of_the_working_directory_is_named():
+    subject = of("mine_to_verify:halved")
+    assert (subject.name, subject.refs) == ("mine_to_verify:halved", ())
+    x = torch.ones(1, 2)
+    assert subject.build(lambda z: 3 * z.sum())(x).tolist() == [[1.5, 1.5]]
+    code, out = command("verify", "mine_to_verify:halved", "--axioms", "linearity", "--cases", "5")
+    assert code == 0, out
+    assert "mine_to_verify:halved: 1 of 1 axioms hold" in out, out
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("mine_to_verify:halve", "expected a function of mine_to_verify, got 'halve'. Nearest: halved."),
+        ("mine_to_verfy:halved", "No module named 'mine_to_verfy'"),
+        ("mine_needs_more:halved", "No module named 'nobody_has_this'"),
+        ("captun:DeepLift", "Nearest: captum:DeepLift"),
+        (":halved", "module:function"),
+        ("mine_to_verify:", "expected a function of mine_to_verify, got ''"),
+        ("..:halved", "module:function"),
+    ],
+)
+def test_a_name_that_leads_nowhere_says_where_it_ends(name, error):
+    with pytest.raises(ValueError, match=r"^verify: expected .*, got .*\. .*\.$") as caught:
+        of(name)
+    assert error in str(caught.value)
+
+
+def command(*words):
+    """``esegeta`` in the working directory, which is not on the path of a program that is installed."""
+    start = "import sys; sys.path.remove(''); from esegeta.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", start, *words], capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
 
 
 def test_settings_are_checked():

@@ -6,6 +6,7 @@ piecewise linear score, or the convergence of the quadrature itself.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -122,7 +123,8 @@ class Case:
         Returns:
             An absolute bound.
         """
-        largest = max([self.size, *(float(torch.as_tensor(v).abs().amax()) for v in values)])
+        sizes = [float(torch.as_tensor(v).abs().amax()) for v in values]
+        largest = max([self.size, *(s for s in sizes if s < math.inf)])  # the infinite excuses nothing
         unit = torch.finfo(TYPES[self.dtype]).eps / 2
         operations = self.score.operations + self.x.numel() + terms
         return DEVIATIONS * PASSES * unit * float(np.sqrt(operations)) * largest

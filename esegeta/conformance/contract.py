@@ -4,6 +4,7 @@ A check takes a subject and a case. ``CHECKS`` has them by name; ``check(name, s
 suits it.
 """
 
+import copy
 import random as python_random
 import warnings
 import zlib
@@ -140,6 +141,8 @@ def check_python_generator(subject: Subject, case: Case) -> None:
 
 def check_batched_equals_loop(subject: Subject, case: Case) -> None:
     """A batch gives what a loop gives, by ``batched`` and by ``vmap``."""
+    if not subject.mapped:
+        return _own_batch(subject, case)
     explain, xs = subject.build(case.score), examples(case)
     mapped, shared = references(case, subject.refs), case.refs(subject.refs)
     loop = torch.stack([explain(*ts, **subject.extra()) for ts in zip(xs, *mapped, strict=True)])
@@ -152,6 +155,17 @@ def check_batched_equals_loop(subject: Subject, case: Case) -> None:
     loop = torch.stack([explain(x, *shared, **subject.extra()) for x in xs])
     sharing = batched(explain, in_dims=dims)(xs, *shared, **subject.extra())
     assert_near(sharing, loop, case, "batched with shared references")
+
+
+def _own_batch(subject: Subject, case: Case) -> None:
+    """What takes batches itself: a baseline for each example, but stacks of baselines that all share."""
+    explain: Any = subject.build(case.score)
+    xs, refs = examples(case), case.refs(subject.refs)
+    given = [
+        r.expand(xs.shape) if kind == "baseline" else r for kind, r in zip(subject.refs, refs, strict=True)
+    ]
+    loop = torch.stack([explain(x, *refs) for x in xs])
+    assert_near(explain.batched(xs, *given), loop, case, "its own batch")
 
 
 def check_keys_per_example(subject: Subject, case: Case) -> None:
@@ -383,10 +397,15 @@ def inapplicable(name: str, subject: Subject) -> str:
         return "it draws nothing at random"
     if name == "half_precision" and subject.wants == "module":
         return "it explains networks, and those of the suite are not in half precision"
+    if name in ("keys_per_example", "chunk_free", "mates_free") and not subject.mapped:
+        return "vmap does not map over it"
+    if name == "batched_equals_loop" and not subject.mapped and subject.key:
+        return "it draws for a batch as a whole"
     return ""
 
 
 def check(name: str, subject: Subject) -> None:
     """One check of the contract, on a case that suits it and the subject."""
     network = name == "module_untouched" or subject.wants == "module"
-    CHECKS[name](subject, NETWORK if network else SMOOTH)
+    # A copy: what breaks the contract by writing to its input does so for no other.
+    CHECKS[name](subject, copy.deepcopy(NETWORK if network else SMOOTH))

@@ -744,7 +744,8 @@ class Perceptron(Function):
         return (line * self._back(slope)).reshape(x.shape).to(x.dtype)
 
 
-IGNORING = ("replaced", "squared away", "softened away", "times zero")
+IGNORING = ("replaced", "squared away", "softened away", "rectified away", "times zero")
+_KINK = 0.3  # no multiple of a power of two, so that what is drawn does not lie on it
 
 
 @dataclass(frozen=True, repr=False)
@@ -752,8 +753,9 @@ class Ignoring(Function):
     """A function that does not depend on some elements, though its formula may contain them.
 
     how: ``"replaced"`` by a constant before anything else; or added by terms that cancel: ``"squared away"``
-    with :math:`(s + 1)^2 - s^2 - 2 s - 1`, ``"softened away"`` with :math:`silu(s) - silu(-s) - s`;
-    or added with ``"times zero"``.
+    with :math:`(s + 1)^2 - s^2 - 2 s - 1`, ``"softened away"`` with :math:`silu(s) - silu(-s) - s`,
+    ``"rectified away"`` with :math:`relu(relu(s) - b) - relu(s - b)`, where b is not negative and depends on the
+    other elements; or added with ``"times zero"``.
 
     >>> f = Ignoring(Linear((1, 2)), (1,), "squared away")
     >>> f(torch.tensor([[3., 4.]])).item(), f.unused
@@ -787,7 +789,11 @@ class Ignoring(Function):
     @property
     def piecewise_linear(self) -> bool:  # type: ignore[override]
         """Whether the formula is, part by part."""
-        return self.inner.piecewise_linear and self.how in ("replaced", "times zero")
+        return self.inner.piecewise_linear and self.how in (
+            "replaced",
+            "times zero",
+            "rectified away",
+        )
 
     @property
     def smooth(self) -> bool:  # type: ignore[override]
@@ -827,13 +833,21 @@ class Ignoring(Function):
             return y + 0 * s
         if self.how == "squared away":
             return y + ((s + 1).square() - s.square() - 2 * s - 1)
+        if self.how == "rectified away":
+            b = torch.relu(y + _KINK)
+            return y + (torch.relu(torch.relu(s - _KINK) - b) - torch.relu(s - _KINK - b))
         return y + (functional.silu(s) - functional.silu(-s) - s)
 
     def majorant(self, x: Tensor) -> Tensor:
         """That of what is inside, and of the terms that cancel."""
         s = torch.where(self._mask, x.double().flatten(), 0.0).abs().sum()
-        extra = {"squared away": 2 * s.square() + 4 * s + 2, "softened away": 3 * s + 1}.get(self.how, s)
-        return self.inner.majorant(self._kept(x.flatten())) + extra
+        y = self.inner.majorant(self._kept(x.flatten()))
+        extra = {
+            "squared away": 2 * s.square() + 4 * s + 2,
+            "softened away": 3 * s + 1,
+            "rectified away": 2 * s + 2 * y + 2,
+        }
+        return y + extra.get(self.how, s)
 
     def _through(self, answer: Tensor, x: Tensor) -> Tensor:
         return torch.where(self._mask.reshape(x.shape), 0.0, answer).to(x.dtype)

@@ -6,6 +6,8 @@ its number of nodes can leave. Nothing is drawn here.
 """
 
 import ast
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +22,7 @@ from esegeta.conformance import cases, functions, networks, pairs, rebuilding, s
 from esegeta.conformance.cases import Case
 from esegeta.conformance.subjects import Build, Subject
 from esegeta.engine import check
+from esegeta.engine.execution import ExecutionWarning
 
 Nested = Any  # numbers as nested tuples or lists, as deep as a tensor has axes
 
@@ -29,6 +32,8 @@ FINE, COARSE = 2.0**-24, 2.0**-12
 HIDDEN = 0.7
 # An attribution of which more than this share of its variance survives new upper parameters does not depend on them.
 UNCHANGED = 0.5
+# Of a situation about which an axiom says nothing: whatever remains is allowed.
+SILENT = 0.0, math.inf
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,7 +51,7 @@ class Law:
         return ""
 
     def measure(self, subject: Subject) -> tuple[float, float]:
-        """What remains of the axiom here, and what may remain."""
+        """What remains of the axiom here, and what may remain: ``SILENT`` if the axiom says nothing here."""
         raise NotImplementedError
 
     def _run(self, subject: Subject, build: Build, residual: Callable[[Build], Any]) -> tuple[float, float]:
@@ -64,11 +69,19 @@ class Law:
             return watched
 
         refs = self.case.refs(subject.refs)
-        value = residual(watching)(self.case.x, *refs, **subject.extra())
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", ExecutionWarning)
+            value = residual(watching)(self.case.x, *refs, **subject.extra())
+        if subject.accuracy and any(issubclass(w.category, ExecutionWarning) for w in said):
+            return SILENT  # it says itself that it did not reach its tolerance
         return float(value.abs()), self._rounding(subject, *largest)
 
     def _rounding(self, subject: Subject, *values: Tensor) -> float:
         return self.case.rounding(*values, terms=subject.terms(self.case.x) if subject.terms else 0)
+
+    def _rounding_of(self, subject: Subject, other: Score) -> float:
+        """What rounding may do in another score at the points of the case."""
+        return replace(self, case=replace(self.case, score=other))._rounding(subject)
 
 
 def _start(case: Case, subject: Subject) -> Tensor:
@@ -88,6 +101,12 @@ def _generic(score: Score, x: Tensor, refs: Sequence[Tensor]) -> bool:
     """Whether the score has a derivative at the input and on the path to it: elsewhere every slope is as good."""
     stacks = [ref if ref.ndim > x.ndim else ref[None] for ref in refs or (torch.zeros_like(x),)]
     return cases.generic(score, x, [start for stack in stacks for start in stack.unbind()])
+
+
+def _along_a_kink(score: Score, x: Tensor, refs: Sequence[Tensor]) -> bool:
+    """Whether a whole path from a reference lies in a kink: its sum of slopes jumps when it leaves it."""
+    starts = [start for ref in refs for start in (ref.unbind() if ref.ndim > x.ndim else (ref,))]
+    return any(not cases.differentiable(score, start + cases.GOLDEN * (x - start)) for start in starts)
 
 
 def _no_stack(subject: Subject) -> str:
@@ -147,7 +166,7 @@ class SensitivityA(Law):
         score = self.case.score
         gap = float((score(x) - score(start)).abs())
         if gap <= self.case.rounding(score(x), score(start)):
-            return 0.0, 0.0  # the scores do not differ
+            return SILENT  # the scores do not differ
         residual = axioms.sensitivity_a(subject.build(score), score)
         return float(residual(x, *refs, **subject.extra())), 0.0
 
@@ -164,6 +183,8 @@ class Dummy(Law):
         ignored = hidden | inner.ignored(x.shape) if hasattr(inner, "ignored") else hidden
         if subject.one_channel:
             ignored = ignored.all(0, keepdim=True)
+        if not ignored.any():
+            return SILENT
         score = (
             composed(lambda f: lambda z: f(torch.where(hidden, HIDDEN, z)), inner) if self.elements else inner
         )
@@ -181,6 +202,7 @@ class Linearity(Law):
     def measure(self, subject: Subject) -> tuple[float, float]:
         stated = lambda build: axioms.linearity(build, self.case.score, self.other, weights=self.weights)
         residual, rounding = self._run(subject, subject.build, stated)
+        rounding = max(rounding, self._rounding_of(subject, self.other))
         return residual, rounding * (1 + sum(abs(w) for w in self.weights))
 
 
@@ -207,7 +229,7 @@ class Symmetry(Law):
         if subject.one_channel or self.swap not in getattr(inner, "swaps", ()):
             score = composed(lambda f: lambda z: f(z) + f(moved(z, order)), inner)
         if not _generic(score, x, refs):
-            return 0.0, 0.0
+            return SILENT
         a = subject.build(score)(x, *refs, **subject.extra())
         residual = axioms.symmetry(lambda *_, **__: a, order)
         return float(residual(x, *refs)), 2 * self._rounding(subject, a.abs().amax())
@@ -222,7 +244,7 @@ class ImplementationInvariance(Law):
     def measure(self, subject: Subject) -> tuple[float, float]:
         first, second = self.case, replace(self.case, score=self.same)
         if not all(_generic(c.score, c.x, c.refs(subject.refs)) for c in (first, second)):
-            return 0.0, 0.0
+            return SILENT
         stated = lambda build: axioms.implementation_invariance(build, first.score, second.score)
         residual, rounding = self._run(subject, subject.build, stated)
         left = _path(subject, first) + _path(subject, second)
@@ -294,13 +316,15 @@ class EfficiencyOfRegions(Law):
 
 @dataclass(frozen=True, repr=False)
 class Continuity(Law):
-    """A small change of the input is a small change of the attribution."""
+    """A small change of the input is a small change of the attribution, but where a straight path lies in a kink."""
 
     direction: Nested
 
     def measure(self, subject: Subject) -> tuple[float, float]:
-        explain, direction = subject.build(self.case.score), torch.as_tensor(self.direction).to(self.case.x)
         refs = self.case.refs(subject.refs)
+        if _along_a_kink(self.case.score, self.case.x, refs):
+            return SILENT
+        explain, direction = subject.build(self.case.score), torch.as_tensor(self.direction).to(self.case.x)
 
         def change(size: float) -> float:
             residual = axioms.continuity(explain, size * direction)
@@ -324,6 +348,7 @@ class ClassSensitivity(Law):
         stated = lambda build: axioms.class_sensitivity(build, self.case.score, other)
         residual, rounding = self._run(subject, subject.build, stated)
         # Classes that differ by rounding do not differ.
+        rounding = max(rounding, self._rounding_of(subject, self.more))
         return (residual, 0.0) if residual > rounding else (0.0, 0.0)
 
 
@@ -372,7 +397,7 @@ class ParameterDependence(Law):
         # There are networks whose slopes do not depend on the redrawn parameters either.
         slope = lambda f: lambda z: cases.gradients(f, z[None])[0]
         if not axioms.parameter_dependence(slope, score, others)(x) <= UNCHANGED / 2:
-            return 0.0, 0.0
+            return SILENT
         stated = lambda build: axioms.parameter_dependence(build, score, others)
         return self._run(subject, subject.build, stated)[0], UNCHANGED
 

@@ -1,6 +1,7 @@
 """The search for the smallest situation in which an axiom fails. The only part that draws."""
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.errors import Flaky, Unsatisfiable
 from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
+
+from esegeta.engine import progress
 
 # How often a counterexample is tried to be made smaller.
 SHRINKS = 150
@@ -28,13 +31,14 @@ class Search:
 
 @dataclass
 class Found:
-    """What a search has seen. ``failed`` is the smallest situation that fails, with residual and what is allowed."""
+    """What a search has seen. ``failed`` is the smallest situation that fails, as the code that rebuilds it, with
+    residual and what is allowed."""
 
     cases: int = 0
     refused: int = 0
     why: str = ""
     complete: bool = True
-    failed: tuple[Any, float, float] | None = None
+    failed: tuple[str, float, float] | None = None
 
 
 class _Fails(Exception):
@@ -54,12 +58,12 @@ def smallest(
     remembered, so that a search whose time is over ends with the smallest failure that it has.
     """
     found = Found()
-    known: dict[str, tuple[Any, float, float] | None] = {}
+    known: dict[str, tuple[str, float, float] | None] = {}
     after = 0
 
-    def failure(situation: Any) -> tuple[Any, float, float] | None:
+    def failure(situation: Any) -> tuple[str, float, float] | None:
         nonlocal after
-        name = repr(situation)
+        name = repr(situation)  # now: a method may write to its input
         if name in known:
             return known[name]
         after += found.failed is not None
@@ -67,15 +71,18 @@ def smallest(
             found.complete = found.failed is not None
             raise _Over
         known[name] = None
+        tried = min(len(known), search.cases)
         try:
-            residual, allowed = measure(situation)
+            with progress.step(bar, (tried - 1) / search.cases, tried / search.cases):
+                bar.at(0.0)
+                residual, allowed = measure(situation)
         except Exception as refusal:  # whatever it is: the method does not accept this case
             found.refused += 1
             found.why = found.why or _line(refusal)
             return None
-        found.cases += 1
+        found.cases += allowed < math.inf  # else the axiom says nothing here
         if not residual <= allowed:  # NaN fails
-            known[name] = situation, residual, allowed
+            known[name] = name, residual, allowed
         return known[name]
 
     @seed(search.start)
@@ -96,7 +103,7 @@ def smallest(
             raise _Fails
 
     try:
-        with warnings.catch_warnings(), _whatever_is_imported():
+        with warnings.catch_warnings(), _whatever_is_imported(), progress.loop("search") as bar:
             # Run-time type checks draw from Python's generator, which Hypothesis warns of.
             warnings.simplefilter("ignore")
             run()

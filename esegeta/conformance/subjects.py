@@ -1,10 +1,14 @@
 """What is put to the test: something that explains, how it is called, and what it promises."""
 
+import difflib
 import functools
+import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +17,7 @@ from esegeta import methods as methods  # imported, they are registered
 from esegeta import transforms as transforms
 from esegeta._registry import METHODS, REFS, TRANSFORMS, MethodSpec, TransformSpec, find_method
 from esegeta._types import Explain, Score
+from esegeta.conformance.networks import Network
 from esegeta.engine import check
 from esegeta.places import name as named_place
 from esegeta.rules.composites import COMPOSITES
@@ -41,7 +46,8 @@ class Subject:
     stops_early: it runs a score only as far as a place; parts: how it is built on given parts of the image, if it
     explains by parts; wants: ``"module"`` if it needs ``score.module``, a network of batches;
     declares: whether its owner says which axioms it keeps; finer: the same with four times the nodes;
-    terms: from the input to how many values of the score it adds up, if they are thousands.
+    terms: from the input to how many values of the score it adds up, if they are thousands; mapped: whether vmap can
+    map over its explanations; if not they have ``explain.batched(xs, *refs)``, which takes a batch.
     """
 
     name: str
@@ -60,6 +66,7 @@ class Subject:
     declares: bool = False
     finer: Build | None = None
     terms: Callable[[Tensor], int] | None = None
+    mapped: bool = True
 
     def __repr__(self) -> str:
         return self.name
@@ -97,7 +104,8 @@ def of_method(spec: MethodSpec, *, hasty: bool = False) -> Subject:
     static = _settled(spec.example, _HASTY if hasty else {"tolerance": 1e-3})
     by_parts = "features" in inspect.signature(spec.fn).parameters
     # What stops at a tolerance may stop at its largest number of nodes before.
-    nodes = static.get("most" if "tolerance" in static else "steps") if spec.needs == "gradient" else None
+    counted = "most" if "tolerance" in static else "steps"
+    nodes = static.get(counted) if spec.needs == "gradient" else None
     return Subject(
         spec.name,
         built(spec, static),
@@ -111,7 +119,7 @@ def of_method(spec: MethodSpec, *, hasty: bool = False) -> Subject:
         differentiable=spec.differentiable,
         parts=(lambda parts: built(spec, {**static, "features": parts})) if by_parts else None,
         declares=True,
-        finer=built(spec, {**static, "steps": 4 * nodes}) if nodes and "steps" in static else None,
+        finer=built(spec, {**static, counted: 4 * nodes}) if nodes else None,
     )
 
 
@@ -121,9 +129,10 @@ def of_transform(change: TransformSpec, spec: MethodSpec) -> Subject | None:
     if refs is None:
         return None
     inner = of_method(spec, hasty=True)
+    changed = lambda build: lambda score: change.fn(build(score), **change.example)
     return Subject(
         f"{change.name}({spec.name})",
-        lambda score: change.fn(inner.build(score), **change.example),
+        changed(inner.build),
         refs,
         spec.key or change.key,
         spec.axioms & change.preserves,
@@ -134,6 +143,7 @@ def of_transform(change: TransformSpec, spec: MethodSpec) -> Subject | None:
         inner.stops_early,
         spec.differentiable,
         declares=True,
+        finer=changed(inner.finer) if inner.finer else None,
     )
 
 
@@ -154,8 +164,8 @@ def of(method: "str | Subject | Callable[..., Explain]") -> Subject:
 
     Args:
         method: a subject; the name of a registered method, ``"smooth(gradient)"`` for a transform of one, or
-            ``"captum:DeepLift"`` for one of another library; a registered method; or any ``Score -> Explain``
-            whose explanation names its further arguments ``baseline``, ``baselines`` and ``key``.
+            ``"captum:DeepLift"`` for one of another library; ``"my_module:my_method"``; a registered method; or any
+            ``Score -> Explain`` whose explanation names what else it takes ``baseline``, ``baselines`` and ``key``.
 
     Returns:
         A subject.
@@ -186,7 +196,9 @@ def _named(name: str) -> Subject:
     if ":" in name:
         from esegeta.conformance import adapters
 
-        return adapters.find(name)
+        if name.partition(":")[0].strip() in adapters.LIBRARIES:
+            return adapters.find(name)
+        return replace(of(_imported(name.strip(), adapters.nearest(name))), name=name.strip())
     by_rules = {s.name: s for s in by_rule()}
     if name in by_rules:
         return by_rules[name]
@@ -202,23 +214,48 @@ def _named(name: str) -> Subject:
     return of_method(find_method(name))
 
 
+def _imported(name: str, advice: str) -> Callable[..., Explain]:
+    """The function ``"my_module:my_method"``; a module of the working directory too."""
+    module, _, function = name.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)  # at the end: no file of the user takes the place of an installed package
+        importlib.invalidate_caches()
+    expected = "library:Method of another library, or module:function of a module that can be imported"
+    try:
+        found = importlib.import_module(module)
+    except (ImportError, ValueError, TypeError) as error:  # the latter for what is no name of a module
+        got = f"{name!r} ({type(error).__name__}: {error})"
+        advice = f"{advice}. Run this in the folder of the module, or install it"
+        raise ValueError(check.problem("verify", expected, got, advice)) from error
+    if not callable(getattr(found, function, None)):
+        known = sorted(n for n, v in vars(found).items() if callable(v) and not n.startswith("_"))
+        near = difflib.get_close_matches(function, known, n=3)
+        advice = f"Nearest: {', '.join(near) or 'none'}"
+        raise ValueError(check.problem("verify", f"a function of {module}", repr(function), advice))
+    return cast("Callable[..., Explain]", getattr(found, function))
+
+
 def _foreign(method: Callable[..., Explain]) -> Subject:
     """A function that nobody registered: what it takes is read off the explanation that it makes."""
     name = getattr(method, "__name__", type(method).__name__)
-    explain = method(lambda z: z.square().sum())
+    expected = "a method: a function of a score that returns an explanation (x, *refs) -> like x"
+    try:
+        explain = method(Network((1, 4, 4), ("conv", "relu")))
+    except Exception as error:  # whatever it is
+        got = f"{name}, which raised {type(error).__name__}: {error}"
+        advice = "Take a score (C,*S) -> (), or pass a Subject, which says what the explanation takes"
+        raise TypeError(check.problem("verify", expected, got, advice)) from error
     if not callable(explain):
-        raise TypeError(
-            check.problem(
-                "verify",
-                "a method: a function of a score that returns an explanation (x, *refs) -> like x",
-                f"{name}, which returned {check.describe(explain)}",
-                "Return a function of the input",
-            )
-        )
+        got = f"{name}, which returned {check.describe(explain)}"
+        raise TypeError(check.problem("verify", expected, got, "Return a function of the input"))
     says = getattr(explain, "refs", None)
     if says is not None:
         return Subject(name, method, tuple(says), bool(getattr(explain, "takes_key", False)))
-    taken = list(inspect.signature(explain).parameters.values())
+    try:
+        taken = list(inspect.signature(explain).parameters.values())
+    except ValueError:  # builtins do not say what they take
+        taken = []
     names = [
         p.name for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "key"
     ]

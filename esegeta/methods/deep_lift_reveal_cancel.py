@@ -12,7 +12,7 @@ from esegeta.rules import reveal_cancel
 @method(
     refs=("baseline",),
     axioms=(
-        "completeness sensitivity_a dummy linearity sensitivity_n shift scale_of_output continuity "
+        "completeness sensitivity_a linearity sensitivity_n shift scale_of_output continuity "
         "class_sensitivity translation_equivariance affine_equivariance monotonicity"
     ),
     differentiable=False,

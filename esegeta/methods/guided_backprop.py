@@ -56,7 +56,7 @@ def guided_backprop(score: Score) -> Explain:
 
 
 @method(
-    axioms="dummy symmetry shift scale_of_output translation_equivariance affine_equivariance",
+    axioms="symmetry shift scale_of_output translation_equivariance affine_equivariance",
     rewrites="activations",
     differentiable=False,
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",

@@ -1,7 +1,7 @@
 """Values as they stand in TOML and JSON, against the annotations of parameters."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, SupportsFloat, Union, get_args, get_origin
 
 from torch import Tensor
@@ -84,6 +84,21 @@ def _numbers(value: Any) -> bool:
 def is_file(value: Any) -> bool:
     """Whether a value asks for what is in a file: ``{file = "lesion.nii.gz"}``."""
     return isinstance(value, Mapping) and set(value) == {"file"} and isinstance(value["file"], str)
+
+
+def with_files(value: Any, name: Callable[[str], Any]) -> Any:
+    """The same value, with something else for the name of every file that is in it.
+
+    >>> with_files({"features": [{"file": "a/b.nii"}, 3]}, lambda path: path.rpartition("/")[2])
+    {'features': [{'file': 'b.nii'}, 3]}
+    """
+    if is_file(value):
+        return {"file": name(value["file"])}
+    if isinstance(value, Mapping):
+        return {key: with_files(inner, name) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_files(inner, name) for inner in value]
+    return value
 
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Any: "a value"}

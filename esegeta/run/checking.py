@@ -1,6 +1,7 @@
 """Everything that can be wrong with a configuration, found at once and before anything runs."""
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -11,10 +12,11 @@ import torch
 
 from esegeta.patches import sliding_window
 from esegeta.run import catalogue, networks, preprocess, volumes
-from esegeta.run.annotations import shown
+from esegeta.run.annotations import is_file, shown
 from esegeta.run.catalogue import fault, faults_of, nearest
 from esegeta.run.config import Config, Input, Method, Model, Output, Patches, Run, Target
 from esegeta.run.entries import baseline_faults, limits, method_faults, target_faults, told, tried
+from esegeta.run.names import subjects
 from esegeta.run.tables import Part, keys_of, part
 
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -39,7 +41,7 @@ def model_faults(model: Model, folder: Path) -> list[str]:
                 fault("model.weights", "none for a network of the zoo", shown(model.weights), "Leave it out")
             )
     elif Path(source).suffix in PROGRAMS:
-        if not _is_file(folder / source):
+        if not _is_file(folder, source):
             found.append(fault("model.source", "a file", repr(source), "There is none of that name"))
         for key, given in (("weights", model.weights), ("arguments", model.arguments)):
             if given:
@@ -47,7 +49,10 @@ def model_faults(model: Model, folder: Path) -> list[str]:
                 found.append(fault(f"model.{key}", f"nothing beside {kind}", shown(given), "Leave it out"))
     elif FACTORY.fullmatch(source):
         top = source.partition(":")[0].partition(".")[0]
-        if not _findable(top, folder / (model.path or ".")):
+        if networks.of_python(top):
+            advice = "Give the file with your network another name"
+            found.append(fault("model.source", "a module that is no part of Python", repr(top), advice))
+        elif not _findable(top, folder / os.path.expanduser(model.path or ".")):
             advice = "Install it, or name its folder with model.path"
             found.append(fault("model.source", "a module that can be imported", repr(top), advice))
     else:
@@ -58,7 +63,7 @@ def model_faults(model: Model, folder: Path) -> list[str]:
             found.append(
                 fault("model.weights", f"a file {', '.join(WEIGHTS)}", repr(model.weights), "Convert it")
             )
-        elif not _is_file(folder / model.weights):
+        elif not _is_file(folder, model.weights):
             found.append(fault("model.weights", "a file", repr(model.weights), "There is none of that name"))
     return found
 
@@ -73,26 +78,50 @@ def _findable(top: str, folder: Path) -> bool:
         return False
 
 
-def _is_file(path: Path) -> bool:
+def _is_file(folder: Path, name: str) -> bool:
     try:
-        return path.is_file()
+        return (folder / os.path.expanduser(name)).is_file()
     except (OSError, ValueError):  # a name that no file can have
         return False
 
 
+def _missing(value: Any, path: str, folder: Path) -> list[str]:
+    """The files that parameters name and that are not there."""
+    if is_file(value):
+        there = _is_file(folder, value["file"])
+        return [] if there else [fault(path, "a file", shown(value["file"]), "There is none of that name")]
+    if isinstance(value, Mapping):
+        return [line for key, inner in value.items() for line in _missing(inner, f"{path}.{key}", folder)]
+    if isinstance(value, list):
+        return [line for n, inner in enumerate(value) for line in _missing(inner, f"{path}[{n}]", folder)]
+    return []
+
+
 def _input(given: Input, folder: Path) -> list[str]:
     found = []
+    files: list[tuple[Path, ...]] = []
     try:
-        volumes.expand(given.files, folder)
+        files = volumes.expand(given.files, folder)
     except (ValueError, TypeError) as error:
         found.append(f"input.files: {told(error)}")
+    strange = [p.name for several in files for p in several if volumes.suffix_of(p) not in volumes.SUFFIXES]
+    if strange:
+        expected = f"images, which end with {', '.join(volumes.SUFFIXES)}"
+        found.append(fault("input.files", expected, shown(strange[0]), "Narrow the pattern, or convert it"))
+    if given.frame is not None and (given.frame < 0 or given.channels is not None):
+        got = "channels too" if given.channels is not None else str(given.frame)
+        found.append(fault("input.frame", "a time point from 0, where no axis is channels", got, "Change it"))
     if given.subject is not None:
         try:
             if re.compile(given.subject).groups < 1:
                 advice = "Put round brackets around the subject: sub-([a-z]+)"
                 found.append(fault("input.subject", "a pattern with a group", repr(given.subject), advice))
+            elif files:
+                subjects(files, given.subject)
         except re.error as error:
             found.append(fault("input.subject", "a regular expression", repr(given.subject), str(error)))
+        except volumes.UnreadableInput as error:
+            found.append(f"input.subject: {told(error)}")
     steps = [{"step": s.step, **s.parameters} for s in given.preprocess]
     for line in preprocess.problems(steps):
         number, _, text = line.partition(": ")
@@ -110,7 +139,7 @@ def _run(run: Run, folder: Path) -> list[str]:
         found.append(fault("run.devices", "at least one device", "none", 'Write ["cpu"]'))
     for number, device in enumerate(run.devices):
         found += _device(device, f"run.devices[{number}]")
-    if not run.output.strip() or _is_file(folder / run.output):
+    if not run.output.strip() or _is_file(folder, run.output):
         found.append(fault("run.output", "a folder", shown(run.output), "Choose another name"))
     if run.baseline is not None:
         calls = run.baseline if isinstance(run.baseline, list) else [run.baseline]
@@ -180,8 +209,10 @@ def checked(raw: Mapping[str, Any], folder: Path) -> tuple[Config | None, list[s
     faults += _patches(patches) if patches else []
     for number, target in targets:
         faults += target_faults(target, f"targets[{number}]")
+        faults += _missing(target.model_dump(), f"targets[{number}]", folder)
     for number, method in methods:
         faults += method_faults(method, f"methods[{number}]", run, patches)
+        faults += _missing(method.model_dump(), f"methods[{number}]", folder)
     faults += _twice("targets", "name", [(n, [t.name]) for n, t in targets])
     faults += _twice("methods", "id", [(n, identities(m)) for n, m in methods])
     if faults or model is None or given is None:

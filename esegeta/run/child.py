@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _REPORT_SECONDS = 0.1
+# What torch and the libraries below it say of memory where they raise no error of that kind.
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 # The one shape of every error message of the library: what was asked for is not possible.
 _REFUSAL = re.compile(r"[^\n]*?: expected .*, got ", re.DOTALL)
 
@@ -90,14 +92,14 @@ def verdict(error: BaseException) -> str:
     """
     # By name, so that a pool of tasks without torch does not import it.
     named = {kind.__name__ for kind in type(error).__mro__}
-    no_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    no_memory = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     if isinstance(error, MemoryError) or "OutOfMemoryError" in named or no_memory:
         return "memory"
     if "DeadlineExceeded" in named:
         return "timeout"
     if isinstance(error, RefusedError):
         return "refused"
-    if isinstance(error, (ValueError, TypeError)) and _REFUSAL.match(str(error)):
+    if isinstance(error, (ValueError, TypeError, NotImplementedError)) and _REFUSAL.match(str(error)):
         return "refused"
     return "failed"
 

@@ -4,17 +4,19 @@
 its one place and its baseline. Needs pydantic: ``pip install "esegeta[cli]"``.
 """
 
+import glob
 import json
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
+from esegeta.run.annotations import with_files
 
 WHERE = "configuration"
 LARGEST = 2**24  # bytes of a configuration: what is larger is some other file
@@ -277,7 +279,7 @@ def _resolved(config: Config, folder: Path) -> Config:
     """The same, with everything said in one way."""
 
     def files(given: Any) -> Any:
-        return [files(one) for one in given] if isinstance(given, list) else _absolute(given, folder)
+        return [files(one) for one in given] if isinstance(given, list) else _pattern(given, folder)
 
     run = config.run.model_copy(
         update={"output": _absolute(config.run.output, folder), "memory": _bytes(config.run.memory)}
@@ -286,15 +288,34 @@ def _resolved(config: Config, folder: Path) -> Config:
         update={
             "model": _placed(config.model, folder),
             "input": config.input.model_copy(update={"files": files(config.input.files)}),
-            "targets": [_target(target) for target in config.targets],
-            "methods": [entry for method in config.methods for entry in _entries(method, run)],
+            "targets": [_with_files(_target(target), folder) for target in config.targets],
+            "methods": [
+                _with_files(entry, folder) for method in config.methods for entry in _entries(method, run)
+            ],
             "run": run,
         }
     )
 
 
 def _absolute(path: str, folder: Path) -> str:
-    return os.path.normpath(folder / Path(path).expanduser())
+    return os.path.normpath(folder / os.path.expanduser(path))
+
+
+def _pattern(given: str, folder: Path) -> str:
+    """The same pattern from anywhere: ``[`` and ``*`` in the name of the folder are no pattern."""
+    whole = _absolute(given, folder)
+    if os.path.isabs(os.path.expanduser(given)) or os.path.isfile(whole):
+        return whole
+    return os.path.normpath(Path(glob.escape(str(folder))) / given)
+
+
+Named = TypeVar("Named", Target, Method)
+
+
+def _with_files(entry: Named, folder: Path) -> Named:
+    """The same, with the files that its parameters name as absolute paths."""
+    found = with_files(entry.model_dump(by_alias=True), lambda name: _absolute(name, folder))
+    return type(entry).model_validate(found)
 
 
 def _placed(model: Model, folder: Path) -> Model:

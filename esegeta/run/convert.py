@@ -143,7 +143,7 @@ def convert(old: Mapping[str, Any], source: str = "my_network:build", files: str
         "model": {"source": source},
         "input": {
             "files": files or ("scans/*.nii.gz" if volumes else "images/*.png"),
-            **_prepared(header, tables, volumes),
+            **_prepared(header, tables, volumes, notes),
         },
         "targets": _targets(header, notes),
         "methods": methods,
@@ -233,15 +233,19 @@ def _with_ids(methods: list[Table]) -> None:
             method["id"] += f"-{seen[method['id']]}"
 
 
-def _prepared(header: Table, tables: list[Table], volumes: bool) -> Table:
+def _prepared(header: Table, tables: list[Table], volumes: bool, notes: list[str]) -> Table:
     """Pictures were resized, cut and normalised for entries that asked for it; volumes never were."""
     if volumes or not any(table.get("inpt_transform_req") for table in tables):
         return {}
     steps: list[Table] = []
     if _sound(header.get("resize")):
         steps.append({"step": "resize", "shape": header["resize"]})
+        notes.append(
+            "resize: it was the length of the shorter side; here pictures that are not square are squeezed into one."
+        )
     if _sound(header.get("centre_crop")):
         steps.append({"step": "fit", "shape": header["centre_crop"]})
+    steps.append({"step": "normalise", "how": "fixed", "std": 255})  # as torchvision's ToTensor
     if _sound([header.get("mean_vec"), header.get("std_vec")]):
         steps.append(
             {"step": "normalise", "how": "fixed", "mean": header["mean_vec"], "std": header["std_vec"]}

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +21,7 @@ from esegeta._registry import TRANSFORMS, MethodSpec
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
 from esegeta.run import catalogue, names, volumes
+from esegeta.run.annotations import with_files
 from esegeta.run.config import Config
 from esegeta.run.pool import Task
 
@@ -64,20 +65,9 @@ def content(path: str | Path) -> str | None:
         return None
 
 
-def files_in(value: Any) -> Iterator[str]:
-    """The files that parameters name.
-
-    >>> list(files_in({"features": {"name": "labels", "map": {"file": "a.nii"}}, "steps": [1]}))
-    ['a.nii']
-    """
-    if isinstance(value, Mapping):
-        if set(value) == {"file"} and isinstance(value["file"], str):
-            yield value["file"]
-        for inner in value.values():
-            yield from files_in(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from files_in(inner)
+def contents(path: str | Path) -> list[str | None]:
+    """What is in all files that are read for a name."""
+    return [content(part) for part in volumes.files_of(path)]
 
 
 def source_file(source: str, folder: str | None = None) -> Path | None:
@@ -151,7 +141,7 @@ def plan(config: Config) -> list[Job]:
     jobs: list[Job] = []
     for files, subject in zip(found, subjects, strict=True):
         image = {
-            "files": [content(part) for path in files for part in volumes.files_of(path)],
+            "files": [part for path in files for part in contents(path)],
             "reading": config.input.reading,
             "preprocess": whole["input"]["preprocess"],
         }
@@ -173,20 +163,17 @@ def _job(
     folder: str,
 ) -> Job:
     what, how = target.model_dump(mode="json"), method.model_dump(mode="json")
-    names_of_files = {
-        name: [content(part) for part in volumes.files_of(name)]
-        for name in files_in([what["parameters"], how])
-    }
+    about_target = {k: what[k] for k in ("reducer", "class_", "parameters")}
+    about_method = {k: v for k, v in how.items() if k not in ("id", "title", "deadline", "memory")}
     decides = {
         **network,
         **image,
-        "target": {k: what[k] for k in ("reducer", "class_", "parameters")},
-        "method": {k: v for k, v in how.items() if k not in ("id", "title", "deadline", "memory")},
+        "target": with_files(about_target, contents),
+        "method": with_files(about_method, contents),
         "patches": whole["patches"] if method.patches != "whole" else None,
         "precision": config.run.precision,
         "key": config.run.key,
         "output": {k: whole["output"][k] for k in ("nifti", "figures")},
-        "named": names_of_files,
         "versions": releases(),
         # What files are called and what stands above the pictures.
         "shown": [subject, target.name, method.id, method.title],
@@ -203,7 +190,7 @@ def _job(
         "reading": image["reading"],
         "made_from": {
             "model": network["source"] or Path(config.model.source).name,
-            **{name: network[name] for name in ("code", "weights")},
+            **{name: network[name] for name in ("arguments", "code", "weights")},
             "images": {part.name: content(part) for path in files for part in volumes.files_of(path)},
         },
         "model": whole["model"],
@@ -243,7 +230,8 @@ def _refuse_twins(jobs: Sequence[Job]) -> None:
 
 def about(payload: dict[str, Any]) -> Record:
     """What a record says whatever comes of the job."""
-    method, target = payload["method"], payload["target"]
+    # Files by their names: where they are may change, and the record is the same.
+    method, target = with_files([payload["method"], payload["target"]], lambda path: Path(path).name)
     return {
         "id": payload["id"],
         "kind": payload["kind"],
@@ -259,6 +247,7 @@ def about(payload: dict[str, Any]) -> Record:
         "baseline": method["baseline"],
         "place": method["place"],
         "patches": method["patches"],
+        "patching": payload["patches"] if method["patches"] != "whole" else None,
         "key": payload["key"],
         "precision": payload["precision"],
         "config_digest": payload["digest"],
@@ -319,27 +308,34 @@ def clear(job: Job, folder: str | Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+# Their samples are of runs through all parts of the image.
+_FOR_EVERY_PART = ("feature_shuffling", "shapley_sampling", "sobol_attribution")
+
+
 def evaluations(spec: MethodSpec, method: Mapping[str, Any]) -> int | None:
     """How many gradients, or values of the score, a method takes: at most, where a tolerance ends it.
 
-    It is read off its parameters that count steps or samples; None where the image decides.
+    It is read off its parameters that count steps or samples, and off its baselines; None where the image decides.
 
     >>> import esegeta.methods
     >>> from esegeta._registry import METHODS
     >>> evaluations(METHODS["integrated_gradients"], {"parameters": {"steps": 8}, "transforms": []})
     8
     """
+    if spec.name in _FOR_EVERY_PART or method.get("patches") == "per_patch":
+        return None
     known = {name: p.default for name, p in catalogue.of_method(spec).items()}
     settings = {**known, **method["parameters"]}
     counts = [settings[name] for name in ("steps", "samples", "most") if name in settings]
     if not counts and spec.needs == "values":
         return None
-    total = math.prod(counts)
+    baselines = sum(call.get("count", 1) for call in method.get("baseline") or [{}])
+    total = math.prod(counts) if counts or "baselines" not in spec.refs else baselines
     for call in method["transforms"]:
         change = TRANSFORMS[call["name"]]
         samples = catalogue.parameters(change.fn, 1).get("samples")
         if samples is not None:
             total *= call.get("samples", samples.default)
         elif call["name"] == "over_baselines":
-            total *= len(method["baseline"] or [None])
+            total *= baselines
     return total if isinstance(total, int) else None

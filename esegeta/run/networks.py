@@ -134,7 +134,21 @@ def _factory(source: str, folder: str | None) -> Any:
             known = [n for n in dir(found) if not n.startswith("_")]
             raise _problem(f"a function of {module}", repr(name), nearest(step, known))
         found = getattr(found, step)
+    named = inspect.isroutine(found) or inspect.isclass(found)
+    if named and of_python(str(getattr(found, "__module__", ""))):
+        raise _problem(
+            "a function that builds a network", f"{source!r}, a part of Python", "Name one of yours"
+        )
     return found
+
+
+def of_python(module: str) -> bool:
+    """Whether a module comes with Python. No network is in there, but much that a file of settings must not do.
+
+    >>> of_python("os.path"), of_python("torch.nn")
+    (True, False)
+    """
+    return module.partition(".")[0] in sys.stdlib_module_names
 
 
 def _made(factory: Any, source: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -260,6 +260,12 @@ def _report(folder: Path, ids: list[str], log: Log) -> Path | None:
 # ------------------------------------------------------------------ looking only
 
 
+def _allowed(together: Sequence[Job]) -> float | None:
+    """The time that jobs may take one after another, None if one of them may take any."""
+    deadlines = [job.deadline for job in together]
+    return None if None in deadlines else float(sum(d for d in deadlines if d is not None))
+
+
 def examined(config: Config, chosen: Sequence[Job], finished: Mapping[str, Record | None]) -> list[Planned]:
     """What can be said of jobs before they run. The network and the images are loaded in worker processes."""
     specs = catalogue.methods_by_name()
@@ -267,7 +273,7 @@ def examined(config: Config, chosen: Sequence[Job], finished: Mapping[str, Recor
     for job in chosen:
         subjects.setdefault(job.subject, []).append(job)
     tasks = [
-        Task(subject, "esegeta.run.worker:examine", [job.payload for job in together], config.run.deadline)
+        Task(subject, "esegeta.run.worker:examine", [job.payload for job in together], _allowed(together))
         for subject, together in subjects.items()
     ]
     found: dict[str, dict[str, Any]] = {}

@@ -36,6 +36,9 @@ _POLL_SECONDS = 0.05
 _LOOK_SECONDS = 0.1
 _IDLE_LOOK_SECONDS = 1.0
 _TERM_SECONDS = 2.0
+# As much as a pipe holds, and more, so that what a process has left behind is read at once.
+_READS, _READ_BYTES = 4, 1 << 16
+_LONGEST_LINE = 1 << 16
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -182,19 +185,25 @@ class _Worker:
             self.until = self.begun + 1.1 * self.task.deadline + grace
 
     def lines(self, which: Literal["events", "prints"]) -> tuple[list[bytes], bool]:
-        """Whole lines that have come, and whether the pipe has closed."""
+        """Whole lines that have come, and whether the pipe has closed.
+
+        Some of them if there are many: who prints without end must not keep the pool from looking at clocks.
+        """
         pipe = self.events if which == "events" else self.prints
         closed = False
-        while True:
+        for _ in range(_READS):
             try:
-                data = os.read(pipe.fileno(), 1 << 16)
+                data = os.read(pipe.fileno(), _READ_BYTES)
             except BlockingIOError:
                 break
             if not data:
                 closed = True
                 break
             self.rest[which] += data
-        *whole, self.rest[which] = self.rest[which].split(b"\n")
+        *whole, rest = self.rest[which].split(b"\n")
+        if which == "prints" and len(rest) >= _LONGEST_LINE:
+            whole, rest = [*whole, rest], b""
+        self.rest[which] = rest
         return whole, closed
 
     def close(self) -> int:
@@ -322,7 +331,9 @@ class _Pool:
         assert worker.task is not None
         peak = max(worker.peak, result.pop("peak_memory"))
         ended = Outcome(worker.task.id, device=worker.device, peak_memory=peak, **result)
-        worker.retired = worker.reason is not None or ended.status == "memory"
+        # An error on a GPU may have spoiled it for the whole process: all that follows would fail as well.
+        spoiled = ended.status == "failed" and worker.device != "cpu"
+        worker.retired = worker.reason is not None or ended.status == "memory" or spoiled
         worker.task = None
         self.finish(ended)
         if worker.retired:

@@ -404,8 +404,12 @@ def _compared(folder: Path, records: list[dict[str, Any]], notes: list[str]) -> 
             groups.setdefault((subject, target, ""), []).append({**record, "said": method})
             groups.setdefault((subject, "", method), []).append({**record, "said": target})
     found: list[dict[str, Any]] = []
+    left_out: list[str] = []
     for (subject, target, method), group in sorted(groups.items(), key=lambda item: not item[0][1]):
-        if len(group) < 2 or len(found) == MOST_COMPARED:
+        if len(group) < 2:
+            continue
+        if len(found) == MOST_COMPARED:
+            left_out.append(f"{subject}, {target or method}")
             continue
         title = f"{subject}, {target or method}"
         try:
@@ -421,6 +425,10 @@ def _compared(folder: Path, records: list[dict[str, Any]], notes: list[str]) -> 
             found.append({"title": title, "address": address, "width": width, "height": height})
             if len(group) > 2 * ABREAST:
                 notes.append(f"{title}: the first {2 * ABREAST} of {len(group)} are drawn side by side.")
+    if left_out:
+        notes.append(
+            f"Not drawn side by side, after the first {MOST_COMPARED}: {_line('; '.join(left_out))}."
+        )
     return found
 
 

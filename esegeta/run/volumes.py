@@ -1,6 +1,7 @@
 """Files become volumes: NIfTI, NumPy arrays and pictures, with the place of every voxel in mm."""
 
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -169,7 +170,7 @@ def glob(pattern: str | Path, folder: str | Path = ".") -> list[Path]:
     """
     import glob as shell
 
-    pattern = Path(pattern).expanduser()
+    pattern = Path(os.path.expanduser(pattern))
     whole = Path(folder) / pattern
     try:
         if whole.is_file():

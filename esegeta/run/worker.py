@@ -139,6 +139,8 @@ def explain(payload: dict[str, Any], context: Context) -> Record:
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     device = torch.device(context.device)
     repeatable(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # the job before may have ended in an error
     with refusals():
         entry = entry_of(payload)
     image = image_of(payload, entry, device, context.cache)
@@ -186,7 +188,6 @@ def explain(payload: dict[str, Any], context: Context) -> Record:
     }
     if device.type == "cuda":
         record["peak_device_memory"] = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
     write_record(Path(payload["folder"]), record)
     return json.loads(outputs.json_text(record))
 

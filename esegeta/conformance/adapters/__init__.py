@@ -51,16 +51,15 @@ def find(text: str) -> Subject:
     """
     library, name, options = _parsed(text)
     if library not in LIBRARIES or name not in LIBRARIES[library]:
-        near = difflib.get_close_matches(f"{library}:{name}", names(), n=3, cutoff=0.4)
-        raise ValueError(
-            check.problem(
-                "verify",
-                f"a method of {', '.join(LIBRARIES)}",
-                repr(text),
-                f"Nearest: {', '.join(near) or 'none'}",
-            )
-        )
+        expected = f"a method of {', '.join(LIBRARIES)}"
+        raise ValueError(check.problem("verify", expected, repr(text), nearest(f"{library}:{name}")))
     return peers.subject(text.strip(), LIBRARIES[library][name], options)
+
+
+def nearest(name: str) -> str:
+    """Advice for a name that is none of these."""
+    near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
+    return f"Nearest: {', '.join(near) or 'none'}"
 
 
 def _parsed(text: str) -> tuple[str, str, dict[str, Any]]:

@@ -138,8 +138,7 @@ def examples_apart(
         search.Search(cases, until, seed),
     )
     if found.failed is not None:
-        situation, residual, allowed = found.failed
-        example = Counterexample(repr(situation), residual, allowed)
+        example = Counterexample(*found.failed)
         return Verdict(
             "examples_apart", "violated", found.cases, found.refused, why=found.why, counterexample=example
         )

@@ -89,6 +89,7 @@ def subject(name: str, peer: Peer, options: Mapping[str, Any]) -> Subject:
         differentiable=False,
         wants=peer.wants,
         terms=peer.terms,
+        mapped=False,
     )
 
 
