@@ -207,6 +207,8 @@ def test_quadrature_rules():
         eg.integrated_gradients(square, rule="simpson")
     with refused(ValueError, "quadrature", "steps to be an int >= 2", "1"):
         eg.integrated_gradients(square, rule="trapezoid", steps=1)
+    with refused(ValueError, "quadrature", "at most 4096 steps of gauss-legendre", "1000000000"):
+        eg.integrated_gradients(square, steps=10**9)
     with refused(ValueError, "guided_integrated_gradients", "0 < fraction <= 1", "0"):
         eg.guided_integrated_gradients(square, fraction=0)
     with refused(ValueError, "reduce_channels", "by to be one of sum, mean", "'median'"):
