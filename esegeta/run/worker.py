@@ -140,6 +140,7 @@ def explain(payload: dict[str, Any], context: Context) -> Record:
     device = torch.device(context.device)
     repeatable(device)
     if device.type == "cuda":
+        torch.cuda.init()  # before it there is nothing to reset
         torch.cuda.reset_peak_memory_stats(device)  # the job before may have ended in an error
     with refusals():
         entry = entry_of(payload)
