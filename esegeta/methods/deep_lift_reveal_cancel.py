@@ -13,7 +13,7 @@ from esegeta.rules import reveal_cancel
     refs=("baseline",),
     axioms=(
         "completeness sensitivity_a linearity sensitivity_n shift scale_of_output continuity "
-        "class_sensitivity translation_equivariance affine_equivariance monotonicity"
+        "class_sensitivity translation_equivariance affine_equivariance"
     ),
     differentiable=False,
     paper="Shrikumar, Greenside, Kundaje 2017, arXiv:1704.02685",

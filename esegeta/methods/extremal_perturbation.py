@@ -21,7 +21,7 @@ _LONGEST = 10  # times that length: longer ones overshoot
 
 @method(
     refs=("baseline",),
-    axioms=("implementation_invariance", "affine_equivariance"),
+    axioms=("implementation_invariance", "shift", "affine_equivariance"),
     shape="map",
     example={"area": 0.05, "steps": 16, "mask": masks.smooth(step=4, sigma=1.5), "worth": 1000.0},
     paper="Fong, Patrick, Vedaldi 2019, arXiv:1910.08485",
