@@ -77,6 +77,13 @@ def kinked(kind: Kind, shape: Shape) -> SearchStrategy[Any]:
     return _of_one_element(shape, _element(shape)) | plain | nets
 
 
+def _suiting(
+    kind: Kind, shape: Shape, suits: Callable[[Any], bool], otherwise: SearchStrategy[Any]
+) -> SearchStrategy[Any]:
+    """For an axiom about scores of one sort: those of them that are chosen, or else ``otherwise``."""
+    return otherwise if kind.chosen is None else kind.chosen(shape).filter(suits)
+
+
 def _of_one_element(shape: Shape, element: SearchStrategy[int]) -> SearchStrategy[Any]:
     """Functions with a kink that look at one element only: where that one is flat, all of it is."""
     n = math.prod(shape)
@@ -172,11 +179,8 @@ def _implementation_invariance(law: Any, kind: Kind, shape: Shape) -> SearchStra
 
 
 def _sensitivity_n(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
-    additive = (
-        kind.chosen(shape).filter(lambda f: isinstance(f, Linear | Additive))
-        if kind.chosen
-        else strategies.functions(shape=shape, kinds=("Linear", "Additive"))
-    )
+    plain = strategies.functions(shape=shape, kinds=("Linear", "Additive"))
+    additive = _suiting(kind, shape, lambda f: isinstance(f, Linear | Additive), plain)
     subset = st.lists(_element(shape), min_size=1, unique=True).map(lambda v: tuple(sorted(v)))
     return st.builds(law, strategies.cases(additive, shape=shape), subset)
 
@@ -226,11 +230,8 @@ def _affine(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
 
 
 def _monotonicity(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
-    rising = (
-        kind.chosen(shape).filter(lambda f: getattr(f, "monotone", False))
-        if kind.chosen
-        else strategies.functions(shape=shape, monotone=True)
-    )
+    plain = strategies.functions(shape=shape, monotone=True)
+    rising = _suiting(kind, shape, lambda f: getattr(f, "monotone", False), plain)
     return st.builds(law, strategies.cases(rising, shape=shape))
 
 
@@ -241,7 +242,7 @@ def _parameters(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
     n = math.prod(shape)
     x = st.lists(st.sampled_from([1, -1]), min_size=n, max_size=n).map(lambda v: strategies.nested(v, shape))
     nothing = strategies.nested([0] * n, shape)
-    deep = kind.chosen(shape).filter(_has_upper) if kind.chosen else _deep(shape)
+    deep = _suiting(kind, shape, _has_upper, _deep(shape))
     case = st.builds(Case, deep, x, st.just(nothing), st.just([nothing, nothing]))
     return st.builds(law, case, st.just(tuple(range(1, 9))))
 

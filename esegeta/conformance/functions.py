@@ -745,7 +745,7 @@ class Perceptron(Function):
 
 
 IGNORING = ("replaced", "squared away", "softened away", "rectified away", "times zero")
-_KINK = 0.3  # no multiple of a power of two, so that what is drawn does not lie on it
+KINK = 0.3  # no multiple of a power of two: what is drawn does not lie on the kinks that are added
 
 
 @dataclass(frozen=True, repr=False)
@@ -789,11 +789,7 @@ class Ignoring(Function):
     @property
     def piecewise_linear(self) -> bool:  # type: ignore[override]
         """Whether the formula is, part by part."""
-        return self.inner.piecewise_linear and self.how in (
-            "replaced",
-            "times zero",
-            "rectified away",
-        )
+        return self.inner.piecewise_linear and self.how not in ("squared away", "softened away")
 
     @property
     def smooth(self) -> bool:  # type: ignore[override]
@@ -834,8 +830,8 @@ class Ignoring(Function):
         if self.how == "squared away":
             return y + ((s + 1).square() - s.square() - 2 * s - 1)
         if self.how == "rectified away":
-            b = torch.relu(y + _KINK)
-            return y + (torch.relu(torch.relu(s - _KINK) - b) - torch.relu(s - _KINK - b))
+            b = torch.relu(y + KINK)
+            return y + (torch.relu(torch.relu(s - KINK) - b) - torch.relu(s - KINK - b))
         return y + (functional.silu(s) - functional.silu(-s) - s)
 
     def majorant(self, x: Tensor) -> Tensor:

@@ -94,6 +94,11 @@ def _start(case: Case, subject: Subject) -> Tensor:
     return refs[-1] if refs else torch.zeros_like(case.x)
 
 
+def _starts(x: Tensor, refs: Sequence[Tensor]) -> list[Tensor]:
+    """The baselines one by one, those of stacks too."""
+    return [start for ref in refs for start in (ref.unbind() if ref.ndim > x.ndim else (ref,))]
+
+
 def _mask(x: Tensor, elements: Sequence[Any]) -> Tensor:
     """Where in an image like x these elements are."""
     mask = torch.zeros(x.numel(), dtype=torch.bool)
@@ -103,14 +108,13 @@ def _mask(x: Tensor, elements: Sequence[Any]) -> Tensor:
 
 def _generic(score: Score, x: Tensor, refs: Sequence[Tensor]) -> bool:
     """Whether the score has a derivative at the input and on the path to it: elsewhere every slope is as good."""
-    stacks = [ref if ref.ndim > x.ndim else ref[None] for ref in refs or (torch.zeros_like(x),)]
-    return cases.generic(score, x, [start for stack in stacks for start in stack.unbind()])
+    return cases.generic(score, x, _starts(x, refs or (torch.zeros_like(x),)))
 
 
 def _along_a_kink(score: Score, x: Tensor, refs: Sequence[Tensor]) -> bool:
     """Whether a whole path from a reference lies in a kink: its sum of slopes jumps when it leaves it."""
-    starts = [start for ref in refs for start in (ref.unbind() if ref.ndim > x.ndim else (ref,))]
-    return any(not cases.differentiable(score, start + cases.GOLDEN * (x - start)) for start in starts)
+    points = [start + cases.GOLDEN * (x - start) for start in _starts(x, refs)]
+    return not all(cases.differentiable(score, z) for z in points)
 
 
 def _no_stack(subject: Subject) -> str:
@@ -123,8 +127,7 @@ def _no_map(subject: Subject) -> str:
 
 def _path(subject: Subject, case: Case) -> float:
     """What the subject's own quadrature or stopping rule can leave of a difference of scores."""
-    start = _start(case, subject)
-    starts = start.unbind() if start.ndim > case.x.ndim else (start,)
+    starts = _starts(case.x, [_start(case, subject)])
     left = max(case.quadrature(subject.nodes, b) for b in starts) if subject.nodes else 0.0
     if not subject.accuracy:
         return left

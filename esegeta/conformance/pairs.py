@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from esegeta.conformance.functions import call, chosen
-
-KINK = 0.3  # no multiple of a power of two: inputs and baselines do not lie on the kinks that are added
+from esegeta.conformance.functions import KINK, call, chosen
 
 
 def _beside(f: Callable[[Tensor], Tensor], x: Tensor, other: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -198,7 +198,9 @@ def _named(name: str) -> Subject:
 
         if name.partition(":")[0].strip() in adapters.LIBRARIES:
             return adapters.find(name)
-        return replace(of(_imported(name.strip(), adapters.nearest(name))), name=name.strip())
+        return replace(
+            of(_imported(name.strip(), nearest(name, adapters.names(), cutoff=0.4))), name=name.strip()
+        )
     by_rules = {s.name: s for s in by_rule()}
     if name in by_rules:
         return by_rules[name]
@@ -230,10 +232,15 @@ def _imported(name: str, advice: str) -> Callable[..., Explain]:
         raise ValueError(check.problem("verify", expected, got, advice)) from error
     if not callable(getattr(found, function, None)):
         known = sorted(n for n, v in vars(found).items() if callable(v) and not n.startswith("_"))
-        near = difflib.get_close_matches(function, known, n=3)
-        advice = f"Nearest: {', '.join(near) or 'none'}"
-        raise ValueError(check.problem("verify", f"a function of {module}", repr(function), advice))
+        expected = f"a function of {module}"
+        raise ValueError(check.problem("verify", expected, repr(function), nearest(function, known)))
     return cast("Callable[..., Explain]", getattr(found, function))
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Advice for a word that is none of those that are known."""
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=cutoff)
+    return f"Nearest: {', '.join(near) or 'none'}"
 
 
 def _foreign(method: Callable[..., Explain]) -> Subject:

@@ -1,12 +1,11 @@
 """Methods of other libraries as subjects: ``find("captum:DeepLift")``."""
 
 import ast
-import difflib
 from typing import Any
 
 from esegeta.conformance.adapters import captum, grad_cam, monai, peers, shap, zennit
 from esegeta.conformance.adapters.peers import Peer
-from esegeta.conformance.subjects import Subject
+from esegeta.conformance.subjects import Subject, nearest
 from esegeta.engine import check
 
 LIBRARIES: dict[str, dict[str, Peer]] = {
@@ -52,14 +51,10 @@ def find(text: str) -> Subject:
     library, name, options = _parsed(text)
     if library not in LIBRARIES or name not in LIBRARIES[library]:
         expected = f"a method of {', '.join(LIBRARIES)}"
-        raise ValueError(check.problem("verify", expected, repr(text), nearest(f"{library}:{name}")))
+        raise ValueError(
+            check.problem("verify", expected, repr(text), nearest(f"{library}:{name}", names(), cutoff=0.4))
+        )
     return peers.subject(text.strip(), LIBRARIES[library][name], options)
-
-
-def nearest(name: str) -> str:
-    """Advice for a name that is none of these."""
-    near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
-    return f"Nearest: {', '.join(near) or 'none'}"
 
 
 def _parsed(text: str) -> tuple[str, str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import difflib
 import importlib
 import inspect
 import io
@@ -20,7 +19,7 @@ from esegeta import random
 from esegeta._types import Explain, Score
 from esegeta.axioms.composed import Composed
 from esegeta.conformance.functions import AsModule
-from esegeta.conformance.subjects import Subject
+from esegeta.conformance.subjects import Subject, nearest
 from esegeta.engine import check
 
 # A peer on a batch: (network or function of batches, (B,C,*S), *refs) -> (B, ...).
@@ -149,13 +148,9 @@ def split(
         if part is None:
             known = sorted({n for names in taken for n in names} - {"self", "args", "kwargs"})
             expected = f"options out of {', '.join(known)}"
-            raise ValueError(check.problem(name, expected, option, _nearest(option, known)))
+            raise ValueError(check.problem(name, expected, option, nearest(option, known)))
         part[option] = value
     return parts
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    return f"Nearest: {', '.join(difflib.get_close_matches(word, known, n=3)) or 'none'}"
 
 
 # --- Scores as what a peer takes --------------------------------------------------------------------------
@@ -232,7 +227,7 @@ def place(name: str, net: nn.Module, layer: str, xs: Tensor) -> tuple[nn.Module,
     known = [n for n, _ in net.named_modules() if n]
     if layer not in known:
         raise ValueError(
-            check.problem(name, "layer to be 'deepest', 'input' or a module", layer, _nearest(layer, known))
+            check.problem(name, "layer to be 'deepest', 'input' or a module", layer, nearest(layer, known))
         )
     return net, layer
 
