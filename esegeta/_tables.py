@@ -1,4 +1,4 @@
-"""Tables of what exists, from the registry: ``python -m esegeta._tables`` writes them into README.md and docs.
+"""Tables of what exists, from the registry: ``python -m esegeta._tables`` writes them into the docs.
 
 A page says where a table goes by a pair of comments, ``<!-- table: methods -->`` and ``<!-- end -->``.
 """
@@ -16,7 +16,7 @@ from esegeta._registry import METHODS, REDUCERS, TRANSFORMS, MethodSpec, Reducer
 Spec = TypeVar("Spec", MethodSpec, TransformSpec, ReducerSpec)
 
 COMMAND = "python -m esegeta._tables"
-PAGES = ("README.md", "docs/methods.md")
+PAGES = ("docs/methods.md", "docs/reducers.md")
 _MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
