@@ -151,7 +151,7 @@ def features(
     if ivh is None:
         volume = divided if width is None and number is None else _divided(data, counted, None, _IVH_BINS)
     elif isinstance(ivh, Mapping) and len(ivh) == 1 and set(ivh) <= {"width", "number"}:
-        volume = _divided(data, counted, ivh.get("width"), ivh.get("number"))  # type: ignore[arg-type]
+        volume = _divided(data, counted, ivh.get("width"), ivh.get("number"))
     else:
         raise ValueError(check.problem(WHERE, 'ivh={"width": w} or {"number": n}', repr(ivh), "Change it"))
 
@@ -187,7 +187,7 @@ def features(
         "spacing": tuple(lengths.tolist()),
         "width": width,
         "number": number,
-        "levels": divided.count,
+        "levels": divided.number,
         "ivh": dict(ivh) if ivh is not None else None,
         "slice_axis": slice_axis,
         "voxels": int(shape.sum()),

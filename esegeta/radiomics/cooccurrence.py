@@ -4,13 +4,15 @@ For each direction the matrix counts the pairs of neighbours, both ways. Feature
 directions and slices, or computed of matrices that were added up, as the name of an aggregation says.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from esegeta.radiomics.levels import Grid, Levels, grid_of, offsets
 from esegeta.radiomics.tables import entropy, mean_of
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 TAG = "cm"
 NAMES = {
@@ -64,8 +66,10 @@ def of_matrix(matrix: Array) -> dict[str, float]:
     variance = float(((i - mean) ** 2 * px).sum())
     apart = np.abs(rows - columns)
     indices = np.arange(count)
-    differences = np.bincount(np.abs(indices[:, None] - indices).reshape(-1), p.reshape(-1))
-    sums = np.bincount((indices[:, None] + indices).reshape(-1), p.reshape(-1))
+    differences: Array = np.bincount(np.abs(indices[:, None] - indices).reshape(-1), p.reshape(-1)).astype(
+        float
+    )
+    sums: Array = np.bincount((indices[:, None] + indices).reshape(-1), p.reshape(-1)).astype(float)
     k, s = np.arange(float(len(differences))), np.arange(2.0, len(sums) + 2)
     difference, total_mean = float((k * differences).sum()), float((s * sums).sum())
     together = rows + columns - 2 * mean
@@ -124,7 +128,7 @@ def correlation_limit(matrix: Array) -> float:
 def matrices(levels: Levels, slice_axis: int) -> dict[str, list[Array]]:
     """Count pairs for every aggregation: name of the aggregation to the matrices whose features are averaged."""
     grid = grid_of(levels, slice_axis)
-    axes, count = levels.image.ndim, max(levels.count, 1)
+    axes, count = levels.image.ndim, max(levels.number, 1)
     solid = [pairs(grid, offset, grid.inside, count) for offset in offsets(axes)]
     if axes == 2:
         return {"2D_avg": solid, "2D_comb": [np.sum(solid, axis=0)]}

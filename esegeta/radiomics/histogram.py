@@ -1,5 +1,7 @@
 """The histogram of grey levels, and the volume above each intensity."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -8,7 +10,7 @@ from esegeta.radiomics import statistics
 from esegeta.radiomics.levels import Levels
 from esegeta.radiomics.tables import entropy
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 TAG, VOLUME_TAG = "ih", "ivh"
 _OWN = {
@@ -39,7 +41,7 @@ def features(levels: Levels) -> dict[str, float]:
     if not len(values):
         return dict.fromkeys(NAMES, float("nan"))
     found = statistics.features(torch.from_numpy(values.astype(np.float64)))
-    counts = np.bincount(values, minlength=levels.count + 1)[1:].astype(np.float64)
+    counts = np.bincount(values, minlength=levels.number + 1)[1:].astype(np.float64)
     p = counts / counts.sum()
     steep = np.gradient(counts) if len(counts) > 1 else np.zeros(1)
     often = np.nonzero(counts == counts.max())[0] + 1

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from esegeta.engine import check
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
 

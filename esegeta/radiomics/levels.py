@@ -1,14 +1,14 @@
 """Grey levels: intensities of a region as whole numbers, and the offsets between neighbouring voxels."""
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from esegeta.engine import check
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 Whole = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 WHERE = "radiomics"
@@ -17,12 +17,12 @@ WHERE = "radiomics"
 class Levels(NamedTuple):
     """An image in whole levels.
 
-    image: (*S), 1 ... count within the region and 0 outside; count: of levels, absent ones included; centres: the
+    image: (*S), 1 ... count within the region and 0 outside; number: of levels, absent ones included; centres: the
     intensity that each level stands for, from level 1 on.
     """
 
     image: Whole
-    count: int
+    number: int
     centres: Array
 
 

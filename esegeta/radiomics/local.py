@@ -1,11 +1,12 @@
 """Local peaks: the highest mean intensity of a ball of one cubic centimetre (in the plane, a square centimetre)."""
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
 TAG = "loc"

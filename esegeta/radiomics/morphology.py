@@ -1,13 +1,14 @@
 """The shape of a region: its surface, axes, diameter and hulls, in mm, and where intensities lie in it."""
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from esegeta.radiomics.surface import content, size, surface
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 NAN = float("nan")
 
@@ -70,10 +71,12 @@ def box(lengths: Array) -> tuple[float, float]:
 def ellipsoid(half: Array) -> tuple[float, float]:
     r"""Compute volume and area of an ellipsoid with given half axes, area and perimeter of an ellipse.
 
-    The area is that of the IBSI, 21 terms of
-    :math:`4 \pi a b \sum_\nu \frac{(\alpha\beta)^\nu}{1 - 4\nu^2} P_\nu(\frac{\alpha^2 + \beta^2}{2 \alpha \beta})`
-    with :math:`\alpha^2 = 1 - b^2/a^2` and :math:`\beta^2 = 1 - c^2/a^2`. The consensus was found with it, but it is the
-    area of a ball only: for half axes of 2, 1 and 1 it gives 17.3 where the area is 21.5.
+    The area is that of the IBSI, 21 terms of the series
+
+    .. math:: 4 \pi a b \sum_n \frac{(\alpha\beta)^n}{1 - 4n^2} P_n(\frac{\alpha^2 + \beta^2}{2\alpha\beta})
+
+    with :math:`\alpha^2 = 1 - b^2/a^2` and :math:`\beta^2 = 1 - c^2/a^2`. The consensus was found with it, but it
+    is the area of a ball only: for half axes of 2, 1 and 1 it gives 17.3 where the area is 21.5.
 
     Example:
         >>> volume, area = ellipsoid(np.array([1.0, 1.0, 1.0]))
@@ -135,7 +138,7 @@ def enclosing_ellipsoid(points: Array, tolerance: float = 1e-7) -> Array:
 
 
 def oriented_box(corners: Array, faces: Array) -> Array:
-    """Return the lengths of the smallest box that has a side flush with a face of the convex hull and one of its edges.
+    """Return the lengths of the smallest box with sides along a face of the convex hull and one of its edges.
 
     Args:
         corners: of the hull (n, axes).

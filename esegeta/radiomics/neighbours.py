@@ -1,6 +1,6 @@
 """A voxel and its neighbours: differences to their mean (NGTDM), and how many have the same level (NGLDM)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from esegeta.radiomics.levels import Levels, grid_of, offsets
 from esegeta.radiomics.tables import Events, emphases, mean_of
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 Whole = NDArray[np.int64]
 
 TONE_TAG, DEPENDENCE_TAG = "ngt", "ngl"
@@ -121,6 +121,14 @@ def features(
     numbers = np.unique(flat.slices)
     by_slice = [Around(*(part[flat.slices == n] for part in flat)) for n in numbers]
     return (
-        {"2D": mean_of([_toned(v) for v in by_slice]), "2_5D": _toned(flat), "3D": _toned(solid)},
-        {"2D": mean_of([_dependent(v) for v in by_slice]), "2_5D": _dependent(flat), "3D": _dependent(solid)},
+        {
+            "2D": mean_of([_toned(v) for v in by_slice]) or _toned(flat),
+            "2_5D": _toned(flat),
+            "3D": _toned(solid),
+        },
+        {
+            "2D": mean_of([_dependent(v) for v in by_slice]) or _dependent(flat),
+            "2_5D": _dependent(flat),
+            "3D": _dependent(solid),
+        },
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from esegeta.engine import check
 from esegeta.radiomics.inputs import arrays
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 WHERE = "radiomics.prepare"
 

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esegeta.radiomics.levels import Grid, Levels, grid_of, offsets
-from esegeta.radiomics.tables import Events, emphases, mean_of, merged
+from esegeta.radiomics.tables import Events, averaged, merged
 
 TAG = "rlm"
 NAMES = {
@@ -51,7 +51,7 @@ def features(levels: Levels, slice_axis: int) -> dict[str, dict[str, float]]:
     grid, axes = grid_of(levels, slice_axis), levels.image.ndim
     if axes == 2:
         parts = [runs(grid, offset, grid.inside) for offset in offsets(2)]
-        found = {"2D_avg": mean_of([emphases(p) for p in parts]), "2D_comb": emphases(merged(parts))}
+        found = {"2D_avg": averaged(parts), "2D_comb": averaged([merged(parts)])}
         return {name: _named(values) for name, values in found.items()}
     flat = offsets(axes, across=slice_axis % axes)
     by_slice = [
@@ -61,11 +61,11 @@ def features(levels: Levels, slice_axis: int) -> dict[str, dict[str, float]]:
     by_direction = [merged([parts[d] for parts in by_slice]) for d in range(len(flat))]
     solid = [runs(grid, offset, grid.inside) for offset in offsets(axes)]
     found = {
-        "2D_avg": mean_of([emphases(p) for parts in by_slice for p in parts]),
-        "2D_comb": mean_of([emphases(merged(parts)) for parts in by_slice]),
-        "2_5D_avg": mean_of([emphases(p) for p in by_direction]),
-        "2_5D_comb": emphases(merged(by_direction)),
-        "3D_avg": mean_of([emphases(p) for p in solid]),
-        "3D_comb": emphases(merged(solid)),
+        "2D_avg": averaged([p for parts in by_slice for p in parts]),
+        "2D_comb": averaged([merged(parts) for parts in by_slice]),
+        "2_5D_avg": averaged(by_direction),
+        "2_5D_comb": averaged([merged(by_direction)]),
+        "3D_avg": averaged(solid),
+        "3D_comb": averaged([merged(solid)]),
     }
     return {name: _named(values) for name, values in found.items()}

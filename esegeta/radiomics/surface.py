@@ -9,11 +9,12 @@ the surface is closed.
 import functools
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 Edge = tuple[int, int]
 
 # The corners of a face of the unit square in the order in which they are walked around.
@@ -60,12 +61,12 @@ def _segments(face: list[int], inside: list[bool]) -> list[tuple[Edge, Edge]]:
 def _table(ndim: int) -> list[list[tuple[Edge, ...]]]:
     """For each way in which corners lie inside: the simplices of the surface, each a tuple of crossed edges."""
     faces = _faces(ndim)
-    table = []
+    table: list[list[tuple[Edge, ...]]] = []
     for code in range(2 ** (2**ndim)):
         inside = [bool(code >> corner & 1) for corner in range(2**ndim)]
         following = dict(segment for face in faces for segment in _segments(face, inside))
         if ndim == 2:
-            table.append(list(following.items()))
+            table.append([*following.items()])
             continue
         simplices: list[tuple[Edge, ...]] = []
         while following:
@@ -133,7 +134,7 @@ def surface(field: Array, level: float, spacing: Array) -> Array:
             continue
         where = np.nonzero(codes == code)
         base = np.stack(where, axis=-1).astype(np.float64) - 1.0
-        here = values[(slice(None), *where)]
+        here = values.reshape(len(values), -1)[:, codes.reshape(-1) == code]
         for simplex in table[code]:
             points = []
             for low, high in simplex:

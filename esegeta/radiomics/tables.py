@@ -4,7 +4,7 @@ Runs, zones, distances and dependences are all lists of events, each with a grey
 would hold the same; sums over it are means over events.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ def merged(parts: list[Events]) -> Events:
     )
 
 
-def entropy(p: NDArray[np.float64]) -> float:
+def entropy(p: NDArray[np.floating[Any]]) -> float:
     """Return the entropy in bits of probabilities.
 
     >>> entropy(np.array([0.5, 0.25, 0.25, 0.0]))
@@ -81,3 +81,8 @@ def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
         known = values[~np.isnan(values)]
         found[name] = float(known.mean()) if len(known) else float("nan")
     return found
+
+
+def averaged(parts: list[Events]) -> dict[str, float]:
+    """Average the features of events over slices or directions; NaN where there are none."""
+    return mean_of([emphases(part) for part in parts]) or emphases(merged([]))

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esegeta.radiomics.levels import Levels, Mask, grid_of, offsets
-from esegeta.radiomics.tables import Events, emphases, mean_of, merged
+from esegeta.radiomics.tables import Events, averaged
 
 SIZE_TAG, DISTANCE_TAG = "szm", "dzm"
 SIZE_NAMES = {
@@ -136,12 +136,19 @@ def _by_slice(found: Zones) -> list[Zones]:
     parts = []
     for number, voxels in found.voxels.items():
         here = found.slices == number
-        parts.append(Zones(*(part[here] for part in found[:4]), {number: voxels}))
+        parts.append(
+            Zones(
+                found.levels[here],
+                found.sizes[here],
+                found.distances[here],
+                found.slices[here],
+                {number: voxels},
+            )
+        )
     return parts
 
 
 def _named(parts: list[Zones], which: str, names: dict[str, str]) -> dict[str, float]:
     """Average features over parts of a region."""
     events = [Events(part.levels, getattr(part, which), sum(part.voxels.values())) for part in parts]
-    rows = mean_of([emphases(e) for e in events]) or emphases(merged([]))
-    return dict(zip(names, rows.values(), strict=True))
+    return dict(zip(names, averaged(events).values(), strict=True))
