@@ -8,6 +8,7 @@ from esegeta import methods as methods
 from esegeta import models as models
 from esegeta import noise as noise
 from esegeta import plot as plot
+from esegeta import radiomics as radiomics
 from esegeta import random as random
 from esegeta import reducers as reducers
 from esegeta import rules as rules
@@ -217,6 +218,7 @@ __all__ = [
     "places",
     "plot",
     "positive",
+    "radiomics",
     "random",
     "random_cam",
     "reduce_channels",

@@ -40,6 +40,7 @@ ORDER = (
     "random",
     "spatial",
     "segmentation",
+    "radiomics",
     "quadrature",
     "partition",
     "patches",
@@ -69,7 +70,7 @@ ORDER = (
     "_stubs",
 )
 # A package that stands for all of its files: they are many, found by name, and each is alone.
-WHOLE = ("rules", "methods", "transforms", "axioms", "zoo", "conformance", "plot", "run")
+WHOLE = ("radiomics", "rules", "methods", "transforms", "axioms", "zoo", "conformance", "plot", "run")
 SURFACE = "_surface"  # stands for esegeta/__init__.py, too, which brings it in
 
 FUNCTORCH = ("torch._C", "torch._functorch", "torch._subclasses")
