@@ -13,7 +13,7 @@ from esegeta import patches
 from esegeta._types import Model, Score
 from esegeta.engine import check
 from esegeta.models import from_module
-from esegeta.run import building, config, networks, preprocess, volumes
+from esegeta.run import building, config, networks, plugins, preprocess, trust, volumes
 from esegeta.run.building import Built
 from esegeta.run.child import RefusedError
 from esegeta.run.prepared import Prepared
@@ -33,6 +33,7 @@ class Entry(NamedTuple):
     output: config.Output
     precision: str
     key: int
+    trust: trust.Trust
 
 
 class Image(NamedTuple):
@@ -44,7 +45,9 @@ class Image(NamedTuple):
 
 
 def entry_of(payload: dict[str, Any]) -> Entry:
-    """The configuration in a job's payload."""
+    """The configuration in a job's payload, after its plugins have registered what it may name."""
+    allowed = trust.from_json(payload["trust"])
+    plugins.load(payload["plugins"], allowed)
     return Entry(
         config.Model.model_validate(payload["model"]),
         config.Target.model_validate(payload["target"]),
@@ -54,6 +57,7 @@ def entry_of(payload: dict[str, Any]) -> Entry:
         config.Output.model_validate(payload["output"]),
         payload["precision"],
         payload["key"],
+        allowed,
     )
 
 
@@ -112,7 +116,7 @@ def model_of(entry: Entry, device: torch.device, cache: dict[str, Any]) -> Model
         cache,
         "network",
         entry.model.model_dump(mode="json"),
-        lambda: networks.load(entry.model, str(device)),
+        lambda: networks.load(entry.model, str(device), trust=entry.trust),
     )
     model: Model = from_module(loaded.module, output=loaded.output)
     if entry.method.patches != "whole":
