@@ -8,6 +8,7 @@ import glob
 import json
 import os
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
+from esegeta.run import bounds
 from esegeta.run.annotations import with_files
 from esegeta.run.trust import NOTHING, Trust, asked, of_environment
 
 WHERE = "configuration"
-LARGEST = 2**24  # bytes of a configuration: what is larger is some other file
 
 
 class Section(BaseModel):
@@ -287,22 +288,20 @@ def read(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], Pat
             raise _unreadable(
                 path, "a file .toml or .json", "another kind of file", "`esegeta init` writes one"
             )
-        if path.stat().st_size > LARGEST:
-            raise _unreadable(path, "a configuration", f"{path.stat().st_size} bytes", "Name another file")
-        text = path.read_text(encoding="utf-8")
+        text = bounds.text(path)
         raw = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text, object_pairs_hook=_once)
     except OSError as error:
         advice = "Check the name; `esegeta init` writes a new one"
         raise _unreadable(
             path, "a file that can be read", (error.strerror or "an error").lower(), advice
         ) from None
+    except bounds.TooMuch as error:
+        raise _unreadable(path, error.expected, error.got, error.advice) from None
     except UnicodeDecodeError:
         raise _unreadable(path, "text in UTF-8", "other bytes", "Save it again as text") from None
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:  # of TOML and of JSON
         language = "TOML" if path.suffix == ".toml" else "JSON"
         raise _unreadable(path, language, f"a fault in it: {error}", "Correct it there") from None
-    except RecursionError:
-        raise _unreadable(path, "tables of some depth", "thousands of levels", "Name another file") from None
     if not isinstance(raw, dict):
         raise _unreadable(path, "a table", type(raw).__name__, "See `esegeta init`")
     if {"model_nature", "model_name", "amp_enbled", "test_run"} & set(raw):
@@ -318,8 +317,7 @@ def _unreadable(path: Path, expected: str, got: str, advice: str) -> Faults:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         advice = "Leave one of them out"
         raise Faults([check.problem(WHERE, "every key of a table once", f"{', '.join(twice)} twice", advice)])
     return found

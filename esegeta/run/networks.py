@@ -11,6 +11,7 @@ import pickle
 import re
 import sys
 import warnings
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from esegeta import zoo
 from esegeta.engine import check
 from esegeta.models import ModuleModel, from_module
+from esegeta.run import bounds
 from esegeta.run import trust as trusting
 from esegeta.run.annotations import shown
 from esegeta.run.catalogue import nearest
@@ -238,6 +240,7 @@ def weights(path: Path) -> dict[str, Tensor]:
     _readable(path)
     if path.suffix == ".safetensors":
         return _safetensors(path)
+    _unpacked(path)
     try:
         with _quiet():
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -247,6 +250,20 @@ def weights(path: Path) -> dict[str, Tensor]:
         advice = "The file is truncated, damaged or of another kind: copy it again"
         raise _problem(f"{path.name} to hold weights", _in_short(error), advice) from error
     return _state(content, path.name)
+
+
+def _unpacked(path: Path) -> None:
+    """Torch packs nothing: records that unpack to more than the file are none that it wrote."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(record.file_size for record in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # torch says what is wrong with it
+    if total > path.stat().st_size:
+        got = f"{bounds.size(total)} packed into {bounds.size(path.stat().st_size)}"
+        raise _problem(f"{path.name} to hold weights as torch writes them", got, "Save it again with torch.save")
 
 
 def _not_allowed(path: Path, error: Exception) -> ValueError:

@@ -15,7 +15,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
-from esegeta.run.reading import BLOCK, Array, Volume, opaque, refused, scaled, volume_of
+from esegeta.run.reading import BLOCK, Array, Volume, fits, opaque, refused, scaled, volume_of
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
@@ -29,8 +29,10 @@ _SILENT = logging.Logger("esegeta.run.nifti")  # outside the tree of loggers: no
 _SILENT.addHandler(logging.NullHandler())
 
 
-def read_nifti(path: Path, suffix: str, channels: str | None, frame: int | None) -> Volume:
-    """The volume in one file or pair of files; ``suffix`` says which."""
+def read_nifti(
+    path: Path, suffix: str, channels: str | None, frame: int | None, memory: int | None
+) -> Volume:
+    """The volume in one file or pair of files; ``suffix`` says which. memory: in bytes, that this may take."""
     single = suffix.startswith(".nii")
     if channels == "first":
         advice = 'Use channels="last": the first three axes of NIfTI are space'
@@ -44,6 +46,7 @@ def read_nifti(path: Path, suffix: str, channels: str | None, frame: int | None)
     voxels = math.prod(grid)
     offset = _offset(head, header, single) + (frame or 0) * voxels * kind.itemsize
     slope, inter = _scale(head, header)
+    fits(path, voxels * count * (kind.itemsize + 2 * 4 * (planes if kind.fields else 1)), memory)
     raw = np.frombuffer(_voxels(body, offset, voxels * count * kind.itemsize), dtype=kind)
     if kind.fields:
         flat = opaque(path, raw.view(np.uint8).reshape(voxels, planes).T)

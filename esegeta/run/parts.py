@@ -12,6 +12,7 @@ from torch import Tensor
 from esegeta import patches
 from esegeta._types import Model, Score
 from esegeta.engine import check
+from esegeta.engine.execution import parse_memory
 from esegeta.models import from_module
 from esegeta.run import building, config, networks, plugins, preprocess, trust, volumes
 from esegeta.run.building import Built
@@ -99,11 +100,17 @@ def image_of(payload: dict[str, Any], entry: Entry, device: torch.device, cache:
     """The input, read and prepared once for the jobs that share it."""
 
     def read() -> Image:
-        volume = volumes.read([Path(p) for p in payload["files"]], **payload["reading"])
+        files = [Path(p) for p in payload["files"]]
+        volume = volumes.read(files, **payload["reading"], memory=_memory(entry))
         prepared = preprocess.apply(volume, entry.steps)
         return Image(volume, prepared, prepared.data.to(device))
 
     return kept(cache, "image", [payload["files"], payload["input_digest"], entry.steps], read, _KEPT_INPUTS)
+
+
+def _memory(entry: Entry) -> int | None:
+    memory = entry.method.memory
+    return None if memory is None else parse_memory("memory", memory)
 
 
 def model_of(entry: Entry, device: torch.device, cache: dict[str, Any]) -> Model:
@@ -131,11 +138,11 @@ def _size(size: int | list[int]) -> int | tuple[int, ...]:
     return size if isinstance(size, int) else tuple(size)
 
 
-def reader(image: Image) -> Callable[[Path], Tensor]:
+def reader(image: Image, memory: int | None = None) -> Callable[[Path], Tensor]:
     """How a file that a parameter names becomes a tensor: a mask, labels or values on the grid of the image."""
 
     def read(path: Path) -> Tensor:
-        data = volumes.read(path).data
+        data = volumes.read(path, memory=memory).data
         grid = tuple(image.x.shape[1:])
         if tuple(data.shape[1:]) != grid:
             expected = f"{path.name} on the grid {grid} of the prepared image"
@@ -152,7 +159,7 @@ def reader(image: Image) -> Callable[[Path], Tensor]:
 
 def explanation_of(entry: Entry, model: Model, image: Image) -> tuple[Built, Score | None]:
     """The explanation with its baselines, and the score that it explains: none if every patch has its own."""
-    settings: dict[str, Any] = {"spacing": image.prepared.spacing, "read": reader(image)}
+    settings: dict[str, Any] = {"spacing": image.prepared.spacing, "read": reader(image, _memory(entry))}
 
     def build(target_model: Model, x: Tensor) -> tuple[Built, Score]:
         score = building.score(entry.target, target_model, x, **settings)

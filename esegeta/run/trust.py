@@ -212,7 +212,7 @@ def judge(source: str, way: Way, place: str | Path, trust: Trust) -> None:
     """Refuse to import a module, ``module`` or ``module:function``, if it or anything above it is not trusted."""
     for part in way.parts:
         if not _importable(part, way, place, trust):
-            where = Path(os.path.realpath(part.file or place))
+            where = Path(os.path.realpath(way.parts[-1].file or part.file or place))
             raise UntrustedError(
                 "a Python file in the folder of the configuration, or code that you trust",
                 f"{source!r}, which is in {where}",
