@@ -46,8 +46,10 @@ def read_nifti(
     voxels = math.prod(grid)
     offset = _offset(head, header, single) + (frame or 0) * voxels * kind.itemsize
     slope, inter = _scale(head, header)
-    fits(path, voxels * count * (kind.itemsize + 2 * 4 * (planes if kind.fields else 1)), memory)
-    raw = np.frombuffer(_voxels(body, offset, voxels * count * kind.itemsize), dtype=kind)
+    size = voxels * count * kind.itemsize
+    _holds(body, offset + size)
+    fits(path, size + 2 * 4 * voxels * (planes if kind.fields else count), memory)
+    raw = np.frombuffer(_voxels(body, offset, size), dtype=kind)
     if kind.fields:
         flat = opaque(path, raw.view(np.uint8).reshape(voxels, planes).T)
     else:
@@ -98,13 +100,17 @@ def _read(path: Path, stream: io.BufferedIOBase, most: int, least: int) -> bytea
     return taken
 
 
-def _voxels(path: Path, offset: int, size: int) -> bytearray:
+def _holds(path: Path, size: int) -> None:
+    """Refuse a header that asks for more than can be in the file."""
     room = path.stat().st_size
     if path.name.lower().endswith(".gz"):
         room *= _DEFLATE
-    if offset + size > room:
-        got = f"a header that asks for {offset + size} bytes where at most {room} can be"
+    if size > room:
+        got = f"a header that asks for {size} bytes where at most {room} can be"
         raise refused(path, "a whole NIfTI file", got, "It is cut off or damaged: copy it again")
+
+
+def _voxels(path: Path, offset: int, size: int) -> bytearray:
     with _opened(path) as stream:
         _skip(path, stream, offset)
         taken = _read(path, stream, size, size)
