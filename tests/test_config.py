@@ -444,7 +444,7 @@ def test_every_default_fits_its_parameter(name):
         ("a.json", b'{"run": 1, "run": 2}', "expected every key of a table once, got run twice"),
         ("a.json", b"[]", "to be a table, got list"),
         ("a.json", b"\xff\xfe", "to be text in UTF-8, got other bytes"),
-        ("a.json", b"[" * 100000, "levels"),
+        ("a.json", b"[" * 100000, "at most 32 tables inside one another"),
         ("a.yaml", b"", "to be a file .toml or .json"),
         (
             "a.json",

@@ -469,7 +469,10 @@ def test_subjects_from_names(name, subject):
         ("sub-中.nii", "sub-x"),
         ("sub-A-1_T1w.nii", "sub-A1x"),
         ("sub-01.T1.nii", "sub-01T1x"),
-        ("sub-1_" + "_".join(f"{'ab'[i % 2]}{chr(99 + i)}-{'v' * 9}" for i in range(12)) + ".nii", "sub-sub1"),
+        (
+            "sub-1_" + "_".join(f"{'ab'[i % 2]}{chr(99 + i)}-{'v' * 9}" for i in range(12)) + ".nii",
+            "sub-sub1",
+        ),
     ],
 )
 def test_what_a_label_cannot_hold_is_marked(name, begins):
@@ -492,7 +495,15 @@ def test_subjects_by_a_pattern():
 
 
 def test_a_subject_does_not_depend_on_other_files():
-    files = ["y/A-1.nii", "y/A_1.nii", "y/A1.nii", "y/A12.nii", "y/A-12.nii", "sub-1_T1w.nii", "sub-1_ses-1_T1w.nii"]
+    files = [
+        "y/A-1.nii",
+        "y/A_1.nii",
+        "y/A1.nii",
+        "y/A12.nii",
+        "y/A-12.nii",
+        "sub-1_T1w.nii",
+        "sub-1_ses-1_T1w.nii",
+    ]
     together = names.subjects([[f] for f in files])
     assert together == [names.subjects([[f]])[0] for f in files] == [names.subject(f) for f in files]
     assert len({name.lower() for name in together}) == len(files)
@@ -515,7 +526,9 @@ def test_a_subject_does_not_depend_on_other_files():
 )
 def test_two_files_of_one_subject_are_refused(pair):
     """A number behind one of them would depend on the other."""
-    with pytest.raises(UnreadableInput, match="expected files with a subject each, got .*, both sub-") as caught:
+    with pytest.raises(
+        UnreadableInput, match=r"expected files with a subject each, got .*, both sub-"
+    ) as caught:
         names.subjects([[f] for f in pair])
     assert all(f in str(caught.value) for f in pair)
     pattern = str(caught.value).split("'")[1]

@@ -37,7 +37,9 @@ def text(path: Path) -> str:
 # Each alternative is linear: what is matched is never given back.
 _STRINGS = r'"(?:[^"\\\n]++|\\.)*+"'
 _TOKENS = {
-    True: re.compile(rf'(?P<text>{_STRINGS})|(?P<mark>[\[\]{{}},:])|(?P<bare>[^\s"\[\]{{}},:]++)|(?P<bad>")', re.DOTALL),
+    True: re.compile(
+        rf'(?P<text>{_STRINGS})|(?P<mark>[\[\]{{}},:])|(?P<bare>[^\s"\[\]{{}},:]++)' r'|(?P<bad>")', re.DOTALL
+    ),
     False: re.compile(
         r'(?P<long>"""(?:[^"\\]++|\\.|"(?!""))*+"{3,5}+'
         r"|'''(?:[^']++|'(?!''))*+'{3,5}+)"
@@ -58,7 +60,7 @@ def scan(text: str, *, json: bool) -> None:
     >>> scan("a" + ".a" * 40 + " = 1", json=False)
     Traceback (most recent call last):
         ...
-    esegeta.run.bounds.TooMuch: expected at most 32 tables inside one another, got more in line 1. Make it flatter.
+    esegeta.run.bounds.TooMuch: expected a text with at most 32 tables inside one another, got more in line 1. Make it flatter.
     """
     # levels: how deep each open bracket is; dots: of the key that is being read; before: of the key of a value.
     keys, levels, dots, before, value = 0, [0], 0, 0, False
@@ -83,8 +85,10 @@ def scan(text: str, *, json: bool) -> None:
         if keys > MOST_KEYS:
             raise _beyond(f"at most {MOST_KEYS} keys", text, start, "Name another file")
         if kind == "bad":
-            raise _beyond("texts that end", text, start, "Close its quotes", "one that does not,")
-        if len(token) > LONGEST and (kind == "bare" or (kind == "text" and _is_key(text, start + len(token)))):
+            raise _beyond("closed quotes", text, start, "Close them", "open ones")
+        if len(token) > LONGEST and (
+            kind == "bare" or (kind == "text" and _is_key(text, start + len(token)))
+        ):
             raise _beyond(f"keys and numbers of at most {LONGEST} characters", text, start, "Make it shorter")
 
 
@@ -98,7 +102,7 @@ def _is_key(text: str, position: int) -> bool:
 
 
 def _beyond(expected: str, text: str, position: int, advice: str, got: str = "more") -> TooMuch:
-    return TooMuch(expected, f"{got} in line {text.count(chr(10), 0, position) + 1}", advice)
+    return TooMuch(f"a text with {expected}", f"{got} in line {text.count(chr(10), 0, position) + 1}", advice)
 
 
 # --- Volumes ----------------------------------------------------------------------------------------------

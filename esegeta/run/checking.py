@@ -86,7 +86,9 @@ def _module(source: str, place: Path, trust: Trust) -> list[str]:
         way = None
     if way is None:
         advice = "Install it, or name its folder with model.path"
-        return [fault("model.source", "a module that can be imported", repr(source.partition(":")[0]), advice)]
+        return [
+            fault("model.source", "a module that can be imported", repr(source.partition(":")[0]), advice)
+        ]
     return _untrusted(judge, source, way, place, trust)
 
 

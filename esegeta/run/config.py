@@ -228,9 +228,7 @@ def trusting(config: Config, trust: Iterable[str]) -> Config:
     return more
 
 
-def model_of(
-    source: str | Path | Mapping[str, Any], *, trust: Iterable[str] = ()
-) -> tuple[Model, Trust]:
+def model_of(source: str | Path | Mapping[str, Any], *, trust: Iterable[str] = ()) -> tuple[Model, Trust]:
     """The model of a configuration, whatever else is in it, and which code may run."""
     from esegeta.run.checking import model_faults
     from esegeta.run.tables import part

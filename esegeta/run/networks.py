@@ -263,7 +263,9 @@ def _unpacked(path: Path) -> None:
         return  # torch says what is wrong with it
     if total > path.stat().st_size:
         got = f"{bounds.size(total)} packed into {bounds.size(path.stat().st_size)}"
-        raise _problem(f"{path.name} to hold weights as torch writes them", got, "Save it again with torch.save")
+        raise _problem(
+            f"{path.name} to hold weights as torch writes them", got, "Save it again with torch.save"
+        )
 
 
 def _not_allowed(path: Path, error: Exception) -> ValueError:

@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 
 from esegeta.engine import check
-from esegeta.run.reading import WHERE, UnreadableInput, Volume, fits, opaque, refused, scaled, shown, volume_of
+from esegeta.run.reading import (
+    WHERE,
+    UnreadableInput,
+    Volume,
+    fits,
+    opaque,
+    refused,
+    scaled,
+    shown,
+    volume_of,
+)
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 # Rows go down and columns right where x points right and y up, so that viewers show it upright.

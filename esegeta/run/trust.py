@@ -275,7 +275,7 @@ def _is_network(thing: Any) -> bool:
 def member(found: ModuleType, source: str, trust: Trust) -> Any:
     """What ``module:name`` or ``module:Class.name`` names, if it was defined in trusted code.
 
-    A name that the module does not have raises ``AttributeError``, whose ``name`` it is and ``obj`` where it is missing.
+    A name that is missing raises ``AttributeError`` with that ``name``, and the ``obj`` that does not have it.
     """
     now: Any = found
     steps = source.partition(":")[2].split(".")
