@@ -305,6 +305,18 @@ def test_ways_out_of_the_folder(study, tmp_path, canary, form):
         forget("way_out", tmp_path)
 
 
+@pytest.mark.parametrize("source", ["named_net:build", "segmenters.models:build"])
+def test_trust_in_a_name_is_not_in_any_folder_that_has_it(study, tmp_path, canary, source):
+    """Who trusts a package that is not installed here must not get a stranger's in its place."""
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "segmenters").mkdir(parents=True)
+    for name in ("named_net.py", "segmenters/__init__.py", "segmenters/models.py"):
+        (elsewhere / name).write_text(f"open({str(canary)!r}, 'w').close()\n{NET}")
+    for given in ("named_net", "segmenters", source):
+        assert "code that you trust" in refusal(study, source, [given], place=elsewhere)
+    assert not canary.exists()
+
+
 def test_a_link_into_the_folder_does_not_open_the_folder_it_lies_in(study, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

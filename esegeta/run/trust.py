@@ -197,15 +197,15 @@ def _part(spec: ModuleSpec) -> Part:
 
 
 def _importable(part: Part, way: Way, place: str | Path, trust: Trust) -> bool:
-    if part.file is None or trust.names_module(part.name):
+    if part.file is None:
+        return True
+    if way.beside and not (trust.holds(place) or trust.granted(Path(place))):
+        return False  # a folder that anybody could name: what is trusted by name is what is installed
+    if trust.names_module(part.name) or trust.own(part.file) or trust.granted(part.file):
         return True
     if any(_within(name.partition(":")[0], part.name) for name in trust.names):
         return True  # it is above what is trusted, or has a function that is
-    if not way.beside and any(_within(part.name, p) or _within(p, part.name) for p in SHIPPED):
-        return True
-    if way.beside and not (trust.holds(place) or trust.granted(Path(place))):
-        return False  # its other files could be imported, too
-    return trust.own(part.file) or trust.granted(part.file)
+    return not way.beside and any(_within(part.name, p) or _within(p, part.name) for p in SHIPPED)
 
 
 def judge(source: str, way: Way, place: str | Path, trust: Trust) -> None:
