@@ -71,6 +71,13 @@ def size_of(count: int | None) -> str:
     return f"{count} B"
 
 
+_TRUST_HELP = (
+    "Code that may run: a module, module:function, or a folder or file; several times for several. Without it: "
+    "Python files in the folder of the configuration, and networks of known packages."
+)
+Trusted = Annotated[list[str] | None, typer.Option("--trust", metavar="NAME|FOLDER", help=_TRUST_HELP)]
+
+
 # --- Commands ---------------------------------------------------------------------------------------------
 
 
@@ -126,6 +133,7 @@ def run(
     ] = True,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of bars.")] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+    trust: Trusted = None,
 ) -> None:
     """Explain: every image, target and method of a configuration becomes a map, figures and a line of the report.
 
@@ -136,7 +144,7 @@ def run(
         changes["output"] = str(output.absolute())
     if workers is not None:
         changes["workers"] = workers
-    _execute(config, changes, dry_run, only, resume, plain, open_)
+    _execute(config, changes, dry_run, only, resume, plain, open_, trust)
 
 
 def _execute(
@@ -147,11 +155,12 @@ def _execute(
     resume: bool = True,
     plain: bool = False,
     open_: bool = False,
+    trust: list[str] | None = None,
 ) -> None:
     from esegeta.run import config as configuration
     from esegeta.run import pipeline
 
-    config = configuration.load(source, run=changes)
+    config = configuration.load(source, run=changes, trust=trust or ())
     summary = pipeline.run(
         config, resume=resume, dry=dry, only=only or None, progress=True if plain else None
     )
@@ -229,14 +238,24 @@ def init(
 
 @app.command(
     epilog="Examples: [bold]esegeta methods[/bold] · [bold]esegeta methods integrated_gradients[/bold] · "
-    "[bold]esegeta methods smooth[/bold]"
+    "[bold]esegeta methods smooth[/bold] · [bold]esegeta methods --plugins my_methods.py[/bold]"
 )
 def methods(
     name: Annotated[str | None, typer.Argument(help="A method, transform, reducer or baseline.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A configuration, whose plugins are listed too.")
+    ] = None,
+    plugins: Annotated[
+        list[Path] | None,
+        typer.Option("--plugins", help="A Python file that registers methods; several times for several."),
+    ] = None,
+    trust: Trusted = None,
 ) -> None:
     """List what a configuration can name: methods, transforms, reducers, baselines, and their parameters."""
     from esegeta.run import listing
 
+    if config is not None or plugins:
+        _register(config, plugins or [], trust or [])
     if name is not None:
         say(listing.entry(name))
         return
@@ -244,6 +263,20 @@ def methods(
         show(head, rows, title)
         say()
     say("esegeta methods NAME says more about one of them.")
+
+
+def _register(config: Path | None, plugins: list[Path], trust: list[str]) -> None:
+    """Import the plugins of a configuration, if they are trusted, and those that stand on the command line."""
+    from esegeta.run import config as configuration
+    from esegeta.run.plugins import load
+    from esegeta.run.trust import asked
+
+    if config is not None:
+        configuration.plugins_of(config, trust=trust)
+    for path in plugins:
+        if not path.is_file():
+            raise typer.BadParameter(f"expected a file, got {path}", param_hint="--plugins")
+        load([path], asked(path.absolute().parent, [str(path.absolute().parent), *trust]))
 
 
 @app.command(
@@ -295,6 +328,7 @@ def places(
     cuts: Annotated[
         bool, typer.Option("--cuts", help="Only those that all the way from image to output leads through.")
     ] = False,
+    trust: Trusted = None,
 ) -> None:
     """List the places inside a model: where a class activation map or a layer method can look."""
     import torch
@@ -302,10 +336,11 @@ def places(
     from esegeta.places import places as found_in
     from esegeta.run import config as configuration
     from esegeta.run import networks
+    from esegeta.run.trust import NAME, asked, of_environment
 
     sizes = _sizes(shape)
     if Path(model).suffix in (".toml", ".json"):
-        section = configuration.model_of(model)
+        section, allowed = configuration.model_of(model, trust=trust or ())
     else:
         try:
             given = json.loads(arguments)
@@ -314,7 +349,10 @@ def places(
         if not isinstance(given, dict):
             raise typer.BadParameter(f"expected a table in JSON, got {arguments}", param_hint="--arguments")
         section = configuration.Model(source=model, weights=weights, arguments=given, path=str(Path.cwd()))
-    network = networks.load(section)
+        # What stands on the command line was chosen by whoever typed it.
+        typed = [model] if NAME.fullmatch(model) or Path(model).exists() else []
+        allowed = asked(Path.cwd(), [*of_environment(), *(trust or ()), *typed])
+    network = networks.load(section, trust=allowed)
     try:
         answer = network(torch.zeros(sizes))
     except RuntimeError as error:

@@ -55,6 +55,12 @@ BAD = {
 }
 
 
+@pytest.fixture(autouse=True)
+def trusting(monkeypatch):
+    """The networks of these tests lie beside them, whatever the current folder is."""
+    monkeypatch.setenv("ESEGETA_TRUST", f"esegeta.zoo,{Path(__file__).parent}")
+
+
 @pytest.fixture
 def scan(tmp_path):
     """A small scan on a grid that is neither straight nor even."""

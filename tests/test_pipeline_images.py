@@ -42,6 +42,12 @@ def planned(whole):
     return jobs.plan(config.load(whole))[0]
 
 
+@pytest.fixture(autouse=True)
+def trusting(monkeypatch):
+    """The networks of these tests lie beside them, whatever the current folder is."""
+    monkeypatch.setenv("ESEGETA_TRUST", f"esegeta.zoo,{Path(__file__).parent}")
+
+
 @pytest.fixture
 def oblique(tmp_path):
     """A scan that is rotated, anisotropic and left-handed; one voxel of it is far brighter than all others."""

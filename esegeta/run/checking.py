@@ -1,9 +1,8 @@
 """Everything that can be wrong with a configuration, found at once and before anything runs."""
 
-import importlib.util
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ from esegeta.patches import sliding_window
 from esegeta.run import catalogue, networks, preprocess, volumes
 from esegeta.run.annotations import is_file, shown
 from esegeta.run.catalogue import fault, faults_of, nearest
-from esegeta.run.config import Config, Input, Method, Model, Output, Patches, Run, Target
+from esegeta.run.config import Config, Input, Method, Model, Output, Patches, Run, Target, is_program
 from esegeta.run.entries import baseline_faults, limits, method_faults, target_faults, told, tried
 from esegeta.run.names import subjects
+from esegeta.run.plugins import plugin_faults
 from esegeta.run.tables import Part, keys_of, part
+from esegeta.run.trust import Trust, UntrustedError, judge, judge_program, located
 
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 PROGRAMS = {".pt2": "an exported program", ".ts": "TorchScript", ".pt": "TorchScript"}
@@ -25,7 +26,7 @@ WEIGHTS = (".pt", ".pth", ".safetensors")
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 
 
-def model_faults(model: Model, folder: Path) -> list[str]:
+def model_faults(model: Model, folder: Path, trust: Trust) -> list[str]:
     """What is wrong with the model of a configuration, without loading it."""
     found, source = [], model.source
     if source.startswith("zoo:"):
@@ -40,9 +41,11 @@ def model_faults(model: Model, folder: Path) -> list[str]:
             found.append(
                 fault("model.weights", "none for a network of the zoo", shown(model.weights), "Leave it out")
             )
-    elif Path(source).suffix in PROGRAMS:
+    elif is_program(source):
         if not _is_file(folder, source):
             found.append(fault("model.source", "a file", repr(source), "There is none of that name"))
+        else:
+            found += _untrusted(judge_program, folder / os.path.expanduser(source), trust)
         for key, given in (("weights", model.weights), ("arguments", model.arguments)):
             if given:
                 kind = PROGRAMS[Path(source).suffix]
@@ -52,9 +55,8 @@ def model_faults(model: Model, folder: Path) -> list[str]:
         if networks.of_python(top):
             advice = "Give the file with your network another name"
             found.append(fault("model.source", "a module that is no part of Python", repr(top), advice))
-        elif not _findable(top, folder / os.path.expanduser(model.path or ".")):
-            advice = "Install it, or name its folder with model.path"
-            found.append(fault("model.source", "a module that can be imported", repr(top), advice))
+        else:
+            found += _module(source, folder / os.path.expanduser(model.path or "."), trust)
     else:
         expected = '"zoo:name", "package.module:factory" or a file .pt2 or .ts'
         found.append(fault("model.source", expected, repr(source), "Write one of these"))
@@ -68,14 +70,26 @@ def model_faults(model: Model, folder: Path) -> list[str]:
     return found
 
 
-def _findable(top: str, folder: Path) -> bool:
-    """Whether there is such a module, without importing anything."""
+def _untrusted(judged: Callable[..., None], *arguments: Any) -> list[str]:
     try:
-        if (folder / f"{top}.py").is_file() or (folder / top).is_dir():
-            return True
-        return importlib.util.find_spec(top) is not None
-    except (ImportError, ValueError, OSError):
-        return False
+        judged(*arguments)
+    except UntrustedError as error:
+        return [fault("model.source", error.expected, error.got, error.advice)]
+    return []
+
+
+def _module(source: str, place: Path, trust: Trust) -> list[str]:
+    """What is wrong with the module of a factory, without importing anything."""
+    try:
+        way = located(source.partition(":")[0], place)
+    except (OSError, ValueError):  # a name that no module can have
+        way = None
+    if way is None:
+        advice = "Install it, or name its folder with model.path"
+        return [
+            fault("model.source", "a module that can be imported", repr(source.partition(":")[0]), advice)
+        ]
+    return _untrusted(judge, source, way, place, trust)
 
 
 def _is_file(folder: Path, name: str) -> bool:
@@ -185,7 +199,7 @@ def _same(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def checked(raw: Mapping[str, Any], folder: Path) -> tuple[Config | None, list[str]]:
+def checked(raw: Mapping[str, Any], folder: Path, trust: Trust) -> tuple[Config | None, list[str]]:
     """The configuration as its classes, or None; and everything that is wrong, each on one line."""
     faults: list[str] = []
     known = keys_of(Config)
@@ -199,11 +213,13 @@ def checked(raw: Mapping[str, Any], folder: Path) -> tuple[Config | None, list[s
         for k in ("model", "input", "targets", "methods")
         if k not in raw
     ]
+    plugins = raw.get("plugins", [])
+    faults += plugin_faults(plugins, folder, trust)  # first: what they register can be named below
     model, given = _one(Model, raw, "model", faults), _one(Input, raw, "input", faults)
     run, patches = _one(Run, raw, "run", faults), _one(Patches, raw, "patches", faults)
     output = _one(Output, raw, "output", faults)
     targets, methods = _several(Target, raw, "targets", faults), _several(Method, raw, "methods", faults)
-    faults += model_faults(model, folder) if model else []
+    faults += model_faults(model, folder, trust) if model else []
     faults += _input(given, folder) if given else []
     faults += _run(run, folder) if run else []
     faults += _patches(patches) if patches else []
@@ -218,6 +234,7 @@ def checked(raw: Mapping[str, Any], folder: Path) -> tuple[Config | None, list[s
     if faults or model is None or given is None:
         return None, _in_order(faults, raw)
     whole = Config(
+        plugins=plugins,
         model=model,
         input=given,
         targets=[t for _, t in targets],

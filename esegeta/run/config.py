@@ -8,18 +8,20 @@ import glob
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
+from esegeta.run import bounds
 from esegeta.run.annotations import with_files
+from esegeta.run.trust import NOTHING, Trust, asked, of_environment
 
 WHERE = "configuration"
-LARGEST = 2**24  # bytes of a configuration: what is larger is some other file
 
 
 class Section(BaseModel):
@@ -140,8 +142,12 @@ class Output(Section):
 
 
 class Config(Section):
-    """A whole run."""
+    """A whole run. plugins: files that register methods, transforms and reducers of one's own.
 
+    ``trust`` says which code may run; no key of a file can say that.
+    """
+
+    plugins: list[str] = []
     model: Model
     input: Input
     targets: list[Target]
@@ -149,6 +155,12 @@ class Config(Section):
     patches: Patches | None = None
     run: Run = Run()
     output: Output = Output()
+    _trust: Trust = PrivateAttr(default=NOTHING)
+
+    @property
+    def trust(self) -> Trust:
+        """Which code may run, as ``load`` was told."""
+        return self._trust
 
 
 class Faults(ValueError):
@@ -162,7 +174,12 @@ class Faults(ValueError):
         return Faults, (self.faults,)
 
 
-def load(source: str | Path | Mapping[str, Any], *, run: Mapping[str, Any] | None = None) -> Config:
+def load(
+    source: str | Path | Mapping[str, Any],
+    *,
+    run: Mapping[str, Any] | None = None,
+    trust: Iterable[str] = (),
+) -> Config:
     """A configuration, complete and checked.
 
     Relative paths are relative to the folder of the file; those of a mapping to the current folder. ``place`` of a
@@ -172,6 +189,8 @@ def load(source: str | Path | Mapping[str, Any], *, run: Mapping[str, Any] | Non
     Args:
         source: a file .toml or .json, or what is in one.
         run: settings that take the place of those in ``[run]``.
+        trust: what may run besides the Python files in the folder of the configuration and the networks of known
+            packages: names of modules or functions, folders or files.
 
     Returns:
         The configuration. ``Faults`` has everything that is wrong.
@@ -193,24 +212,54 @@ def load(source: str | Path | Mapping[str, Any], *, run: Mapping[str, Any] | Non
     raw, folder = read(source)
     if run and isinstance(raw.get("run", {}), Mapping):
         raw = {**raw, "run": {**raw.get("run", {}), **run}}
-    config, faults = checked(raw, folder)
+    allowed = asked(folder, [*of_environment(), *trust])
+    config, faults = checked(raw, folder, allowed)
     if config is None:
         raise Faults(faults)
-    return _resolved(config, folder)
+    whole = _resolved(config, folder)
+    whole._trust = allowed
+    return whole
 
 
-def model_of(source: str | Path | Mapping[str, Any]) -> Model:
-    """The model of a configuration, whatever else is in it."""
+def trusting(config: Config, trust: Iterable[str]) -> Config:
+    """The same configuration, with more code that may run."""
+    more = config.model_copy()
+    more._trust = config.trust.and_also(trust)
+    return more
+
+
+def model_of(source: str | Path | Mapping[str, Any], *, trust: Iterable[str] = ()) -> tuple[Model, Trust]:
+    """The model of a configuration, whatever else is in it, and which code may run."""
     from esegeta.run.checking import model_faults
     from esegeta.run.tables import part
 
     raw, folder = read(source)
     faults: list[str] = []
     model = part(Model, raw.get("model"), "model", faults)
-    faults += model_faults(model, folder) if model else []
+    allowed = asked(folder, [*of_environment(), *trust])
+    faults += model_faults(model, folder, allowed) if model else []
     if faults or model is None:
         raise Faults(faults)
-    return _placed(model, folder)
+    return _placed(model, folder), allowed
+
+
+def plugins_of(source: str | Path | Mapping[str, Any], *, trust: Iterable[str] = ()) -> None:
+    """Import the plugins of a configuration, whatever else is in it."""
+    from esegeta.run.plugins import plugin_faults
+
+    raw, folder = read(source)
+    faults = plugin_faults(raw.get("plugins", []), folder, asked(folder, [*of_environment(), *trust]))
+    if faults:
+        raise Faults(faults)
+
+
+def is_program(source: str) -> bool:
+    """Whether a model's source is a program in a file, and neither of the zoo nor ``module:factory``.
+
+    >>> is_program("a/net.pt2"), is_program("zoo:small_unet"), is_program("my.pt:build"), is_program("my:net.pt")
+    (True, False, False, False)
+    """
+    return Path(source).suffix in (".pt2", ".ts", ".pt") and ":" not in Path(source).name
 
 
 def problems(source: str | Path | Mapping[str, Any]) -> list[str]:
@@ -237,22 +286,20 @@ def read(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], Pat
             raise _unreadable(
                 path, "a file .toml or .json", "another kind of file", "`esegeta init` writes one"
             )
-        if path.stat().st_size > LARGEST:
-            raise _unreadable(path, "a configuration", f"{path.stat().st_size} bytes", "Name another file")
-        text = path.read_text(encoding="utf-8")
+        text = bounds.text(path)
         raw = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text, object_pairs_hook=_once)
     except OSError as error:
         advice = "Check the name; `esegeta init` writes a new one"
         raise _unreadable(
             path, "a file that can be read", (error.strerror or "an error").lower(), advice
         ) from None
+    except bounds.TooMuch as error:
+        raise _unreadable(path, error.expected, error.got, error.advice) from None
     except UnicodeDecodeError:
         raise _unreadable(path, "text in UTF-8", "other bytes", "Save it again as text") from None
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:  # of TOML and of JSON
         language = "TOML" if path.suffix == ".toml" else "JSON"
         raise _unreadable(path, language, f"a fault in it: {error}", "Correct it there") from None
-    except RecursionError:
-        raise _unreadable(path, "tables of some depth", "thousands of levels", "Name another file") from None
     if not isinstance(raw, dict):
         raise _unreadable(path, "a table", type(raw).__name__, "See `esegeta init`")
     if {"model_nature", "model_name", "amp_enbled", "test_run"} & set(raw):
@@ -268,8 +315,7 @@ def _unreadable(path: Path, expected: str, got: str, advice: str) -> Faults:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         advice = "Leave one of them out"
         raise Faults([check.problem(WHERE, "every key of a table once", f"{', '.join(twice)} twice", advice)])
     return found
@@ -286,6 +332,7 @@ def _resolved(config: Config, folder: Path) -> Config:
     )
     return config.model_copy(
         update={
+            "plugins": [_absolute(name, folder) for name in config.plugins],
             "model": _placed(config.model, folder),
             "input": config.input.model_copy(update={"files": files(config.input.files)}),
             "targets": [_with_files(_target(target), folder) for target in config.targets],
@@ -319,7 +366,7 @@ def _with_files(entry: Named, folder: Path) -> Named:
 
 
 def _placed(model: Model, folder: Path) -> Model:
-    is_file = Path(model.source).suffix in (".pt2", ".ts", ".pt") and ":" not in model.source
+    is_file = is_program(model.source)
     return model.model_copy(
         update={
             "source": _absolute(model.source, folder) if is_file else model.source,

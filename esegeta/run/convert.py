@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esegeta.engine import check
+from esegeta.run import bounds
 from esegeta.run.annotations import shown
 from esegeta.run.catalogue import nearest
 from esegeta.run.config import Faults
@@ -85,13 +86,15 @@ class Conversion(NamedTuple):
 def read(path: Path) -> Table:
     """What is in a JSON file of the original. Its ``_comment`` stands several times in one table."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(bounds.text(path))
     except OSError as error:
         got = (error.strerror or "an error").lower()
         raise _refused(f"{path} to be a file that can be read", got, "Check its name") from None
+    except bounds.TooMuch as error:
+        raise _refused(f"{path} to be {error.expected}", error.got, error.advice) from None
     except UnicodeDecodeError:
         raise _refused(f"{path} to be text", "other bytes", "Name a JSON file of TorchEsegeta") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise _refused(f"{path} to be JSON", f"a fault in it: {error}", "Correct it there") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("methods"), list):
         advice = "It has model_nature, model_name, ... and a list methods"

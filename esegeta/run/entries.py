@@ -1,6 +1,7 @@
 """What is wrong with targets, methods, transforms and baselines of a configuration."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from esegeta.run.building import Context, arguments
 from esegeta.run.catalogue import fault, faults_of, nearest
 from esegeta.run.config import Call, Method, Patches, Run, Target
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 NOWHERE = Context(spacing=(1.0, 1.0, 1.0))
 
 
@@ -36,8 +37,19 @@ def limits(given: Method | Run, path: str) -> list[str]:
     return found
 
 
+def _is_name(text: str) -> bool:
+    """Letters and digits of any script, with their marks, and '.', '_' and '-' between them.
+
+    >>> _is_name("Ödem_2"), _is_name("肿瘤"), _is_name("../x"), _is_name("a b")
+    (True, True, False, False)
+    """
+    kinds = [unicodedata.category(c)[0] for c in text]
+    inside = all(kind in "LNM" or c in "._-" for kind, c in zip(kinds, text, strict=True))
+    return bool(kinds) and kinds[0] in "LN" and inside
+
+
 def _names(path: str, key: str, value: str) -> list[str]:
-    if NAME.fullmatch(value):
+    if _is_name(value) if key == "name" else ID.fullmatch(value):
         return []
     return [
         fault(

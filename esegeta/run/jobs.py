@@ -6,7 +6,6 @@ files, the weights, the versions. Limits of time and memory, devices and the num
 
 import functools
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -22,8 +21,9 @@ from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
 from esegeta.run import catalogue, names, volumes
 from esegeta.run.annotations import with_files
-from esegeta.run.config import Config
+from esegeta.run.config import Config, is_program
 from esegeta.run.pool import Task
+from esegeta.run.trust import located
 
 Record = dict[str, Any]
 WHERE = "run"
@@ -77,21 +77,11 @@ def source_file(source: str, folder: str | None = None) -> Path | None:
     """
     if source.startswith("zoo:"):
         return None  # comes with a version of the package
-    module, colon, _ = source.rpartition(":")
-    if not colon:
+    if is_program(source):
         return Path(source)
-    head, *rest = module.split(".")
-    try:
-        found = importlib.util.find_spec(head)
-    except (ImportError, ValueError):
-        found = None
-    places = [Path(p, *rest) for p in (found.submodule_search_locations or []) if rest] if found else []
-    if found and found.origin and not rest:
-        return Path(found.origin)
-    if folder is not None:
-        places.append(Path(folder, head, *rest))
-    files = [c for place in places for c in (place.with_suffix(".py"), place / "__init__.py")]
-    return next((file for file in files if file.is_file()), None)
+    module = source.partition(":")[0]
+    way = located(module, folder or ".")
+    return way.parts[-1].file if way else None
 
 
 def digest(value: Any) -> str:
@@ -136,6 +126,7 @@ def plan(config: Config) -> list[Job]:
         "weights": content(model.weights) if model.weights else None,
         "arguments": whole["model"]["arguments"],
         "chosen": whole["model"]["output"],
+        "plugins": [content(path) for path in config.plugins],
     }
     folder = str(Path(config.run.output).absolute())
     jobs: list[Job] = []
@@ -190,7 +181,7 @@ def _job(
         "reading": image["reading"],
         "made_from": {
             "model": network["source"] or Path(config.model.source).name,
-            **{name: network[name] for name in ("arguments", "code", "weights")},
+            **{name: network[name] for name in ("arguments", "code", "weights", "plugins")},
             "images": {part.name: content(part) for path in files for part in volumes.files_of(path)},
         },
         "model": whole["model"],
@@ -202,6 +193,8 @@ def _job(
         "precision": config.run.precision,
         "key": config.run.key,
         "folder": folder,
+        "plugins": list(config.plugins),
+        "trust": config.trust.json(),
     }
     memory = method.memory if method.memory is not None else config.run.memory
     return Job(

@@ -6,7 +6,7 @@ No name here holds a separator of folders, begins with a dot, or is longer than 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from esegeta.engine import check
@@ -14,67 +14,74 @@ from esegeta.run.reading import UnreadableInput, shown
 from esegeta.run.volumes import suffix_of
 
 LONGEST = 40
-_SUBJECT = re.compile(r"sub-[A-Za-z0-9]{1,60}(_ses-[A-Za-z0-9]{1,60})?")
-_ENTITY = re.compile(r"(sub|ses)-([A-Za-z0-9]{1,60})(?![A-Za-z0-9])")
+_DIGEST = 8
+_MOST = 100  # characters of a subject with all its entities: what follows has to find room, too
+_LABEL = r"[A-Za-z0-9]{1,60}"
+_SUBJECT = re.compile(rf"sub-{_LABEL}(_ses-{_LABEL})?(_[a-z]{{1,20}}-{_LABEL})*")
+_ENTITY = re.compile(r"([a-z]{1,20})-(.+)", re.DOTALL)
+_OURS = ("space", "label", "chan", "desc")  # entities that the names of our files have themselves
 
 
 def label(text: str) -> str:
     """Letters and digits only, as labels of BIDS are.
 
-    Accents go, words are joined with capitals, and what was too long is cut and ends with a digest of the whole.
+    Words are joined with capitals. What has letters beyond ASCII, or was too long, ends with a digest of the whole:
+    without it two names could become one.
 
     Example:
-        >>> label("integrated_gradients"), label("Gehirn, links: Ödem"), label("../../x")
-        ('integratedGradients', 'GehirnLinksOdem', 'x')
+        >>> label("integrated_gradients"), label("links: Ödem"), label("../../x")
+        ('integratedGradients', 'linksOdemx398b7e15', 'x')
     """
+    joined = _joined(text)
+    whole = joined and text.isascii() and len(joined) <= LONGEST
+    return joined if whole else _marked(text)
+
+
+def _joined(text: str) -> str:
     ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     words = re.findall(r"[A-Za-z0-9]+", ascii_only)
-    joined = "".join([*words[:1], *(word[0].upper() + word[1:] for word in words[1:])])
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    if not joined:
-        return f"x{digest}"  # a name in another script still has one of its own
-    return joined if len(joined) <= LONGEST else joined[: LONGEST - len(digest)] + digest
+    return "".join([*words[:1], *(word[0].upper() + word[1:] for word in words[1:])])
 
 
-def labels(texts: Iterable[str]) -> dict[str, str]:
-    """A label for each of several texts, no two alike, also where capitals do not count.
+def _marked(text: str) -> str:
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST]
+    return f"{_joined(text)[: LONGEST - _DIGEST - 1]}x{digest}"
+
+
+def subject_label(text: str) -> str:
+    """A label that tells one subject from every other, whatever others there are.
+
+    Letters and digits stay as they are. Of anything else a digest is added: ``A-1`` and ``A_1`` are two people, and
+    neither is ``A1``.
 
     Example:
-        >>> labels(["a_b", "aB", "c"])
-        {'a_b': 'aB', 'aB': 'aB2', 'c': 'c'}
+        >>> subject_label("A1"), subject_label("A-1"), subject_label("A_1")
+        ('A1', 'A1xbc4e7be9', 'A1x47b34af5')
     """
-    found: dict[str, str] = {}
-    for text in texts:
-        if text not in found:
-            found[text] = _free(label(text), found.values())
-    return found
-
-
-def _free(wanted: str, taken: Iterable[str]) -> str:
-    used = {name.lower() for name in taken}
-    choices = (f"{wanted}{i or ''}" for i in (0, *range(2, len(used) + 3)))
-    return next(choice for choice in choices if choice.lower() not in used)
+    plain = text.isascii() and text.isalnum() and len(text) <= LONGEST
+    return text if plain else _marked(text)
 
 
 def subject(path: str | Path, pattern: str | None = None) -> str:
-    """The subject that the name of a file tells.
+    """The subject that the name of a file tells, and of that file alone.
 
     Args:
         path: of an image.
-        pattern: a regular expression, whose first group in the name of the file is the subject. Without it the
-            entities ``sub-`` and ``ses-`` of BIDS count, else the whole name without its ending.
+        pattern: a regular expression, whose first group in the name of the file is the subject; one with ``/`` in it
+            is looked for in the whole path. Without it the entities of BIDS count, ``sub-`` and with it ``ses-``,
+            ``run-`` and so on, else the whole name without its ending.
 
     Example:
-        >>> subject("scans/sub-01_ses-2_T1w.nii.gz"), subject("colin27_t1.nii.gz")
-        ('sub-01_ses-2', 'sub-colin27T1')
-        >>> subject("case 12 (flair).nii", r"case (\\d+)")
-        'sub-12'
+        >>> subject("scans/sub-01_ses-2_T1w.nii.gz"), subject("sub-01_run-2_bold.nii.gz"), subject("P7.nii.gz")
+        ('sub-01_ses-2', 'sub-01_run-2', 'sub-P7')
+        >>> subject("case 12 (flair).nii", r"case (\\d+)"), subject("scans/12/t1.nii", "([^/]+)/t1")
+        ('sub-12', 'sub-12')
     """
     name = Path(path).name
     stem = name[: len(name) - len(suffix_of(Path(path)))] or name
     if pattern is not None:
         try:
-            found = re.search(pattern, name)
+            found = re.search(pattern, Path(path).as_posix() if "/" in pattern else name)
         except re.error as error:
             advice = r"Write for example (\d+)"
             text = check.problem("names.subject", "a regular expression", f"{pattern!r}: {error}", advice)
@@ -83,40 +90,45 @@ def subject(path: str | Path, pattern: str | None = None) -> str:
             advice = "Its first group must be the subject"
             text = check.problem("names.subject", f"a name that {pattern!r} matches", shown(name), advice)
             raise UnreadableInput(text)
-        return f"sub-{label(found[1].removeprefix('sub-'))}"
-    entities = dict(_ENTITY.findall(stem))
-    if "sub" not in entities:
-        return f"sub-{label(stem)}"
-    return f"sub-{entities['sub']}" + (f"_ses-{entities['ses']}" if "ses" in entities else "")
+        return f"sub-{subject_label(found[1].removeprefix('sub-'))}"
+    first, *rest = stem.split("_")
+    entities = {"sub": first.removeprefix("sub-")} if first.startswith("sub-") else {"sub": stem}
+    if entities["sub"] in ("", stem):
+        return f"sub-{subject_label(stem)}"
+    for part in rest:
+        if (found := _ENTITY.fullmatch(part)) is not None and found[1] not in _OURS:
+            entities.setdefault(found[1], found[2])
+    order = ("sub", *(["ses"] if "ses" in entities else []))
+    keys = (*order, *(key for key in entities if key not in order))
+    told = "_".join(f"{key}-{subject_label(entities[key])}" for key in keys)
+    return told if len(told) <= _MOST else f"sub-{subject_label(stem)}"
 
 
 def subjects(volumes: Sequence[Sequence[str | Path]], pattern: str | None = None) -> list[str]:
-    """A subject for each volume, no two alike: those of one name take that of their file and folder along.
+    """A subject for each volume. What a volume is called never depends on the others: two alike are refused.
 
     Args:
         volumes: for each the files of its channels; the first one tells the subject.
         pattern: as for ``subject``.
 
     Example:
-        >>> subjects([["a/scan.nii"], ["b/scan.nii"], ["sub-01_T1w.nii"], ["sub-01_T2w.nii"]])
-        ['sub-aScan', 'sub-bScan', 'sub-01T1w', 'sub-01T2w']
+        >>> subjects([["y/A-1.nii"], ["y/A1.nii"], ["sub-01_ses-1_T1w.nii"]])
+        ['sub-A1xbc4e7be9', 'sub-A1', 'sub-01_ses-1']
     """
     first = [Path(files[0]) for files in volumes]
     found = [subject(path, pattern) for path in first]
-    for longer in (lambda p: p.name, lambda p: f"{p.absolute().parent.name} {p.name}"):
-        counts = [[name.lower() for name in found].count(name.lower()) for name in found]
-        stems = [
-            longer(path)[: -len(suffix_of(path)) or None].removeprefix("sub-").replace(" sub-", " ")
-            for path in first
-        ]
-        found = [
-            f"sub-{label(stem)}" if count > 1 else name
-            for name, stem, count in zip(found, stems, counts, strict=True)
-        ]
-    unique: list[str] = []
-    for name in found:
-        unique.append(_free(name, unique))
-    return unique
+    seen: dict[str, Path] = {}
+    for name, path in zip(found, first, strict=True):
+        other = seen.setdefault(name.lower(), path)
+        if other is not path:
+            got = f"{shown(other)} and {shown(path)}, both {name}"
+            advice = (
+                "Narrow the pattern of the files, or say with input.subject which part of a name or path tells them "
+                "apart: '([^/]+)/[^/]+$' takes the name of the folder"
+            )
+            text = check.problem("names.subjects", "files with a subject each", got, advice)
+            raise UnreadableInput(text)
+    return found
 
 
 def name(
@@ -153,19 +165,29 @@ def name(
 def subject_of(text: str) -> str:
     """A subject's name as it stands if it is one, else made so.
 
-    >>> subject_of("sub-01_ses-2"), subject_of("../evil")
+    >>> subject_of("sub-01_ses-2"), subject_of("evil")
     ('sub-01_ses-2', 'sub-evil')
     """
-    return text if _SUBJECT.fullmatch(text) else f"sub-{label(text)}"
+    return text if _SUBJECT.fullmatch(text) else f"sub-{subject_label(text)}"
+
+
+def folder_of(subject: str) -> Path:
+    """The folder of a subject, and in it that of the session if there is one.
+
+    >>> folder_of("sub-01_ses-2_run-1").as_posix(), folder_of("sub-01").as_posix()
+    ('sub-01/ses-2', 'sub-01')
+    """
+    first, *rest = subject_of(subject).split("_")
+    return Path(first, *[part for part in rest if part.startswith("ses-")])
 
 
 def anatomy(subject: str) -> Path:
     """Where the image itself is written, relative to the folder of the run.
 
-    >>> anatomy("sub-01").as_posix()
-    'sub-01/anat/sub-01_space-orig_desc-input.nii.gz'
+    >>> anatomy("sub-01_ses-2").as_posix()
+    'sub-01/ses-2/anat/sub-01_ses-2_space-orig_desc-input.nii.gz'
     """
-    return Path(subject_of(subject)) / "anat" / name(subject, "", ".nii.gz", desc="input")
+    return folder_of(subject) / "anat" / name(subject, "", ".nii.gz", desc="input")
 
 
 def statmap(subject: str, target: str, method: str, ending: str = "statmap.nii.gz") -> Path:
@@ -175,7 +197,7 @@ def statmap(subject: str, target: str, method: str, ending: str = "statmap.nii.g
     'sub-01_space-orig_label-brain_desc-ig_montage.png'
     """
     suffix, _, extension = ending.partition(".")
-    return Path(subject_of(subject)) / name(subject, suffix, f".{extension}", target=target, desc=method)
+    return folder_of(subject) / name(subject, suffix, f".{extension}", target=target, desc=method)
 
 
 def prediction(subject: str, target: str) -> Path:

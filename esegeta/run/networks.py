@@ -1,17 +1,17 @@
 """Networks from where they are: the zoo, a function of yours with weights beside it, a program in a file.
 
 Weights are read as tensors, never as objects: a file that wants to run code is refused. ``module:factory`` imports
-that module, which is code that you chose; a program in a file is run as well.
+that module, and a program in a file is run as it is loaded: both only if they are trusted, see ``trust``.
 """
 
 import contextlib
-import importlib
 import inspect
 import logging
 import pickle
 import re
 import sys
 import warnings
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ from torch import Tensor, nn
 from esegeta import zoo
 from esegeta.engine import check
 from esegeta.models import ModuleModel, from_module
+from esegeta.run import bounds
+from esegeta.run import trust as trusting
 from esegeta.run.annotations import shown
 from esegeta.run.catalogue import nearest
-from esegeta.run.config import Model
+from esegeta.run.config import Model, is_program
+from esegeta.run.trust import NOTHING, Trust, UntrustedError
 
 WHERE = "model"
 NESTED = ("state_dict", "model_state_dict", "network_weights", "model", "net", "network", "weights")
@@ -45,7 +48,7 @@ def of_zoo() -> dict[str, Any]:
     }
 
 
-def load(model: Model, device: str = "cpu") -> ModuleModel:
+def load(model: Model, device: str = "cpu", *, trust: Trust = NOTHING) -> ModuleModel:
     """The network of a configuration as a model, in evaluation mode.
 
     - ``zoo:name``: one that comes with esegeta;
@@ -59,6 +62,7 @@ def load(model: Model, device: str = "cpu") -> ModuleModel:
     Args:
         model: the section ``[model]``.
         device: where it runs.
+        trust: which code may run; without it only the zoo and the networks of known packages.
 
     Returns:
         A model of ``from_module``. ``ValueError`` says in one line what is wrong.
@@ -74,10 +78,15 @@ def load(model: Model, device: str = "cpu") -> ModuleModel:
         if name not in known:
             raise _problem("a network of the zoo", repr(name), nearest(name, known))
         network = _made(getattr(zoo, name), source, model.arguments)
-    elif Path(source).suffix in (".pt2", ".ts", ".pt") and ":" not in Path(source).name:
-        network = _program(Path(source))
     else:
-        network = _made(_factory(source, model.path), source, model.arguments)
+        with _trusted():
+            if is_program(source):
+                trusting.judge_program(Path(source), trust)
+                network = _program(Path(source))
+            else:
+                factory = _factory(source, model.path, trust)
+                trusting.judge_arguments(factory, source, model.arguments, trust)
+                network = _made(factory, source, model.arguments)
     if model.weights is not None:
         put_in(network, weights(Path(model.weights)), Path(model.weights).name)
     if isinstance(network, nn.Module):
@@ -109,37 +118,41 @@ def _in_short(error: BaseException) -> str:
 # --- Factories --------------------------------------------------------------------------------------------
 
 
-def _factory(source: str, folder: str | None) -> Any:
+@contextlib.contextmanager
+def _trusted() -> Iterator[None]:
+    try:
+        yield
+    except UntrustedError as error:
+        raise _problem(error.expected, error.got, error.advice) from None
+
+
+def _factory(source: str, folder: str | None, trust: Trust) -> Any:
     module, _, name = source.partition(":")
     if not module or not name:
         expected = '"zoo:name", "package.module:factory" or a file .pt2 or .ts'
         raise _problem(f"source to be {expected}", repr(source), "Write one of these")
+    if of_python(module):
+        got = f"{source!r}, a part of Python"
+        raise _problem("a function that builds a network", got, "Name one of yours")
     place = str(Path(folder or ".").absolute())
-    if place not in sys.path:
-        sys.path.append(place)  # at the end: a file of the user never takes the place of an installed package
-        importlib.invalidate_caches()
     try:
-        found: Any = importlib.import_module(module)
+        found = trusting.imported(source, place, trust)
     except ModuleNotFoundError as error:
-        if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
-            advice = f"Install it, or put it into {shown(place)}, or name its folder with model.path"
-            raise _problem("a module that can be imported", repr(error.name), advice) from None
         raise _problem(f"{module} to import", _in_short(error), "Install what it needs") from error
+    except UntrustedError:
+        raise
     except (Exception, SystemExit) as error:
         raise _problem(
             f"{module} to import", _in_short(error), f"Try it in Python: import {module}"
         ) from error
-    for step in name.split("."):
-        if not hasattr(found, step):
-            known = [n for n in dir(found) if not n.startswith("_")]
-            raise _problem(f"a function of {module}", repr(name), nearest(step, known))
-        found = getattr(found, step)
-    named = inspect.isroutine(found) or inspect.isclass(found)
-    if named and of_python(str(getattr(found, "__module__", ""))):
-        raise _problem(
-            "a function that builds a network", f"{source!r}, a part of Python", "Name one of yours"
-        )
-    return found
+    if found is None:
+        advice = f"Install it, or put it into {shown(place)}, or name its folder with model.path"
+        raise _problem("a module that can be imported", repr(module), advice)
+    try:
+        return trusting.member(found, source, trust)
+    except AttributeError as error:
+        known = [n for n in dir(error.obj) if not n.startswith("_")]
+        raise _problem(f"a function of {module}", repr(name), nearest(error.name, known)) from None
 
 
 def of_python(module: str) -> bool:
@@ -227,6 +240,7 @@ def weights(path: Path) -> dict[str, Tensor]:
     _readable(path)
     if path.suffix == ".safetensors":
         return _safetensors(path)
+    _unpacked(path)
     try:
         with _quiet():
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -236,6 +250,22 @@ def weights(path: Path) -> dict[str, Tensor]:
         advice = "The file is truncated, damaged or of another kind: copy it again"
         raise _problem(f"{path.name} to hold weights", _in_short(error), advice) from error
     return _state(content, path.name)
+
+
+def _unpacked(path: Path) -> None:
+    """Torch packs nothing: records that unpack to more than the file are none that it wrote."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(record.file_size for record in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # torch says what is wrong with it
+    if total > path.stat().st_size:
+        got = f"{bounds.size(total)} packed into {bounds.size(path.stat().st_size)}"
+        raise _problem(
+            f"{path.name} to hold weights as torch writes them", got, "Save it again with torch.save"
+        )
 
 
 def _not_allowed(path: Path, error: Exception) -> ValueError:

@@ -15,7 +15,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
-from esegeta.run.reading import BLOCK, Array, Volume, opaque, refused, scaled, volume_of
+from esegeta.run.reading import BLOCK, Array, Volume, fits, opaque, refused, scaled, volume_of
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
@@ -29,8 +29,10 @@ _SILENT = logging.Logger("esegeta.run.nifti")  # outside the tree of loggers: no
 _SILENT.addHandler(logging.NullHandler())
 
 
-def read_nifti(path: Path, suffix: str, channels: str | None, frame: int | None) -> Volume:
-    """The volume in one file or pair of files; ``suffix`` says which."""
+def read_nifti(
+    path: Path, suffix: str, channels: str | None, frame: int | None, memory: int | None
+) -> Volume:
+    """The volume in one file or pair of files; ``suffix`` says which. memory: in bytes, that this may take."""
     single = suffix.startswith(".nii")
     if channels == "first":
         advice = 'Use channels="last": the first three axes of NIfTI are space'
@@ -44,7 +46,10 @@ def read_nifti(path: Path, suffix: str, channels: str | None, frame: int | None)
     voxels = math.prod(grid)
     offset = _offset(head, header, single) + (frame or 0) * voxels * kind.itemsize
     slope, inter = _scale(head, header)
-    raw = np.frombuffer(_voxels(body, offset, voxels * count * kind.itemsize), dtype=kind)
+    size = voxels * count * kind.itemsize
+    _holds(body, offset + size)
+    fits(path, size + 2 * 4 * voxels * (planes if kind.fields else count), memory)
+    raw = np.frombuffer(_voxels(body, offset, size), dtype=kind)
     if kind.fields:
         flat = opaque(path, raw.view(np.uint8).reshape(voxels, planes).T)
     else:
@@ -95,13 +100,17 @@ def _read(path: Path, stream: io.BufferedIOBase, most: int, least: int) -> bytea
     return taken
 
 
-def _voxels(path: Path, offset: int, size: int) -> bytearray:
+def _holds(path: Path, size: int) -> None:
+    """Refuse a header that asks for more than can be in the file."""
     room = path.stat().st_size
     if path.name.lower().endswith(".gz"):
         room *= _DEFLATE
-    if offset + size > room:
-        got = f"a header that asks for {offset + size} bytes where at most {room} can be"
+    if size > room:
+        got = f"a header that asks for {size} bytes where at most {room} can be"
         raise refused(path, "a whole NIfTI file", got, "It is cut off or damaged: copy it again")
+
+
+def _voxels(path: Path, offset: int, size: int) -> bytearray:
     with _opened(path) as stream:
         _skip(path, stream, offset)
         taken = _read(path, stream, size, size)

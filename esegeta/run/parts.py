@@ -12,8 +12,9 @@ from torch import Tensor
 from esegeta import patches
 from esegeta._types import Model, Score
 from esegeta.engine import check
+from esegeta.engine.execution import parse_memory
 from esegeta.models import from_module
-from esegeta.run import building, config, networks, preprocess, volumes
+from esegeta.run import building, config, networks, plugins, preprocess, trust, volumes
 from esegeta.run.building import Built
 from esegeta.run.child import RefusedError
 from esegeta.run.prepared import Prepared
@@ -33,6 +34,7 @@ class Entry(NamedTuple):
     output: config.Output
     precision: str
     key: int
+    trust: trust.Trust
 
 
 class Image(NamedTuple):
@@ -44,7 +46,9 @@ class Image(NamedTuple):
 
 
 def entry_of(payload: dict[str, Any]) -> Entry:
-    """The configuration in a job's payload."""
+    """The configuration in a job's payload, after its plugins have registered what it may name."""
+    allowed = trust.from_json(payload["trust"])
+    plugins.load(payload["plugins"], allowed)
     return Entry(
         config.Model.model_validate(payload["model"]),
         config.Target.model_validate(payload["target"]),
@@ -54,6 +58,7 @@ def entry_of(payload: dict[str, Any]) -> Entry:
         config.Output.model_validate(payload["output"]),
         payload["precision"],
         payload["key"],
+        allowed,
     )
 
 
@@ -95,11 +100,17 @@ def image_of(payload: dict[str, Any], entry: Entry, device: torch.device, cache:
     """The input, read and prepared once for the jobs that share it."""
 
     def read() -> Image:
-        volume = volumes.read([Path(p) for p in payload["files"]], **payload["reading"])
+        files = [Path(p) for p in payload["files"]]
+        volume = volumes.read(files, **payload["reading"], memory=_memory(entry))
         prepared = preprocess.apply(volume, entry.steps)
         return Image(volume, prepared, prepared.data.to(device))
 
     return kept(cache, "image", [payload["files"], payload["input_digest"], entry.steps], read, _KEPT_INPUTS)
+
+
+def _memory(entry: Entry) -> int | None:
+    memory = entry.method.memory
+    return None if memory is None else parse_memory("memory", memory)
 
 
 def model_of(entry: Entry, device: torch.device, cache: dict[str, Any]) -> Model:
@@ -112,7 +123,7 @@ def model_of(entry: Entry, device: torch.device, cache: dict[str, Any]) -> Model
         cache,
         "network",
         entry.model.model_dump(mode="json"),
-        lambda: networks.load(entry.model, str(device)),
+        lambda: networks.load(entry.model, str(device), trust=entry.trust),
     )
     model: Model = from_module(loaded.module, output=loaded.output)
     if entry.method.patches != "whole":
@@ -127,11 +138,11 @@ def _size(size: int | list[int]) -> int | tuple[int, ...]:
     return size if isinstance(size, int) else tuple(size)
 
 
-def reader(image: Image) -> Callable[[Path], Tensor]:
+def reader(image: Image, memory: int | None = None) -> Callable[[Path], Tensor]:
     """How a file that a parameter names becomes a tensor: a mask, labels or values on the grid of the image."""
 
     def read(path: Path) -> Tensor:
-        data = volumes.read(path).data
+        data = volumes.read(path, memory=memory).data
         grid = tuple(image.x.shape[1:])
         if tuple(data.shape[1:]) != grid:
             expected = f"{path.name} on the grid {grid} of the prepared image"
@@ -148,7 +159,7 @@ def reader(image: Image) -> Callable[[Path], Tensor]:
 
 def explanation_of(entry: Entry, model: Model, image: Image) -> tuple[Built, Score | None]:
     """The explanation with its baselines, and the score that it explains: none if every patch has its own."""
-    settings: dict[str, Any] = {"spacing": image.prepared.spacing, "read": reader(image)}
+    settings: dict[str, Any] = {"spacing": image.prepared.spacing, "read": reader(image, _memory(entry))}
 
     def build(target_model: Model, x: Tensor) -> tuple[Built, Score]:
         score = building.score(entry.target, target_model, x, **settings)

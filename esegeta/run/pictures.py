@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 
 from esegeta.engine import check
-from esegeta.run.reading import WHERE, Volume, opaque, refused, scaled, shown, volume_of
+from esegeta.run.reading import (
+    WHERE,
+    UnreadableInput,
+    Volume,
+    fits,
+    opaque,
+    refused,
+    scaled,
+    shown,
+    volume_of,
+)
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 # Rows go down and columns right where x points right and y up, so that viewers show it upright.
@@ -19,8 +29,8 @@ AFFINE = np.array([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 _PIXELS_PER_BYTE = 10_000  # one-bit pixels, deflated
 
 
-def read_npy(path: Path, channels: str | None) -> Volume:
-    """What numpy.save has written, if it is an array of real numbers."""
+def read_npy(path: Path, channels: str | None, memory: int | None) -> Volume:
+    """What numpy.save has written, if it is an array of real numbers. memory: in bytes, that this may take."""
     with path.open("rb") as stream:
         start = stream.read(12)
         wide = start[6:7] != b"\x01"
@@ -36,6 +46,7 @@ def read_npy(path: Path, channels: str | None) -> Volume:
         if math.prod(shape) * kind.itemsize > room:
             got = f"shape {shape}, where {room} bytes are left"
             raise refused(path, "a whole array of NumPy", got, "It is cut off or damaged: copy it again")
+        fits(path, math.prod(shape) * (kind.itemsize + 2 * 4), memory)
         raw = np.fromfile(stream, dtype=kind, count=math.prod(shape))
     data = scaled(raw, 1.0, 0.0).reshape(shape, order="F" if turned else "C")
     if channels is None and data.ndim > 2:
@@ -64,7 +75,7 @@ def _npy_header(path: Path, text: str) -> tuple[np.dtype[Any], bool, tuple[int, 
     return kind, turned[1] == "True", sizes
 
 
-def read_picture(path: Path, channels: str | None) -> Volume:
+def read_picture(path: Path, channels: str | None, memory: int | None) -> Volume:
     """Rows and columns of pixels as any viewer shows them, with the values of the file."""
     try:
         from PIL import Image, ImageOps
@@ -75,6 +86,7 @@ def read_picture(path: Path, channels: str | None) -> Volume:
     if channels in ("first", "none"):
         advice = "Leave it out: pictures say which channels they have"
         raise refused(path, f"an array, where channels={channels!r}", "a picture", advice)
+    fits(path, path.stat().st_size, memory)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -85,11 +97,15 @@ def read_picture(path: Path, channels: str | None) -> Volume:
                 # Pillow keeps the upper half of 16 bits of a colour, and says so only here.
                 deep = opened.mode in ("RGB", "RGBA") and ";16" in str(opened.tile)
                 claimed = width * height > _PIXELS_PER_BYTE * path.stat().st_size
+                if not claimed:  # as it is decoded, as an array, and as float32 twice
+                    fits(path, width * height * len(opened.getbands()) * (4 + 4 + 2 * 4), memory)
                 picture = None if claimed else ImageOps.exif_transpose(opened)
                 if picture is not None and picture.mode in ("1", "P"):
                     clear = "RGBA" if "transparency" in picture.info else "RGB"
                     picture = picture.convert("L" if picture.mode == "1" else clear)
                 values = None if picture is None else np.array(picture)
+    except UnreadableInput:
+        raise
     except Exception as error:  # a damaged picture: its decoders raise of many kinds
         got = " ".join(str(error).split()) or type(error).__name__
         raise refused(path, "a whole PNG or JPEG picture", got, "Save it again") from error

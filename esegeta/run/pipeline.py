@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def run(
     only: Sequence[str] | None = None,
     threads: int | None = None,
     progress: bool | Callable[[Event], None] | None = None,
+    trust: Iterable[str] = (),
 ) -> Summary:
     """Do what a configuration says: every image, target and method is a job in a worker process.
 
@@ -89,11 +90,15 @@ def run(
             rounded in another order with another number of threads: the same number gives the same bytes.
         progress: False shows nothing, True prints lines, a function gets every event; None shows bars on a
             terminal and prints lines elsewhere.
+        trust: which code may run besides that in the folder of the configuration, as for ``config.load``.
 
     Returns:
         The summary.
     """
-    config = config if isinstance(config, Config) else configuration.load(config)
+    if isinstance(config, Config):
+        config = configuration.trusting(config, trust)
+    else:
+        config = configuration.load(config, trust=trust)
     folder = Path(config.run.output).absolute()
     planned = jobs.plan(config)
     chosen = _chosen(planned, only)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from esegeta.engine import check
+from esegeta.run import bounds
 
 WHERE = "volumes.read"
 BLOCK = 1 << 20
@@ -58,6 +59,13 @@ def shown(text: object, most: int = 200) -> str:
 def refused(path: Path, expected: str, got: object, advice: str) -> UnreadableInput:
     """The error for a file that is not as expected."""
     return UnreadableInput(check.problem(WHERE, f"{shown(path)} to be {expected}", shown(got), advice))
+
+
+def fits(path: Path, need: int, memory: int | None) -> None:
+    """Refuse a file before it is unpacked, if what its header says needs more memory than is allowed."""
+    if memory is not None and need > memory:
+        got = f"one that takes {bounds.size(need)} to read, where {bounds.size(memory)} are allowed"
+        raise refused(path, "a volume that fits into memory", got, "Raise memory, or make the file smaller")
 
 
 def volume_of(data: Array, affine: Array, path: Path, **rest: Any) -> Volume:

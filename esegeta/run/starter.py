@@ -13,10 +13,13 @@ TEXT = """\
 # Look at what it would do first with:            esegeta run {name} --dry-run
 # Paths are relative to the folder of this file. `esegeta methods` lists what can stand here.
 
+# Python files beside this one that register methods of your own:
+# plugins = ["my_methods.py"]
+
 [model]
 # "zoo:name", "package.module:factory", a file .pt2 (torch.export.save) or .ts (TorchScript).
 source = "zoo:brain_extraction_unet"
-# For a network of your own, in the file mynet.py beside this one:
+# For a network of your own, in the file mynet.py beside this one (from elsewhere it needs --trust):
 # source = "mynet:build"
 # arguments = {{ channels = 1, classes = 4 }}
 # weights = "weights.safetensors"         # or a state dict .pt, .pth

@@ -17,14 +17,19 @@ def value(v: Any) -> str:
     if isinstance(v, (int, float)):
         return repr(v)
     if isinstance(v, str):
-        return json.dumps(v, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return _quoted(v)
     if isinstance(v, Mapping):
         return f"{{ {', '.join(f'{_key(k)} = {value(w)}' for k, w in v.items())} }}" if v else "{}"
     return f"[{', '.join(map(value, v))}]"
 
 
 def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name)
+
+
+def _quoted(text: str) -> str:
+    # JSON would write what is beyond 16 bits as two escapes, which TOML refuses.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def written(tables: Mapping[str, Any], comment: str = "") -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from esegeta.engine import check
-from esegeta.run import nifti, pictures
+from esegeta.run import bounds, nifti, pictures
 from esegeta.run.reading import WHERE, UnreadableInput, Volume, refused, shown
 
 __all__ = ["SUFFIXES", "UnreadableInput", "Volume", "expand", "files_of", "glob", "read", "suffix_of"]
@@ -25,6 +25,7 @@ def read(
     channels: str | None = None,
     frame: int | None = None,
     nan: float | int | None = None,
+    memory: int | None = None,
 ) -> Volume:
     r"""One volume from one file, or from several files that hold its channels.
 
@@ -37,6 +38,8 @@ def read(
             Without it one to three axes of NIfTI and one or two of .npy are space, and more are refused.
         frame: the one time point to take of NIfTI with four axes, from 0.
         nan: what takes the place of NaN and infinity; without it they are refused.
+        memory: in bytes, what reading may take; a file whose header asks for more is refused before it is unpacked.
+            At most, and without it, what the machine or the container has left.
 
     Returns:
         The volume, data of shape (C,\*S).
@@ -63,7 +66,12 @@ def read(
             raise ValueError(check.problem(WHERE, "channels or frame", got, advice))
     if nan is not None and (isinstance(nan, bool) or not math.isfinite(nan)):
         raise ValueError(check.problem(WHERE, "nan to be a finite number", repr(nan), "Pass for example 0.0"))
-    parts = [_finite(_file(path, channels, frame), nan) for path in files]
+    limits = [limit for limit in (memory, bounds.available()) if limit is not None]
+    parts: list[Volume] = []
+    for path in files:
+        taken = sum(part.data.nbytes for part in parts)
+        left = max(0, min(limits) - taken) if limits else None
+        parts.append(_finite(_file(path, channels, frame, left), nan))
     for part in parts[1:]:
         _same_grid(parts[0], part)
     return parts[0]._replace(data=torch.cat([part.data for part in parts]), paths=tuple(files))
@@ -93,7 +101,7 @@ def files_of(path: str | Path) -> tuple[Path, ...]:
 # -- one file -----------------------------------------------------------------------------------------------------
 
 
-def _file(path: Path, channels: str | None, frame: int | None) -> Volume:
+def _file(path: Path, channels: str | None, frame: int | None, memory: int | None) -> Volume:
     suffix = suffix_of(path)
     if suffix not in SUFFIXES:
         advice = "Convert it, DICOM for example with dcm2niix"
@@ -101,12 +109,14 @@ def _file(path: Path, channels: str | None, frame: int | None) -> Volume:
     _exists(path)
     try:
         if suffix in nifti.SUFFIXES:
-            return nifti.read_nifti(path, suffix, channels, frame)
+            return nifti.read_nifti(path, suffix, channels, frame, memory)
         if frame is not None:
             advice = "Use channels= for the axes of arrays, and leave out frame="
             raise refused(path, "NIfTI, where frame= is given", f"a {suffix} file", advice)
         return (
-            pictures.read_npy(path, channels) if suffix == ".npy" else pictures.read_picture(path, channels)
+            pictures.read_npy(path, channels, memory)
+            if suffix == ".npy"
+            else pictures.read_picture(path, channels, memory)
         )
     except OSError as error:
         advice = "Check the file and its permissions"
