@@ -1,15 +1,34 @@
 """What a deadline leaves out is NaN, sampling means are of whole samples, and both say which share is done."""
 
+import json
 from functools import partial
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import esegeta as eg
 from esegeta import coalitions, features
+from esegeta._registry import METHODS
 from esegeta.engine import stream
-from esegeta.engine.execution import Execution, partial_share
+from esegeta.engine.execution import Execution, partial_share, record_partial
+from esegeta.run import (
+    building,
+    config,
+    display,
+    jobs,
+    marks,
+    outputs,
+    pipeline,
+    preprocess,
+    report,
+    volumes,
+    worker,
+)
+from esegeta.run.child import Context
+from esegeta.run.parts import Entry, Image
 
 
 @pytest.fixture
@@ -215,3 +234,191 @@ def test_boxes_reach_every_voxel(size, stride, length):
     for fade in (None, 0.25):
         parts = features.windows(size, stride=stride, fade=fade)(torch.zeros(1, length))
         assert bool((parts.profiles[1].sum(0) > 0).all())
+
+
+# -- runs ----------------------------------------------------------------------------------------------------------
+
+
+def prepared_by(tmp_path, *steps):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(12, 10)).astype(np.float32))
+    return preprocess.apply(volumes.read(tmp_path / "x.npy"), list(steps))
+
+
+def test_holes_come_back_onto_the_grid_of_the_file_as_holes(tmp_path):
+    for steps in ([], [{"step": "crop", "box": [[2, 10], [0, 8]]}], [{"step": "resize", "shape": [6, 5]}]):
+        prepared = prepared_by(tmp_path, *steps)
+        whole = torch.ones_like(prepared.data)
+        holes = whole.clone()
+        holes[:, :3] = torch.nan
+        for keep in ("density", "values", "sum"):
+            got, want = prepared.back(holes, keep), prepared.back(whole, keep)
+            seen = ~got.isnan()
+            assert torch.allclose(got[seen], want[seen])
+            assert 0.2 < got.isnan().double().mean() < 0.8
+
+
+def test_maps_with_holes_are_written_only_where_that_is_meant(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((4, 5), np.float32))
+    like = volumes.read(tmp_path / "x.npy")
+    map = torch.ones(1, 4, 5)
+    map[0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="write_map: expected map to be finite"):
+        outputs.write_map(map, like, tmp_path / "map.nii.gz")
+    outputs.write_map(map, like, tmp_path / "map.nii.gz", holes=True)
+    assert np.isnan(nibabel.load(tmp_path / "map.nii.gz").get_fdata()).sum() == 1
+    map[0, 1, 1] = torch.inf
+    with pytest.raises(ValueError, match="write_map: expected map to be finite"):
+        outputs.write_map(map, like, tmp_path / "map.nii.gz", holes=True)
+
+
+def test_a_small_copy_keeps_holes():
+    values = np.ones((200, 8, 8), np.float32)
+    values[:50] = np.nan
+    copy, _ = display.small(values, np.eye(4))
+    assert copy.shape == (128, 8, 8)
+    assert abs(np.isnan(copy).mean() - 0.25) < 0.02
+    assert np.nanmax(np.abs(copy - 1)) < 1e-6
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_worker_takes_holes_of_a_deadline_and_no_others(precision):
+    x = torch.ones(1, 4, 4)
+    entry = Entry(None, None, config.Method(name="occlusion"), [], None, None, precision, 0)
+    context = Context("cpu", None, None, {}, lambda **_: None)
+
+    def computed(explain):
+        built = building.Built(explain, (), False, frozenset(), None)
+        return worker.computed(entry, built, Image(None, None, x), context, lambda: None)
+
+    holes = torch.where(torch.arange(4) < 2, x, torch.nan)
+
+    def cut(fill):
+        def explain(_):
+            record_partial("occlusion: the deadline passed.", 2, 4)
+            return fill
+
+        return explain
+
+    with pytest.warns(eg.ExecutionWarning):
+        found, events = computed(cut(holes))
+    assert found.isnan().sum() == 8
+    assert partial_share(events) == 0.5
+    with pytest.warns(eg.ExecutionWarning), pytest.raises(FloatingPointError, match="8 of 16 values"):
+        computed(cut(torch.where(torch.arange(4) < 2, x, torch.inf)))
+    with (
+        pytest.warns(eg.ExecutionWarning),
+        pytest.raises(eg.DeadlineExceeded, match="occlusion: the deadline passed before any value"),
+    ):
+        computed(cut(torch.full_like(x, torch.nan)))
+    with pytest.raises(FloatingPointError, match="occlusion: 8 of 16 values of the map are not finite"):
+        computed(lambda _: holes)
+
+
+# -- completeness --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def explained(tmp_path):
+    """The record of one job of a bent network, its sidecar, and the warnings on the way."""
+    np.save(tmp_path / "x.npy", np.linspace(0.5, 2, 48).reshape(8, 6).astype(np.float32))
+    (tmp_path / "bent.py").write_text(NETWORK)
+
+    def run(method, **more):
+        whole = {
+            "model": {"source": "bent:network", "path": str(tmp_path)},
+            "input": {"files": str(tmp_path / "x.npy")},
+            "targets": [{"name": "all", "reducer": "class_sum", "class": 0}],
+            "methods": [method],
+            "run": {"output": str(tmp_path / "out"), **more},
+            "output": {"report": False, "figures": True},
+        }
+        (job,) = jobs.plan(config.load(whole))
+        said = []
+        send = lambda **event: said.append(event.get("message"))
+        record = worker.main(job.payload, Context("cpu", None, None, {}, send))
+        sidecar = tmp_path / "out" / record["map"].replace(".nii.gz", ".json")
+        return record, json.loads(sidecar.read_text()), [text for text in said if text]
+
+    return run
+
+
+# A step that a straight path meets between two nodes of a coarse quadrature.
+NETWORK = """
+import torch
+
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(1, 1, 1, bias=False)
+        torch.nn.init.ones_(self.layer.weight)
+
+    def forward(self, x):
+        return torch.sigmoid(200 * (self.layer(x) - 0.31))
+
+
+def network():
+    return Network()
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [
+        (
+            {"name": "integrated_gradients", "parameters": {"steps": 2}},
+            "Take more steps, or adaptive_integrated_gradients",
+        ),
+        ({"name": "conductance", "place": "layer", "parameters": {"steps": 1}}, "or take a place that is a cut"),
+    ],
+)
+def test_what_misses_completeness_says_so_wherever_it_is_read(explained, method, advice):
+    record, sidecar, said = explained({**method, "baseline": "zero"})
+    share = abs(record["residual"] / record["difference"])
+    assert share > 0.4
+    assert record["status"] == "done"
+    (event,) = [e for e in record["events"] if e["event"] == "incomplete"]
+    assert event["message"].startswith(f"{method['name']} claims completeness, but ")
+    assert advice in event["message"]
+    assert any(event["message"] in text for text in said), "in the log too"
+    assert "completeness" in sidecar["axioms"]
+    assert sidecar["missed"] == {"completeness": pytest.approx(share)}
+    assert (sidecar["residual"], sidecar["difference"]) == (record["residual"], record["difference"])
+    (mark,) = marks.marks(record)
+    assert mark.startswith("incomplete: ")
+    # One that takes enough is not marked.
+    enough = {"name": "adaptive_integrated_gradients", "baseline": "zero"}
+    record, sidecar, _ = explained(enough)
+    assert abs(record["residual"]) < 0.05 * abs(record["difference"])
+    assert sidecar["missed"] is None
+    assert marks.marks(record) == []
+    assert not [e for e in record["events"] if e["event"] == "incomplete"]
+
+
+def test_every_method_that_claims_completeness_is_advised():
+    for spec in METHODS.values():
+        if "completeness" in spec.axioms:
+            event = marks.incomplete(spec, 0.6, -3.0, 5.0, "bfloat16")
+            assert event["message"].startswith(f"{spec.name} claims completeness, but 60 % of the difference")
+            assert "float32" in event["message"]
+            assert event["message"].count(". ") >= 1
+
+
+def test_marks_stand_in_titles_tables_and_pages(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((4, 5), np.float32))
+    base = {"id": "a", "method": "ig", "title": "ig", "subject": "01", "target": "spot", "versions": {}}
+    (tmp_path / ".jobs").mkdir()
+    several = [
+        {**base, "status": "done", "missed": {"completeness": 0.83}},
+        {**base, "id": "b", "method": "occlusion", "title": "boxes", "status": "partial", "share_done": 0.0987},
+        {**base, "id": "c", "method": "odd", "title": "odd", "status": "partial", "share_done": "<b>", "missed": 3},
+    ]
+    for one in several:
+        (tmp_path / ".jobs" / f"{one['id']}.json").write_text(json.dumps(one))
+    page = report.page(tmp_path)
+    assert page.count("incomplete: 83 % missing") == 2
+    assert page.count("partial: 9.9 % done") == 2
+    assert "3 of 3 maps made, 2 of them in part" in page
+    assert "#failures" not in page
+    table = outputs.table_text(several, pipeline.COLUMNS)
+    assert '"{""completeness"": 0.83}"' in table
