@@ -550,7 +550,9 @@ def local(
     return explain
 
 
-def vanishing(name: str, score: Score, place: str, tolerance: float = 0.0) -> Callable[[Tensor, Tensor], None]:
+def vanishing(
+    name: str, score: Score, place: str, tolerance: float = 0.0
+) -> Callable[[Tensor, Tensor], None]:
     r"""A watch over the weights of channels: it warns where all of them are rounding.
 
     Before a normalisation of each channel alone the score does not change if a channel is shifted, so
@@ -599,7 +601,7 @@ def _cancels(terms: Tensor, tolerance: float = 0.0) -> Tensor:
 
 
 def _after_the_norm(score: Score, place: str, x: Tensor) -> tuple[str, ...]:
-    """The last place of the same grid before sums over the grid cancel again, or nothing if none is found."""
+    """The last place of the same shape before sums over the grid cancel again, or nothing if none is found."""
 
     def look() -> tuple[str, ...]:
         one = _probe(x)
@@ -609,7 +611,7 @@ def _after_the_norm(score: Score, place: str, x: Tensor) -> tuple[str, ...]:
         later = [
             str(p.at)
             for p in graph.passed[names.index(place) + 1 :]
-            if graph.used(p) and not graph.first_name(p) and p.shape[1:] == own.shape[1:]
+            if graph.used(p) and not graph.first_name(p) and p.shape == own.shape
         ]
         found: tuple[str, ...] = ()
         for name in later[:8]:
@@ -623,7 +625,7 @@ def _after_the_norm(score: Score, place: str, x: Tensor) -> tuple[str, ...]:
 
     with interception.aside():
         try:
-            return native.outside(look)  # type: ignore[no-any-return]
+            return native.outside(look)
         except Exception:  # it is advice: a score that cannot be looked at alone gets the general one
             return ()
 

@@ -254,7 +254,7 @@ def test_holes_come_back_onto_the_grid_of_the_file_as_holes(tmp_path):
             got, want = prepared.back(holes, keep), prepared.back(whole, keep)
             seen = ~got.isnan()
             assert torch.allclose(got[seen], want[seen])
-            assert 0.2 < got.isnan().double().mean() < 0.8
+            assert 0.1 < got.isnan().double().mean() < 0.8
 
 
 def test_maps_with_holes_are_written_only_where_that_is_meant(tmp_path):
@@ -262,12 +262,12 @@ def test_maps_with_holes_are_written_only_where_that_is_meant(tmp_path):
     like = volumes.read(tmp_path / "x.npy")
     map = torch.ones(1, 4, 5)
     map[0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match="write_map: expected map to be finite"):
+    with pytest.raises(ValueError, match="write_map: expected finite values in map"):
         outputs.write_map(map, like, tmp_path / "map.nii.gz")
     outputs.write_map(map, like, tmp_path / "map.nii.gz", holes=True)
     assert np.isnan(nibabel.load(tmp_path / "map.nii.gz").get_fdata()).sum() == 1
     map[0, 1, 1] = torch.inf
-    with pytest.raises(ValueError, match="write_map: expected map to be finite"):
+    with pytest.raises(ValueError, match="write_map: expected finite values in map"):
         outputs.write_map(map, like, tmp_path / "map.nii.gz", holes=True)
 
 
@@ -369,7 +369,10 @@ def network():
             {"name": "integrated_gradients", "parameters": {"steps": 2}},
             "Take more steps, or adaptive_integrated_gradients",
         ),
-        ({"name": "conductance", "place": "layer", "parameters": {"steps": 1}}, "or take a place that is a cut"),
+        (
+            {"name": "conductance", "place": "layer", "parameters": {"steps": 1}},
+            "or take a place that is a cut",
+        ),
     ],
 )
 def test_what_misses_completeness_says_so_wherever_it_is_read(explained, method, advice):
@@ -410,8 +413,23 @@ def test_marks_stand_in_titles_tables_and_pages(tmp_path):
     (tmp_path / ".jobs").mkdir()
     several = [
         {**base, "status": "done", "missed": {"completeness": 0.83}},
-        {**base, "id": "b", "method": "occlusion", "title": "boxes", "status": "partial", "share_done": 0.0987},
-        {**base, "id": "c", "method": "odd", "title": "odd", "status": "partial", "share_done": "<b>", "missed": 3},
+        {
+            **base,
+            "id": "b",
+            "method": "occlusion",
+            "title": "boxes",
+            "status": "partial",
+            "share_done": 0.0987,
+        },
+        {
+            **base,
+            "id": "c",
+            "method": "odd",
+            "title": "odd",
+            "status": "partial",
+            "share_done": "<b>",
+            "missed": 3,
+        },
     ]
     for one in several:
         (tmp_path / ".jobs" / f"{one['id']}.json").write_text(json.dumps(one))

@@ -205,7 +205,7 @@ def test_a_map_that_is_not_finite_is_a_failure_and_one_that_is_cut_short_is_part
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count(percent) >= 2
     assert "3 of 4 maps made, 2 of them in part" in page
-    rows = list(csv.DictReader((tmp_path / "out" / "summary.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "summary.csv").read_text().splitlines()))
     assert {row["method"]: row["status"] for row in rows}["slow_occlusion"] == "partial"
     assert {row["method"]: float(row["share_done"]) for row in rows}["slow_occlusion"] == cut["share_done"]
     assert (
@@ -215,7 +215,7 @@ def test_a_map_that_is_not_finite_is_a_failure_and_one_that_is_cut_short_is_part
     assert sorted(p.name.split("_")[-2] for p in (tmp_path / "out").glob("sub-*/*statmap.nii.gz")) == [
         "desc-gradient",
         "desc-rise",
-        "desc-slowUocclusion",
+        "desc-slowOcclusion",
     ]
 
 
@@ -579,7 +579,11 @@ def test_lines_and_bars_and_functions_show_a_run(capsys):
     assert "[1/2] a: failed after 1.2 s: KeyError: 'x'" in printed
     assert log.sentences(events[2]) == []
     assert log.sentences(events[3]) == ["a: failed after 1.2 s: KeyError: 'x', 0 MiB\ntrace"]
-    said = {"status": "partial", "share_done": 1 / 3, "events": [{"event": "partial", "message": "3 of 9 samples"}]}
+    said = {
+        "status": "partial",
+        "share_done": 1 / 3,
+        "events": [{"event": "partial", "message": "3 of 9 samples"}],
+    }
     cut = Outcome("b", "done", said, seconds=1.25)
     assert log.sentences({"event": "end", "task": "b", "outcome": cut}) == [
         "b: 3 of 9 samples",

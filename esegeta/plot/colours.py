@@ -53,7 +53,8 @@ def stripes(shape: tuple[int, ...], wide: int) -> np.ndarray:
     >>> stripes((2, 4), 1).tolist()
     [[True, False, True, False], [False, True, False, True]]
     """
-    return sum(np.indices(shape[-2:])) // wide % 2 == 0
+    found: np.ndarray = np.indices(shape[-2:]).sum(0) // wide % 2 == 0
+    return found
 
 
 def hatched(picture: np.ndarray, where: np.ndarray, thin: bool = False) -> np.ndarray:

@@ -72,8 +72,8 @@ def _words(scenes: Sequence[grids.Scene], limit: float | None, percentile: float
         said.append("Each map has its own scale.")
     unknown = sum(int(np.isnan(scene.values).sum()) for scene in scenes)
     if unknown:
-        share = 100 * unknown / sum(scene.values.size for scene in scenes)
-        said.append(f"{numeral(share)} % of the values are NaN: they were not computed (hatched).")
+        percent = 100 * unknown / sum(scene.values.size for scene in scenes)
+        said.append(f"{numeral(percent)} % of the values are NaN: they were not computed (hatched).")
     infinite = sum(int(np.isinf(scene.values).sum()) for scene in scenes)
     if infinite:
         said.append(f"{infinite} values are infinite (green).")

@@ -128,7 +128,7 @@ def write_map(
     r"""Write a map as NIfTI where the image lies: its affine, the codes of its sform and qform, its units.
 
     Args:
-        map: (K,\*S), finite but for holes, with the spatial shape of the image; one channel has the axes of space only, several are
+        map: (K,\*S), finite, with the spatial shape of the image; one channel has the axes of space only, several are
             the fourth axis. Floating values are written as float32, booleans as uint8, integers as int32.
         like: the image, from ``volumes.read``.
         path: ending in .nii or .nii.gz.

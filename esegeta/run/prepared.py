@@ -67,7 +67,6 @@ class Prepared(NamedTuple):
             values = self._undone(values, keep)
         return torch.from_numpy(np.ascontiguousarray(values)).to(map.dtype)
 
-
     def _undone(self, values: Array, keep: str) -> Array:
         for undo in self.undo:
             values = undo(values, keep)
