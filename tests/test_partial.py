@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import esegeta as eg
-from esegeta import coalitions, features
+from esegeta import coalitions, features, plot
 from esegeta._registry import METHODS
 from esegeta.engine import stream
 from esegeta.engine.execution import Execution, partial_share, record_partial
@@ -323,13 +323,13 @@ def explained(tmp_path):
     np.save(tmp_path / "x.npy", np.linspace(0.5, 2, 48).reshape(8, 6).astype(np.float32))
     (tmp_path / "bent.py").write_text(NETWORK)
 
-    def run(method, **more):
+    def run(method, source="network"):
         whole = {
-            "model": {"source": "bent:network", "path": str(tmp_path)},
+            "model": {"source": f"bent:{source}", "path": str(tmp_path)},
             "input": {"files": str(tmp_path / "x.npy")},
             "targets": [{"name": "all", "reducer": "class_sum", "class": 0}],
             "methods": [method],
-            "run": {"output": str(tmp_path / "out"), **more},
+            "run": {"output": str(tmp_path / "out")},
             "output": {"report": False, "figures": True},
         }
         (job,) = jobs.plan(config.load(whole))
@@ -359,6 +359,12 @@ class Network(torch.nn.Module):
 
 def network():
     return Network()
+
+
+def normed():
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(1, 4, 3), torch.nn.InstanceNorm2d(4), torch.nn.GELU(), torch.nn.Conv2d(4, 1, 1)
+    return torch.nn.Sequential(*layers)
 """
 
 
@@ -375,8 +381,11 @@ def network():
         ),
     ],
 )
-def test_what_misses_completeness_says_so_wherever_it_is_read(explained, method, advice):
+def test_what_misses_completeness_says_so_wherever_it_is_read(explained, method, advice, monkeypatch):
+    titles, save = [], plot.save_figures
+    monkeypatch.setattr("esegeta.plot.save_figures", lambda *args: titles.append(args[4]) or save(*args))
     record, sidecar, said = explained({**method, "baseline": "zero"})
+    assert titles[0].endswith(f" (all) [{marks.marks(record)[0]}]")
     share = abs(record["residual"] / record["difference"])
     assert share > 0.4
     assert record["status"] == "done"
@@ -396,6 +405,16 @@ def test_what_misses_completeness_says_so_wherever_it_is_read(explained, method,
     assert sidecar["missed"] is None
     assert marks.marks(record) == []
     assert not [e for e in record["events"] if e["event"] == "incomplete"]
+
+
+def test_weights_that_are_rounding_are_in_the_record_of_a_run(explained):
+    record, sidecar, said = explained({"name": "grad_cam", "place": "0"}, source="normed")
+    (event,) = [e for e in sidecar["events"] if e["event"] == "vanishing weights"]
+    assert event["instead"] == ["2"]
+    assert event in record["events"]
+    assert any(event["message"] in text for text in said), "in the log too"
+    record, _, _ = explained({"name": "grad_cam", "place": "2"}, source="normed")
+    assert [e["event"] for e in record["events"]] == ["layer"]
 
 
 def test_every_method_that_claims_completeness_is_advised():
