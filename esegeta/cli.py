@@ -197,6 +197,8 @@ def _plan(summary: Any) -> None:
 
 
 def _ended(summary: Any) -> None:
+    from esegeta.run import marks
+
     rows = [
         (
             record["id"],
@@ -209,7 +211,10 @@ def _ended(summary: Any) -> None:
     if rows:
         show(("job", "status", "time", "peak memory"), rows)
     for record in summary.records:
-        if record["status"] != "done":
+        said = marks.marks(record)
+        if said:
+            say(f"{record['id']}: {'; '.join(said)}")
+        elif record["status"] not in marks.MADE:
             say(f"{record['id']}: {record['status']}: {' '.join(str(record.get('error')).split())}")
     counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.counts.items()))
     if summary.exit_code == INTERRUPTED:

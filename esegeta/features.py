@@ -40,7 +40,10 @@ class FeatureMap(Protocol):
         """Of every element (of a box), how much is kept if all parts but j are present."""
 
     def spread(self, values: Tensor) -> Tensor:
-        """One value for each part as a map: at every element the mean over the parts that it is in, or zero."""
+        """One value for each part as a map: at every element the mean over the parts that it is in, or zero.
+
+        NaN wherever the value of one of them is: it has not been computed.
+        """
 
     def box(self, j: int) -> Box:
         """The smallest box, over all axes, that holds part j."""
@@ -117,9 +120,15 @@ class Windows:
         return 1 - _outer(shown)
 
     def spread(self, values: Tensor) -> Tensor:
-        """One value for each window as a map: the mean over the windows that hide an element, or zero."""
+        """One value for each window as a map: the mean over the windows that hide an element, or zero.
+
+        NaN wherever the value of one of them is: so what is not NaN is as if all windows had been looked at.
+        """
         cover = _outer([p.sum(0) for p in self.profiles]).to(values.dtype)
-        return torch.where(cover > 0, self._add(values) / torch.where(cover > 0, cover, 1), 0)
+        missing = torch.isnan(values)  # added up as it is, one would spread along all axes
+        total = self._add(torch.where(missing, 0, values))
+        mean = torch.where(cover > 0, total / torch.where(cover > 0, cover, 1), 0)
+        return torch.where(self._add(missing.to(values.dtype)) > 0, torch.nan, mean)
 
     def box(self, j: int) -> Box:
         """The smallest box, over all axes, that holds window j."""
@@ -364,7 +373,8 @@ def windows(
 ) -> Features:
     r"""Boxes that slide over the image, from the first voxel on in steps of the stride.
 
-    The last one on each axis is cut off by the border.
+    The last one on each axis is cut off by the border. Together they hide every voxel: a stride beyond the size,
+    which would leave gaps where nobody looked, is refused.
 
     Args:
         size: of a box, one number or one for each axis; in voxels, or in the unit of ``spacing``.
@@ -406,6 +416,16 @@ def windows(
                 centre = starts + (wide - 1) / 2
                 shape = torch.exp(-0.5 * ((here - centre) / (fade * wide)) ** 2)
                 profiles.append(torch.where(inside, shape, 0.0).to(x.dtype))
+            if levels.true_anywhere(profiles[-1].sum(0) == 0):
+                faded = "" if fade is None or step <= wide else f" with fade {fade}"
+                raise ValueError(
+                    check.problem(
+                        "windows",
+                        "boxes that leave no voxel out" + (" before they fade to nothing" if faded else ""),
+                        f"steps of {step} and boxes of {wide} voxels on an axis of {length}{faded}",
+                        "Choose a stride of at most the size; features.within looks at a region only",
+                    )
+                )
         return Windows(tuple(profiles))
 
     if fade is not None and not check.non_negative("windows", "fade", fade):

@@ -25,12 +25,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from esegeta._registry import find_method
 from esegeta._types import Explain, Method, Score
 from esegeta.engine import check, interception, levels, memory, native
+from esegeta.engine.execution import current, record
 from esegeta.engine.gradient import name_of, value_gradients_and_more
 from esegeta.engine.interception import Edit, Passed
 from esegeta.trees import on_trees
 
 Names = str | Sequence[str]
 Rule = Callable[[Tensor, Tensor], Tensor]
+Averaged = Callable[[Tensor, Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -503,13 +505,25 @@ def grid(a: Tensor) -> tuple[int, ...]:
     return tuple(range(1, a.ndim))
 
 
-def local(score: Score, place: Names, rule: Rule) -> Explain:
+def local(
+    score: Score,
+    place: Names,
+    rule: Rule,
+    *,
+    name: str = "",
+    averaged: Averaged | None = None,
+    tolerance: float = 0.0,
+) -> Explain:
     """The explanation by a rule of activation and gradient; at several places in one pass.
 
     Args:
         score: the score.
         place: one place, or several.
         rule: ``(A, G) -> map``.
+        name: of the method, for warnings.
+        averaged: ``(A, G) ->`` what the rule adds up over the grid to weigh the channels, None where it adds up
+            nothing: a warning says where nothing of these sums is left but rounding.
+        tolerance: what of their size sums that are zero may have left besides rounding.
 
     Returns:
         ``x -> map``, or a tuple of maps for several places.
@@ -521,12 +535,99 @@ def local(score: Score, place: Names, rule: Rule) -> Explain:
         [[8.0, 8.0]]
     """
     both = activation_and_gradient(score, place)
+    watches = [vanishing(name, score, p, tolerance) for p in ((place,) if isinstance(place, str) else place)]
 
     def explain(x: Tensor) -> Any:
         a, g = both(x)
+        if averaged is not None:
+            pairs = [(a, g)] if isinstance(place, str) else zip(a, g, strict=True)
+            for watch, (one, slope) in zip(watches, pairs, strict=True):
+                terms = averaged(one, slope)
+                if terms is not None:
+                    watch(x, terms)
         return rule(a, g) if isinstance(place, str) else tuple(map(rule, a, g))
 
     return explain
+
+
+def vanishing(
+    name: str, score: Score, place: str, tolerance: float = 0.0
+) -> Callable[[Tensor, Tensor], None]:
+    r"""A watch over the weights of channels: it warns where all of them are rounding.
+
+    Before a normalisation of each channel alone the score does not change if a channel is shifted, so
+    :math:`\sum_u G_{d,u} = 0` for every channel d: what is computed of it are the rounding errors of a sum that
+    cancels, and a map with these weights is noise that looks like a picture.
+
+    Args:
+        name: of the method.
+        score: the score.
+        place: where the channels are.
+        tolerance: as in ``local``.
+
+    Returns:
+        ``(x, terms) -> None`` for terms (D, \*U) that are added up over the grid.
+    """
+    instead: list[tuple[str, ...]] = []
+
+    def watch(x: Tensor, terms: Tensor) -> None:
+        if not levels.true_anywhere(_cancels(terms.detach(), tolerance)):
+            return
+        if not instead:
+            instead.append(_after_the_norm(score, place, x))
+        such = f", such as {' or '.join(map(repr, instead[0]))}" if instead[0] else ""
+        message = (
+            f"{name}: the weights of all channels at {place!r} are rounding errors, and so is the map. What they "
+            "add up cancels there, as it does before a norm of each channel alone (instance norm). "
+            f"Take a place after the norm and its activation{such}; or hires_cam or layer_cam, which do not average."
+        )
+        if all(event["message"] != message for event in current().events):
+            record("vanishing weights", message, place=place, instead=list(instead[0]))
+
+    return watch
+
+
+# Sums of more than this many roundings of their terms say something.
+ROUNDINGS = 512
+
+
+def _cancels(terms: Tensor, tolerance: float = 0.0) -> Tensor:
+    """Whether the sums over the grid are rounding in every channel, and the terms are not zero."""
+    axes = grid(terms)
+    sizes = torch.linalg.vector_norm(terms, ord=1, dim=axes)  # without a copy, as abs() would make
+    least = max(tolerance, ROUNDINGS * torch.finfo(terms.dtype).eps)
+    small = terms.sum(axes).abs() <= least * sizes
+    return small.all() & (sizes > 0).any()
+
+
+def _after_the_norm(score: Score, place: str, x: Tensor) -> tuple[str, ...]:
+    """The last place of the same shape before sums over the grid cancel again, or nothing if none is found."""
+
+    def look() -> tuple[str, ...]:
+        one = _probe(x)
+        graph = _Graph(score, one)
+        names = [str(p.at) for p in graph.passed]
+        own = graph.passed[names.index(place)]
+        later = [
+            str(p.at)
+            for p in graph.passed[names.index(place) + 1 :]
+            if graph.used(p) and not graph.first_name(p) and p.shape == own.shape
+        ]
+        found: tuple[str, ...] = ()
+        for name in later[:8]:
+            _, slope = activation_and_gradient(score, name)(one)
+            if bool(_cancels(slope)):
+                if found:
+                    break
+            else:
+                found = (name,)
+        return found
+
+    with interception.aside():
+        try:
+            return native.outside(look)
+        except Exception:  # it is advice: a score that cannot be looked at alone gets the general one
+            return ()
 
 
 # --- How it is done ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import time
 import torch
 from pipeline_network import network as network
 
+from esegeta import execution, occlusion
 from esegeta._registry import method
 
 
@@ -49,6 +50,21 @@ def slow(score, *, seconds: float | int = 0.5):
     def explain(x):
         time.sleep(seconds)
         return x * score(x)
+
+    return explain
+
+
+@method(refs=("baseline",), needs="values", paper="")
+def slow_occlusion(score, *, size: int = 2, seconds: float | int = 0.1):
+    """Occlusion of a score that takes its time."""
+
+    def late(x):
+        time.sleep(seconds)
+        return score(x)
+
+    def explain(x, baseline):
+        with execution(chunk=1, evaluation="whole"):
+            return occlusion(late, size=size)(x, baseline)
 
     return explain
 

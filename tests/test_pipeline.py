@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import csv
 import json
 import os
 import random
@@ -181,14 +182,38 @@ def test_of_20_methods_four_go_wrong_and_16_are_delivered(tmp_path, scan):
 
 
 @pytest.mark.slow
-def test_a_map_that_is_not_finite_is_a_failure_and_a_mean_that_is_cut_short_is_none(tmp_path, scan):
+def test_a_map_that_is_not_finite_is_a_failure_and_one_that_is_cut_short_is_partial(tmp_path, scan):
     endless = {**GOOD[12], "parameters": {"samples": 5_000_000, "cells": 3}, "deadline": 6.0}
-    whole = settings(tmp_path / "out", scan, [{"name": "not_finite"}, GOOD[0], endless])
+    boxes = {
+        "name": "slow_occlusion", "baseline": "zero", "parameters": {"size": 2, "seconds": 0.1}, "deadline": 6.0
+    }  # fmt: skip
+    whole = settings(
+        tmp_path / "out", scan, [{"name": "not_finite"}, GOOD[0], endless, boxes],
+        output={"figures": True, "report": True},
+    )  # fmt: skip
     told, found, printed = run(whole)
-    assert told["counts"] == {"failed": 1, "done": 2}
+    assert (told["code"], told["counts"]) == (1, {"failed": 1, "done": 1, "partial": 2})
     assert [event["event"] for event in found["rise"]["events"]] == ["partial"]
     assert 5 < found["rise"]["seconds"] < 60
-    assert "cut short by its deadline" in printed
+    assert found["rise"]["share_done"] < 0.5
+    assert np.isfinite(nibabel.load(tmp_path / "out" / found["rise"]["map"]).get_fdata()).all()
+    cut = found["slow_occlusion"]
+    assert 0 < cut["share_done"] < 1
+    assert (cut["sum"], cut["residual"]) == (None, None)
+    values = nibabel.load(tmp_path / "out" / cut["map"]).get_fdata()
+    assert 0 < np.isnan(values).mean() < 1
+    assert abs((~np.isnan(values)).mean() - cut["share_done"]) < 0.05  # 120 boxes side by side, most within
+    assert cut["min"] == pytest.approx(np.nanmin(values), rel=1e-6)
+    sidecar = json.loads((tmp_path / "out" / cut["map"].replace(".nii.gz", ".json")).read_text())
+    assert (sidecar["status"], sidecar["share_done"]) == ("partial", cut["share_done"])
+    percent = f"partial: {100 * cut['share_done']:.2g} % done"
+    assert percent in printed
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count(percent) >= 2
+    assert "3 of 4 maps made, 2 of them in part" in page
+    rows = list(csv.DictReader((tmp_path / "out" / "summary.csv").read_text().splitlines()))
+    assert {row["method"]: row["status"] for row in rows}["slow_occlusion"] == "partial"
+    assert {row["method"]: float(row["share_done"]) for row in rows}["slow_occlusion"] == cut["share_done"]
     assert (
         found["not_finite"]["error"]
         == "FloatingPointError: not_finite: 960 of 960 values of the map are not finite"
@@ -196,6 +221,7 @@ def test_a_map_that_is_not_finite_is_a_failure_and_a_mean_that_is_cut_short_is_n
     assert sorted(p.name.split("_")[-2] for p in (tmp_path / "out").glob("sub-*/*statmap.nii.gz")) == [
         "desc-gradient",
         "desc-rise",
+        "desc-slowOcclusion",
     ]
 
 
@@ -425,7 +451,7 @@ def test_what_a_deadline_cut_short_is_done_again_only_with_more_time(tmp_path, s
         (folder / name).write_bytes(b"")
     cut = {
         **jobs.about(job.payload),
-        "status": "done",
+        "status": "partial",
         "map": "a.nii.gz",
         "deadline": 5.0,
         "events": [{"event": "partial"}],
@@ -436,7 +462,7 @@ def test_what_a_deadline_cut_short_is_done_again_only_with_more_time(tmp_path, s
     (endless,) = plan(tmp_path, scan, [{"name": "gradient"}])
     assert jobs.finished(more, folder) is None
     assert jobs.finished(endless, folder) is None
-    worker.write_record(folder, {**cut, "events": []})
+    worker.write_record(folder, {**cut, "status": "done", "events": []})
     assert jobs.finished(more, folder) is not None
     worker.write_record(folder, {**cut, "status": "timeout"})
     assert jobs.finished(job, folder) is None
@@ -559,11 +585,15 @@ def test_lines_and_bars_and_functions_show_a_run(capsys):
     assert "[1/2] a: failed after 1.2 s: KeyError: 'x'" in printed
     assert log.sentences(events[2]) == []
     assert log.sentences(events[3]) == ["a: failed after 1.2 s: KeyError: 'x', 0 MiB\ntrace"]
-    said = {"events": [{"event": "partial", "message": "3 of 9 samples"}]}
+    said = {
+        "status": "partial",
+        "share_done": 1 / 3,
+        "events": [{"event": "partial", "message": "3 of 9 samples"}],
+    }
     cut = Outcome("b", "done", said, seconds=1.25)
     assert log.sentences({"event": "end", "task": "b", "outcome": cut}) == [
         "b: 3 of 9 samples",
-        "b: done in 1.2 s, cut short by its deadline, 0 MiB",
+        "b: ended after 1.2 s, partial: 33 % done, 0 MiB",
     ]
 
 

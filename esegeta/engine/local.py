@@ -16,7 +16,7 @@ from torch import Tensor
 
 from esegeta.engine import check, layout, levels, memory, progress, stream
 from esegeta.engine import window_operators as window_operators  # puts the operators into their table
-from esegeta.engine.execution import DeadlineExceeded, current, note, record
+from esegeta.engine.execution import DeadlineExceeded, current, note, record_partial
 from esegeta.engine.windows import Missing, Offsets, Refused, Run, Window, paste
 
 Box = tuple[slice, ...]
@@ -35,7 +35,7 @@ FRESH_PAGES = 32 * 2**20
 
 @dataclass(frozen=True)
 class Changed:
-    """The score of the image itself, and of every change of it: that of the image where a deadline came first."""
+    """The score of the image itself, and of every change of it: NaN where a deadline came first."""
 
     clean: Tensor
     values: Tensor
@@ -248,9 +248,10 @@ def _walked(
     with progress.loop(label) as bar:
         for step in range(1, len(boxes) + 1):
             if current().left() <= 0:
-                record(
-                    "partial",
+                record_partial(
                     f"{label}: the deadline passed after {step - 1} of {len(boxes)} steps of a walk.",
+                    step - 1,
+                    len(boxes),
                 )
                 break
             values.append(follow.advance(*at(step)))
@@ -349,7 +350,8 @@ def _followed(
         operators=len(follow.run.names),
     )
     numbers = sorted(real, key=lambda j: _class(boxes[j], shape))
-    values = clean.repeat(len(boxes))
+    values = torch.full_like(clean, torch.nan).repeat(len(boxes))
+    values[sorted({*range(len(boxes))} - {*real})] = clean  # nothing is changed there
 
     def absorb(_: None, new: Tensor, piece: Tensor) -> None:
         odd = (~torch.isfinite(new)).nonzero().flatten().tolist()
@@ -371,6 +373,7 @@ def _followed(
         None,
         label=label,
         partial=True,
+        what=stream.MISSING,
         chunk=_at_once(follow.run, x.device),
     )
     return Changed(clean, values)

@@ -11,7 +11,7 @@ from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
 from esegeta.engine import check, progress
-from esegeta.engine.execution import DeadlineExceeded, current, record
+from esegeta.engine.execution import DeadlineExceeded, current, record_partial
 from esegeta.engine.gradient import refuse_dead_score, value_and_gradient
 
 # Of the paper: 800 steps of 0.01 on 32 x 32 parameters, each keeping 0.9 of the last, the area's weight from 300 up.
@@ -132,7 +132,7 @@ def counted(name: str, n: int) -> Iterator[int]:
                         f"{name}: the deadline passed before the first step. Allow more time."
                     )
                 text = f"{name}: the deadline passed; the mask is that of the first {k} of {n} steps."
-                record("partial", text, done=k, total=n)
+                record_partial(text, k, n)
                 return
             yield k
             bar.at((k + 1) / n)

@@ -77,7 +77,7 @@ def occlusion(
     Args:
         score: ``(C,*S) -> ()``; no derivative is needed.
         size: of the box, one number or one for each axis, in voxels or in the unit of ``spacing``.
-        stride: of its steps, by default its size.
+        stride: of its steps, at most its size, which is the default.
         spacing: of the voxels, if sizes are lengths.
 
     Returns:
@@ -119,7 +119,7 @@ def gaussian_occlusion(
     Args:
         score: ``(C,*S) -> ()``; no derivative is needed.
         size: of the box, one number or one for each axis, in voxels or in the unit of ``spacing``.
-        stride: of its steps, by default its size.
+        stride: of its steps, at most its size, which is the default.
         spacing: of the voxels, if sizes are lengths.
         fade: :math:`\sigma` as a fraction of the size.
 

@@ -77,7 +77,8 @@ def lime(
         x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"], *, key: int | Tensor
     ) -> Float[Tensor, "*dims"]:
         parts, z, v, solve = fit(x, baseline, key)
-        return parts.spread(solve(z, v)[0].to(x.dtype)).expand_as(x).clone()
+        found = coalitions.compared(solve(z, v)[0], z, samples)
+        return parts.spread(found.to(x.dtype)).expand_as(x).clone()
 
     return explain
 

@@ -6,7 +6,7 @@ from torch.func import jvp
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine.gradient import gradient
-from esegeta.places import Names, grid, split, tap
+from esegeta.places import Names, grid, split, tap, vanishing
 
 
 @method(
@@ -51,11 +51,14 @@ def shapley_cam(score: Score, place: Names) -> Explain:
         each = [shapley_cam(score, p) for p in place]
         return lambda x: tuple(explain(x) for explain in each)  # type: ignore[return-value]
 
+    watch = vanishing("shapley_cam", score, place)
+
     def explain(x: Tensor) -> Tensor:
         trunk, head = split(score, place, at=x)
         a = trunk(x)
         axes = grid(a)
         g, change = jvp(gradient(head), (a,), (a,))  # type: ignore[misc]
+        watch(x, g - change / 2)
         return ((g - change / 2).mean(axes, keepdim=True) * a).sum(0, keepdim=True)
 
     return explain

@@ -147,7 +147,12 @@ def small(values: np.ndarray, affine: np.ndarray, most: int = 128) -> tuple[np.n
     """A volume on at most so many voxels a side."""
     if max(values.shape) <= most:
         return values, affine
-    return resampled(np.nan_to_num(values), affine, tuple(min(n, most) for n in values.shape))
+    shape = tuple(min(n, most) for n in values.shape)
+    copy, where = resampled(np.nan_to_num(values), affine, shape)
+    holes = np.isnan(values)
+    if holes.any():  # what is not known anywhere within a voxel is not known of it
+        copy = np.where(resampled(holes.astype(np.float32), affine, shape)[0] > 0, np.nan, copy)
+    return copy, where
 
 
 def picture(content: bytes, quality: int = 80) -> tuple[str, int, int]:

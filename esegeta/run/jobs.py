@@ -22,6 +22,7 @@ from esegeta.engine.execution import parse_memory
 from esegeta.run import catalogue, names, volumes
 from esegeta.run.annotations import with_files
 from esegeta.run.config import Config, is_program
+from esegeta.run.marks import MADE
 from esegeta.run.pool import Task
 from esegeta.run.trust import located
 
@@ -274,16 +275,15 @@ def written_by(record: Mapping[str, Any]) -> list[str]:
 
 
 def finished(job: Job, folder: str | Path) -> Record | None:
-    """The record of a job that need not be done again: the same job, done, and all of its files are there.
+    """The record of a job that need not be done again: the same job, with a map, and all of its files are there.
 
     One that a deadline cut short is done again if it may take longer now.
     """
     record = record_of(folder, job.id)
-    if record is None or record.get("status") != "done" or record.get("config_digest") != job.digest:
+    if record is None or record.get("status") not in MADE or record.get("config_digest") != job.digest:
         return None
-    cut = any(event.get("event") == "partial" for event in record.get("events", []))
     allowed, had = job.deadline or math.inf, record.get("deadline") or math.inf
-    if cut and allowed > had:
+    if record["status"] == "partial" and allowed > had:
         return None
     shared = [record[name] for name in ("anatomy", "prediction") if record.get(name)]
     there = all((Path(folder) / name).is_file() for name in [*written_by(record), *shared])

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from esegeta.run.marks import marks
 from esegeta.run.pool import Outcome
 
 Event = dict[str, Any]
@@ -83,13 +84,16 @@ def notes(ended: Outcome) -> list[dict[str, Any]]:
 def ending(ended: Outcome) -> str:
     """How a job has ended, in a few words.
 
+    >>> ending(Outcome("a", "done", {"status": "partial", "share_done": 0.25}, seconds=9.0))
+    'ended after 9.0 s, partial: 25 % done'
     >>> ending(Outcome("a", "done", seconds=3.14159)), ending(Outcome("a", "timeout", error="not done", seconds=9.0))
     ('done in 3.1 s', 'timeout after 9.0 s: not done')
     """
     if ended.status != "done":
         return f"{ended.status} after {ended.seconds:.1f} s: {ended.error}"
-    cut = any(said.get("event") == "partial" for said in notes(ended))
-    return f"done in {ended.seconds:.1f} s{', cut short by its deadline' if cut else ''}"
+    record = ended.value if isinstance(ended.value, dict) else {}
+    cut = record.get("status") == "partial"
+    return ", ".join([f"{'ended after' if cut else 'done in'} {ended.seconds:.1f} s", *marks(record)])
 
 
 class Lines(Display):
@@ -177,7 +181,8 @@ class Table(Display):
                 self._progress.remove_task(self._bars.pop(task))
             self._progress.advance(self._all)
             ended = event["outcome"]
-            colour = "green" if ended.status == "done" else "red"
+            record = ended.value if isinstance(ended.value, dict) else {}
+            colour = "red" if ended.status != "done" else "yellow" if marks(record) else "green"
             self._progress.console.print(Text(f"{task}: {ending(ended)}", style=colour))
 
 

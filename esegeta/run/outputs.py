@@ -123,6 +123,7 @@ def write_map(
     path: str | Path,
     *,
     description: str = "",
+    holes: bool = False,
 ) -> None:
     r"""Write a map as NIfTI where the image lies: its affine, the codes of its sform and qform, its units.
 
@@ -132,8 +133,9 @@ def write_map(
         like: the image, from ``volumes.read``.
         path: ending in .nii or .nii.gz.
         description: up to 79 signs for the header.
+        holes: whether NaN may stand for what was not computed.
     """
-    values = _checked(map, like)
+    values = _checked(map, like, holes)
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         text = check.problem("write_map", "a path ending in .nii or .nii.gz", repr(str(path)), "Add .nii.gz")
@@ -150,7 +152,7 @@ def write_map(
     write_bytes(path, zipped(content) if path.name.endswith(".gz") else content)
 
 
-def _checked(map: Tensor, like: Volume) -> Any:
+def _checked(map: Tensor, like: Volume, holes: bool) -> Any:
     check.tensor("write_map", "map", map)
     if map.ndim < 2 or map.shape[1:] != like.data.shape[1:] or not len(map):
         expected = f"a map (K,*S) on the grid of the image, S = {tuple(like.data.shape[1:])}"
@@ -162,7 +164,8 @@ def _checked(map: Tensor, like: Volume) -> Any:
     if not map.is_floating_point():
         return map.numpy().astype(np.uint8 if map.dtype in (torch.bool, torch.uint8) else np.int32)
     values = map.to(torch.float32)
-    check.finite("write_map", "map", values, "A map with holes would look like one without: find the cause")
+    known = torch.nan_to_num(values, posinf=torch.inf, neginf=-torch.inf) if holes else values
+    check.finite("write_map", "map", known, "A map with holes would look like one without: find the cause")
     return values.numpy()
 
 

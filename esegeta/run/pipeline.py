@@ -18,6 +18,7 @@ from esegeta.run.pool import Outcome, Task
 
 COLUMNS = (
     *("id", "subject", "target", "method", "title", "status", "error", "score", "residual", "difference"),
+    *("missed", "share_done"),
     *("min", "max", "sum", "sum_kept", "seconds", "peak_memory", "device", "precision"),
     *("map", "prediction", "anatomy"),
 )
@@ -45,7 +46,8 @@ class Planned:
 @dataclass(frozen=True)
 class Summary:
     """What came of a run. records: one for each job, in the order of the configuration; repeated: how many jobs
-    were done in this call; exit_code: 0 if all that were asked for are done, 1 if not, 130 if it was interrupted.
+    were done in this call; exit_code: 0 if all that were asked for are done, 1 if not or only in
+    part, 130 if it was interrupted.
     """
 
     folder: Path
@@ -218,7 +220,8 @@ def failed(job: Job, outcome: Outcome) -> Record:
         "figures": {},
         "prediction": None,
         "anatomy": None,
-        **dict.fromkeys(("score", "residual", "difference", "min", "max", "sum", "sum_kept")),
+        **dict.fromkeys(("score", "residual", "difference", "missed", "min", "max", "sum", "sum_kept")),
+        "share_done": 0.0,
         "seconds": outcome.seconds,
         "peak_memory": outcome.peak_memory,
         "device": outcome.device,

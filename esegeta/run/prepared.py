@@ -34,7 +34,8 @@ class Prepared(NamedTuple):
         r"""Put a map onto the grid of the file.
 
         Flips, permutations, crops and padding are undone exactly: what was cut off is 0, what was padded is dropped.
-        A change of the spacing cannot be undone; what is kept of the map is a choice:
+        NaN stays NaN, and so is what would be
+        interpolated from it. A change of the spacing cannot be undone; what is kept of the map is a choice:
 
         Args:
             map: (K,\*S) with the spatial shape of ``data``.
@@ -58,9 +59,18 @@ class Prepared(NamedTuple):
         values = (
             map.detach().cpu().numpy() if map.dtype == torch.float64 else map.detach().float().cpu().numpy()
         )
+        holes = np.isnan(values)
+        if holes.any():  # each of them, and all that is interpolated from it, is not known
+            touched = self._undone(holes.astype(values.dtype), keep) != 0
+            values = np.where(touched, np.nan, self._undone(np.where(holes, 0, values), keep))
+        else:
+            values = self._undone(values, keep)
+        return torch.from_numpy(np.ascontiguousarray(values)).to(map.dtype)
+
+    def _undone(self, values: Array, keep: str) -> Array:
         for undo in self.undo:
             values = undo(values, keep)
-        return torch.from_numpy(np.ascontiguousarray(values)).to(map.dtype)
+        return values
 
 
 Step = Callable[[Prepared], Prepared]

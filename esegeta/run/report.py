@@ -22,6 +22,7 @@ from esegeta.plot import colours
 from esegeta.plot.canvas import numeral, png
 from esegeta.plot.images import ABREAST, side_by_side
 from esegeta.run import display, outputs, pictures
+from esegeta.run.marks import MADE, marks, titled
 from esegeta.run.names import anatomy as anatomy_name
 
 HERE = Path(__file__).parent
@@ -86,7 +87,8 @@ def page(folder: Path, only: Sequence[str] | None = None) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "seconds": seconds, "size": size, "pretty": pretty}
-    done = sum(record["status"] == "done" for record in records)
+    made = sum(record["status"] in MADE for record in records)
+    partial = sum(record["status"] == "partial" for record in records)
     text = environment.get_template("report.html").render(
         title=folder.resolve().name,
         scripts=" ".join(_hash(part) for part in allowed),
@@ -100,8 +102,9 @@ def page(folder: Path, only: Sequence[str] | None = None) -> str:
         data=Markup(embedded(viewer)),
         records=records,
         compared=compared,
-        done=done,
-        failed=[record for record in records if record["status"] != "done"],
+        made=made,
+        partial=partial,
+        failed=[record for record in records if record["status"] not in MADE],
         metrics=_metrics(records),
         config=config,
         versions=_versions(records),
@@ -241,6 +244,7 @@ def _records(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
         if record.get("regridding") == "values":  # a value that many voxels share would count many times
             record["sum"] = None
         record["share"] = _share(record["residual"], record.get("difference"))
+        record["marks"] = marks(record)
         record["said"] = [_event(event) for event in record["events"]]
         found.append(record)
     if not found:
@@ -310,7 +314,7 @@ def _viewer(
     """What the viewer shows, and the volumes as text: those of masks and images are shared by many maps."""
     volumes: list[str] = []
     known: dict[tuple[str, Path], int | None] = {}
-    done = [r for r in records if r["status"] == "done" and r["map"]]
+    done = [r for r in records if r["status"] in MADE and r["map"]]
     most = max(VOLUMES // max(1, min(len(done), MOST_VOLUMES)), 60_000)
     under = {_under(folder, r) for r in done} - {None}
     masks = {inside(folder, r["prediction"]) for r in done} - {None}
@@ -368,13 +372,16 @@ def _viewer(
         reduced += copy.shape != copy.full
         overlays.append(
             {
-                **{name: record[name] for name in ("id", "subject", "target", "method", "title")},
+                **{name: record[name] for name in ("id", "subject", "target", "method")},
+                "title": titled(record["title"], record["marks"]),
                 **copy._asdict(),
                 "text": len(volumes) - 1,
                 "anatomy": anatomy,
                 "prediction": prediction,
             }
         )
+    if any(record["status"] == "partial" for record in done):
+        notes.append("In the viewer nothing shows what a partial map lacks; the figures hatch it.")
     if reduced:
         notes.append(
             f"{reduced} of {len(overlays)} maps are on fewer voxels in the viewer than in their files, "
@@ -399,10 +406,11 @@ def _compared(folder: Path, records: list[dict[str, Any]], notes: list[str]) -> 
     """The methods side by side for each subject and target, and the targets for each method that has several."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for record in records:
-        if record["status"] == "done" and inside(folder, record["map"]):
+        if record["status"] in MADE and inside(folder, record["map"]):
             subject, target, method = record["subject"], record["target"], record["title"]
-            groups.setdefault((subject, target, ""), []).append({**record, "said": method})
-            groups.setdefault((subject, "", method), []).append({**record, "said": target})
+            shown, where = titled(method, record["marks"]), titled(target, record["marks"])
+            groups.setdefault((subject, target, ""), []).append({**record, "said": shown})
+            groups.setdefault((subject, "", method), []).append({**record, "said": where})
     found: list[dict[str, Any]] = []
     left_out: list[str] = []
     for (subject, target, method), group in sorted(groups.items(), key=lambda item: not item[0][1]):

@@ -12,7 +12,7 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from esegeta import reducers, spatial
 from esegeta._registry import MethodSpec
 from esegeta._types import Score
 from esegeta.engine import check
-from esegeta.engine.execution import DeadlineExceeded, execution
+from esegeta.engine.execution import DeadlineExceeded, ExecutionWarning, execution, partial_share
 from esegeta.engine.memory import forecast
 from esegeta.places import tap
-from esegeta.run import catalogue, names, outputs
+from esegeta.run import catalogue, marks, names, outputs
 from esegeta.run.building import Built
 from esegeta.run.child import Context, RefusedError, one_line, peak, verdict
 from esegeta.run.config import Method
@@ -46,7 +46,7 @@ from esegeta.run.reading import Volume
 
 Record = dict[str, Any]
 # What differs between two runs of the same job: not beside the map, which has to be the same file.
-OF_THE_RUN = ("seconds", "peak_memory", "started", "status", "error", "threads", "deadline", "memory")
+OF_THE_RUN = ("seconds", "peak_memory", "started", "error", "threads", "deadline", "memory")
 _WRITING_SECONDS = 120.0
 
 
@@ -89,7 +89,10 @@ def is_amount(spec: MethodSpec, method: Method) -> bool:
 def computed(
     entry: Entry, built: Built, image: Image, context: Context, left: Callable[[], float | None]
 ) -> tuple[Tensor, list[Record]]:
-    """The map, and what happened on the way. In reduced precision what is not finite is computed again in full."""
+    """The map, and what happened on the way. In reduced precision what is not finite is computed again in full.
+
+    NaN stands for what a deadline cut off, where it did.
+    """
     memory = None
     if image.x.device.type == "cuda":
         # Not of what is free just now: chunks decide how sums are rounded.
@@ -100,24 +103,42 @@ def computed(
         with execution(precision=entry.precision, deadline=left(), **told) as run:  # type: ignore[arg-type]
             try:
                 found = built(image.x)
-                reason = f"{int((~found.isfinite()).sum())} values of the map are not finite"
+                reason = f"{int(broken(found, run.events).sum())} values of the map are not finite"
             except DeadlineExceeded:
                 raise
             except (ValueError, FloatingPointError) as error:  # such as a score that is not finite
                 reason = " ".join(str(error).split())
-        if found is not None and bool(found.isfinite().all()):
-            return found, run.events
+        if found is not None and not bool(broken(found, run.events).any()):
+            return known(entry, found), run.events
         message = f"Not possible in {entry.precision} ({reason}); all of it was computed again in float32."
         found, events = computed(entry._replace(precision="float32"), built, image, context, left)
         return found, [*run.events, {"event": "precision", "message": message}, *events]
     with execution(deadline=left(), **told) as run:
         found = built(image.x)
-    if not bool(found.isfinite().all()):
-        bad = int((~found.isfinite()).sum())
+    bad = int(broken(found, run.events).sum())
+    if bad:
         raise FloatingPointError(
             f"{entry.method.name}: {bad} of {found.numel()} values of the map are not finite"
         )
-    return found, run.events
+    return known(entry, found), run.events
+
+
+def known(entry: Entry, map: Tensor) -> Tensor:
+    """The map, if a deadline has left anything of it."""
+    if bool(map.isnan().all()):
+        message = "the deadline passed before any value of the map was complete. Allow more time."
+        raise DeadlineExceeded(f"{entry.method.name}: {message}")
+    return map
+
+
+def broken(map: Tensor, events: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Where a map is not finite although no deadline cut it short.
+
+    >>> a = torch.tensor([1.0, torch.nan, torch.inf])
+    >>> broken(a, []).tolist(), broken(a, [{"event": "partial", "share": 0.5}]).tolist()
+    ([False, True, True], [False, False, True])
+    """
+    return map.isinf() if partial_share(events) is not None else ~map.isfinite()
 
 
 def versions() -> dict[str, str]:
@@ -157,16 +178,26 @@ def explain(payload: dict[str, Any], context: Context) -> Record:
     raw, events = computed(entry, built, image, context, left)
     context.finishing(_WRITING_SECONDS)  # what was stopped in time has to be written too
     value, residual, difference = said_by(score, built, image, raw)
+    done = partial_share(events)
+    share = marks.missed(value, residual, difference)
+    if share is not None and residual is not None and difference is not None:
+        said = marks.incomplete(built.spec, share, residual, difference, entry.precision)
+        events = [*events, said]
+        warnings.warn(said["message"], ExecutionWarning, stacklevel=1)
     map, notes = on_image(raw, image.x)
     regridding = "density" if is_amount(built.spec, entry.method) else "values"
     whole = image.prepared.back(map.cpu(), regridding)
+    seen = whole[~whole.isnan()]
     record = {
         **about(payload),
         "score": value,
         "residual": residual,
         "difference": difference,
-        "min": number(whole.min()),
-        "max": number(whole.max()),
+        "missed": None if share is None else {"completeness": share},
+        "status": "done" if done is None else "partial",
+        "share_done": 1.0 if done is None else done,
+        "min": number(seen.min()),
+        "max": number(seen.max()),
         "sum": number(whole.sum(dtype=torch.float64)),
         "sum_kept": number(image.prepared.back(map.cpu(), "sum").sum(dtype=torch.float64)),
         "regridding": regridding,
@@ -178,7 +209,6 @@ def explain(payload: dict[str, Any], context: Context) -> Record:
     }
     record |= written(payload, entry, image, whole, answer, record, context)
     record |= {
-        "status": "done",
         "error": None,
         "started": started,
         "seconds": time.monotonic() - clock,
@@ -265,7 +295,7 @@ def written(
     def write(tensor: Tensor | None, name: Path) -> str | None:
         if tensor is None:
             return None
-        outputs.write_map(tensor, volume, folder / name)
+        outputs.write_map(tensor, volume, folder / name, holes=record["status"] == "partial")
         return name.as_posix()
 
     whose = [payload["files"], payload["input_digest"], str(folder)]
@@ -307,7 +337,7 @@ def drawn(map: Tensor, volume: Volume, stem: Path, record: Record) -> tuple[dict
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        title = f"{record['title']} ({record['target']})"
+        title = marks.titled(f"{record['title']} ({record['target']})", marks.marks(record))
         affine = None if volume.is_image else volume.affine
         return plot.save_figures(map, volume.data, volume.spacing, stem, title, affine), []
 
