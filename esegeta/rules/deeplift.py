@@ -228,7 +228,9 @@ class Rows:
     def back(self, rows: Tensor) -> Tensor:
         """As the tensor was."""
         order = (*self.kept, *self.axes)
-        return rows.reshape([self.shape[d] for d in order]).permute([order.index(d) for d in range(len(order))])
+        return rows.reshape([self.shape[d] for d in order]).permute(
+            [order.index(d) for d in range(len(order))]
+        )
 
 
 # -- maxima --------------------------------------------------------------------------------------------------------
@@ -444,4 +446,3 @@ def fold_up(g: Tensor, shape: torch.Size) -> Tensor:
     g = g.sum(list(range(lead))) if lead else g
     wide = [d for d, n in enumerate(shape) if n == 1 and g.shape[d] != 1]
     return g.sum(wide, keepdim=True) if wide else g
-
