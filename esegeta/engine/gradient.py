@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from esegeta.engine import check, levels
+from esegeta.engine import check, levels, severed
 
 Score = Callable[[Tensor], Tensor]
 
@@ -61,6 +61,7 @@ def value_gradients_and_more(
 
     def outside(*xs: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Any]:
         watched = levels.differentiating()
+        functions: list[Any] = []
 
         def traced(*zs: Tensor) -> tuple[Tensor, Any]:
             y, more = fn(*zs)
@@ -74,10 +75,14 @@ def value_gradients_and_more(
                         FORWARD_ONLY,
                     )
                 )
+            if watched or levels.watched(y):
+                functions.extend(severed.custom_functions([y]))
             return y, more
 
         y, pull, more = vjp(traced, *xs, has_aux=True)  # type: ignore[misc]
         graph = watched or levels.base(y).requires_grad
+        if graph:
+            severed.mark(name, functions, [y])
         gs = pull(torch.ones_like(y), retain_graph=graph, create_graph=graph)
         return y, gs, more
 
