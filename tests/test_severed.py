@@ -168,4 +168,6 @@ def test_at_places():
         eg.shapley_cam(outside, "below")(X)
     # Above it everything is torch's.
     above = eg.shapley_cam(outside, "above")(X)
-    torch.testing.assert_close(above, eg.shapley_cam(lambda x: score(x, eg.from_module(Net(Inside))), "above")(X))
+    torch.testing.assert_close(
+        above, eg.shapley_cam(lambda x: score(x, eg.from_module(Net(Inside))), "above")(X)
+    )

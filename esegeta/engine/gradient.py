@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import vjp
 
 from esegeta.engine import check, levels, severed
+from esegeta.engine.execution import record
 
 Score = Callable[[Tensor], Tensor]
 
@@ -110,6 +111,25 @@ def refuse_forward_only(where: str, score: Score) -> None:
                 f"{name_of(score)}, whose gradient is identically zero",
                 FORWARD_ONLY,
             )
+        )
+
+
+def warn_flat(where: str, score: Callable[..., Any], first: Tensor, second: Tensor, instead: str) -> None:
+    """Say that a second derivative is zero everywhere although the first is not: ReLUs and max-pools are linear.
+
+    Args:
+        where: the method that is made of second derivatives.
+        score: what it differentiates.
+        first, second: the first derivative, and the second one along some direction.
+        instead: what the method is then.
+    """
+    flat = (second.detach() == 0).all() & (first.detach() != 0).any()
+    if levels.true_anywhere(flat):
+        record(
+            "flat",
+            f"{where}: the second derivative of {name_of(score)} is zero at this input, as that of everything "
+            f"piecewise linear, such as ReLUs and max-pools: {instead}. Explain a probability, or smooth the score "
+            "with esegeta.rules.softplus(score, beta=10).",
         )
 
 

@@ -47,8 +47,8 @@ def _refusal(name: str, function: str) -> NoGradient:
         check.problem(
             name,
             "a gradient that torch can differentiate again",
-            f"one that ends in the backward of {function.removesuffix('Backward').removesuffix('Generated')}, a custom "
-            "autograd.Function",
+            "one that ends in the backward of "
+            f"{function.removesuffix('Backward').removesuffix('Generated')}, a custom autograd.Function",
             "Write that backward with torch operations on what it has saved, or take a method that needs first "
             "derivatives only",
         )

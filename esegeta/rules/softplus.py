@@ -43,8 +43,8 @@ def softplus(score: Score, *, beta: float) -> Score:
 
     - ReLU, in whatever spelling, leaky, parametric and clipped ones, ``clamp``, ``hardtanh``, ``softshrink``,
       ``hardsigmoid``, ``hardswish``, ``abs``, maximum and minimum of two: sums of s.
-    - Maxima of n values, max-pools too: :math:`\tfrac1\beta \log \sum_i e^{\beta x_i}`, at most :math:`\log n / \beta`
-      more.
+    - Maxima of n values, max-pools too: :math:`\tfrac1\beta \log \sum_i e^{\beta x_i}`, which is at most
+      :math:`\log n / \beta` more.
     - What jumps (``hardshrink``, ``threshold`` to another value) has no such form and is refused. What chooses by a
       condition of its own, sorts or takes a median keeps its kinks.
 
