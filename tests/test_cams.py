@@ -313,6 +313,7 @@ def test_every_setting_is_the_published_formula(name, static, kind, ndim, layer)
 # -- closed forms ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:shapley_cam. the second derivative of:esegeta.ExecutionWarning")
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 @pytest.mark.parametrize("label", [0, 2])
 def test_an_average_and_a_linear_map(ndim, label):

@@ -103,7 +103,9 @@ def _summed(op: Operation) -> Any:
         parts = dict(zip(map(id, op.inputs), excites, strict=True))
         a, b = (parts.get(id(t)) for t in (op.argument(0, "input"), op.argument(1, "other")))
         b = None if b is None else op.argument(2, "alpha", 1) * b
-        return _excited(value, sum(t for t in (a, b) if t is not None).expand_as(value))
+        excited = a + b if a is not None and b is not None else b if a is None else a
+        assert excited is not None
+        return _excited(value, excited.expand_as(value))
     constants = [torch.zeros_like(t) if t.is_floating_point() else t for t in op.others]
     return _excited(value, op.call(*excites, others=constants))
 
