@@ -28,6 +28,7 @@ ORDER = (
     "engine.operators",
     "engine.interception",
     "engine.native",
+    "engine.severed",
     "engine.folded",
     "engine.gradient",
     "engine.stream",

@@ -314,6 +314,7 @@ def test_every_setting_is_the_published_formula(name, static, kind, ndim, layer)
 # -- closed forms ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:shapley_cam. the second derivative of:esegeta.ExecutionWarning")
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 @pytest.mark.parametrize("label", [0, 2])
 def test_an_average_and_a_linear_map(ndim, label):
@@ -361,7 +362,22 @@ def test_windows_go_from_hires_cam_to_grad_cam(ndim, layer):
 def test_shapley_cam_of_a_piecewise_linear_score_is_grad_cam():
     look = LOOKED["unet", 2, torch.float64]
     score = eg.reducers.class_sum(eg.from_module(look.net), 1)
-    close(eg.shapley_cam(score, "bottom")(look.x), eg.grad_cam(score, "bottom")(look.x).numpy(), factor=10)
+    with pytest.warns(
+        eg.ExecutionWarning, match="^shapley_cam: the second derivative of .* is zero .*: this is grad_cam"
+    ):
+        map_ = eg.shapley_cam(score, "bottom")(look.x)
+    close(map_, eg.grad_cam(score, "bottom")(look.x).numpy(), factor=10)
+    with eg.execution() as run, pytest.warns(eg.ExecutionWarning):
+        eg.shapley_cam(score, "bottom")(look.x)
+    assert [e["event"] for e in run.events] == ["flat"]
+
+
+def test_shapley_cam_of_a_smoothed_score_has_a_second_order():
+    look = LOOKED["unet", 2, torch.float64]
+    score = eg.reducers.class_sum(eg.from_module(look.net), 1)
+    smooth = eg.rules.softplus(score, beta=5.0)
+    map_, first = (m(smooth, "bottom")(look.x) for m in (eg.shapley_cam, eg.grad_cam))
+    assert float((map_ - first).abs().max()) > 1e-3 * float(first.abs().max())
 
 
 def test_a_constant_channel_weighs_nothing_in_score_cam():

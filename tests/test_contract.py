@@ -67,6 +67,11 @@ def test_contract_of_transforms(subject, check):
     contract.check(check, subject)
 
 
+# The networks are piecewise linear, which a method of second derivatives warns of.
+FLAT = pytest.mark.filterwarnings("ignore:.*the second derivative of:esegeta.ExecutionWarning")
+
+
+@FLAT
 @pytest.mark.parametrize("subject", METHODS, ids=repr)
 @pytest.mark.parametrize("case", [VOLUME, SINGLE_LINE], ids=["volume", "line in single precision"])
 def test_contract_on_networks(case, subject):
@@ -74,6 +79,7 @@ def test_contract_on_networks(case, subject):
         CHECKS[check](subject, case)
 
 
+@FLAT
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", METHODS, ids=repr)
 @pytest.mark.parametrize("check", ["chunk_free", "mates_free", "any_strides", "differentiable"])

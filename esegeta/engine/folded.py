@@ -19,15 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esegeta.engine import levels
+from esegeta.engine import levels, severed
 from esegeta.engine.execution import current, record
+from esegeta.engine.severed import NoGradient
 
 BatchFn = Callable[..., tuple[Tensor, ...]]
 Host = Callable[[Callable[[], Any]], Any]
-
-
-class NoGradient(RuntimeError):
-    """A derivative was asked of a function that autograd cannot see through."""
 
 
 class Run:
@@ -58,6 +55,7 @@ class Op:
 
     def __init__(self, fn: BatchFn, name: str, host: Host | None = None, full: BatchFn | None = None) -> None:
         self.fn, self.name, self.full = fn, name, full
+        self.network = name  # the derivatives of a network are still called by its name
         self.host: Host = host or (lambda work: work())
 
     def run(self, run: Run, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -104,6 +102,7 @@ class Op:
                 if not seen:
                     raise self.no_gradient()
                 dual = [torch.zeros_like(y).requires_grad_() for y in seen]
+                severed.mark(self.network, severed.custom_functions(seen), dual)
                 inner = [x for x in leaves if _smooth(x)]
                 pulled = torch.autograd.grad(seen, inner, dual, create_graph=True, allow_unused=True)
                 used = [
@@ -123,7 +122,7 @@ class Op:
             return tuple(torch.zeros_like(y) if p is None else p for p, y in zip(out, floats, strict=True))
 
         op = Op(push, f"pushforward of {self.name}", self.host)
-        op.derived = True
+        op.derived, op.network = True, self.network
         return op
 
     def no_gradient(self) -> NoGradient:
@@ -146,6 +145,7 @@ class _Pullback(Op):
         forward: Run | None = None,
     ) -> None:
         super().__init__(self._pull, f"pullback of {of.name}", of.host)
+        self.network = of.network
         self.of, self.count, self.wanted, self.given, self.forward = of, count, wanted, given, forward
 
     def run(self, run: Run, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -191,6 +191,8 @@ class _Pullback(Op):
                 if self.of.derived or any(y.requires_grad for y in self.of.fn(*map(_leaf, leaves))):
                     return tuple(map(torch.zeros_like, inner))
             raise self.of.no_gradient()
+        if create_graph:
+            severed.mark(self.network, severed.custom_functions(seen), [*gs, *(y for y, _ in pairs)])
         with torch.enable_grad():
             grads = torch.autograd.grad(
                 [y for y, _ in pairs],

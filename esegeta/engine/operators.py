@@ -495,7 +495,7 @@ def _spelled(func: Any, args: Any, kwargs: Any) -> tuple[str, Any, bool]:
         name = getattr(owner, "__name__", "")
         return (name if name in (*_VIEWS_BY_NAME, "data") else ""), func, False
     raw = raw.split(".")[0]
-    name = _COMMUTE.get(raw, raw.strip("_"))
+    name = _COMMUTE.get(raw, raw.strip("_")).removeprefix("special_")
     in_place = raw in _IN_PLACE
     if in_place:
         name = _IN_PLACE[raw]

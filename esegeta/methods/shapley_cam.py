@@ -5,7 +5,7 @@ from torch.func import jvp
 
 from esegeta._registry import method
 from esegeta._types import Explain, Score
-from esegeta.engine.gradient import gradient
+from esegeta.engine.gradient import gradient, warn_flat
 from esegeta.places import Names, grid, split, tap, vanishing
 
 
@@ -28,7 +28,8 @@ def shapley_cam(score: Score, place: Names) -> Explain:
     The bracket times A is what a second-order expansion around x gives to the elements of the layer when all of
     them go to zero: half of what each loses together with others. Everything beside the layer stays as it is at
     x. One Hessian-vector product, no Hessian. Equal to ``grad_cam`` where the score is piecewise linear in the
-    layer, as behind ReLUs and max-pools without a softmax.
+    layer, as behind ReLUs and max-pools without a softmax: that is warned of, and ``rules.softplus`` gives such a
+    score its curvature back.
 
     Args:
         score: ``(C,*S) -> ()``; a probability rather than a logit, or there is no second order.
@@ -59,6 +60,7 @@ def shapley_cam(score: Score, place: Names) -> Explain:
         axes = grid(a)
         g, change = jvp(gradient(head), (a,), (a,))  # type: ignore[misc]
         watch(x, g - change / 2)
+        warn_flat("shapley_cam", score, g, change, "this is grad_cam")
         return ((g - change / 2).mean(axes, keepdim=True) * a).sum(0, keepdim=True)
 
     return explain

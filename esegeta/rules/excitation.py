@@ -98,9 +98,16 @@ def _summed(op: Operation) -> Any:
     """Weights that are not negative: what the positive inputs give, less what there would be without any."""
     if op.argument(3, "mode") == "bicubic" or op.kwargs.get("alpha", 1) < 0:
         raise op.unknown(NAME)
-    nothing = op.call(*[torch.zeros_like(t) for t in op.inputs])
-    positive = op.call(*[t.clamp(min=0) for t in op.inputs]) - nothing
-    return _excited(op.call(*op.inputs), positive)
+    value, excites = op.call(*op.inputs), [t.clamp(min=0) for t in op.inputs]
+    if op.name == "add":  # a constant would have to be taken off again, and may be the larger part
+        parts = dict(zip(map(id, op.inputs), excites, strict=True))
+        a, b = (parts.get(id(t)) for t in (op.argument(0, "input"), op.argument(1, "other")))
+        b = None if b is None else op.argument(2, "alpha", 1) * b
+        excited = a + b if a is not None and b is not None else b if a is None else a
+        assert excited is not None
+        return _excited(value, excited.expand_as(value))
+    constants = [torch.zeros_like(t) if t.is_floating_point() else t for t in op.others]
+    return _excited(value, op.call(*excites, others=constants))
 
 
 @rule(NAME, "upsample_bicubic2d", "lerp", "diff", "neg", "negative")

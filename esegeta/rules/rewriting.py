@@ -22,7 +22,7 @@ def rule(rewrite: str, *operations: str) -> Callable[[Rule], Rule]:
     """Give a rewrite a rule for some operations, its own ones replaced.
 
     Args:
-        rewrite: "guided", "deconvnet", "lrp", "excitation", "deeplift", or a new one.
+        rewrite: "guided", "deconvnet", "lrp", "excitation", "deeplift", "softplus", or a new one.
         operations: names such as "relu", "conv3d"; see ``coverage``.
 
     Returns:
@@ -50,8 +50,12 @@ class Rewriting:
     """A rewrite made of the table of its name.
 
     plain: the operations whose ordinary derivative is the right one; fallback: the rewrite whose rules are taken
-    where it has none of its own.
+    where it has none of its own; changes_values: whether its score has other values than the one that it is made
+    of, which is so for smoothing alone; unchanged: what to do where there is nothing to rewrite.
     """
+
+    changes_values = False
+    unchanged = "Its result would be the plain gradient: take esegeta.gradient"
 
     def __init__(
         self, name: str, plain: Iterable[str], *, paired: bool = False, fallback: str | None = None
@@ -120,7 +124,7 @@ def rewritten(
                     rewriting.name,
                     "a network with at least one of the operations that it rewrites",
                     f"none of {', '.join(sorted(hits)[:8])}, ... in {name_of(score)}",
-                    "Its result would be the plain gradient: take esegeta.gradient",
+                    rewriting.unchanged,
                 )
             )
         return y
@@ -128,6 +132,7 @@ def rewritten(
     changed.__name__ = f"{make().name} of {name_of(score)}"
     changed.differentiable = getattr(score, "differentiable", True)  # type: ignore[attr-defined]
     changed.rewritten = True  # type: ignore[attr-defined]
+    changed.changes_values = make().changes_values  # type: ignore[attr-defined]
     return changed
 
 
