@@ -29,6 +29,7 @@ from esegeta.run import (
 )
 from esegeta.run.child import Context
 from esegeta.run.parts import Entry, Image
+from esegeta.run.trust import Trust
 
 
 @pytest.fixture
@@ -283,7 +284,7 @@ def test_a_small_copy_keeps_holes():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_worker_takes_holes_of_a_deadline_and_no_others(precision):
     x = torch.ones(1, 4, 4)
-    entry = Entry(None, None, config.Method(name="occlusion"), [], None, None, precision, 0)
+    entry = Entry(None, None, config.Method(name="occlusion"), [], None, None, precision, 0, Trust())
     context = Context("cpu", None, None, {}, lambda **_: None)
 
     def computed(explain):
