@@ -32,6 +32,27 @@ def tensor(where: str, name: str, value: object) -> Tensor:
     return value
 
 
+def values(value: "int | Tensor") -> str:
+    """A number, or those of all examples, as text."""
+    if not isinstance(value, Tensor):
+        return str(value)
+    base = levels.base(value)
+    return describe(value) if levels.fake(value) or base.numel() > 8 else str(base.tolist())
+
+
+def whole(where: str, name: str, value: Tensor, shape: tuple[int, ...], advice: str) -> Tensor:
+    """Refuse a tensor of anything but whole numbers from 0 on, in that shape; for each of the mapped examples."""
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(problem(where, f"{name} of an integer dtype", describe(value), "Use .long()"))
+    if tuple(value.shape) != shape:
+        more = "For one of each example use esegeta.batched"
+        raise ValueError(problem(where, f"{name}, for one example of shape {shape}", describe(value), more))
+    value = value.detach().long()
+    if levels.true_anywhere(value < 0):
+        raise ValueError(problem(where, f"{name} 0, 1, ...", values(value), advice))
+    return value
+
+
 def floating(where: str, name: str, value: object) -> Tensor:
     """Refuse integer inputs: they have no gradient and noise or paths would be rounded away."""
     value = tensor(where, name, value)
