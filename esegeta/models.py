@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from esegeta._facts import named
 from esegeta._types import Model
 from esegeta.engine import check, crops, interception, levels
 from esegeta.engine.execution import current
@@ -326,6 +327,7 @@ def locality(score: Callable[[Tensor], Tensor], x: Tensor) -> Locality:
         Locality(period=(1,), reach=(((-1, 2),),))
     """
     where = "locality"
+    check.runs(where, score)
     x = check.image(where, "x", x)
     if levels.depth():
         raise ValueError(check.problem(where, "a plain image", "one under vmap or grad", "Ask outside of it"))
@@ -396,6 +398,6 @@ def parametrised(
             arguments = tree_unflatten(each(leaves, lambda t: t.unsqueeze(0)), spec)
             return pick(functional_call(module, state, arguments), output, name_of(module)).squeeze(0)
 
-        return model
+        return named(model, f"parametrised({name_of(module)})")
 
     return build, parameters

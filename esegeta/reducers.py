@@ -100,7 +100,7 @@ def _whole(where: str, name: str, value: object, advice: str = "Choose one") -> 
     if isinstance(value, Tensor):
         return check.whole(where, name, value, (), advice)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-        raise ValueError(check.problem(where, f"{name} 0, 1, ...", check.describe(value), advice))
+        raise ValueError(check.problem(where, f"{name} 0, 1, ...", repr(value), advice))
     return int(value)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esegeta._facts import explanation, facts_of, named
 from esegeta.engine import check, levels, stream
 from esegeta.engine.execution import current
 
@@ -22,8 +23,9 @@ def batched(explain: Explain, in_dims: Axes = 0) -> Explain:
             examples share it.
 
     Returns:
-        ``(xs, *refs, key=) -> like xs``. Each answer is that of ``explain`` on its example alone, whatever
-        the chunk and the other examples. An int key is shared by all; a tensor of keys gives each its own.
+        ``(xs, *refs, key=) -> like xs``; references also by name. Each answer is that of ``explain`` on its
+        example alone, whatever the chunk and the other examples. An int key is shared by all; a tensor of
+        keys gives each its own.
 
     Example:
         >>> import torch, esegeta as eg
@@ -32,6 +34,8 @@ def batched(explain: Explain, in_dims: Axes = 0) -> Explain:
         >>> batched(ig, in_dims=(0, None))(xs, torch.zeros(1, 2)).tolist()
         [[[1.0, 4.0]], [[9.0, 16.0]]]
     """
+
+    facts = facts_of(check.explanation("batched", explain))
 
     def many(xs: Tensor, *refs: Tensor, key: "int | Tensor | None" = None) -> Tensor:
         tensors = (xs, *refs)
@@ -91,7 +95,10 @@ def batched(explain: Explain, in_dims: Axes = 0) -> Explain:
         stream.fold(one, tuple(mapped), absorb, 0, label=_label(explain))
         return torch.cat(pieces) if out is None else out
 
-    return many
+    if facts.refs is None:
+        return named(many, f"batched({_label(explain)})")
+    face = explanation(many, "batched", facts.refs, key=facts.key, doc=explain.__doc__, first="xs")
+    return named(face, f"batched({_label(explain)})")
 
 
 def explained(
@@ -115,6 +122,7 @@ def explained(
         >>> [a.tolist() for a in explained(explain, (torch.full((1, 1), float(i)) for i in range(3)))]
         [[[0.0]], [[2.0]], [[4.0]]]
     """
+    check.explanation("explained", explain)
     together = current().chunk or 2  # on CPU a pair takes the time of one large volume (see layout.lonely)
     waiting: list[tuple[Tensor, ...]] = []
     extra = {} if key is None else {"key": key}
@@ -141,4 +149,4 @@ def _kind(t: Tensor) -> tuple[Any, ...]:
 
 
 def _label(explain: Explain) -> str:
-    return getattr(explain, "__qualname__", "explain").split(".")[0]
+    return getattr(explain, "__name__", "explain")

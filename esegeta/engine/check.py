@@ -1,9 +1,12 @@
 """Checks of what users pass in. Each message names the function, the expectation, what came, what to do."""
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esegeta.engine import levels
 
@@ -15,6 +18,24 @@ def problem(where: str, expected: str, got: str, advice: str) -> str:
     'gradient: expected a scalar score, got shape (2,). Apply a reducer.'
     """
     return f"{where}: expected {expected}, got {got}. {advice.rstrip('.')}."
+
+
+@contextlib.contextmanager
+def calling(name: str, inside: Collection[str]) -> Iterator[None]:
+    """Let errors name the function that was called, not one of those inside of it.
+
+    >>> with calling("grad_cam", ["tap"]):
+    ...     raise ValueError(problem("tap", "a place", "nothing", "Name one"))
+    Traceback (most recent call last):
+    ValueError: grad_cam: expected a place, got nothing. Name one.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        where, colon, rest = str(error).partition(": expected ")
+        if colon and where in inside:
+            error.args = (f"{name}{colon}{rest}",)
+        raise
 
 
 def describe(value: object) -> str:
@@ -30,6 +51,56 @@ def tensor(where: str, name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(problem(where, f"{name} to be a torch.Tensor", describe(value), "Convert it first"))
     return value
+
+
+def function(where: str, expected: str, value: object, advice: str) -> Any:
+    """Refuse what is no function of one example: a network above all, which takes batches."""
+    if not callable(value):
+        raise TypeError(problem(where, expected, describe(value), advice))
+    inner: Any = value
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if getattr(inner, "__name__", "") in ("forward", "__call__"):
+        inner = getattr(inner, "__self__", inner)
+    if isinstance(inner, nn.Module):
+        raise TypeError(
+            problem(
+                where,
+                expected,
+                f"an nn.Module, {type(inner).__name__}, which takes batches",
+                f"{'Make' if 'model' in expected else 'Explain a score of'} a model of it with "
+                "esegeta.from_module(module.eval())",
+            )
+        )
+    return value
+
+
+def score(where: str, value: object) -> Any:
+    """Refuse what is no score: anything but a function of one example."""
+    if isinstance(value, Tensor):
+        advice = f"The image goes into what comes out: {where}(score)(x)"
+        raise TypeError(problem(where, "a score: a function of one example", describe(value), advice))
+    return function(where, "a score: a function of one example", value, "Compose a reducer")
+
+
+def model(where: str, value: object) -> Any:
+    """Refuse what is no model: anything but a function of one example."""
+    expected = "a model: a function of one example"
+    return function(where, expected, value, "Wrap a network with esegeta.from_module")
+
+
+def runs(where: str, value: object) -> Any:
+    """Refuse what is neither a score nor a model."""
+    expected = "a score or a model: a function of one example"
+    return function(where, expected, value, "Wrap a network with esegeta.from_module")
+
+
+def explanation(where: str, value: object) -> Any:
+    """Refuse what is no explanation, a finished map above all."""
+    advice = "Pass the explanation, for example esegeta.gradient(score)"
+    if isinstance(value, Tensor):
+        advice = f"Pass the explanation, not its map: {where}(explain)(x)"
+    return function(where, "an explanation: a function (x, *refs) -> map", value, advice)
 
 
 def values(value: "int | Tensor") -> str:

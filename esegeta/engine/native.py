@@ -49,6 +49,10 @@ class Native:
         self.outside = any(type(m).__name__ == "OptimizedModule" for m in self.tree)
         self._lock = threading.RLock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies find out anew what the network takes."""
+        return Native, (self.module, self.output)
+
     @property
     def tree(self) -> list[nn.Module]:
         """The module and all below it, as they are now."""

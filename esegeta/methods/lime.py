@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esegeta import coalitions, random
+from esegeta._facts import explanation
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine import check
@@ -120,6 +121,7 @@ def lime_fit(
     Reference:
         Ribeiro, Singh, Guestrin 2016, arXiv:1602.04938; intervals: Efron 1979, doi:10.1214/aos/1176344552.
     """
+    check.score("lime_fit", score)
     fit = _fitting(score, elements() if features is None else features, samples, width, ridge, "lime_fit")
     again = check.positive_count("lime_fit", "resamples", resamples, 2)
 
@@ -131,7 +133,7 @@ def lime_fit(
         cut = round(0.025 * (again - 1))
         return LimeFit._make([*solve(z, v), others[cut], others[-1 - cut]])
 
-    return run
+    return explanation(run, "lime_fit", ("baseline",), key=True)
 
 
 def _fitting(score: Score, features: Features, samples: int, width: float, ridge: float, label: str) -> Any:
