@@ -4,7 +4,6 @@ Scores and explanations are plain functions; what is known of one is written on 
 what is made of it. It is also what ``help``, ``inspect.signature`` and error messages show.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -133,10 +132,7 @@ def _arranged(
         raise TypeError(check.problem(name, call, f"key={check.describe(extra['key'])}", advice))
     for other in given:
         if other not in names:
-            near = difflib.get_close_matches(other, names, n=1)
-            advice = (
-                f"Nearest: {near[0]}" if near else "Settings belong to the method, not to its explanation"
-            )
+            advice = check.nearest(other, names, "Settings belong to the method, not to its explanation")
             raise TypeError(check.problem(name, call, f"the keyword {other!r}", advice))
         if names.index(other) < len(args):
             raise TypeError(check.problem(name, call, f"{other} twice", f"Pass {other} once"))

@@ -110,6 +110,18 @@ class ModuleModel:
         self._native.refuse_training()
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         self._native.refuse_strangers(tensors)
+        self._native.refuse_missing_channels(tensors, spec)
+        try:
+            return self._run(tensors, leaves, spec, is_tensor)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            told = self._native.misfit(tensors, error)
+            if told is None:
+                raise
+            raise told from error
+
+    def _run(
+        self, tensors: list[Tensor], leaves: list[Any], spec: Any, is_tensor: tuple[bool, ...]
+    ) -> Tensor:
         statics = tuple(None if t else leaf for t, leaf in zip(is_tensor, leaves, strict=True))
         session = interception.current()
         if any(isinstance(t, Window) for t in tensors):

@@ -1,8 +1,9 @@
 """Checks of what users pass in. Each message names the function, the expectation, what came, what to do."""
 
 import contextlib
+import difflib
 import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -194,6 +195,9 @@ def like(where: str, name: str, value: object, x: Tensor) -> Tensor:
 
 def stack_of(where: str, name: str, value: object, x: Tensor) -> Tensor:
     """Refuse anything but ``n >= 1`` tensors like the input, stacked on a new first axis."""
+    if isinstance(value, (list, tuple)):
+        got = f"a {type(value).__name__} of {len(value)}"
+        raise TypeError(problem(where, f"{name} to be a torch.Tensor", got, f"Use torch.stack({name})"))
     value = tensor(where, name, value)
     if value.ndim != x.ndim + 1 or value.shape[0] == 0:
         raise ValueError(
@@ -240,11 +244,21 @@ def non_negative(where: str, name: str, value: object) -> float:
     return float(value)
 
 
+def nearest(word: object, choices: Iterable[str], otherwise: str = "Choose one of them") -> str:
+    """Advice for a word that is not among the choices.
+
+    >>> nearest("linaer", ["linear", "nearest"]), nearest(3, ["linear"])
+    ('Nearest: linear', 'Choose one of them')
+    """
+    near = difflib.get_close_matches(word, list(choices), n=3, cutoff=0.5) if isinstance(word, str) else []
+    return f"Nearest: {', '.join(near)}" if near else otherwise
+
+
 def one_of(where: str, name: str, value: object, choices: Sequence[str]) -> str:
     """Refuse a word that is not in the list."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(
-            problem(where, f"{name} to be one of {', '.join(choices)}", repr(value), "Choose one of them")
+            problem(where, f"{name} to be one of {', '.join(choices)}", repr(value), nearest(value, choices))
         )
     return value
 

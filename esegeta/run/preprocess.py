@@ -4,7 +4,6 @@ A step is made from parameters, which are checked at once, and is a function ``P
 it did, so that ``Prepared.back`` puts a map onto the grid of the file.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -59,15 +58,15 @@ def step(table: Mapping[str, Any]) -> Step:
     """The step that a table of a configuration asks for, its parameters checked."""
     parameters = dict(table)
     name = parameters.pop("step", None)
-    if name not in STEPS:
-        raise ValueError(
-            check.problem("preprocess", f"a step of {', '.join(STEPS)}", repr(name), _nearest(name, STEPS))
-        )
+    if not isinstance(name, str) or name not in STEPS:
+        got = "none" if name is None else repr(name)
+        advice = 'Write step = "name"' if name is None else check.nearest(name, STEPS)
+        raise ValueError(check.problem("preprocess", f"a step of {', '.join(STEPS)}", got, advice))
     make = STEPS[name]
     known = inspect.signature(make).parameters
     for given in parameters:
         if given not in known:
-            advice = _nearest(given, known)
+            advice = check.nearest(given, known)
             raise ValueError(check.problem(name, f"parameters of {', '.join(known)}", repr(given), advice))
     for wanted, parameter in known.items():
         if parameter.default is parameter.empty and wanted not in parameters:
@@ -83,7 +82,7 @@ def problems(tables: Iterable[Any]) -> list[str]:
     >>> for line in problems([{"step": "pad", "multiple": 0}, {"step": "reorient", "to": "RAS"}, {"step": "crp"}]):
     ...     print(line)
     [0]: pad: expected multiple of whole numbers > 0, got int 0. Pass for example 8.
-    [2]: preprocess: expected a step of reorient, resample, ..., got 'crp'. Did you mean crop.
+    [2]: preprocess: expected a step of reorient, resample, ..., got 'crp'. Nearest: crop.
     """
     found = []
     for i, table in enumerate(tables):
@@ -98,8 +97,3 @@ def problems(tables: Iterable[Any]) -> list[str]:
         except (TypeError, ValueError) as error:
             found.append(f"[{i}]: {error}")
     return found
-
-
-def _nearest(name: object, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(known), 1)
-    return f"Did you mean {close[0]}" if close else "Choose one of them"
