@@ -154,7 +154,7 @@ def _checked(
         if key:
             extra = {"key": check.key(name, extra.get("key"))}
         with check.calling(name, inside):
-            a = explain(x, *refs, **extra)
+            a = check.maps(name, explain(x, *refs, **extra))
         if score is not None:  # a tensor, or several for several places
             gradient.refuse_dead_score(name, score, x, a if isinstance(a, Tensor) else next(iter(a)))
         return a
@@ -176,6 +176,27 @@ def _doc(fn: Callable[..., Any], call: str, tensors: tuple[str, ...]) -> str:
     first, _, _ = (inspect.getdoc(fn) or "").partition("\n")
     names = "\n".join(f"    {t}: {_TENSORS[t]}" for t in tensors if t in _TENSORS)
     return f"{call}\n\n{first}\n\nArgs:\n{names}\n\nSee help(esegeta.{fn.__name__})."
+
+
+def _returning_maps(name: str, explain: Callable[..., Any]) -> Callable[..., Any]:
+    """The explanation, refused where it returns anything but maps."""
+
+    @functools.wraps(explain)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        return check.maps(name, explain(*args, **kwargs))
+
+    return checked
+
+
+def _flags(fn: Callable[..., Any]) -> list[str]:
+    """The parameters that are either True or False."""
+    return [p.name for p in inspect.signature(fn).parameters.values() if p.annotation in (bool, "bool")]
+
+
+def _check_flags(name: str, flags: list[str], static: Mapping[str, Any]) -> None:
+    for flag in flags:
+        if flag in static:
+            check.flag(name, flag, static[flag])
 
 
 def _finite(name: str, score: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -224,7 +245,7 @@ def method(
 
     def add(fn: Function) -> Function:
         name, signature = fn.__name__, inspect.signature(fn)
-        first = next(iter(signature.parameters))
+        first, flags = next(iter(signature.parameters)), _flags(fn)
 
         @functools.wraps(fn)
         def factory(score: Callable[[Tensor], Tensor], *where: Any, **static: Any) -> Callable[..., Tensor]:
@@ -247,6 +268,7 @@ def method(
                 raise TypeError(check.problem(name, "a place of the score", "none", advice))
             if needs == "gradient":
                 gradient.refuse_forward_only(name, score)
+            _check_flags(name, flags, static)
             with check.calling(name, _BLOCKS):
                 inner = fn(_finite(name, score), *where, **static)
             given = signature.bind(score, *where, **static)
@@ -300,7 +322,7 @@ def transform(
             if any(explain is spec.fn for spec in METHODS.values()):
                 got, advice = f"the method {explain.__name__}", f"Give it a score: {explain.__name__}(score)"
                 raise TypeError(check.problem(name, "an explanation", got, advice))
-            changed = fn(explain, *args, **static)
+            changed = fn(_returning_maps(name, explain), *args, **static)
             inner = facts_of(explain)
             outer = None if inner.refs is None else refs(inner.refs)
             if outer is None:  # called as it is: only the caller knows what it takes
@@ -338,9 +360,12 @@ def reducer(
     """Register ``Model -> Score`` under its function name."""
 
     def add(fn: Function) -> Function:
+        flags = _flags(fn)
+
         @functools.wraps(fn)
         def factory(model: Callable[..., Tensor], *args: Any, **static: Any) -> Callable[[Tensor], Tensor]:
             check.model(fn.__name__, model)
+            _check_flags(fn.__name__, flags, static)
             score: Any = fn(model, *args, **static)
             words = [*map(short, args), *filter(None, [settings(static)])]
             named(score, f"{fn.__name__}({', '.join(['model', *words])})")
@@ -391,14 +416,8 @@ def find_method(name: str) -> MethodSpec:
     'input_x_gradient'
     """
     for spec in METHODS.values():
-        if name == spec.name or name in spec.also:
+        if isinstance(name, str) and name in (spec.name, *spec.also):
             return spec
-    import difflib
-
     names = [n for s in METHODS.values() for n in (s.name, *s.also)]
-    near = difflib.get_close_matches(name, names, n=3)
-    raise ValueError(
-        check.problem(
-            "find_method", "the name of a method", repr(name), f"Nearest: {', '.join(near) or 'none'}"
-        )
-    )
+    advice = check.nearest(name, names, "esegeta.catalogue() lists them")
+    raise ValueError(check.problem("find_method", "the name of a method", repr(name), advice))

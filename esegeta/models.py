@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,13 @@ def from_module(module: Callable[..., Any], output: Pick = None) -> "ModuleModel
                 "Pass the network itself",
             )
         )
+    steps = [output] if isinstance(output, (str, int)) or not isinstance(output, Sequence) else list(output)
+    if not (output is None or callable(output) or all(isinstance(s, (int, str)) for s in steps)):
+        expected, advice = (
+            "output: a key, an index, a path of those, or a function",
+            'Pass for example "logits"',
+        )
+        raise TypeError(check.problem("from_module", expected, check.describe(output), advice))
     return ModuleModel(module, output)
 
 
@@ -402,6 +409,12 @@ def parametrised(
     parameters = {name: p.detach() for name, p in module.named_parameters()}
 
     def build(chosen: Mapping[str, Tensor]) -> Model:
+        if not isinstance(chosen, Mapping):
+            advice = "Pass those that parametrised returned, changed"
+            raise TypeError(
+                check.problem("parametrised", "parameters by name", check.describe(chosen), advice)
+            )
+
         def model(*inputs: Any) -> Tensor:
             rules.refuse_training()
             # Buffers too go in as copies: what a forward pass writes into them is lost with the call.

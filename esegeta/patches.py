@@ -132,9 +132,10 @@ def patchwise(
             explained = build(own)
             if explained is None:
                 return ()
+            check.explanation(where, explained)
             extra = {"key": random.fold_in(check.key(where, key), i)} if takes_key(explained) else {}
             a = explained(own, *others, **extra)
-            if a.ndim != own.ndim or a.shape[1:] != own.shape[1:]:
+            if check.maps(where, a).ndim != own.ndim or a.shape[1:] != own.shape[1:]:
                 expected = f"an explanation on the grid {extent} of its patch"
                 raise ValueError(check.problem(where, expected, check.describe(a), "Upsample maps of layers"))
             return (a * tiling.weight(i).to(a.dtype),)

@@ -440,6 +440,8 @@ def _one_pass(score: Score, place: Names, what: Any) -> Callable[[Tensor], tuple
     seen = [Edit(name, what) for name in names]
 
     def both(x: Tensor) -> tuple[Any, Any]:
+        check.floating(where, "x", x)
+
         def nudged(*ds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             edits = [Edit(name, "nudge", d) for name, d in zip(names, ds, strict=True)]
             y, found = interception.observe(where, score, (x,), [*edits, *seen])

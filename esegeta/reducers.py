@@ -50,7 +50,7 @@ _GRID = torch.ones(4, 4, dtype=torch.bool)
 
 def _output(where: str, model: Model, x: Tensor, kind: str = "map") -> Tensor:
     """Run the model on one example and refuse what is not a floating ``(K, *S)`` map or ``(K,)`` vector."""
-    z: object = model(x)
+    z: object = model(check.tensor(where, "x", x))
     if not isinstance(z, Tensor):
         raise TypeError(
             check.problem(
@@ -99,7 +99,7 @@ def _whole(where: str, name: str, value: object, advice: str = "Choose one") -> 
     """Refuse anything but a whole number from 0 on; how many there are is known at the first call."""
     if isinstance(value, Tensor):
         return check.whole(where, name, value, (), advice)
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value < 2**31:
         raise ValueError(check.problem(where, f"{name} 0, 1, ...", repr(value), advice))
     return int(value)
 
@@ -205,7 +205,10 @@ def predicted_mask(z: Tensor, target: Whole, *, exclusive: bool = True) -> Tenso
         >>> predicted_mask(torch.tensor([[-1., 0., 3.]]), 0).tolist()
         [True, True, False]
     """
-    return _predicted("predicted_mask", z.detach(), _target("predicted_mask", target), exclusive)
+    here = "predicted_mask"
+    if check.floating(here, "z", z).ndim == 0:
+        raise ValueError(check.problem(here, "an output (K, *S)", check.describe(z), "Pass model(x)"))
+    return _predicted(here, z.detach(), _target(here, target), check.flag(here, "exclusive", exclusive))
 
 
 def _otsu(n: Tensor) -> Tensor:
@@ -268,7 +271,7 @@ class _Parts(torch.autograd.Function):
 
 def _given(where: str, mask: Tensor, empty: str = "no voxel is True") -> Mask:
     """A constant mask as a function of the output, checked once for content and at each call for fit."""
-    if mask.dtype != torch.bool:
+    if check.tensor(where, "the mask", mask).dtype != torch.bool:
         raise TypeError(check.problem(where, "a boolean mask", check.describe(mask), "Use mask > 0"))
     mask = mask.detach()
     if levels.true_anywhere(~mask.any()):
@@ -854,6 +857,9 @@ def finer(
 
     def score(x: Tensor) -> Tensor:
         z = _output(here, model, x, "any")
+        if z_at is not None and z.shape != z_at.shape:
+            got, advice = check.describe(z), "A frozen score fits inputs of one size"
+            raise ValueError(check.problem(here, f"an output {tuple(z_at.shape)} as at x", got, advice))
         inside = mask(z.detach()) if z.ndim > 1 else None
         nearest, share = frozen or rivals(z.detach())
         z = classes(z)
@@ -935,7 +941,7 @@ def negative_loss(
     """
     here = "negative_loss"
     check.one_of(here, "kind", kind, ("cross_entropy", "dice"))
-    if labels.is_floating_point() or labels.is_complex():
+    if check.tensor(here, "labels", labels).is_floating_point() or labels.is_complex():
         raise TypeError(
             check.problem(here, "labels of an integer dtype", check.describe(labels), "Use labels.long()")
         )

@@ -37,6 +37,8 @@ def on_trees(method: Method) -> Method:
     check.function("on_trees", "a method", method, "Pass for example esegeta.gradient")
 
     def on_tree(score: Any, **static: Any) -> Any:
+        check.score("on_trees", score)
+
         def explain(tree: Any, *refs: Any, **kwargs: Any) -> Any:
             leaves, spec = tree_flatten(tree)
             for i, leaf in enumerate(leaves):

@@ -42,7 +42,8 @@ def batched(explain: Explain, in_dims: Axes = 0) -> Explain:
         for i, t in enumerate(tensors):
             check.tensor("batched", "xs" if i == 0 else f"argument {i + 1}", t)
         dims = (in_dims,) * len(tensors) if not isinstance(in_dims, tuple) else in_dims
-        if len(dims) != len(tensors) or dims[0] is None:
+        whole = all(d is None or (isinstance(d, int) and not isinstance(d, bool)) for d in dims)
+        if not whole or len(dims) != len(tensors) or dims[0] is None:
             raise ValueError(
                 check.problem(
                     "batched",
@@ -134,8 +135,15 @@ def explained(
             yield from batched(explain)(*[torch.stack(ts) for ts in zip(*waiting, strict=True)], **extra)
         waiting.clear()
 
+    if not isinstance(examples, Iterable) or (isinstance(examples, Tensor) and examples.ndim == 0):
+        got = check.describe(examples)
+        raise TypeError(
+            check.problem("explained", "examples, one after another", got, "Pass a list of tensors")
+        )
     for example in examples:
         tensors = tuple(example) if isinstance(example, (tuple, list)) else (example,)
+        for t in tensors or (example,):
+            check.tensor("explained", "every example", t)
         if waiting and [_kind(t) for t in tensors] != [_kind(t) for t in waiting[0]]:
             yield from flush()
         waiting.append(tensors)

@@ -6,10 +6,13 @@ import functools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from esegeta.engine import levels
+
+_MOST = 2**31  # of anything that is counted
 
 
 def problem(where: str, expected: str, got: str, advice: str) -> str:
@@ -214,30 +217,76 @@ def stack_of(where: str, name: str, value: object, x: Tensor) -> Tensor:
 
 def scalar(where: str, value: object) -> Tensor:
     """Refuse a score that is not one floating number."""
-    if not isinstance(value, Tensor) or value.ndim:
-        raise ValueError(
-            problem(
-                where,
-                "a score with a value of shape ()",
-                describe(value),
-                "Put a reducer on the model, for example esegeta.reducers.class_sum(model, 1)",
-            )
-        )
+    if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+        advice = "Put a reducer on the model, for example esegeta.reducers.class_sum(model, 1)"
+        if isinstance(value, Tensor) and not value.ndim:
+            advice = "Convert a count with .float()"
+        raise ValueError(problem(where, "a score with a floating value of shape ()", describe(value), advice))
     return value
+
+
+def flag(where: str, name: str, value: object) -> bool:
+    """Refuse anything but True and False."""
+    if not isinstance(value, bool):
+        raise TypeError(problem(where, f"{name} to be True or False", describe(value), "Pass one of them"))
+    return value
+
+
+def each_axis(value: Any, axes: int) -> tuple[Any, ...]:
+    """One number for each axis, from one for all or from a sequence; nothing where it is neither.
+
+    >>> each_axis(2, 2), each_axis((1, 2.5), 2), each_axis(None, 2)
+    ((2, 2), (1, 2.5), ())
+    """
+    if isinstance(value, (np.ndarray, np.generic)) or (
+        isinstance(value, Tensor) and not levels.wrapped(value)
+    ):
+        value = value.tolist()
+    if isinstance(value, (int, float)):
+        return (value,) * axes
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return ()
+    return tuple(v.item() if isinstance(v, (np.generic, Tensor)) and v.ndim == 0 else v for v in value)
+
+
+def fill(where: str, value: object) -> Any:
+    """Refuse what is no way to fill the place of a part."""
+    expected = "fill: a function (x, baseline, kept) -> like x"
+    return function(where, expected, value, "Use for example esegeta.baselines.inpainted")
+
+
+def features(where: str, value: object) -> Any:
+    """Refuse what does not divide an image into parts."""
+    advice = "Use esegeta.features, for example features.grid(8) or features.labels(map)"
+    return function(where, "features: a function of the image", value, advice)
+
+
+def maps(where: str, a: object) -> Any:
+    """Refuse an explanation that is neither a map nor a tuple of maps."""
+    for one in a if isinstance(a, tuple) and a else (a,):
+        if not isinstance(one, Tensor) or not one.is_floating_point():
+            expected, advice = "an explanation that returns a floating tensor", "Return one map like x"
+            raise TypeError(problem(where, expected, describe(one), advice))
+    return a
 
 
 def positive_count(where: str, name: str, value: object, least: int = 1) -> int:
     """Refuse a number of steps or samples that is not a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(
-            problem(where, f"{name} to be an int >= {least}", repr(value), "Pass a larger whole number")
-        )
-    return value
+    right = isinstance(value, int) and not isinstance(value, bool)
+    if not right or not least <= value <= _MOST:  # type: ignore[operator]
+        advice = "Pass a smaller one" if right and value > _MOST else "Pass a larger whole number"  # type: ignore[operator]
+        raise ValueError(problem(where, f"{name} to be an int >= {least}", repr(value), advice))
+    return value  # type: ignore[return-value]
 
 
 def non_negative(where: str, name: str, value: object) -> float:
     """Refuse a negative or non-finite size."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 <= value < float("inf")
+        or (isinstance(value, int) and value >= 2**63)
+    ):
         raise ValueError(
             problem(where, f"{name} to be a finite number >= 0", repr(value), "Pass such a number")
         )

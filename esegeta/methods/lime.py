@@ -126,8 +126,9 @@ def lime_fit(
     again = check.positive_count("lime_fit", "resamples", resamples, 2)
 
     def run(x: Tensor, baseline: Tensor, *, key: Any = None) -> LimeFit:
+        check.image("lime_fit", "x", x)
         check.finite("lime_fit", "baseline", check.like("lime_fit", "baseline", baseline, x), "Repair it")
-        _, z, v, solve = fit(check.image("lime_fit", "x", x), baseline, check.key("lime_fit", key))
+        _, z, v, solve = fit(x, baseline, check.key("lime_fit", key))
         draw = lambda b: random.integers(random.fold_in(key, b), v.shape, low=0, high=len(v))
         others = torch.stack([solve(z[rows], v[rows])[0] for rows in map(draw, range(again))]).sort(0).values
         cut = round(0.025 * (again - 1))

@@ -669,5 +669,7 @@ def relevances(
         >>> {k: v.item() for k, v in relevances(score, "zero", torch.tensor([[1., -1.]]), ["hidden"]).items()}
         {'hidden': 6.0}
     """
-    values, gradients = activation_and_gradient(lrp(score, composite), list(places))(x)
+    if isinstance(places, str):
+        places = [places]
+    values, gradients = activation_and_gradient(lrp(score, composite), places)(x)
     return {p: (a * g).sum() for p, a, g in zip(places, values, gradients, strict=True)}

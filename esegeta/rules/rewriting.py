@@ -116,6 +116,9 @@ def rewritten(
 
     def changed(x: Tensor) -> Tensor:
         rewriting = make()
+        check.floating(rewriting.name, "x", x)
+        for reference in references:
+            check.like(rewriting.name, "baseline", reference, x)
         y, _ = interception.observe(rewriting.name, score, (x,), (), rewrite=rewriting, references=references)
         if hits is not None and not rewriting.rewritten:
             raise ValueError(
@@ -158,6 +161,7 @@ def coverage(score: Score, x: Tensor) -> Coverage:
         relu                             rewritten          1
     """
     check.runs("coverage", score)
+    check.image("coverage", "x", x)
     with operators.noting() as counts, torch.no_grad():
         if facts_of(score).rewritten:
             score(x)

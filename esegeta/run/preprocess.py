@@ -49,7 +49,12 @@ def apply(volume: Volume, steps: Iterable[Step | Mapping[str, Any]]) -> Prepared
         [[0.0, 1.0, 1.0, 1.0, 1.0, 0.0]]
     """
     now = Prepared(volume.data, np.array(volume.affine, dtype=np.float64), tuple(volume.spacing))
+    if not isinstance(steps, Iterable) or isinstance(steps, (str, bytes, Mapping, torch.Tensor)):
+        got, advice = check.describe(steps), 'Pass for example [{"step": "pad", "multiple": 8}]'
+        raise TypeError(check.problem("preprocess", "a list of steps", got, advice))
     for one in steps:
+        if not isinstance(one, Mapping) and not callable(one):
+            raise TypeError(_no_step(one))
         now = (step(one) if isinstance(one, Mapping) else one)(now)
     return now
 
@@ -88,12 +93,12 @@ def problems(tables: Iterable[Any]) -> list[str]:
     for i, table in enumerate(tables):
         try:
             if not isinstance(table, Mapping):
-                raise TypeError(
-                    check.problem(
-                        "preprocess", "a table with step = name", check.describe(table), "Write one"
-                    )
-                )
+                raise TypeError(_no_step(table))
             step(table)
         except (TypeError, ValueError) as error:
             found.append(f"[{i}]: {error}")
     return found
+
+
+def _no_step(value: object) -> str:
+    return check.problem("preprocess", "a table with step = name", check.describe(value), "Write one")

@@ -114,6 +114,9 @@ def fusion_grad(
     Reference:
         Bykov, Hedstroem, Nakajima, Hoehne 2022, equation 5, arXiv:2106.10185.
     """
+    check.function(
+        "fusion_grad", "a function from weights to an explanation", build, "Pass for example lambda p: ..."
+    )
     return noise_grad(
         lambda p: smooth(build(p), noise=input_noise, samples=input_samples),
         parameters,
