@@ -108,6 +108,12 @@ def _target(where: str, target: object, name: str = "target") -> Whole:
     return _whole(where, f"{name} to be a class number", target)
 
 
+def _shown(index: Iterable[object]) -> str:
+    """An index as Python writes it, with the numbers of all examples where it holds tensors."""
+    numbers = [check.values(i) if isinstance(i, Tensor) else repr(i) for i in index]
+    return f"({numbers[0]},)" if len(numbers) == 1 else f"({', '.join(numbers)})"
+
+
 def _not_below(i: Whole, n: int) -> bool:
     """Whether a number is n or more, for any example."""
     return levels.true_anywhere(i >= n) if isinstance(i, Tensor) else i >= n
@@ -559,7 +565,12 @@ def voxel(model: Model, target: Whole, index: Sequence[Whole] | Tensor, *, exclu
     if isinstance(index, (Tensor, str)) or not isinstance(index, Iterable):
         got = check.describe(index)
         raise TypeError(check.problem(here, "an index: a whole number for each spatial axis", got, advice))
-    at = tuple(_whole(here, "an index with whole numbers", i, advice) for i in index)
+    at, got = tuple(index), f"index {_shown(index)}"
+    for i in at:
+        if isinstance(i, Tensor):
+            check.whole(here, "an index of whole numbers", i, (), advice)
+        elif isinstance(i, bool) or not isinstance(i, numbers.Integral) or not 0 <= i < 2**31:
+            raise ValueError(check.problem(here, "an index of whole numbers 0, 1, ...", got, advice))
 
     def score(x: Tensor) -> Tensor:
         z = _output(here, model, x)
@@ -569,7 +580,7 @@ def voxel(model: Model, target: Whole, index: Sequence[Whole] | Tensor, *, exclu
                 check.problem(
                     here,
                     f"an index with {len(size)} numbers, from 0 to below {size}",
-                    f"index ({', '.join(map(check.values, at))})",
+                    got,
                     advice,
                 )
             )

@@ -218,10 +218,11 @@ def stack_of(where: str, name: str, value: object, x: Tensor) -> Tensor:
 def scalar(where: str, value: object) -> Tensor:
     """Refuse a score that is not one floating number."""
     if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+        expected = "a score with a value of shape ()"
         advice = "Put a reducer on the model, for example esegeta.reducers.class_sum(model, 1)"
         if isinstance(value, Tensor) and not value.ndim:
-            advice = "Convert a count with .float()"
-        raise ValueError(problem(where, "a score with a floating value of shape ()", describe(value), advice))
+            expected, advice = f"{expected} and a floating dtype", "Convert a count with .float()"
+        raise ValueError(problem(where, expected, describe(value), advice))
     return value
 
 
