@@ -53,7 +53,7 @@ def _by_signature(fn: Callable[..., Any]) -> tuple[bool, tuple[str, ...] | None]
         parameters = list(inspect.signature(fn).parameters.values())
     except (TypeError, ValueError):
         return False, None
-    key = any(p.name == "key" for p in parameters)
+    key = any(p.name == "key" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
     tensors = [p for p in parameters if p.name != "key"]
     plain = all(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in tensors)
     return key, tuple(p.name for p in tensors[1:]) if plain and tensors else None

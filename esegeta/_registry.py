@@ -6,14 +6,14 @@ input around every explanation, so that a method is only its mathematics.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
 from torch import Tensor
 
 from esegeta._facts import carry, explanation, facts_of, named, settings, short
-from esegeta.engine import check, gradient
+from esegeta.engine import check, gradient, interception
 
 Needs = Literal["gradient", "values", "activation"]
 Shape = Literal["input", "layer", "map"]
@@ -188,6 +188,13 @@ def _returning_maps(name: str, explain: Callable[..., Any]) -> Callable[..., Any
     return checked
 
 
+def _check_place(name: str, place: object) -> None:
+    """Refuse what is no name of a place, and no sequence of them."""
+    several = isinstance(place, Sequence) and not isinstance(place, str) and place
+    for one in place if several else [place]:  # type: ignore[attr-defined]
+        interception.parse(name, one)
+
+
 def _flags(fn: Callable[..., Any]) -> list[str]:
     """The parameters that are either True or False."""
     return [p.name for p in inspect.signature(fn).parameters.values() if p.annotation in (bool, "bool")]
@@ -263,9 +270,11 @@ def method(
                         else "Settings have to be named",
                     )
                 )
-            if place and not where and "place" not in static:
-                advice = "esegeta.places(score, x) lists them"
-                raise TypeError(check.problem(name, "a place of the score", "none", advice))
+            if place:
+                if not where and "place" not in static:
+                    advice = "esegeta.places(score, x) lists them"
+                    raise TypeError(check.problem(name, "a place of the score", "none", advice))
+                _check_place(name, where[0] if where else static["place"])
             if needs == "gradient":
                 gradient.refuse_forward_only(name, score)
             _check_flags(name, flags, static)

@@ -192,11 +192,10 @@ def numbers_of_steps_are_whole_and_positive(subject, value):
 
 @every(nn.Conv1d(1, 1, 1), nn.Sequential(nn.Dropout()), nn.Conv1d(1, 1, 1).forward, nn.Identity().eval())
 def a_network_is_not_a_score(subject, module):
+    place, advice = ["copy"] * METHODS[subject.name].place, r"esegeta\.from_module\(module\.eval"
     for network in (module, functools.partial(module)):
-        with refused(
-            TypeError, subject.name, "a score", "an nn.Module", r"esegeta\.from_module\(module\.eval"
-        ):
-            subject.build(network)
+        with refused(TypeError, subject.name, "a score", "an nn.Module", advice):
+            METHODS[subject.name].fn(network, *place, **METHODS[subject.name].example)
 
 
 @every()
@@ -446,7 +445,7 @@ def test_transforms_take_explanations(name):
     for answer in (None, 3.0, (), [TWO], TWO.long()):
         kinds = {"baseline": ZERO, "baselines": torch.zeros(3, 1, 2)}
         refs = spec.refs(()) if spec.refs(()) is not None else spec.refs(("baseline",))
-        explain = spec.fn(lambda x, *refs, answer=answer, **key: answer, **spec.example)
+        explain = spec.fn(lambda x, *refs, answer=answer, **extra: answer, **spec.example)
         with refused(TypeError, name, "an explanation that returns a floating tensor", "", "one map like x"):
             explain(TWO, *[kinds[r] for r in refs], **({"key": 7} if spec.key else {}))
 
