@@ -99,7 +99,7 @@ def _whole(where: str, name: str, value: object, advice: str = "Choose one") -> 
     """Refuse anything but a whole number from 0 on; how many there are is known at the first call."""
     if isinstance(value, Tensor):
         return check.whole(where, name, value, (), advice)
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value < 2**31:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= int(value) < 2**31:
         raise ValueError(check.problem(where, f"{name} 0, 1, ...", repr(value), advice))
     return int(value)
 
@@ -569,7 +569,7 @@ def voxel(model: Model, target: Whole, index: Sequence[Whole] | Tensor, *, exclu
     for i in at:
         if isinstance(i, Tensor):
             check.whole(here, "an index of whole numbers", i, (), advice)
-        elif isinstance(i, bool) or not isinstance(i, numbers.Integral) or not 0 <= i < 2**31:
+        elif isinstance(i, bool) or not isinstance(i, numbers.Integral) or not 0 <= int(i) < 2**31:
             raise ValueError(check.problem(here, "an index of whole numbers 0, 1, ...", got, advice))
 
     def score(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from esegeta.engine import check
 from esegeta.run.intensities import clip, normalise
