@@ -213,15 +213,7 @@ def parts(label: str, features: Features, x: Tensor, runs: Callable[[int], int])
         x: the image.
         runs: how many runs d parts take.
     """
-    if not callable(features):
-        raise TypeError(
-            check.problem(
-                label,
-                "features: a function of the image",
-                check.describe(features),
-                "Use esegeta.features, for example features.grid(8) or features.labels(map)",
-            )
-        )
+    check.features(label, features)
     found = features(x)
     needed = runs(found.count)
     if needed > MOST_RUNS:

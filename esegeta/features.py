@@ -358,6 +358,7 @@ def supervoxels(count: int, *, spacing: Spacing | None = None, compactness: floa
         >>> supervoxels(2)(torch.tensor([[0., 0., 9., 9.]])).labels.tolist()
         [[0, 0, 1, 1]]
     """
+    check.positive_count("supervoxels", "count", count)
     return segments(
         lambda x: segmentation.slic(x, count, spacing=spacing, compactness=compactness), 2 * count + 8
     )
@@ -391,6 +392,8 @@ def windows(
         >>> windows(2, stride=1)(torch.zeros(1, 3)).spread(torch.tensor([1., 2.])).tolist()
         [[1.0, 1.5, 2.0]]
     """
+
+    check.flag("windows", "separate", separate)
 
     def features(x: Tensor) -> Windows:
         sizes = _lengths("windows", "size", size, spacing, x)
@@ -449,6 +452,7 @@ def within(features: Features, mask: Tensor) -> Features:
         [[-1, 0, 1]]
     """
     where = "features.within"
+    check.features(where, features)
     mask = check.tensor(where, "mask", mask)
     if mask.dtype != torch.bool or not levels.true_anywhere(mask):
         raise ValueError(
@@ -475,14 +479,19 @@ def within(features: Features, mask: Tensor) -> Features:
     return restricted
 
 
+def _single(spacing: object) -> bool:
+    """Whether a spacing is one number, which says nothing of the axes."""
+    return isinstance(spacing, (int, float)) or getattr(spacing, "ndim", 1) == 0
+
+
 def _lengths(where: str, name: str, value: Any, spacing: Spacing | None, x: Tensor) -> tuple[int, ...]:
     """Whole numbers of voxels, one for each spatial axis."""
     axes = x.ndim - 1
-    many = (value,) * axes if isinstance(value, (int, float)) else tuple(value)
-    units = (1.0,) * axes if spacing is None else tuple(spacing)
+    many = check.each_axis(value, axes)
+    units = (1.0,) * axes if spacing is None else () if _single(spacing) else check.each_axis(spacing, axes)
     unit = "voxels" if spacing is None else "the unit of spacing"
     right = len(many) == axes == len(units) and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < math.inf for v in (*many, *units)
+        isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < 2.0**31 for v in (*many, *units)
     )
     if right and spacing is None:
         right = all(float(v).is_integer() for v in many)
@@ -491,7 +500,7 @@ def _lengths(where: str, name: str, value: Any, spacing: Spacing | None, x: Tens
             check.problem(
                 where,
                 f"{name} > 0 in {unit}, one number or {axes}",
-                repr(value) + (f" with spacing {tuple(units)}" if spacing is not None else ""),
+                repr(value) + (f" with spacing {check.describe(spacing)}" if spacing is not None else ""),
                 "Voxels are whole; give spacing= for lengths, one number for each axis",
             )
         )

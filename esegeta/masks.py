@@ -57,7 +57,7 @@ def scattered(
 
     Reference: Petsiuk, Das, Saenko 2018, section 3.2, arXiv:1806.07421; the counterpart is ours.
     """
-    shape = x.shape[1:]
+    shape = check.image("scattered", "x", x).shape[1:]
     many = counts("scattered", cells, len(shape))
     p = share("scattered", "keep", keep)
     u = random.uniform(random.fold_in(key, 0), many, device=x.device)
@@ -79,7 +79,7 @@ def counts(where: str, cells: int | Sequence[int], axes: int) -> tuple[int, ...]
     >>> counts("demo", 7, 2), counts("demo", (3, 7), 2)
     ((7, 7), (3, 7))
     """
-    many = (cells,) * axes if isinstance(cells, int) else tuple(cells)
+    many = check.each_axis(cells, axes)
     if len(many) != axes:
         expected = f"cells: one whole number, or one for each of {axes} axes"
         raise ValueError(check.problem(where, expected, repr(cells), "7 is usual"))
@@ -278,10 +278,11 @@ def coarse(where: str, x: Tensor, step: Lengths, spacing: Spacing | None) -> tup
 
 
 def _steps(where: str, step: Lengths, spacing: Spacing | None, axes: int) -> tuple[int, ...]:
-    many = (step,) * axes if isinstance(step, (int, float)) else tuple(step)
-    units = (1.0,) * axes if spacing is None else tuple(spacing)
+    many = check.each_axis(step, axes)
+    single = isinstance(spacing, (int, float)) or getattr(spacing, "ndim", 1) == 0
+    units = (1.0,) * axes if spacing is None else () if single else check.each_axis(spacing, axes)
     right = len(many) == axes == len(units) and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < math.inf for v in (*many, *units)
+        isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < 2.0**31 for v in (*many, *units)
     )
     if not right:
         expected = f"step > 0 and spacing > 0, one number or {axes}"

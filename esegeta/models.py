@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from esegeta._facts import named
 from esegeta._types import Model
 from esegeta.engine import check, crops, interception, levels
 from esegeta.engine.execution import current
@@ -67,6 +68,13 @@ def from_module(module: Callable[..., Any], output: Pick = None) -> "ModuleModel
                 "Pass the network itself",
             )
         )
+    steps = [output] if isinstance(output, (str, int)) or not isinstance(output, Sequence) else list(output)
+    if not (output is None or callable(output) or all(isinstance(s, (int, str)) for s in steps)):
+        expected, advice = (
+            "output: a key, an index, a path of those, or a function",
+            'Pass for example "logits"',
+        )
+        raise TypeError(check.problem("from_module", expected, check.describe(output), advice))
     return ModuleModel(module, output)
 
 
@@ -109,6 +117,18 @@ class ModuleModel:
         self._native.refuse_training()
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         self._native.refuse_strangers(tensors)
+        self._native.refuse_missing_channels(tensors, spec)
+        try:
+            return self._run(tensors, leaves, spec, is_tensor)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            told = self._native.misfit(tensors, error)
+            if told is None:
+                raise
+            raise told from error
+
+    def _run(
+        self, tensors: list[Tensor], leaves: list[Any], spec: Any, is_tensor: tuple[bool, ...]
+    ) -> Tensor:
         statics = tuple(None if t else leaf for t, leaf in zip(is_tensor, leaves, strict=True))
         session = interception.current()
         if any(isinstance(t, Window) for t in tensors):
@@ -326,6 +346,7 @@ def locality(score: Callable[[Tensor], Tensor], x: Tensor) -> Locality:
         Locality(period=(1,), reach=(((-1, 2),),))
     """
     where = "locality"
+    check.runs(where, score)
     x = check.image(where, "x", x)
     if levels.depth():
         raise ValueError(check.problem(where, "a plain image", "one under vmap or grad", "Ask outside of it"))
@@ -388,6 +409,12 @@ def parametrised(
     parameters = {name: p.detach() for name, p in module.named_parameters()}
 
     def build(chosen: Mapping[str, Tensor]) -> Model:
+        if not isinstance(chosen, Mapping):
+            advice = "Pass those that parametrised returned, changed"
+            raise TypeError(
+                check.problem("parametrised", "parameters by name", check.describe(chosen), advice)
+            )
+
         def model(*inputs: Any) -> Tensor:
             rules.refuse_training()
             # Buffers too go in as copies: what a forward pass writes into them is lost with the call.
@@ -396,6 +423,6 @@ def parametrised(
             arguments = tree_unflatten(each(leaves, lambda t: t.unsqueeze(0)), spec)
             return pick(functional_call(module, state, arguments), output, name_of(module)).squeeze(0)
 
-        return model
+        return named(model, f"parametrised({name_of(module)})")
 
     return build, parameters

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils.weak import WeakIdKeyDictionary
 
+from esegeta._facts import carry, explanation, facts_of, named
 from esegeta._registry import find_method
 from esegeta._types import Explain, Method, Score
 from esegeta.engine import check, interception, levels, memory, native
@@ -131,6 +132,7 @@ def places(score: Callable[[Tensor], Tensor], x: Tensor) -> Places:
         >>> found["decoder"].cut
         True
     """
+    check.runs("places", score)
     check.image("places", "x", x)
     if levels.depth():
         raise ValueError(
@@ -176,14 +178,14 @@ def tap(score: Callable[..., Any], place: Names) -> Callable[..., Any]:
         >>> tap(eg.from_module(net), "0")(torch.zeros(1, 5)).shape
         torch.Size([3, 5])
     """
+    check.runs("tap", score)
     names, form = _names("tap", place)
     edits = [Edit(at, "tap") for at in names]
 
     def tapped(*inputs: Tensor) -> Any:
         return form(interception.observe("tap", score, inputs, edits, stop=True)[1])
 
-    tapped.__name__ = f"{name_of(score)} at {_text(place)}"
-    return tapped
+    return named(tapped, f"{name_of(score)} at {_text(place)}")
 
 
 def replace(score: Callable[..., Tensor], place: Names) -> Callable[..., Tensor]:
@@ -252,6 +254,7 @@ def split(
         >>> z.tolist(), head(z).item(), head(torch.zeros(1, 2)).item()
         ([[2.0, 6.0]], 40.0, 0.0)
     """
+    check.runs("split", score)
     names, form = _names("split", place)
     if at is not None:
         check.image("split", "at", at)
@@ -259,7 +262,7 @@ def split(
     taps = [Edit(name, "tap") for name in names]
     single = isinstance(place, str)
     # What a trunk returned belongs to the input that it came from for as long as somebody holds it.
-    origin: Any = WeakIdKeyDictionary()
+    origin = _Origins()
     inputs: dict[tuple[tuple[int, ...], ...], Tensor] = {}
 
     def trunk(x: Tensor) -> Any:
@@ -283,7 +286,7 @@ def split(
                         "Choose a place before the reducer",
                     )
                 )
-            origin[z] = x
+            origin.known[z] = x
         sizes = tuple(tuple(z.shape) for z in found)
         if at is None and sizes not in inputs:
             inputs[sizes] = torch.empty((), dtype=x.dtype, device=x.device).expand(x.shape)
@@ -293,7 +296,7 @@ def split(
         zs = (z,) if single else tuple(z)
         for given in zs:
             check.floating("split", "the activation", given)
-        known = at if at is not None else origin.get(zs[0])
+        known = at if at is not None else origin.known.get(zs[0])
         if known is None:
             known = elsewhere(zs)
         return put(known, z)
@@ -316,9 +319,8 @@ def split(
             cuts[sizes] = _refuse_ways_around(score, put, trunk, names, place, inputs[sizes])
         return cuts[sizes]
 
-    trunk.__name__, head.__name__ = f"trunk to {_text(place)}", f"{name_of(score)} from {_text(place)}"
-    head.differentiable = getattr(score, "differentiable", True)  # type: ignore[attr-defined]
-    return trunk, head
+    named(carry(head, score), f"{name_of(score)} from {_text(place)}")
+    return named(trunk, f"trunk to {_text(place)}"), head
 
 
 def at(method: Method | str, place: Names) -> Method:
@@ -345,27 +347,28 @@ def at(method: Method | str, place: Names) -> Method:
         [[4.0, 4.0]]
     """
     method = find_method(method).fn if isinstance(method, str) else method
-    if not callable(method):
-        raise TypeError(
-            check.problem("at", "a method or the name of one", check.describe(method), "Pass eg.gradient")
-        )
+    check.function("at", "a method or the name of one", method, "Pass esegeta.gradient")
     names, _ = _names("at", place)
     chosen = method if isinstance(place, str) else on_trees(method)
 
     def layered(score: Score, **static: Any) -> Explain:
         def explain(x: Tensor, *refs: Tensor, **extra: Any) -> Any:
-            trunk, head = split(score, place, at=x)
+            with check.calling("at", ["split"]):
+                trunk, head = split(score, place, at=x)
 
-            def inside(ref: Tensor) -> Any:
-                if not isinstance(ref, Tensor) or ref.shape == x.shape:
-                    return trunk(ref)
-                return vmap(trunk)(ref) if ref.shape[1:] == x.shape else ref  # a stack of references
+                def inside(ref: Tensor) -> Any:
+                    if not isinstance(ref, Tensor) or ref.shape == x.shape:
+                        return trunk(ref)
+                    return vmap(trunk)(ref) if ref.shape[1:] == x.shape else ref  # a stack of references
 
-            return chosen(head, **static)(trunk(x), *map(inside, refs), **extra)
+                zs = [trunk(x), *map(inside, refs)]
+            return chosen(head, **static)(*zs, **extra)
 
-        explain.__name__ = f"{name_of(method)} at {_text(place)}"
-        explain.takes_key = getattr(method(score, **static), "takes_key", False)  # type: ignore[attr-defined]
-        return explain
+        plain = method(check.score("at", score), **static)
+        facts, about = facts_of(plain), f"{name_of(method)} at {_text(place)}"
+        if facts.refs is None:
+            return named(carry(explain, plain), about)
+        return explanation(explain, about, facts.refs, key=facts.key, doc=plain.__doc__)
 
     layered.__name__ = f"{name_of(method)} at {', '.join(map(str, names))}"
     return layered
@@ -433,11 +436,14 @@ def operations(score: Callable[[Tensor], Tensor], x: Tensor) -> tuple[str, ...]:
 
 def _one_pass(score: Score, place: Names, what: Any) -> Callable[[Tensor], tuple[Any, Any]]:
     where = "activation_and_gradient" if what == "tap" else "bias_and_gradient"
+    check.score(where, score)
     names, form = _names(where, place)
     shapes = _shapes(score, place)
     seen = [Edit(name, what) for name in names]
 
     def both(x: Tensor) -> tuple[Any, Any]:
+        check.floating(where, "x", x)
+
         def nudged(*ds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             edits = [Edit(name, "nudge", d) for name, d in zip(names, ds, strict=True)]
             y, found = interception.observe(where, score, (x,), [*edits, *seen])
@@ -450,7 +456,7 @@ def _one_pass(score: Score, place: Names, what: Any) -> Callable[[Tensor], tuple
                 _refuse_unused(score, str(name), x)
         return form(found), form(gradients)
 
-    return both
+    return named(both, f"{where}({name_of(score)})")
 
 
 def partials(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
@@ -484,7 +490,7 @@ def partials(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
         _, gradients, _ = value_gradients_and_more(lambda *z: (head(z), ()), name_of(score))(*zs)
         return zs, tuple(gradients)
 
-    return both
+    return named(both, f"partials({name_of(score)})")
 
 
 def grid(a: Tensor) -> tuple[int, ...]:
@@ -547,7 +553,7 @@ def local(
                     watch(x, terms)
         return rule(a, g) if isinstance(place, str) else tuple(map(rule, a, g))
 
-    return explain
+    return named(explain, f"local({name_of(score)})")
 
 
 def vanishing(
@@ -633,6 +639,16 @@ def _after_the_norm(score: Score, place: str, x: Tensor) -> tuple[str, ...]:
 # --- How it is done ---------------------------------------------------------------------------------------
 
 
+class _Origins:
+    """The input that each living activation came from; copies in other processes begin with none."""
+
+    def __init__(self) -> None:
+        self.known: Any = WeakIdKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Origins, ()
+
+
 def _names(where: str, place: Names) -> tuple[list[interception.Address], Callable[[Sequence[Tensor]], Any]]:
     if isinstance(place, str):
         return [interception.parse(where, place)], lambda found: found[0]
@@ -658,6 +674,7 @@ def _text(place: Names) -> str:
 
 
 def _with(kind: Any, score: Callable[..., Tensor], place: Names) -> Callable[..., Tensor]:
+    check.runs(kind, score)
     names, _ = _names(kind, place)
 
     def changed(*inputs: Any) -> Tensor:
@@ -678,8 +695,7 @@ def _with(kind: Any, score: Callable[..., Tensor], place: Names) -> Callable[...
         edits = [Edit(name, kind, t) for name, t in zip(names, tensors, strict=True)]
         return interception.observe(kind, score, own, edits)[0]
 
-    changed.__name__ = f"{name_of(score)} with {kind} at {_text(place)}"
-    return changed
+    return named(changed, f"{name_of(score)} with {kind} at {_text(place)}")
 
 
 def _shapes(score: Score, place: Names) -> Callable[[Tensor], list[tuple[tuple[int, ...], torch.dtype]]]:

@@ -18,6 +18,7 @@ ORDER = (
     "engine.levels",
     "engine.check",
     "engine.execution",
+    "_facts",
     "engine.progress",
     "engine.memory",
     "engine.layout",

@@ -1059,7 +1059,7 @@ BAD = {
     ),
     "negative component": (
         lambda: reducers.component(THREE, 1, -1, at=X),
-        "expected k to be an int >= 0, got -1",
+        "expected k to be the number of a part 0, 1, ..., got -1",
     ),
     "no boundary": (
         lambda: reducers.boundary(nowhere, 0, at=X),

@@ -80,7 +80,9 @@ def extremal_perturbation(
     n = check.positive_count(name, "steps", steps)
     check.one_of(name, "mode", mode, ("preserve", "delete", "dual"))
     gain, longer = check.non_negative(name, "worth", worth), min(_STEPS / n, _LONGEST)
-    family = masks.smooth() if mask is None else mask
+    check.fill(name, fill)
+    expected, advice = "mask: a family of masks", "Use for example esegeta.masks.smooth(step=7)"
+    family = masks.smooth() if mask is None else check.function(name, expected, mask, advice)
 
     def explain(x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"]) -> Float[Tensor, "..."]:
         choice = family(x)

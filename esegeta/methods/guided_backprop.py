@@ -122,15 +122,17 @@ def layer_activation_guided_backprop(score: Score, place: str, *, unit: int | No
     Reference:
         Springenberg et al. 2015, section 4, arXiv:1412.6806.
     """
+    if unit is not None:
+        check.positive_count("layer_activation_guided_backprop", "unit", unit, least=0)
     look = tap(score, place)
 
     def active(x: Tensor) -> Tensor:
         a: Any = look(x)
-        if unit is not None and not 0 <= unit < a.shape[0]:
+        if unit is not None and (a.ndim == 0 or unit >= a.shape[0]):
             raise ValueError(
                 check.problem(
                     "layer_activation_guided_backprop",
-                    f"a unit below the {a.shape[0]} channels of {place!r}",
+                    f"a unit of the channels of {place!r}, whose shape is {tuple(a.shape)}",
                     repr(unit),
                     "Count from 0",
                 )

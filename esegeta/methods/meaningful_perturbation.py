@@ -67,6 +67,7 @@ def meaningful_perturbation(
         Fong, Vedaldi 2017, equation 6, arXiv:1704.03296, without its random shifts.
     """
     name = "meaningful_perturbation"
+    check.fill(name, fill)
     n = check.positive_count(name, "steps", steps)
     small, smooth = check.non_negative(name, "least", least), check.non_negative(name, "edges", edges)
 

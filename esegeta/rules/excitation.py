@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from esegeta._facts import carry, named
 from esegeta._types import Score
-from esegeta.engine import interception
+from esegeta.engine import check, interception
 from esegeta.engine.gradient import name_of
 from esegeta.engine.operators import Operation, reroute
 from esegeta.rules.composites import Composite, Layer, quotient
@@ -193,12 +194,11 @@ def excitation(score: Score, *, contrast: bool = False) -> Score:
         Zhang, Lin, Brandt, Shen, Sclaroff 2016, equation 4, arXiv:1608.00507.
     """
 
+    check.score(NAME, score)
+
     def changed(x: Tensor) -> Tensor:
         last = last_layers(NAME, score, x)
         y = rewritten(score, lambda: Excitation(contrast, last))(x)
         return y if last or not isinstance(y, Tensor) else reroute(y, [y], lambda g, _, y: quotient(g, y))
 
-    changed.__name__ = f"{NAME} of {name_of(score)}"
-    changed.differentiable = getattr(score, "differentiable", True)  # type: ignore[attr-defined]
-    changed.rewritten = True  # type: ignore[attr-defined]
-    return changed
+    return named(carry(changed, score, rewritten=True), f"{NAME} of {name_of(score)}")

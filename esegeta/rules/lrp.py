@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import vjp
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from esegeta._facts import carry, named
 from esegeta._types import Score
 from esegeta.engine import check, interception, levels
 from esegeta.engine.gradient import name_of
@@ -606,16 +607,15 @@ def relevant(score: Score, make: Callable[[frozenset[Any]], Relevance], *, last:
 
     name = make(frozenset()).name
 
+    check.score(name, score)
+
     def changed(x: Tensor) -> Tensor:
         found = last_layers(name, score, x) if last else frozenset()
         return rewritten(score, lambda: make(found))(x)
 
     if not last:
         return rewritten(score, lambda: make(frozenset()))
-    changed.__name__ = f"{name} of {name_of(score)}"
-    changed.differentiable = getattr(score, "differentiable", True)  # type: ignore[attr-defined]
-    changed.rewritten = True  # type: ignore[attr-defined]
-    return changed
+    return named(carry(changed, score, rewritten=True), f"{name} of {name_of(score)}")
 
 
 def lrp(score: Score, composite: Composite | str = "epsilon") -> Score:
@@ -686,5 +686,7 @@ def relevances(
         >>> {k: v.item() for k, v in relevances(score, "zero", torch.tensor([[1., -1.]]), ["hidden"]).items()}
         {'hidden': 6.0}
     """
-    values, gradients = activation_and_gradient(lrp(score, composite), list(places))(x)
+    if isinstance(places, str):
+        places = [places]
+    values, gradients = activation_and_gradient(lrp(score, composite), places)(x)
     return {p: (a * g).sum() for p, a, g in zip(places, values, gradients, strict=True)}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esegeta._facts import carry, facts_of, named
 from esegeta._types import Score
 from esegeta.engine import check, interception, operators
 from esegeta.engine.gradient import name_of
@@ -115,8 +116,13 @@ def rewritten(
 ) -> Score:
     """The score with the derivatives of a rewrite; a run that rewrites nothing is refused if ``hits`` says so."""
 
+    check.score(make().name, score)
+
     def changed(x: Tensor) -> Tensor:
         rewriting = make()
+        check.floating(rewriting.name, "x", x)
+        for reference in references:
+            check.like(rewriting.name, "baseline", reference, x)
         y, _ = interception.observe(rewriting.name, score, (x,), (), rewrite=rewriting, references=references)
         if hits is not None and not rewriting.rewritten:
             raise ValueError(
@@ -129,11 +135,8 @@ def rewritten(
             )
         return y
 
-    changed.__name__ = f"{make().name} of {name_of(score)}"
-    changed.differentiable = getattr(score, "differentiable", True)  # type: ignore[attr-defined]
-    changed.rewritten = True  # type: ignore[attr-defined]
-    changed.changes_values = make().changes_values  # type: ignore[attr-defined]
-    return changed
+    carry(changed, score, rewritten=True, changes_values=make().changes_values)
+    return named(changed, f"{make().name} of {name_of(score)}")
 
 
 class Coverage(dict[tuple[str, str], int]):
@@ -162,8 +165,10 @@ def coverage(score: Score, x: Tensor) -> Coverage:
         sum                              plain derivative   1
         relu                             rewritten          1
     """
+    check.runs("coverage", score)
+    check.image("coverage", "x", x)
     with operators.noting() as counts, torch.no_grad():
-        if getattr(score, "rewritten", False):
+        if facts_of(score).rewritten:
             score(x)
         else:
             interception.observe("coverage", score, (x,), (), rewrite=_Looking())

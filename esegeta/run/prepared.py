@@ -95,7 +95,9 @@ def numbers(
     kinds = (int,) if whole else (int, float)
     several = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     right = bool(several) and all(isinstance(v, kinds) and not isinstance(v, bool) for v in several)
-    if not right or not all(abs(v) < float("inf") and (v > 0 or not positive) for v in several):
+    if not right or not all(
+        abs(v) < (2**63 if isinstance(v, int) else float("inf")) and (v > 0 or not positive) for v in several
+    ):
         expected = f"{name} of {'whole' if whole else 'finite'} numbers{' > 0' if positive else ''}"
         raise ValueError(check.problem(where, expected, check.describe(value), advice))
     return several

@@ -4,12 +4,12 @@ A step is made from parameters, which are checked at once, and is a function ``P
 it did, so that ``Prepared.back`` puts a map onto the grid of the file.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from esegeta.engine import check
 from esegeta.run.intensities import clip, normalise
@@ -50,7 +50,12 @@ def apply(volume: Volume, steps: Iterable[Step | Mapping[str, Any]]) -> Prepared
         [[0.0, 1.0, 1.0, 1.0, 1.0, 0.0]]
     """
     now = Prepared(volume.data, np.array(volume.affine, dtype=np.float64), tuple(volume.spacing))
+    if not isinstance(steps, Iterable) or isinstance(steps, (str, bytes, Mapping, torch.Tensor)):
+        got, advice = check.describe(steps), 'Pass for example [{"step": "pad", "multiple": 8}]'
+        raise TypeError(check.problem("preprocess", "a list of steps", got, advice))
     for one in steps:
+        if not isinstance(one, Mapping) and not callable(one):
+            raise TypeError(_no_step(one))
         now = (step(one) if isinstance(one, Mapping) else one)(now)
     return now
 
@@ -59,15 +64,15 @@ def step(table: Mapping[str, Any]) -> Step:
     """The step that a table of a configuration asks for, its parameters checked."""
     parameters = dict(table)
     name = parameters.pop("step", None)
-    if name not in STEPS:
-        raise ValueError(
-            check.problem("preprocess", f"a step of {', '.join(STEPS)}", repr(name), _nearest(name, STEPS))
-        )
+    if not isinstance(name, str) or name not in STEPS:
+        got = "none" if name is None else repr(name)
+        advice = 'Write step = "name"' if name is None else check.nearest(name, STEPS)
+        raise ValueError(check.problem("preprocess", f"a step of {', '.join(STEPS)}", got, advice))
     make = STEPS[name]
     known = inspect.signature(make).parameters
     for given in parameters:
         if given not in known:
-            advice = _nearest(given, known)
+            advice = check.nearest(given, known)
             raise ValueError(check.problem(name, f"parameters of {', '.join(known)}", repr(given), advice))
     for wanted, parameter in known.items():
         if parameter.default is parameter.empty and wanted not in parameters:
@@ -83,23 +88,18 @@ def problems(tables: Iterable[Any]) -> list[str]:
     >>> for line in problems([{"step": "pad", "multiple": 0}, {"step": "reorient", "to": "RAS"}, {"step": "crp"}]):
     ...     print(line)
     [0]: pad: expected multiple of whole numbers > 0, got int 0. Pass for example 8.
-    [2]: preprocess: expected a step of reorient, resample, ..., got 'crp'. Did you mean crop.
+    [2]: preprocess: expected a step of reorient, resample, ..., got 'crp'. Nearest: crop.
     """
     found = []
     for i, table in enumerate(tables):
         try:
             if not isinstance(table, Mapping):
-                raise TypeError(
-                    check.problem(
-                        "preprocess", "a table with step = name", check.describe(table), "Write one"
-                    )
-                )
+                raise TypeError(_no_step(table))
             step(table)
         except (TypeError, ValueError) as error:
             found.append(f"[{i}]: {error}")
     return found
 
 
-def _nearest(name: object, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(known), 1)
-    return f"Did you mean {close[0]}" if close else "Choose one of them"
+def _no_step(value: object) -> str:
+    return check.problem("preprocess", "a table with step = name", check.describe(value), "Write one")
