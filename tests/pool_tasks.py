@@ -136,7 +136,9 @@ def start_a_child(payload, context):
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     child = subprocess.Popen(sleep)
     apart = subprocess.Popen(sleep, start_new_session=True, env={})
-    orphan = subprocess.run([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True, check=True).stdout
+    orphan = subprocess.run(
+        [sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
     part = Path(payload["file"] + ".part")
     part.write_text(f"{os.getpid()} {child.pid} {apart.pid} {orphan}")
     part.rename(payload["file"])

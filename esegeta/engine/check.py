@@ -1,6 +1,10 @@
 """Checks of what users pass in. Each message names the function, the expectation, what came, what to do."""
 
+import contextlib
+import os
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +19,23 @@ def problem(where: str, expected: str, got: str, advice: str) -> str:
     'gradient: expected a scalar score, got shape (2,). Apply a reducer.'
     """
     return f"{where}: expected {expected}, got {got}. {advice.rstrip('.')}."
+
+
+def not_written(path: str | os.PathLike[str], size: int | None, error: OSError) -> OSError:
+    """Return the error of a file that could not be written, such as one for which the disk has no room.
+
+    What the system raises then names neither the file nor how much room it takes.
+    """
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    with contextlib.suppress(OSError):
+        reason += f", {shutil.disk_usage(Path(path).parent).free} bytes are free there"
+    room = "room for it" if size is None else f"room for its {size} bytes"
+    text = problem(
+        "write", f"to write {path} and {room}", reason, "Make room and start again, or write elsewhere"
+    )
+    told = OSError(text)
+    told.errno = error.errno
+    return told
 
 
 def describe(value: object) -> str:

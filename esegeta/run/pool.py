@@ -406,7 +406,7 @@ class _Pool:
             if task.memory is not None and here > task.memory and worker.reason is None:
                 worker.reason = (
                     "memory",
-                    f"it occupied {_size(here)}, more than the {_size(task.memory)} allowed",
+                    f"it occupied {size(here)}, more than the {size(task.memory)} allowed",
                 )
                 worker.kill()
             elif worker.asked is not None and now - worker.asked > _TERM_SECONDS:
@@ -417,7 +417,12 @@ class _Pool:
                 worker.process.send_signal(signal.SIGTERM)
 
 
-def _size(amount: int) -> str:
+def size(amount: int) -> str:
+    """Return a number of bytes for people.
+
+    >>> size(3 * 2**29), size(2**20)
+    ('1.50 GiB', '1 MiB')
+    """
     return f"{amount / 2**30:.2f} GiB" if amount >= 2**30 else f"{amount / 2**20:.0f} MiB"
 
 
