@@ -1,4 +1,7 @@
-"""Rewrites: scores of the same values with other derivatives, made at the level of operations."""
+"""Rewrites: scores of the same values with other derivatives, made at the level of operations.
+
+The values are the same up to rounding: where an operation is computed in other words, its sums have another order.
+"""
 
 from esegeta.rules.composites import (
     COMPOSITES,
