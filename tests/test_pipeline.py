@@ -20,7 +20,7 @@ import torch
 
 from esegeta._registry import METHODS
 from esegeta.engine.execution import current, record
-from esegeta.run import building, config, jobs, log, parts, pipeline, processes, stopping, worker
+from esegeta.run import building, config, jobs, log, parts, pipeline, stopping, worker
 from esegeta.run.child import Context, RefusedError
 from esegeta.run.pool import Task
 
@@ -376,12 +376,14 @@ def test_a_signal_that_has_a_handler_keeps_it():
     assert heard == ["own"]
 
 
-def test_a_job_without_a_limit_of_memory_gets_its_share(tmp_path, scan):
+@pytest.mark.parametrize(("there", "each"), [(20, 6), (2, 1), (1, 0.9)])  # GiB, for three workers
+def test_a_job_without_a_limit_of_memory_gets_its_share(tmp_path, scan, monkeypatch, there, each):
+    monkeypatch.setattr(pipeline, "memory_here", lambda: there * 2**30)
     whole = config.load(settings(tmp_path / "out", scan, [GOOD[0]], workers=3))
     own = Task("own", "f", memory=2**20)
     tasks, share = pipeline._limited([own, Task("none", "f")], whole)
     assert tasks[0] == own
-    assert tasks[1].memory == share == int(0.9 * processes.memory_here() / 3)
+    assert tasks[1].memory == share == int(each * 2**30)
 
 
 # ------------------------------------------------------------------ the plan

@@ -12,7 +12,7 @@ import esegeta
 ROOT = Path(esegeta.__file__).parent.parent
 IMPORT_SECONDS = 0.2
 # Of what torch takes in the same process: a machine that is busy slows both.
-IMPORT_SHARE = 0.2
+IMPORT_SHARE = 0.15
 HEAVY = ("nibabel", "scipy.ndimage", "matplotlib", "captum", "hypothesis")
 
 

@@ -117,8 +117,8 @@ def _end_children() -> None:
     while time.monotonic() < until:
         _reap()
         try:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        except ChildProcessError:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:  # there are none
             return
         for child in children(os.getpid()):
             with contextlib.suppress(ProcessLookupError, PermissionError):

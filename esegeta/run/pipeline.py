@@ -27,6 +27,8 @@ COLUMNS = (
 ALL_DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 # The rest of the memory is for this process and the system.
 _MEMORY_SHARE = 0.9
+# Much of what an interpreter with torch occupies is shared with the others: below this the sum says little.
+_LEAST_MEMORY = 2**30
 
 
 @dataclass(frozen=True)
@@ -171,10 +173,10 @@ def _check_that_it_stays(folder: Path, lock: int) -> None:
 def _limited(tasks: Sequence[Task], config: Config) -> tuple[list[Task], int]:
     """Give tasks that have no limit of memory their share of what there is, which is returned as well."""
     places = len(pool.slots(config.run.devices, config.run.workers, config.run.per_device))
-    share = int(_MEMORY_SHARE * memory_here() / max(1, places))
-    return [
-        task if task.memory is not None else dataclasses.replace(task, memory=share) for task in tasks
-    ], share
+    whole = int(_MEMORY_SHARE * memory_here())
+    share = min(whole, max(whole // max(1, places), _LEAST_MEMORY))
+    limited = [t if t.memory is not None else dataclasses.replace(t, memory=share) for t in tasks]
+    return limited, share
 
 
 def _run(
