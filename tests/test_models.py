@@ -769,7 +769,7 @@ def test_inside_autocast_of_the_user():
         assert vmap(model)(xs).dtype == torch.bfloat16
     full = torch.autograd.grad(net(z).sum(), z)[0]
     assert got.dtype == torch.float32
-    # Computed in bfloat16, which is why nothing is lost by rounding to it; how the sums inside round, the processor says.
+    # Computed in bfloat16: rounding to it loses nothing. How the sums inside round depends on the processor.
     rounded = lambda t: t.bfloat16().float()
     assert torch.equal(got, rounded(got))
     assert not torch.equal(full, rounded(full))
