@@ -217,7 +217,7 @@ def _ended(summary: Any) -> None:
         elif record["status"] not in marks.MADE:
             say(f"{record['id']}: {record['status']}: {' '.join(str(record.get('error')).split())}")
     counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.counts.items()))
-    if summary.exit_code == INTERRUPTED:
+    if summary.exit_code >= INTERRUPTED:
         say("Interrupted: what is finished is kept. The same command goes on with the rest.")
     say(f"{counts or 'Nothing was done'}. Everything is in {summary.folder}.")
     if summary.report is not None:
@@ -428,7 +428,7 @@ def ended_by(error: BaseException) -> int:
     """Say on stderr why it ends, and with which exit status."""
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         print("esegeta: interrupted. What is finished is kept.", file=sys.stderr)
-        return INTERRUPTED
+        return getattr(error, "exit_code", INTERRUPTED)
     if hasattr(error, "format_message"):  # of typer, about what stands on the command line
         print(f"esegeta: {' '.join(error.format_message().split())}", file=sys.stderr)
         return BAD_INPUT

@@ -234,7 +234,8 @@ def split(
 ) -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]:
     r"""Cut a score at a place: :math:`F = \mathrm{head} \circ \mathrm{trunk}`.
 
-    ``head(trunk(x))`` is ``score(x)``, at every place. The head on *other* activations needs to know the rest
+    ``head(trunk(x))`` is ``score(x)`` at every place, up to rounding: what is put in may lie otherwise in memory, and
+    the operation after it then adds up in another order. The head on *other* activations needs to know the rest
     of what it reads: nothing if the place is a cut; else what bypasses the place comes from ``at``. Several
     places that are a cut together need no ``at`` either.
 

@@ -73,3 +73,24 @@ def slow_occlusion(score, *, size: int = 2, seconds: float | int = 0.1):
 def not_finite(score):
     """Divides by zero."""
     return lambda x: x / torch.zeros(())
+
+
+@method(needs="values", paper="")
+def fills_the_disk(score):
+    """Leaves no room for the file that tells of its map."""
+    import errno
+    from pathlib import Path
+
+    write = Path.write_bytes
+
+    def full(path, content):
+        if b"fills_the_disk" in content:
+            write(path, content[:7])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    def explain(x):
+        Path.write_bytes = full
+        return x * score(x)
+
+    return explain

@@ -9,6 +9,7 @@ import tomllib
 
 import pytest
 import torch
+from rounding import assert_alike
 
 from esegeta import reducers
 from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
@@ -591,10 +592,10 @@ def test_an_entry_is_built_as_a_script_would(plain, net):
     ]
     score, explain = built(plain, x, net)
     expected = eg.reducers.predicted_class_sum(net, 1, at=x)
-    assert torch.equal(score(x), expected(x))
+    assert_alike(score(x), expected(x))
     by_hand = eg.smooth(eg.over_baselines(eg.integrated_gradients(expected, steps=4)), noise=0.1, samples=3)
     baselines = torch.stack([torch.full_like(x, 0.5), torch.zeros_like(x)])
-    assert torch.equal(explain(x), by_hand(x, baselines, key=7))
+    assert_alike(explain(x), by_hand(x, baselines, key=7))
     assert explain.axioms >= {"linearity", "dummy"}
     assert "completeness" not in explain.axioms  # the mean over noise adds up to something else
     assert explain.keyed
@@ -606,12 +607,12 @@ def test_an_entry_at_a_place_is_built_as_a_script_would(plain, net):
     x = torch.randn(1, 8, 8)
     score = eg.reducers.predicted_class_sum(net, 1, at=x)
     plain["methods"] = [{"name": "gradcam", "place": "bottom.relu"}]
-    assert torch.equal(built(plain, x, net)[1](x), eg.grad_cam(score, "bottom.relu")(x))
+    assert_alike(built(plain, x, net)[1](x), eg.grad_cam(score, "bottom.relu")(x))
     plain["methods"] = [
         {"name": "ig", "parameters": {"steps": 3}, "place": "decoder.relu", "baseline": "zero"}
     ]
     by_hand = eg.at(eg.integrated_gradients, "decoder.relu")(score, steps=3)(x, torch.zeros_like(x))
-    assert torch.equal(built(plain, x, net)[1](x), by_hand)
+    assert_alike(built(plain, x, net)[1](x), by_hand)
 
 
 def test_functions_are_asked_for_by_name(plain, net):
@@ -629,14 +630,14 @@ def test_functions_are_asked_for_by_name(plain, net):
     by_hand = eg.feature_ablation(score, features=eg.features.grid(4, spacing=(2.0, 1.0)))(
         x, torch.zeros_like(x)
     )
-    assert torch.equal(explain(x), by_hand)
+    assert_alike(explain(x), by_hand)
     with pytest.raises(ValueError, match="expected an input with a size of voxels"):
         built(plain, x, net)
     plain["methods"] = [
         {"name": "gradient", "transforms": [{"name": "regions", "segments": {"name": "slic", "count": 5}}]}
     ]
     by_hand = eg.regions(eg.gradient(score), lambda x: eg.segmentation.slic(x, 5))(x)
-    assert torch.equal(built(plain, x, net)[1](x), by_hand)
+    assert_alike(built(plain, x, net)[1](x), by_hand)
 
 
 def test_baselines_that_draw_differ_and_repeat(plain, net):
@@ -670,7 +671,7 @@ def test_a_file_stands_for_a_tensor(plain, net, tmp_path):
     ]
     score, _ = built(plain, x, net, read=read)
     assert asked == ["l.npy"]
-    assert torch.equal(score(x), reducers.region(net, 1, mask)(x))
+    assert_alike(score(x), reducers.region(net, 1, mask)(x))
     with pytest.raises(ValueError, match="expected a reader of files, got none"):
         built(plain, x, net)
 

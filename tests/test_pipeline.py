@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,8 +21,9 @@ import torch
 
 from esegeta._registry import METHODS
 from esegeta.engine.execution import current, record
-from esegeta.run import building, config, jobs, log, parts, pipeline, worker
+from esegeta.run import building, config, jobs, log, parts, pipeline, stopping, worker
 from esegeta.run.child import Context, RefusedError
+from esegeta.run.pool import Task
 
 DRIVER = Path(__file__).with_name("pipeline_driver.py")
 GOOD = [
@@ -317,18 +319,103 @@ def test_killed_at_random_moments_nothing_is_repeated_and_the_files_are_the_same
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_behind(tmp_path, scan):
-    whole = settings(tmp_path / "out", scan, [GOOD[0], {"name": "slow", "parameters": {"seconds": 600}}])
-    process = start(whole, mark="ctrl c")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_keeps_what_is_finished_and_leaves_nothing_behind(tmp_path, scan, name):
+    number = getattr(signal, name)
+    slow = {"name": "slow", "parameters": {"seconds": 600}}
+    whole = settings(tmp_path / "out", scan, [GOOD[0], slow], output={"report": True})
+    process = start(whole, mark=name)
     until = time.monotonic() + 120
     while "gradient" not in records(whole) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, _ = process.communicate()
-    assert json.loads(out.splitlines()[-1]) == {"code": 130, "counts": {"done": 1}, "repeated": 2}
-    assert process.returncode == 130
-    assert not marked("ctrl c")
+    assert json.loads(out.splitlines()[-1]) == {"code": 128 + number, "counts": {"done": 1}, "repeated": 2}
+    assert process.returncode == 128 + number
+    assert not marked(name)
     assert "missing" in json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_full_disk_is_named_and_nothing_of_the_job_stays(tmp_path, scan):
+    """A map is there already when its sidecar finds no room."""
+    whole = settings(tmp_path / "out", scan, [{"name": "fills_the_disk"}, GOOD[0]], workers=1)
+    said, found, _ = run(whole)
+    assert said["counts"] == {"done": 1, "failed": 1}
+    error = found["fills_the_disk"]["error"]
+    sidecar = r"[^ ]*/out/sub-01/[^ ]*_desc-fillsTheDisk_statmap\.json"
+    assert re.fullmatch(
+        rf"OSError: write: expected to write {sidecar} and room for its \d+ bytes, "
+        r"got no space left on device, \d+ bytes are free there\. Make room and start again, or write elsewhere\.",
+        error,
+    )
+    written = [path.name for path in (tmp_path / "out").rglob("*") if "fillsTheDisk" in path.name]
+    assert written == ["sub-01_spot_fillsTheDisk.json"]  # its record
+    assert not list((tmp_path / "out").rglob(".part-*"))
+
+
+def test_a_log_without_room_costs_no_run(tmp_path, capsys, monkeypatch):
+    written = log.Log("/dev/full") if Path("/dev/full").exists() else None
+    if written is None:
+        pytest.skip("the system has no device that is always full")
+    written.write("a line")
+    written.close()
+    assert capsys.readouterr().err == "log: No space left on device: a line\n"
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved"])
+def test_a_folder_that_goes_away_under_a_run_ends_it(tmp_path, scan, how):
+    whole = settings(tmp_path / "out", scan, [GOOD[0], {"name": "slow", "parameters": {"seconds": 8}}])
+    process = start(whole, mark=how)
+    until = time.monotonic() + 120
+    while "gradient" not in records(whole) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    if how == "deleted":
+        shutil.rmtree(tmp_path / "out")
+    else:
+        (tmp_path / "out").rename(tmp_path / "elsewhere")
+    _, err = process.communicate()
+    assert "to stay while the run writes into it, got it deleted or moved" in err.splitlines()[-1]
+    assert not (tmp_path / "out").exists(), "half a run"
+    assert not marked(how)
+
+
+def test_signals_that_ask_to_end_are_interruptions_once():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+
+    def work():
+        with stopping.terminable():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)  # while what is finished is put away
+                os.kill(os.getpid(), signal.SIGHUP)
+
+    with pytest.raises(stopping.Terminated) as raised:
+        work()
+    assert raised.value.exit_code == 143
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_a_signal_that_has_a_handler_keeps_it():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("own"))
+    try:
+        with stopping.terminable():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == ["own"]
+
+
+@pytest.mark.parametrize(("there", "each"), [(20, 6), (2, 1), (1, 0.9)])  # GiB, for three workers
+def test_a_job_without_a_limit_of_memory_gets_its_share(tmp_path, scan, monkeypatch, there, each):
+    monkeypatch.setattr(pipeline, "memory_here", lambda: there * 2**30)
+    whole = config.load(settings(tmp_path / "out", scan, [GOOD[0]], workers=3))
+    own = Task("own", "f", memory=2**20)
+    tasks, share = pipeline._limited([own, Task("none", "f")], whole)
+    assert tasks[0] == own
+    assert tasks[1].memory == share == int(each * 2**30)
 
 
 # ------------------------------------------------------------------ the plan

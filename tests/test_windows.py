@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rounding import assert_alike
 from torch import nn
 
 import esegeta as eg
@@ -1306,7 +1307,7 @@ def test_two_threads_at_once():
     for t in threads:
         t.join()
     for i, w in enumerate(want):
-        assert torch.equal(got[i], w)
+        assert_alike(got[i], w)
 
 
 def test_chunks_and_memory_change_nothing():

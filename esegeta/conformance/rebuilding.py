@@ -374,8 +374,8 @@ class Rebuilt(OfModule):
     """A network in another form: the same function by another graph.
 
     >>> net = Network((1, 3), ("conv", "relu"))
-    >>> same = Rebuilt(net, "scaled rectifier")
-    >>> same, same(torch.ones(1, 3, dtype=torch.float64)).item() == net(torch.ones(1, 3, dtype=torch.float64)).item()
+    >>> same, x = Rebuilt(net, "scaled rectifier"), torch.ones(1, 3, dtype=torch.float64)
+    >>> same, torch.allclose(same(x), net(x))
     (Rebuilt(Network((1, 3), layers=('conv', 'relu')), 'scaled rectifier'), True)
     """
 

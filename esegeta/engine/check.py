@@ -3,7 +3,10 @@
 import contextlib
 import difflib
 import functools
+import os
+import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +43,23 @@ def calling(name: str, inside: Collection[str]) -> Iterator[None]:
         if colon and where in inside:
             error.args = (f"{name}{colon}{rest}",)
         raise
+
+
+def not_written(path: str | os.PathLike[str], size: int | None, error: OSError) -> OSError:
+    """Return the error of a file that could not be written, such as one for which the disk has no room.
+
+    What the system raises then names neither the file nor how much room it takes.
+    """
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    with contextlib.suppress(OSError):
+        reason += f", {shutil.disk_usage(Path(path).parent).free} bytes are free there"
+    room = "room for it" if size is None else f"room for its {size} bytes"
+    text = problem(
+        "write", f"to write {path} and {room}", reason, "Make room and start again, or write elsewhere"
+    )
+    told = OSError(text)
+    told.errno = error.errno
+    return told
 
 
 def describe(value: object) -> str:

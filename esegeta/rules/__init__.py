@@ -1,4 +1,7 @@
-"""Rewrites: scores with other derivatives, made at the level of operations; of the same values, but for smoothing."""
+"""Rewrites: scores with other derivatives, made at the level of operations; of the same values, but for smoothing.
+
+The same up to rounding: where an operation is computed in other words, its sums have another order.
+"""
 
 from esegeta.rules.composites import (
     COMPOSITES,

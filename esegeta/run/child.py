@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from esegeta.run import keeper
+
 _REPORT_SECONDS = 0.1
 # What torch and the libraries below it say of memory where they raise no error of that kind.
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
@@ -170,10 +172,11 @@ def serve(tasks: BinaryIO, events: BinaryIO, device: str) -> None:
 
 
 def main() -> None:
-    """Run as a worker: ``python -m esegeta.run.child EVENTS DEVICE``."""
+    """Run as a worker: ``python -m esegeta.run.child EVENTS LIFE DEVICE``."""
+    channel, life = int(sys.argv[1]), int(sys.argv[2])
+    keeper.keep(life, channel)
     tasks = os.fdopen(os.dup(0), "rb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    channel = int(sys.argv[1])
     os.set_inheritable(channel, False)  # what a task starts must not keep the pipe open
     faulthandler.enable()
     # Before a task that hangs is ended it is asked where it hangs.
@@ -181,7 +184,7 @@ def main() -> None:
     with contextlib.suppress(OSError):  # if the system runs out of memory, it is the worker that has to go
         Path("/proc/self/oom_score_adj").write_text("900")
     with os.fdopen(channel, "wb") as events, contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
-        serve(tasks, events, sys.argv[2])
+        serve(tasks, events, sys.argv[3])
     sys.stdout.flush()
     os._exit(0)  # nothing that a task has left running can hold it
 

@@ -5,6 +5,7 @@ files, the weights, the versions. Limits of time and memory, devices and the num
 """
 
 import functools
+import glob
 import hashlib
 import json
 import math
@@ -299,6 +300,14 @@ def clear(job: Job, folder: str | Path) -> None:
             path = Path(folder) / name
             if Path(folder).resolve() in path.resolve().parents:
                 path.unlink(missing_ok=True)
+
+
+def discard(job: Job, folder: str | Path) -> None:
+    """Remove what a job that did not come to its end has written, with or without a record."""
+    clear(job, folder)
+    stem = Path(folder) / names.statmap(job.subject, job.target, job.method, "")
+    for path in stem.parent.glob(f"{glob.escape(stem.name)}_*"):
+        path.unlink(missing_ok=True)
 
 
 # Their samples are of runs through all parts of the image.

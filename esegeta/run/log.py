@@ -1,5 +1,6 @@
 """What a run tells while it goes on: everything into a file, what matters onto the screen."""
 
+import contextlib
 import sys
 import threading
 import time
@@ -44,12 +45,16 @@ class Log:
         first, *rest = text.splitlines() or [""]
         now = datetime.now().isoformat(sep=" ", timespec="milliseconds")
         with self._lock:
-            self._file.write("".join([f"{now}  {first}\n", *(f"    {line}\n" for line in rest)]))
-            self._file.flush()
+            try:
+                self._file.write("".join([f"{now}  {first}\n", *(f"    {line}\n" for line in rest)]))
+                self._file.flush()
+            except OSError as error:  # no line of a log is worth the run, but it has to be seen
+                print(f"log: {error.strerror}: {text}", file=sys.stderr)
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what is left in its buffer was printed
+            self._file.close()
 
 
 def sentences(event: Event) -> list[str]:

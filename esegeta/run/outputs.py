@@ -54,13 +54,14 @@ _IGNORED = (
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
+def atomic(path: str | Path, size: int | None = None) -> Iterator[Path]:
     """A file to write to, which takes the place of ``path`` when all went well, and is gone if not.
 
     It lies in the same folder, which is made if need be, and has the same ending.
 
     Args:
         path: the file that shall be there.
+        size: of it, in bytes, to be named if there is no room; None if that is not known.
 
     Example:
         >>> import tempfile
@@ -79,6 +80,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(part, path)
         with suppress(OSError):  # not every system can do it for folders
             _flush(path.parent)
+    except OSError as error:
+        if error.filename is not None:  # it names its file by itself
+            raise
+        raise check.not_written(path, size, error) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -105,7 +110,7 @@ def sweep(folder: str | Path) -> int:
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file as a whole."""
-    with atomic(path) as part:
+    with atomic(path, len(content)) as part:
         part.write_bytes(content)
 
 

@@ -7,7 +7,7 @@ Deadlines end in three steps. The task knows its deadline and may stop by itself
 later, of some seconds and a tenth of the deadline, it gets SIGTERM, upon which the worker writes where it hangs; then
 SIGKILL. A task that has its result in time can ask for a while to put it away.
 
-Memory is watched from here: what the worker's process group occupies, children included. A limit on the address
+Memory is watched from here: what the worker occupies, with all that it has started. A limit on the address
 space (RLIMIT_AS) is not used: torch and CUDA reserve far more addresses than they ever occupy, and a refused
 reservation ends in any error at all. Watching reports what happened.
 """
@@ -20,13 +20,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
 from esegeta.engine import check
-from esegeta.run.processes import Guard, bury, how_it_ended, resident, send
+from esegeta.run.processes import Members, bury, how_it_ended
 
 Status = Literal["done", "failed", "timeout", "memory", "crashed", "refused"]
 Event = dict[str, Any]
@@ -118,26 +118,26 @@ def environment(device: str, threads: int, outer: Mapping[str, str]) -> dict[str
 class _Worker:
     """One worker process, and the task that it is doing."""
 
-    def __init__(self, device: str, threads: int, guard: Guard) -> None:
+    def __init__(self, device: str, threads: int) -> None:
         self.device = device
-        self.guard = guard
         ours, theirs = os.pipe()
+        life, self.life = os.pipe()  # while we hold the end that nothing is written to, the worker may live
         inside = "cuda:0" if device.startswith("cuda") else device
         # -P: the folder that it is started in is not searched for modules unless ours is.
-        command = [sys.executable, "-P", "-m", "esegeta.run.child", str(theirs), inside]
+        command = [sys.executable, "-P", "-m", "esegeta.run.child", str(theirs), str(life), inside]
         try:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=[theirs],
+                pass_fds=[theirs, life],
                 env=environment(device, threads, os.environ),
                 start_new_session=True,
             )
         finally:
             os.close(theirs)
-        guard.add(self.process.pid)
+            os.close(life)
         self.events: IO[bytes] = os.fdopen(ours, "rb", buffering=0)
         assert self.process.stdout is not None
         self.prints: IO[bytes] = self.process.stdout
@@ -211,14 +211,50 @@ class _Worker:
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        code = bury(self.process)
-        self.guard.drop(self.process.pid)
-        return code
+        return bury(self.process)
+
+    def kill(self) -> None:
+        """Have it and everything that it has started killed at once."""
+        if self.life >= 0:
+            os.close(self.life)
+            self.life = -1
 
     def shut(self) -> None:
         """Close our ends of its pipes."""
+        self.kill()
         self.events.close()
         self.prints.close()
+
+
+class Waiting:
+    """Tasks that wait, those for the same device in one line: to take one costs the same however many there are.
+
+    >>> waiting = Waiting([Task("a", "f", device="cuda:0"), Task("b", "f"), Task("c", "f", device="cpu")])
+    >>> [waiting.take({"cpu"}).id, waiting.take({"cpu"}).id, waiting.take({"cpu"}), len(waiting)]
+    ['b', 'c', None, 1]
+    """
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self._lines: dict[str | None, deque[tuple[int, Task]]] = {}
+        self._left = 0
+        for number, task in enumerate(tasks):
+            self._lines.setdefault(task.device, deque()).append((number, task))
+            self._left += 1
+
+    def __len__(self) -> int:
+        return self._left
+
+    def take(self, devices: Collection[str]) -> Task | None:
+        """Take the first task that one of these devices may do, None if there is none."""
+        heads = [
+            (line[0][0], device)
+            for device, line in self._lines.items()
+            if line and devices and (device is None or device in devices)
+        ]
+        if not heads:
+            return None
+        self._left -= 1
+        return self._lines[min(heads)[1]].popleft()[1]
 
 
 class _Pool:
@@ -231,14 +267,13 @@ class _Pool:
         threads: int,
         on_event: Callable[[Event], None] | None,
         grace: float,
-        guard: Guard,
     ) -> None:
-        self.pending = deque(tasks)
+        self.pending = Waiting(tasks)
         self.free = list(devices)
         self.threads = threads
         self.on_event = on_event
         self.grace = grace
-        self.guard = guard
+        self.members = Members()
         self.workers: list[_Worker] = []
         self.outcomes: dict[str, Outcome] = {}
         self.selector = selectors.DefaultSelector()
@@ -259,24 +294,24 @@ class _Pool:
 
     def hand_out(self) -> None:
         """Give every free worker, and every place for one, a task that it may do."""
-        for task in list(self.pending):
-            suited = [w for w in self.workers if w.task is None and task.device in (None, w.device)]
-            same = next((w for w in suited if w.function == task.function), None)
-            device = next((d for d in self.free if task.device in (None, d)), None)
-            if same is None and device is None and suited:
-                device = suited[0].device
-                self.end(suited[0])
-            if same is None and device is None:
-                continue
-            self.pending.remove(task)
-            if same is None:
-                assert device is not None
-                same = self.start(device)
-            same.give(task)
-            self.tell("start", task.id, device=same.device, process=same.process.pid)
+        while True:
+            idle = [worker for worker in self.workers if worker.task is None]
+            task = self.pending.take({*self.free, *(worker.device for worker in idle)})
+            if task is None:
+                return
+            suited = [worker for worker in idle if task.device in (None, worker.device)]
+            worker = next((one for one in suited if one.function == task.function), None)
+            if worker is None:
+                device = next((one for one in self.free if task.device in (None, one)), None)
+                if device is None:
+                    device = suited[0].device
+                    self.end(suited[0])
+                worker = self.start(device)
+            worker.give(task)
+            self.tell("start", task.id, device=worker.device, process=worker.process.pid)
 
     def start(self, device: str) -> _Worker:
-        worker = _Worker(device, self.threads, self.guard)
+        worker = _Worker(device, self.threads)
         self.free.remove(device)
         self.workers.append(worker)
         self.selector.register(worker.events, selectors.EVENT_READ, (worker, "events"))
@@ -362,7 +397,7 @@ class _Pool:
         used: dict[int, int] = {}
         if busy and now - self.looked >= (_LOOK_SECONDS if limited else _IDLE_LOOK_SECONDS):
             self.looked = now
-            used = resident({w.process.pid for w in busy})
+            used = self.members.resident({w.process.pid for w in busy})
         for worker in busy:
             task = worker.task
             assert task is not None
@@ -371,18 +406,23 @@ class _Pool:
             if task.memory is not None and here > task.memory and worker.reason is None:
                 worker.reason = (
                     "memory",
-                    f"it occupied {_size(here)}, more than the {_size(task.memory)} allowed",
+                    f"it occupied {size(here)}, more than the {size(task.memory)} allowed",
                 )
-                send(worker.process.pid, signal.SIGKILL)
+                worker.kill()
             elif worker.asked is not None and now - worker.asked > _TERM_SECONDS:
-                send(worker.process.pid, signal.SIGKILL)
+                worker.kill()
             elif now > worker.until and worker.reason is None:
                 worker.reason = ("timeout", f"not done after {task.deadline:g} s")
                 worker.asked = now
-                send(worker.process.pid, signal.SIGTERM)
+                worker.process.send_signal(signal.SIGTERM)
 
 
-def _size(amount: int) -> str:
+def size(amount: int) -> str:
+    """Return a number of bytes for people.
+
+    >>> size(3 * 2**29), size(2**20)
+    ('1.50 GiB', '1 MiB')
+    """
     return f"{amount / 2**30:.2f} GiB" if amount >= 2**30 else f"{amount / 2**20:.0f} MiB"
 
 
@@ -423,27 +463,27 @@ def run(
     todo = list(tasks)
     names = [task.id for task in todo]
     if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         raise ValueError(check.problem(where, "different ids", f"{twice} more than once", "Rename them"))
     places = slots(
         devices,
         check.positive_count(where, "workers", workers),
         check.positive_count(where, "per_device", per_device),
     )
-    strangers = sorted({str(t.device) for t in todo if t.device is not None and t.device not in places})
+    strangers = sorted({t.device for t in todo if t.device is not None} - set(places))
     if not places or strangers:
         got = f"tasks for {', '.join(strangers)}" if strangers else "none"
         raise ValueError(check.problem(where, f"devices for all tasks, of {list(devices)}", got, "Add them"))
     if not todo:
         return []
     each = _share(len(places)) if threads is None else check.positive_count(where, "threads", threads)
-    pool = _Pool(todo, places, each, on_event, float(grace), guard := Guard())
+    pool = _Pool(todo, places, each, on_event, float(grace))
     try:
         pool.work()
     finally:
+        for worker in pool.workers:
+            worker.kill()
         for worker in list(pool.workers):
-            send(worker.process.pid, signal.SIGKILL)
             pool.end(worker)
         pool.selector.close()
-        guard.close()
     return [pool.outcomes[name] for name in names]

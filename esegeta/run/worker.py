@@ -158,6 +158,7 @@ def explain(payload: dict[str, Any], context: Context) -> Record:
     """Do a job of the kind "methods": its record, which is written last."""
     clock = time.monotonic()
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    there = Path(payload["folder"]).is_dir()
     device = torch.device(context.device)
     repeatable(device)
     if device.type == "cuda":
@@ -177,6 +178,8 @@ def explain(payload: dict[str, Any], context: Context) -> Record:
         built, score = explanation_of(entry, model, image)
     raw, events = computed(entry, built, image, context, left)
     context.finishing(_WRITING_SECONDS)  # what was stopped in time has to be written too
+    if there and not Path(payload["folder"]).is_dir():  # to make it anew would leave what looks like a run
+        raise FileNotFoundError(f"{payload['folder']} was deleted while the job was done")
     value, residual, difference = said_by(score, built, image, raw)
     done = partial_share(events)
     share = marks.missed(value, residual, difference)
