@@ -54,6 +54,11 @@ class Law:
         """What remains of the axiom here, and what may remain: ``SILENT`` if the axiom says nothing here."""
         raise NotImplementedError
 
+    @property
+    def trivial(self) -> bool:
+        """Whether hardly anything could break the axiom here: a score that does not vary is explained by zeros."""
+        return self.case.flat
+
     def _run(self, subject: Subject, build: Build, residual: Callable[[Build], Any]) -> tuple[float, float]:
         """The residual for this case, and what rounding may do given the largest attribution on the way."""
         largest = [self.case.x.new_zeros(())]
@@ -164,6 +169,7 @@ class SensitivityA(Law):
     by: float | int
 
     applies = classmethod(lambda cls, subject: _no_stack(subject))
+    trivial = False  # where the scores do not differ it is silent
 
     def measure(self, subject: Subject) -> tuple[float, float]:
         start = _start(self.case, subject)
@@ -205,6 +211,11 @@ class Linearity(Law):
 
     other: Score
     weights: tuple[float | int, float | int]
+
+    @property
+    def trivial(self) -> bool:
+        """Both scores have to vary."""
+        return self.case.flat or replace(self.case, score=self.other).flat
 
     def measure(self, subject: Subject) -> tuple[float, float]:
         stated = lambda build: axioms.linearity(build, self.case.score, self.other, weights=self.weights)
@@ -351,6 +362,11 @@ class ClassSensitivity(Law):
 
     more: Score
 
+    @property
+    def trivial(self) -> bool:
+        """The classes have to differ."""
+        return replace(self.case, score=self.more).flat
+
     def measure(self, subject: Subject) -> tuple[float, float]:
         other = composed(lambda f, g: lambda z: f(z) + g(z), self.case.score, self.more)
         stated = lambda build: axioms.class_sensitivity(build, self.case.score, other)
@@ -398,6 +414,7 @@ class ParameterDependence(Law):
     """New upper parameters of the network change the attribution. ``seeds`` draw them."""
 
     seeds: tuple[int, ...]
+    trivial = False  # where slopes do not change either it is silent
 
     def measure(self, subject: Subject) -> tuple[float, float]:
         score, x = self.case.score, self.case.x

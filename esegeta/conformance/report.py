@@ -4,7 +4,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-Kind = Literal["holds", "violated", "not applicable"]
+Kind = Literal["holds", "violated", "undecided", "not applicable"]
+# Without so many cases that could have failed nothing is said to hold.
+ENOUGH = 25
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Counterexample:
 class Verdict:
     """What was found about one axiom.
 
-    cases: how many were put to the method; refused: how many of them it did not accept, ``why`` says for which
+    kind: "undecided" if nothing was found, in too few cases or in too little time, ``why`` says which;
+    cases: how many were put to the method that could have failed; refused: how many of them it did not accept, ``why`` says for which
     reason, or why the axiom says nothing about it; claimed: whether the method claims the axiom.
     """
 
@@ -34,8 +37,8 @@ class Verdict:
 
     @property
     def broken(self) -> bool:
-        """A claim that does not hold, or of which nothing could be found out."""
-        return self.claimed and self.kind != "holds"
+        """A claim that does not hold, or that nothing can be said about."""
+        return self.claimed and self.kind in ("violated", "not applicable")
 
     def __str__(self) -> str:
         claim = {True: "claimed", False: ""}[self.claimed]
@@ -78,13 +81,19 @@ class Report:
         """Claims that do not hold."""
         return tuple(v.axiom for v in self.verdicts if v.broken)
 
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """Axioms of which too few cases were tried to say anything."""
+        return tuple(v.axiom for v in self.verdicts if v.kind == "undecided")
+
     def __str__(self) -> str:
         return self.text()
 
     def text(self) -> str:
         """For a terminal: a line for each axiom, and below it the call that rebuilds a counterexample."""
         end = "" if self.complete else ", stopped before all cases were tried"
-        head = f"{self.method}: {len(self.axioms)} of {len(self.verdicts)} axioms hold{end}"
+        open_ones = f", {len(self.undecided)} undecided" if self.undecided else ""
+        head = f"{self.method}: {len(self.axioms)} of {len(self.verdicts)} axioms hold{open_ones}{end}"
         return "\n".join([head, "", *(str(v) for v in self.verdicts)])
 
     def table(self) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from esegeta._types import Explain
 from esegeta.conformance.laws import LAWS, rebuilt
-from esegeta.conformance.report import Counterexample, Report, Verdict
+from esegeta.conformance.report import ENOUGH, Counterexample, Kind, Report, Verdict
 from esegeta.conformance.subjects import Subject, of
 from esegeta.engine import check, progress
 
@@ -29,19 +29,21 @@ def verify(
 ) -> Report:
     """Put a method to random scores, networks and images, and tell which axioms it keeps on all of them.
 
-    A verdict is **holds** on so many cases, **violated** with the smallest counterexample that was found, as the
-    call that rebuilds it, or **not applicable** with the reason. What is allowed to remain of an axiom is derived
+    A verdict is **holds** on so many cases, at least 25 that could have failed; **violated** with the smallest
+    counterexample that was found, as the call that rebuilds it; **undecided** where too few cases were tried, or the
+    time was over before all of them were; or **not applicable** with the reason. What is allowed to remain of an axiom is derived
     from each case: from the rounding of its arithmetic and, where a method sums over a path, from what its number
     of nodes can leave. "Holds" is no proof; "violated" is one.
 
-    The same seed draws the same cases, so that a verdict can be repeated.
+    The same seed draws the same cases in the same order, so that a verdict can be repeated. A budget of time tries
+    the first of them: it can leave a verdict undecided, and change none.
 
     Args:
         method: ``Score -> Explain``; the name of a registered method; ``"my_module:my_method"``;
             ``"captum:DeepLift"`` and the like for other libraries; or a ``conformance.Subject``.
         axioms: names in ``esegeta.axioms``, by default all.
         cases: how many to try for each axiom.
-        seconds: after which the search ends with what it has.
+        seconds: after which the search ends, shared by the axioms. What takes its time once does not count.
         seed: of the random cases.
         scores: from a shape ``(C,*S)`` to a Hypothesis strategy of scores, such as
             ``lambda shape: strategies.networks(shape=shape, operators=["conv", "relu"])``: only on these; by
@@ -53,7 +55,7 @@ def verify(
 
     Example:
         >>> import esegeta as eg
-        >>> report = eg.verify(eg.input_x_gradient, axioms=["linearity", "shift"], cases=20)
+        >>> report = eg.verify(eg.input_x_gradient, axioms=["linearity", "shift"], cases=40)
         >>> [v.kind for v in report.verdicts]
         ['holds', 'violated']
     """
@@ -69,10 +71,14 @@ def verify(
             )
         )
     cases = check.positive_count("verify", "cases", cases)
-    started = time.monotonic()
-    until = math.inf if seconds is None else started + check.non_negative("verify", "seconds", seconds)
-    verdicts, complete = [], True
+    budget = math.inf if seconds is None else check.non_negative("verify", "seconds", seconds)
     from esegeta.conformance.search import Search  # it needs hypothesis
+
+    if seconds is not None:
+        _warm_up(subject, names, scores)
+    started = time.monotonic()
+    until = started + budget
+    verdicts, complete = [], True
 
     with progress.loop(f"verify {subject.name}") as bar:
         for i, axiom in enumerate(names):
@@ -89,6 +95,21 @@ def verify(
             complete &= whole
         bar.at(1.0)
     return Report(subject.name, tuple(verdicts), time.monotonic() - started, complete)
+
+
+def _warm_up(
+    subject: Subject, names: Iterable[str], scores: "Callable[[tuple[Any, ...]], Any] | None"
+) -> None:
+    """What takes its time once, whatever is searched: the first draws for each axiom, and the first explanation."""
+    from esegeta.conformance import drawing, search
+
+    measured = 0
+    for axiom in names:
+        if LAWS[axiom].applies(subject):
+            continue
+        measure = (lambda situation: situation.measure(subject)) if not measured else lambda _: (0.0, 0.0)
+        search.smallest(drawing.situations(axiom, subject, scores), measure, search.Search(2))
+        measured += 1
 
 
 def _chosen(axioms: Iterable[str] | None) -> list[str]:
@@ -116,15 +137,34 @@ def _verdict(
     from esegeta.conformance import drawing, search  # they need hypothesis
 
     found = search.smallest(
-        drawing.situations(axiom, subject, scores), lambda situation: situation.measure(subject), settings
+        drawing.situations(axiom, subject, scores),
+        lambda situation: situation.measure(subject),
+        settings,
+        lambda situation: situation.trivial,
     )
+    return decided(axiom, found, settings.cases, claimed), found.complete
+
+
+def decided(axiom: str, found: "Found", wanted: int, claimed: bool = False) -> Verdict:
+    """What follows from a search of ``wanted`` cases. One that ended early, or saw too little, decides nothing."""
+
+    def verdict(kind: Kind, why: str, example: Counterexample | None = None) -> Verdict:
+        return Verdict(axiom, kind, found.cases, found.refused, claimed, why, example)
+
     if found.failed is not None:
-        example = Counterexample(*found.failed)
-        why = found.why if found.refused else ""
-        return Verdict(axiom, "violated", found.cases, found.refused, claimed, why, example), True
+        return verdict("violated", found.why if found.refused else "", Counterexample(*found.failed))
+    if not found.complete:
+        looked = f"{found.cases} cases said something and kept it" if found.cases else "none said anything"
+        return verdict(
+            "undecided", f"the time was over after {found.tried} of {wanted}, {looked}: give it more seconds"
+        )
     if not found.cases:
-        return Verdict(axiom, "not applicable", 0, found.refused, claimed, _why_none(found)), found.complete
-    return Verdict(axiom, "holds", found.cases, found.refused, claimed, found.why), found.complete
+        return verdict("not applicable", _why_none(found))
+    if found.cases < ENOUGH:
+        refused = f"; {found.refused} refused: {found.why}" if found.refused else ""
+        more = f"kept on {found.cases} cases, {ENOUGH} are needed: try more than {wanted}{refused}"
+        return verdict("undecided", more)
+    return verdict("holds", found.why)
 
 
 def _again(subject: Subject, code: str) -> Counterexample | None:
@@ -156,4 +196,4 @@ def _keep(kept: Path | None, verdict: Verdict) -> None:
 def _why_none(found: "Found") -> str:
     if found.refused:
         return f"all {found.refused} cases were refused: {found.why}"
-    return "it says nothing about any of these scores" if found.complete else "no time for a single case"
+    return "it says nothing about any of these scores"
