@@ -4,6 +4,7 @@ A function joins the table by its decorator, in its own file. The decorators als
 input around every explanation, so that a method is only its mathematics.
 """
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -95,6 +96,14 @@ class ReducerSpec:
         return self.fn.__name__
 
 
+# What can be claimed: the names of the residuals in ``esegeta.axioms``, each with a law in ``esegeta.conformance``.
+AXIOMS = (
+    *("completeness", "conservation", "sensitivity_a", "dummy", "linearity", "symmetry"),
+    *("implementation_invariance", "sensitivity_n", "shift", "scale_of_output", "efficiency_of_regions"),
+    *("continuity", "class_sensitivity", "translation_equivariance", "affine_equivariance", "monotonicity"),
+    "parameter_dependence",
+)
+
 METHODS: dict[str, MethodSpec] = {}
 TRANSFORMS: dict[str, TransformSpec] = {}
 REDUCERS: dict[str, ReducerSpec] = {}
@@ -140,6 +149,8 @@ def _checked(
     kinds: tuple[str, ...],
     key: bool,
     score: Callable[[Tensor], Tensor] | None,
+    shape: Shape,
+    place: bool,
 ) -> Callable[..., Tensor]:
     """Put the checks of one call around an explanation; ``score`` is given where its gradient is needed."""
 
@@ -158,6 +169,7 @@ def _checked(
             check.finite(name, kind, REFS[kind](name, kind, ref, x), "Repair it, e.g. with torch.nan_to_num")
 
     def finish(x: Tensor, a: Any) -> Any:  # a tensor, or several for several places
+        _like_input(name, x, a, shape, place)
         if score is not None:
             gradient.refuse_dead_score(name, score, x, a if isinstance(a, Tensor) else next(iter(a)))
         return a
@@ -207,9 +219,33 @@ def _named(explain: Any, name: str, refs: tuple[str, ...], key: bool) -> Callabl
     return explain
 
 
-def _words(names: tuple[str, ...] | str) -> frozenset[str]:
-    """Names from a tuple, or from one text."""
-    return frozenset(names.split() if isinstance(names, str) else names)
+def _claims(where: str, what: str, names: tuple[str, ...] | str) -> frozenset[str]:
+    """Names of axioms from a tuple, or from one text; others are refused."""
+    claimed = names.split() if isinstance(names, str) else names
+    for name in claimed:
+        if name not in AXIOMS:
+            near = difflib.get_close_matches(str(name), AXIOMS, n=3)
+            advice = f"Nearest: {', '.join(near)}" if near else f"There are {', '.join(AXIOMS)}"
+            raise ValueError(check.problem(where, f"{what} to be names of axioms", repr(name), advice))
+    return frozenset(claimed)
+
+
+def _like_input(name: str, x: Tensor, a: Any, shape: Shape, place: bool) -> None:
+    """Refuse what is no explanation of its input: another shape, several tensors, none."""
+    several = place and isinstance(a, (list, tuple)) and len(a) > 0  # for several places
+    tensors = list(a) if several else [a]
+    if all(isinstance(t, Tensor) for t in tensors):
+        got = check.describe(tensors[0])
+        expected = tuple(x.shape) if shape == "input" else (1, *x.shape[1:])
+        if shape == "layer" or all(tuple(t.shape) == expected for t in tensors):
+            return
+        if place and shape == "map" and all(t.ndim > 1 and t.shape[0] == 1 for t in tensors):
+            return
+        what = f"an explanation of shape {expected}"
+    else:
+        what, got = "an explanation to be one tensor", check.describe(a)
+    advice = "Return one tensor like x, or declare shape='map' for one map of all channels"
+    raise TypeError(check.problem(name, what, got, advice))
 
 
 def method(
@@ -255,7 +291,10 @@ def method(
             if needs == "gradient":
                 gradient.refuse_forward_only(fn.__name__, score)
             inner = fn(_finite(fn.__name__, score), *where, **static)
-            return _checked(fn.__name__, inner, tuple(refs), key, score if needs == "gradient" else None)
+            own = score if needs == "gradient" else None
+            return _checked(fn.__name__, inner, tuple(refs), key, own, like, place)
+
+        like = shape or ("layer" if place else "input")
 
         _add(
             METHODS,
@@ -263,13 +302,13 @@ def method(
                 factory,
                 tuple(refs),
                 key,
-                _words(axioms),
+                _claims(fn.__name__, "axioms", axioms),
                 needs,
                 dict(example or {}),
                 paper,
                 tuple(also),
                 place,
-                shape or ("layer" if place else "input"),
+                like,
                 rewrites,
                 differentiable,
             ),
@@ -297,7 +336,7 @@ def transform(
                 fn,
                 refs,
                 key,
-                _words(preserves),
+                _claims(fn.__name__, "preserves", preserves),
                 dict(example or {}),
                 paper,
                 shape,
@@ -385,8 +424,6 @@ def find_method(name: str) -> MethodSpec:
     for spec in METHODS.values():
         if name == spec.name or name in spec.also:
             return spec
-    import difflib
-
     names = [n for s in METHODS.values() for n in (s.name, *s.also)]
     near = difflib.get_close_matches(name, names, n=3)
     raise ValueError(
