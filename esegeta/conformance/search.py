@@ -14,6 +14,7 @@ from hypothesis.errors import Flaky, Unsatisfiable
 from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
+from esegeta.conformance.subjects import NoExplanation
 from esegeta.engine import progress
 
 # How often a counterexample is tried to be made smaller.
@@ -56,15 +57,11 @@ class _Over(BaseException):
     """The search is at its end. Hypothesis lets through what is no ``Exception``."""
 
 
-class NoExplanation(TypeError):
-    """The subject gave what is no explanation at all: nothing can be searched."""
-
-
 def smallest(
     situations: SearchStrategy[Any],
     measure: Callable[[Any], tuple[float, float]],
     search: Search,
-    trivial: Callable[[Any], bool] = lambda situation: False,
+    trivial: Callable[[Any], bool] = lambda _: False,
 ) -> Found:
     """Draw situations until one has a residual above what is allowed there, and make that one smaller.
 
