@@ -30,7 +30,7 @@ PASSES = 4
 NEAR = 2.0**-20  # where the other side of a kink is looked for
 GOLDEN = (5**0.5 - 1) / 2  # a point of the path where nobody puts a kink
 LOOKS = 33  # how many points are looked at for a kink, again and again
-CLOSE = 2.0**-40  # and how close to it that ends
+CLOSE = 2.0**-50  # and how close to it that ends: before it nothing but rounding is left
 FINER = 4  # a quadrature is judged by one with so many times more nodes
 
 Values = Any  # nested lists of numbers, or a tensor

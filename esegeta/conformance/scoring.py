@@ -166,7 +166,7 @@ class FrozenMask(ReducerLaw):
             if jump <= allowed:
                 break
             low, width = float(at[where]), width / (cases.LOOKS - 1)
-        # Of what is steep, but does not jump, a step of 2^-40 leaves next to nothing.
+        # Of what is steep, but does not jump, a step of 2^-50 leaves next to nothing.
         return jump, allowed + cases.NEAR * (1 + float(values.abs().amax()))
 
 

@@ -72,6 +72,7 @@ def smallest(
     """
     found = Found()
     known: dict[str, tuple[str, float, float] | None] = {}
+    wrong: list[NoExplanation] = []
     after = 0
 
     def failure(situation: Any) -> tuple[str, float, float] | None:
@@ -97,8 +98,9 @@ def smallest(
             residual, allowed = measure(situation)
             fails = not residual <= allowed  # NaN fails
             counts = fails or (allowed < math.inf and not trivial(situation))
-        except NoExplanation:
-            raise
+        except NoExplanation as error:  # not one case, the whole method: Hypothesis is not to make it smaller
+            wrong.append(error)
+            raise _Over from error
         except Exception as refusal:  # whatever it is: the method does not accept this case
             found.refused += found.failed is None
             found.why = found.why or _line(refusal)
@@ -142,6 +144,8 @@ def smallest(
     except Flaky:
         if found.failed is None:
             raise
+    if wrong:
+        raise wrong[0]
     return found
 
 
