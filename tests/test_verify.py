@@ -281,7 +281,8 @@ def test_an_undecided_verdict_shows_in_every_form():
 
 
 @pytest.mark.parametrize("method", ["gradient", "captum:Saliency"])
-def test_a_gradient_jumps_at_kinks(method):
+def test_a_gradient_jumps_at_kinks(method, monkeypatch):
+    monkeypatch.setattr(search, "SHRINKS", 5)
     if ":" in method:
         pytest.importorskip("captum")
     found = verify(method, axioms=["continuity"], cases=100)["continuity"]
@@ -295,7 +296,8 @@ def test_integrated_gradients_do_not():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_hooks_at_modules_depend_on_how_a_rectifier_is_written(seed):
+def test_hooks_at_modules_depend_on_how_a_rectifier_is_written(seed, monkeypatch):
+    monkeypatch.setattr(search, "SHRINKS", 5)
     pytest.importorskip("captum")
     report = verify("captum:GuidedBackprop", axioms=["implementation_invariance"], cases=100, seed=seed)
     found = report["implementation_invariance"]
@@ -309,7 +311,7 @@ def test_hooks_at_modules_depend_on_how_a_rectifier_is_written(seed):
         (lambda x: None, "NoneType None of named"),
         (lambda x: (x, x), "of named. Return one tensor"),
         (lambda x: x[None], "float64(1, 2, 4, 4) of named"),
-        (lambda x: x.sum(), "float64() of named"),
+        (lambda x: 3.0, "float 3.0 of named"),
     ],
 )
 def test_what_is_no_explanation_is_refused(answer, got):
@@ -409,7 +411,7 @@ def test_chosen_scores_are_what_is_tried():
     )
     bent = lambda shape: strategies.networks(shape=shape, operators=["softplus"], layers=1)
     axioms = ["conservation", "dummy", "linearity", "sensitivity_n", "implementation_invariance"]
-    report = verify(straight_through_zero, axioms=axioms, cases=20, scores=straight)
+    report = verify(straight_through_zero, axioms=axioms, cases=32, scores=straight)
     assert report["conservation"].kind == "holds", report
     assert report["sensitivity_n"].why == "it says nothing about any of these scores"
     report = verify(straight_through_zero, axioms=["conservation"], cases=20, scores=bent)
