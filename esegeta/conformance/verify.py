@@ -1,6 +1,7 @@
 """Which axioms a method keeps, and the smallest counterexample found where it does not."""
 
 import math
+import operator
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -112,7 +113,7 @@ def _warm_up(
     measured = 0
     for name in names:
         for one in _members(subject, name)[:1]:
-            measure = (lambda s, one=one: s.measure(one)) if not measured else lambda _: (0.0, 0.0)
+            measure = operator.methodcaller("measure", one) if not measured else lambda _: (0.0, 0.0)
             search.smallest(drawing.of_kind(name, one, scores), measure, search.Search(2))
             measured += 1
 
@@ -162,7 +163,7 @@ def _verdict(
         until = time.monotonic() + (settings.until - time.monotonic()) / (len(members) - i)
         found = search.smallest(
             drawing.of_kind(axiom, member, scores),
-            lambda situation, member=member: situation.measure(member),
+            operator.methodcaller("measure", member),
             search.Search(share, until, settings.start),
             lambda situation: situation.trivial,
         )

@@ -123,7 +123,7 @@ class Rewriting:
         for table in self.tables:
             found = RULES.get(table, {}).get(op.name)
             out = NotImplemented if found is None else found(op)
-            if out is not NotImplemented:
+            if found is not None and out is not NotImplemented:
                 refuse_other_values(self.name, op, self.chosen or found, out)
                 self.rewritten[op.name] += 1
                 operators.note(op, "rewritten")
