@@ -96,6 +96,14 @@ class ReducerSpec:
         return self.fn.__name__
 
 
+# What can be claimed: the names of the residuals in ``esegeta.axioms``, each with a law in ``esegeta.conformance``.
+AXIOMS = (
+    *("completeness", "conservation", "sensitivity_a", "dummy", "linearity", "symmetry"),
+    *("implementation_invariance", "sensitivity_n", "shift", "scale_of_output", "efficiency_of_regions"),
+    *("continuity", "class_sensitivity", "translation_equivariance", "affine_equivariance", "monotonicity"),
+    "parameter_dependence",
+)
+
 METHODS: dict[str, MethodSpec] = {}
 TRANSFORMS: dict[str, TransformSpec] = {}
 REDUCERS: dict[str, ReducerSpec] = {}
@@ -142,6 +150,8 @@ def _checked(
     kinds: tuple[str, ...],
     key: bool,
     score: Callable[[Tensor], Tensor] | None,
+    shape: Shape,
+    place: bool,
     doc: str,
     inside: frozenset[str],
 ) -> Callable[..., Tensor]:
@@ -154,7 +164,8 @@ def _checked(
         if key:
             extra = {"key": check.key(name, extra.get("key"))}
         with check.calling(name, inside):
-            a = check.maps(name, explain(x, *refs, **extra))
+            a = explain(x, *refs, **extra)
+        _like_input(name, x, a, shape, place)
         if score is not None:  # a tensor, or several for several places
             gradient.refuse_dead_score(name, score, x, a if isinstance(a, Tensor) else next(iter(a)))
         return a
@@ -226,9 +237,32 @@ def _finite(name: str, score: Callable[[Tensor], Tensor]) -> Callable[[Tensor], 
     return checked
 
 
-def _words(names: tuple[str, ...] | str) -> frozenset[str]:
-    """Names from a tuple, or from one text."""
-    return frozenset(names.split() if isinstance(names, str) else names)
+def _claims(where: str, what: str, names: tuple[str, ...] | str) -> frozenset[str]:
+    """Names of axioms from a tuple, or from one text; others are refused."""
+    claimed = names.split() if isinstance(names, str) else names
+    for name in claimed:
+        if name not in AXIOMS:
+            advice = check.nearest(name, AXIOMS, f"There are {', '.join(AXIOMS)}")
+            raise ValueError(check.problem(where, f"{what} to be names of axioms", repr(name), advice))
+    return frozenset(claimed)
+
+
+def _like_input(name: str, x: Tensor, a: Any, shape: Shape, place: bool) -> None:
+    """Refuse what is no explanation of its input: another shape, several tensors, none."""
+    several = place and isinstance(a, (list, tuple)) and len(a) > 0  # for several places
+    tensors = list(a) if several else [a]
+    if all(isinstance(t, Tensor) for t in tensors):
+        got = check.describe(tensors[0])
+        expected = tuple(x.shape) if shape == "input" else (1, *x.shape[1:])
+        if shape == "layer" or all(tuple(t.shape) == expected for t in tensors):
+            return
+        if place and shape == "map" and all(t.ndim > 1 and t.shape[0] == 1 for t in tensors):
+            return
+        what = f"an explanation of shape {expected}"
+    else:
+        what, got = "an explanation to be one tensor", check.describe(a)
+    advice = "Return one tensor like x, or declare shape='map' for one map of all channels"
+    raise TypeError(check.problem(name, what, got, advice))
 
 
 def method(
@@ -287,7 +321,11 @@ def method(
             tensors = ("x", *refs, *(["key"] if key else []))
             inside = _PLACES if place else frozenset()  # a score of the user's may tap, too
             needed = score if needs == "gradient" else None
-            return _checked(name, inner, tuple(refs), key, needed, _doc(fn, call, tensors), inside)
+            return _checked(
+                name, inner, tuple(refs), key, needed, like, place, _doc(fn, call, tensors), inside
+            )
+
+        like = shape or ("layer" if place else "input")
 
         _add(
             METHODS,
@@ -295,13 +333,13 @@ def method(
                 factory,
                 tuple(refs),
                 key,
-                _words(axioms),
+                _claims(fn.__name__, "axioms", axioms),
                 needs,
                 dict(example or {}),
                 paper,
                 tuple(also),
                 place,
-                shape or ("layer" if place else "input"),
+                like,
                 rewrites,
                 differentiable,
             ),
@@ -348,7 +386,7 @@ def transform(
                 factory,
                 refs,
                 key,
-                _words(preserves),
+                _claims(fn.__name__, "preserves", preserves),
                 dict(example or {}),
                 paper,
                 shape,

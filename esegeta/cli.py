@@ -15,7 +15,7 @@ except ModuleNotFoundError as missing:
 
 from esegeta import __version__
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+BAD_INPUT, FAILED, UNDECIDED, INTERRUPTED = 2, 1, 3, 130
 
 app = typer.Typer(
     name="esegeta",
@@ -390,16 +390,25 @@ def _sizes(text: str) -> tuple[int, ...]:
     "[bold]esegeta verify captum:DeepLift --seconds 60 --json report.json[/bold]"
 )
 def verify(
-    name: Annotated[str, typer.Argument(help="A method, or one of another library such as captum:DeepLift.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="A method, or another library's, such as captum:DeepLift; smooth, rules.guided."),
+    ],
     axioms: Annotated[
         str | None, typer.Option("--axioms", help="Names with commas between them; without it all.")
     ] = None,
     cases: Annotated[int, typer.Option("--cases", min=1, help="Random cases for each axiom.")] = 100,
-    seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="End after that.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", min=0, help="End after that, undecided.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the random cases.")] = 0,
     json_: Annotated[Path | None, typer.Option("--json", help="Write the report there as well.")] = None,
 ) -> None:
-    """Put a method to random networks and images: which axioms does it keep, and where does it break them?"""
+    """Put a method to random networks and images: which axioms does it keep, and where does it break them?
+
+    Also a transform, a reducer or a rewrite. Status 1: something that is claimed does not hold. 3: too few cases, or
+    too little time, to decide everything.
+    """
     from esegeta.conformance.verify import verify as verified
 
     chosen = None if axioms is None else [axiom.strip() for axiom in axioms.split(",")]
@@ -407,8 +416,8 @@ def verify(
     say(str(report))
     if json_ is not None:
         json_.write_text(report.json(), encoding="utf-8")
-    if report.broken:
-        raise typer.Exit(FAILED)
+    if report.broken or report.undecided:
+        raise typer.Exit(FAILED if report.broken else UNDECIDED)
 
 
 # --- The way in and out -----------------------------------------------------------------------------------

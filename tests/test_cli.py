@@ -304,10 +304,24 @@ def test_places_lists_what_a_configuration_can_name(study, capsys):
 
 def test_verify_tells_what_holds(tmp_path, capsys):
     report = tmp_path / "report.json"
-    words = ("--axioms", "linearity", "--cases", "5", "--json", str(report))
-    assert cli.main(["verify", "gradient", *words]) == 0
-    assert "linearity" in capsys.readouterr().out
-    assert json.loads(report.read_text())
+    words = ("--axioms", "linearity", "--json", str(report))
+    assert cli.main(["verify", "gradient", *words, "--cases", "40"]) == 0
+    assert "linearity                 holds          claimed" in capsys.readouterr().out
+    assert json.loads(report.read_text())["verdicts"][0]["kind"] == "holds"
+
+
+@pytest.mark.parametrize("few", [("--cases", "5"), ("--seconds", "0")])
+def test_verify_that_decides_nothing_says_so(few, capsys):
+    assert cli.main(["verify", "gradient", "--axioms", "linearity,dummy", *few]) == cli.UNDECIDED
+    out = capsys.readouterr().out
+    assert "gradient: 0 of 2 axioms hold, 2 undecided" in out
+    assert "linearity                 undecided      claimed" in out
+    assert "holds" not in out
+
+
+def test_verify_takes_what_is_no_method(capsys):
+    assert cli.main(["verify", "rules.guided", "--axioms", "same_values", "--cases", "50"]) == 0
+    assert "rules.guided: 1 of 1 laws hold" in capsys.readouterr().out
 
 
 def test_a_dry_run_writes_nothing(study, capsys):

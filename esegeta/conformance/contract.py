@@ -371,6 +371,17 @@ CHECKS: dict[str, Callable[[Subject, Case], None]] = {
 }
 
 
+# What a transform can break that the method inside keeps.
+OF_TRANSFORMS = (
+    "shape_and_dtype",
+    "repeatable",
+    "batched_equals_loop",
+    "chunk_free",
+    "key",
+    "keys_per_example",
+)
+
+
 def waves(*shape: int, step: float | int) -> Tensor:
     """Numbers between -2 and 2 in no order, none of them zero or like another one."""
     size = torch.Size(shape).numel()

@@ -322,9 +322,10 @@ REBUILDINGS: dict[str, Rebuilding] = {
     "identity convolution": Rebuilding(identity_convolution, ("conv",)),
     "norm as affine": Rebuilding(norm_as_affine, ("batch norm",)),
     "scaled rectifier": Rebuilding(scaled_rectifier, ("relu",)),
+    # Between two convolutions, so that slopes of both signs arrive at it.
     **{
-        f"rectifier by {how}": Rebuilding(_rectifier_by(how), ("relu",))
-        for how in ("clamp", "maximum", "where", "product", "abs")
+        f"rectifier by {how}": Rebuilding(_rectifier_by(how), ("conv", "relu", "conv"))
+        for how in ("clamp", "maximum", "where", "product", "abs", "function", "method", "negation")
     },
     "rectified difference": Rebuilding(rectified_difference, ("conv",), kinked=True),
     "softened difference": Rebuilding(softened_difference, ("conv",), curved=True),

@@ -109,6 +109,7 @@ class Relevance(Rewriting):
     def share(self, layer: Layer) -> Tensor:
         """The value of an affine operation by the rule for it."""
         chosen = self.composite.rule_for(layer.kind, layer.where, depth=layer.depth, last=layer.last)
+        self.chosen = chosen
         return chosen(layer)
 
     def affine(self, op: Operation, parts: "Parts") -> Tensor:
