@@ -388,10 +388,11 @@ def activation_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tu
         >>> a.tolist(), g.tolist()
         ([[2.0, 6.0]], [[4.0, 12.0]])
     """
-    return _one_pass(score, place, "tap")
+    both = _one_pass(score, place, "tap")
+    return lambda x: both(x)[:2]
 
 
-def bias_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
+def bias_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any, Tensor]]:
     r"""What the operation at a place adds to its linear part, and the gradient there, in one pass.
 
     .. math:: b = f(z) - J_f(z) \, z
@@ -399,18 +400,20 @@ def bias_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tuple[An
     for the operation f that computes the place from z, its weights fixed: the bias of a convolution, the shift of
     a norm, what bends an activation. Zero at places that are no single operation.
 
+    Data are what is computed from the input; everything else that an operation is given counts as its weights.
+
     Args:
         score: the score.
         place: one place, or several.
 
     Returns:
-        ``x -> (b, G)``; for several places two tuples.
+        ``x -> (b, G, g)``; for several places two tuples, and the gradient for the input.
 
     Example:
         >>> import torch, esegeta as eg
         >>> net = torch.nn.Sequential(torch.nn.Conv1d(1, 1, 1), torch.nn.ReLU())
         >>> _ = net[0].bias.data.fill_(3.0)
-        >>> b, g = bias_and_gradient(eg.reducers.class_sum(eg.from_module(net.eval()), 1), "0")(torch.zeros(1, 2))
+        >>> b, g, _ = bias_and_gradient(eg.reducers.class_sum(eg.from_module(net.eval()), 1), "0")(torch.zeros(1, 2))
         >>> b.tolist(), g.tolist()
         ([[3.0, 3.0]], [[1.0, 1.0]])
     """
@@ -429,24 +432,27 @@ def operations(score: Callable[[Tensor], Tensor], x: Tensor) -> tuple[str, ...]:
     return tuple(str(p.at) for p in graph.passed if p.leaf and graph.used(p))
 
 
-def _one_pass(score: Score, place: Names, what: Any) -> Callable[[Tensor], tuple[Any, Any]]:
+def _one_pass(score: Score, place: Names, what: Any) -> Callable[[Tensor], tuple[Any, Any, Any]]:
     where = "activation_and_gradient" if what == "tap" else "bias_and_gradient"
     names, form = _names(where, place)
     shapes = _shapes(score, place)
     seen = [Edit(name, what) for name in names]
 
-    def both(x: Tensor) -> tuple[Any, Any]:
+    def both(x: Tensor) -> tuple[Any, Any, Any]:
         def nudged(*ds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            edits = [Edit(name, "nudge", d) for name, d in zip(names, ds, strict=True)]
-            y, found = interception.observe(where, score, (x,), [*edits, *seen])
+            edits = [Edit(name, "nudge", d) for name, d in zip(names, ds, strict=False)]
+            y, found = interception.observe(where, score, ds[len(names) :] or (x,), [*edits, *seen])
             return y, tuple(found)
 
         zeros = [torch.zeros((), dtype=d, device=x.device).expand(s) for s, d in shapes(x)]
-        _, gradients, found = value_gradients_and_more(nudged, name_of(score))(*zeros)
+        # What is data is what comes from the input, as seen by whoever differentiates for it.
+        given = zeros if what == "tap" else [*zeros, x]
+        _, gradients, found = value_gradients_and_more(nudged, name_of(score))(*given)
+        gradients, own = gradients[: len(names)], gradients[len(names) :]
         for name, g in zip(names, gradients, strict=True):
             if not levels.true_anywhere(g.detach() != 0):
                 _refuse_unused(score, str(name), x)
-        return form(found), form(gradients)
+        return form(found), form(gradients), own[0] if own else None
 
     return both
 

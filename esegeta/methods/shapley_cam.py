@@ -1,11 +1,12 @@
 """Shapley-CAM."""
 
 from torch import Tensor
-from torch.func import jvp
+from torch.func import vjp
 
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine.gradient import gradient
+from esegeta.engine.second_order import second_order
 from esegeta.places import Names, grid, split, tap
 
 
@@ -55,7 +56,11 @@ def shapley_cam(score: Score, place: Names) -> Explain:
         trunk, head = split(score, place, at=x)
         a = trunk(x)
         axes = grid(a)
-        g, change = jvp(gradient(head), (a,), (a,))  # type: ignore[misc]
+        with second_order("shapley_cam"):
+            # The Hessian is symmetric, so the pullback of the gradient is its product with a vector; forward-mode
+            # rules are missing for many operations.
+            g, pull = vjp(gradient(head), a)  # type: ignore[misc]
+            (change,) = pull(a)
         return ((g - change / 2).mean(axes, keepdim=True) * a).sum(0, keepdim=True)
 
     return explain
