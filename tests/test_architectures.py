@@ -117,7 +117,7 @@ ARCHITECTURES = {
     ),
     "monai SwinUNETR": Architecture(
         MONAI,
-        monai("SwinUNETR", 1, 2, spatial_dims=2, feature_size=6, num_heads=(1, 1, 1, 1), depths=(1, 1, 1, 1)),
+        monai("SwinUNETR", 1, 2, spatial_dims=2, feature_size=12, num_heads=(1, 1, 1, 1), depths=(1, 1, 1, 1)),
         FLAT,
     ),
     "monai FlexibleUNet": Architecture(
@@ -204,7 +204,7 @@ ARCHITECTURES = {
         smp(
             "Unet",
             "timm-mobilenetv3_small_minimal_100",
-            decoder_channels=(16, 8, 8, 4, 4),
+            decoder_channels=(16, 16, 16, 16, 16),
             decoder_attention_type="scse",
         ),
         FLAT,

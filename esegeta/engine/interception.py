@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,7 @@ from torch.func import vjp
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
-from esegeta.engine import check, levels
+from esegeta.engine import check, execution, levels
 from esegeta.engine.operators import Rewrite, Tracer, refuse_unseen
 from esegeta.engine.second_order import second_order
 
@@ -100,10 +100,15 @@ class Address:
     path: str
     call: int = 0
     leaf: str = ""
+    numbered: bool = field(default=True, compare=False, repr=False)  # whether the call was named, or is the first
 
     def __str__(self) -> str:
-        call = f"#{self.call}" if self.call else ""
-        return self.path + call + (f":{self.leaf}" if self.leaf else "")
+        return self.path + (f"#{self.call}" if self.call else "") + (f":{self.leaf}" if self.leaf else "")
+
+    @property
+    def in_full(self) -> str:
+        """With the number of the call, also if that is the first."""
+        return f"{self.path}#{self.call}" + (f":{self.leaf}" if self.leaf else "")
 
     @property
     def side(self) -> str:
@@ -125,7 +130,7 @@ def parse(where: str, text: object) -> Address:
             )
         )
     path, call, leaf = found.groups()
-    return Address(path, int(call or 0), leaf or "")
+    return Address(path, int(call or 0), leaf or "", call is not None)
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,19 @@ class View:
             if i not in self.met:
                 return self._why(edit.at)
         return None
+
+    def say_which_calls(self) -> None:
+        """Tell whoever named a place without the number of a call that there are several."""
+        for edit in self.edits:
+            calls = self.counts[edit.at.side]
+            if edit.at.numbered or calls < 2:
+                continue
+            message = (
+                f"{self.where}: {str(edit.at)!r} is passed {calls} times, and this is the first of them. Write "
+                f"{edit.at.in_full!r} for it, or a number up to {calls - 1}; esegeta.places(score, x) lists them."
+            )
+            if all(event.get("message") != message for event in execution.current().events):
+                execution.record("place", message)
 
     def _why(self, at: Address) -> Exception:
         where, path = self.where, at.path
@@ -757,6 +775,7 @@ def observe(
     error = view.missing()
     if error is not None:
         raise error
+    view.say_which_calls()
     return result, [t for _, t in sorted(view.met.items()) if t is not None]
 
 

@@ -5,9 +5,11 @@ from torch.func import vjp
 
 from esegeta._registry import method
 from esegeta._types import Explain, Score
+from esegeta.engine import levels
 from esegeta.engine.gradient import gradient
+from esegeta.engine.interception import parse
 from esegeta.engine.second_order import second_order
-from esegeta.places import Names, grid, split, tap
+from esegeta.places import Names, at_each, grid, refuse_unused, split
 
 
 @method(
@@ -47,20 +49,21 @@ def shapley_cam(score: Score, place: Names) -> Explain:
     Reference:
         Cai 2025, arXiv:2501.06261.
     """
-    if not isinstance(place, str):
-        tap(score, place)  # refuses what is no sequence of places
-        each = [shapley_cam(score, p) for p in place]
-        return lambda x: tuple(explain(x) for explain in each)  # type: ignore[return-value]
 
-    def explain(x: Tensor) -> Tensor:
-        trunk, head = split(score, place, at=x)
-        a = trunk(x)
-        axes = grid(a)
-        with second_order("shapley_cam"):
-            # The Hessian is symmetric, so the pullback of the gradient is its product with a vector; forward-mode
-            # rules are missing for many operations.
-            g, pull = vjp(gradient(head), a)  # type: ignore[misc]
-            (change,) = pull(a)
-        return ((g - change / 2).mean(axes, keepdim=True) * a).sum(0, keepdim=True)
+    def explaining(place: str) -> Explain:
+        def explain(x: Tensor) -> Tensor:
+            trunk, head = split(score, place, at=x)
+            a = trunk(x)
+            axes = grid(a)
+            with second_order("shapley_cam"):
+                # The Hessian is symmetric, so the pullback of the gradient is its product with a vector;
+                # forward-mode rules are missing for many operations.
+                g, pull = vjp(gradient(head), a)  # type: ignore[misc]
+                (change,) = pull(a)
+            if not levels.true_anywhere(g.detach() != 0):
+                refuse_unused("shapley_cam", score, parse("shapley_cam", place), x)
+            return ((g - change / 2).mean(axes, keepdim=True) * a).sum(0, keepdim=True)
 
-    return explain
+        return explain
+
+    return at_each("shapley_cam", explaining, place)
