@@ -474,7 +474,7 @@ def _one_pass(score: Score, place: Names, what: Any) -> Callable[[Tensor], tuple
         gradients, own = gradients[: len(names)], gradients[len(names) :]
         for name, g in zip(names, gradients, strict=True):
             if not levels.true_anywhere(g.detach() != 0):
-                refuse_unused(where, score, name, x)
+                refuse_unused("places", score, name, x)
         return form(found), form(gradients), own[0] if own else None
 
     return both
@@ -677,6 +677,7 @@ def _shapes(score: Score, place: Names) -> Callable[[Tensor], list[tuple[tuple[i
 
 def refuse_unused(where: str, score: Score, at: interception.Address, x: Tensor) -> None:
     """Raise where an explanation is zero because the score does not depend on the place at all."""
+    score = getattr(score, "of", score)  # rules change no way, and what they follow cannot be listed
     with interception.aside():
         try:
             graph = native.outside(lambda: _Graph(score, _probe(x)))

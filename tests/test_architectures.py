@@ -118,7 +118,7 @@ ARCHITECTURES = {
     "monai SwinUNETR": Architecture(
         MONAI,
         monai("SwinUNETR", 1, 2, spatial_dims=2, feature_size=12, num_heads=(1, 1, 1, 1), depths=(1, 1, 1, 1)),
-        FLAT,
+        (1, 64, 64),
     ),
     "monai FlexibleUNet": Architecture(
         MONAI,
@@ -212,9 +212,9 @@ ARCHITECTURES = {
     "smp UnetPlusPlus": Architecture(SMP, smp("UnetPlusPlus", decoder_channels=(8, 8, 8, 4, 4)), FLAT),
     "smp MAnet": Architecture(SMP, smp("MAnet", decoder_channels=(16, 8, 8, 4, 4)), FLAT),
     "smp Linknet": Architecture(SMP, smp("Linknet"), FLAT),
-    "smp FPN": Architecture(SMP, smp("FPN", decoder_pyramid_channels=16, decoder_segmentation_channels=8), FLAT),
+    "smp FPN": Architecture(SMP, smp("FPN", decoder_pyramid_channels=16, decoder_segmentation_channels=32), FLAT),
     "smp PSPNet": Architecture(SMP, smp("PSPNet", psp_out_channels=16), FLAT),
-    "smp PAN": Architecture(SMP, smp("PAN", decoder_channels=8), (1, 64, 64)),
+    "smp PAN": Architecture(SMP, smp("PAN", decoder_channels=8), (1, 128, 128)),
     "smp DeepLabV3Plus": Architecture(SMP, smp("DeepLabV3Plus", decoder_channels=16), (1, 64, 64)),
     "smp UPerNet": Architecture(SMP, smp("UPerNet", decoder_channels=16), FLAT),
     "smp Segformer": Architecture(

@@ -205,9 +205,10 @@ class View:
 
     def say_which_calls(self) -> None:
         """Tell whoever named a place without the number of a call that there are several."""
+        known = {edit.at.side for edit in self.edits if edit.at.numbered}
         for edit in self.edits:
             calls = self.counts[edit.at.side]
-            if edit.at.numbered or calls < 2:
+            if calls < 2 or edit.at.side in known:
                 continue
             message = (
                 f"{self.where}: {str(edit.at)!r} is passed {calls} times, and this is the first of them. Write "
@@ -396,7 +397,7 @@ class Session:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or isinstance(leaf, nn.Parameter):
             return False
         if levels.wrapped(leaf):
-            return levels.watched(leaf)
+            return levels.differentiated(leaf)
         if levels.depth():
             return False
         if leaf.grad_fn is None:

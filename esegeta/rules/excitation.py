@@ -193,5 +193,5 @@ def excitation(score: Score, *, contrast: bool = False) -> Score:
 
     changed.__name__ = f"{NAME} of {name_of(score)}"
     changed.differentiable = getattr(score, "differentiable", True)  # type: ignore[attr-defined]
-    changed.rewritten = True  # type: ignore[attr-defined]
+    changed.rewritten, changed.of = True, score  # type: ignore[attr-defined]
     return changed

@@ -127,7 +127,7 @@ def rewritten(
 
     changed.__name__ = f"{make().name} of {name_of(score)}"
     changed.differentiable = getattr(score, "differentiable", True)  # type: ignore[attr-defined]
-    changed.rewritten = True  # type: ignore[attr-defined]
+    changed.rewritten, changed.of = True, score  # type: ignore[attr-defined]
     return changed
 
 
