@@ -1,7 +1,7 @@
 """Architectures that people have, put to every method: a finite map of the right shape, or a refusal in our words.
 
-The networks are small and their weights are drawn. ``REFUSED`` names every refusal that is expected, so that a
-method which begins or ceases to refuse a network is noticed.
+The networks are small and their weights are drawn. Every refusal that is expected is named, so that a method which
+begins or ceases to refuse a network is noticed.
 """
 
 import inspect
@@ -34,7 +34,7 @@ class Architecture:
     shape: tuple[int, ...]
     place: str = ""
     output: Any = None
-    refused: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)  # by method: what its refusal says
 
 
 def monai(name: str, *args: Any, **options: Any) -> Callable[[Any], nn.Module]:
@@ -77,6 +77,9 @@ def nnunet(name: str, axes: int, **options: Any) -> Callable[[Any], nn.Module]:
 MONAI, TIMM, SMP = "monai.networks.nets", "timm", "segmentation_models_pytorch"
 NNUNET = "dynamic_network_architectures.architectures.unet"
 FLAT, SOLID = (1, 32, 32), (1, 16, 16, 16)
+
+# Evolved norms divide by a standard deviation of their own, for which these have no rule.
+NO_VARIANCE = dict.fromkeys(("contrastive_excitation_backprop", "excitation_backprop", "lrp"), "got 'var' on")
 
 ARCHITECTURES = {
     "monai UNet": Architecture(
@@ -143,7 +146,7 @@ ARCHITECTURES = {
         FLAT,
     ),
     "monai DenseNet121": Architecture(
-        MONAI, monai("DenseNet121", 2, 1, 3, init_features=8, growth_rate=4), FLAT
+        MONAI, monai("DenseNet121", 2, 1, 3, init_features=8, growth_rate=4, block_config=(2, 2, 2, 2)), FLAT
     ),
     "monai ResNet": Architecture(
         MONAI,
@@ -175,7 +178,7 @@ ARCHITECTURES = {
     "timm convnext": Architecture(TIMM, timm("test_convnext", in_chans=1, num_classes=3), FLAT),
     "timm efficientnet": Architecture(TIMM, timm("test_efficientnet", in_chans=1, num_classes=3), FLAT),
     "timm efficientnet_evos": Architecture(
-        TIMM, timm("test_efficientnet_evos", in_chans=1, num_classes=3), FLAT
+        TIMM, timm("test_efficientnet_evos", in_chans=1, num_classes=3), FLAT, refused=NO_VARIANCE
     ),
     "timm mambaout": Architecture(TIMM, timm("test_mambaout", in_chans=1, num_classes=3), FLAT),
     "timm nfnet": Architecture(TIMM, timm("test_nfnet", in_chans=1, num_classes=3), FLAT),
@@ -333,3 +336,54 @@ def matrix(architecture: Architecture, names: Any = None) -> tuple[dict[str, str
         if wrong:
             faults.append(f"{name} at {place}: {wrong}" if spec.place else f"{name}: {wrong}")
     return refusals, faults
+
+
+def cells(name: str) -> Any:
+    """An architecture as a case: the whole matrix runs with ``-m zoo``, the sample also with the slow tests."""
+    marks = [pytest.mark.zoo, *([pytest.mark.slow] if name in SAMPLE else [])]
+    return pytest.param(name, marks=marks, id=name)
+
+
+@pytest.mark.filterwarnings("ignore::esegeta.ExecutionWarning")  # a few steps are not enough, which is said
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", [cells(name) for name in ARCHITECTURES])
+def test_every_method_has_an_answer(name: str) -> None:
+    """A finite map of the right shape, or the refusal that is expected: never an error of torch."""
+    architecture = ARCHITECTURES[name]
+    refusals, faults = matrix(architecture)
+    assert not faults, "\n\n".join(faults)
+    assert refusals.keys() == architecture.refused.keys(), refusals
+    for method, text in refusals.items():
+        assert re.search(architecture.refused[method], text), text
+
+
+def test_the_matrix_notices_what_is_wrong() -> None:
+    """An error of torch is a fault, and so are a map of another shape and one that is not finite."""
+    x, activation, spec = torch.zeros(1, 4, 4), torch.zeros(3, 2, 2), METHODS["grad_cam"]
+    assert fault(spec, torch.zeros(1, 2, 2), x, activation) == ""
+    assert fault(spec, torch.zeros(1, 4, 4), x, activation) == "shape (1, 4, 4) instead of (1, 2, 2)"
+    assert fault(spec, torch.full((1, 2, 2), torch.nan), x, activation) == "not finite"
+    assert not OUR_WORDS.fullmatch("The size of tensor a (48) must match the size of tensor b (32)")
+
+    class Own(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.sin()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            raise RuntimeError("no such thing")
+
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Own.apply(self.conv(x))
+
+    architecture = Architecture("torch", lambda _: Failing(), (1, 8, 8), "conv")
+    refusals, faults = matrix(architecture, ("gradient", "occlusion", "lrp"))
+    assert [line.splitlines()[0][:38] for line in faults] == ["gradient: RuntimeError: no such thing"[:38]]
+    assert refusals.keys() == {"lrp"}
+    assert "custom autograd.Function" in refusals["lrp"]

@@ -114,9 +114,11 @@ def test_what_moves_or_casts_values_changes_no_explanation(move, method):
 # -- weights and data in the full gradient -----------------------------------------------------------------------------
 
 
+PARAMETER = nn.Parameter(torch.linspace(-1, 1, 12).sin().reshape(1, 4, 3))
+
+
 def _standardised(x):
-    weight = torch.linspace(-1, 1, 12, requires_grad=True).reshape(4, 3)
-    weight = functional.batch_norm(weight[None], None, None, training=True)[0]
+    weight = functional.batch_norm(PARAMETER, None, None, training=True)[0]
     return x @ weight.T
 
 
