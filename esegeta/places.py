@@ -46,10 +46,11 @@ _NONE = (
 class Place:
     """One place of a score, as ``places`` found it.
 
-    name: how to ask for it, with ``#0`` if its path is passed several times; kind: "module", "operation" or "marker"; shape, dtype: of its tensor for one example;
-    call: which call of its path; cut: whether all that the score knows of the input passes through it;
-    beside: the places that carry the rest, which together with it are a cut; used: whether the score depends
-    on it at all; same_as: the first name of this tensor, if it has one before this.
+    name: how to ask for it, with ``#0`` if its path is passed several times; kind: "module", "operation" or
+    "marker"; shape, dtype: of its tensor for one example; call: which call of its path; cut: whether all that the
+    score knows of the input passes through it; beside: the places that carry the rest, which together with it are
+    a cut; used: whether the score depends on it at all; same_as: the first name of this tensor, if it has one
+    before this.
     """
 
     name: str

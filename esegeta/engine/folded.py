@@ -132,7 +132,8 @@ class Op:
         """The error for a function that autograd cannot see through."""
         return NoGradient(
             f"{self.name}: expected a differentiable model, got outputs that autograd does not connect to the "
-            "input. Use a method that needs only values (perturbation methods), or a model that torch differentiates. "
+            "input. Use a method that needs only values (perturbation methods), or a model that torch "
+            "differentiates. "
             "A model of another framework has a gradient if it is called in a torch.autograd.Function whose backward "
             "asks that framework for it; the page on models shows one."
         )

@@ -100,7 +100,9 @@ class Address:
     path: str
     call: int = 0
     leaf: str = ""
-    numbered: bool = field(default=True, compare=False, repr=False)  # whether the call was named, or is the first
+    numbered: bool = field(
+        default=True, compare=False, repr=False
+    )  # whether the call was named, or is the first
 
     def __str__(self) -> str:
         return self.path + (f"#{self.call}" if self.call else "") + (f":{self.leaf}" if self.leaf else "")
@@ -375,7 +377,9 @@ class Session:
             for i, z in zip(data, zs, strict=True):
                 changed[i] = z
             positional, named = tree_unflatten(changed, spec)
-            once_more = function(*positional, **{**named, **({"inplace": False} if "inplace" in named else {})})
+            once_more = function(
+                *positional, **{**named, **({"inplace": False} if "inplace" in named else {})}
+            )
             found: Tensor = tree_flatten(once_more)[0][which]
             return found
 

@@ -263,7 +263,7 @@ class Tracer(TorchFunctionMode):
         name, plain, written = _spelled(func, args, kwargs)
         raw = getattr(func, "__name__", "")
         if data and raw in _LEAVES:
-            raise self._leaves_torch(raw, leaves[data[0]])
+            raise self._leaves_torch(raw)
         if self.rewrite.paired and raw in _NUMBERS | _ASKED:
             return self._known_to_python(raw, func, leaves, spec, data)
         if not name or name in _LOOKS or name.startswith(("is_", "has_")):
@@ -369,7 +369,7 @@ class Tracer(TorchFunctionMode):
         """Refuse Python that takes another way for the reference: it would be compared with what it is not."""
         if not _same(out, there):
             if raw in _LEAVES:
-                raise self._leaves_torch(raw, out)
+                raise self._leaves_torch(raw)
             what = "an if or while" if raw in _ASKED else f"{raw.strip('_')}()"
             raise NotImplementedError(
                 check.problem(
@@ -381,7 +381,7 @@ class Tracer(TorchFunctionMode):
                 )
             )
 
-    def _leaves_torch(self, raw: str, values: Any) -> NotImplementedError:
+    def _leaves_torch(self, raw: str) -> NotImplementedError:
         """The error for values that go on in another framework."""
         where = f" in {place!r}" if (place := self.where()) else ""
         return NotImplementedError(

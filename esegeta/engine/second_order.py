@@ -88,7 +88,7 @@ def attention(
 
 def _attention_of_heads(*args: Any, need_weights: bool = True, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     # With its weights asked for, attention is never the fused one.
-    out, weights = functional.multi_head_attention_forward(*args, need_weights=True, **kwargs)
+    out, weights = functional.multi_head_attention_forward(*args, need_weights=True, **kwargs)  # type: ignore[misc]
     return out, weights if need_weights else None
 
 
@@ -126,5 +126,5 @@ _COMPOSED: dict[Any, Callable[..., Any]] = {
 class _Composed(TorchFunctionMode):
     """Replaces the operations of the table, in every spelling that reaches torch from Python."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _COMPOSED.get(func, func)(*args, **(kwargs or {}))

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -184,7 +183,9 @@ def guided_grad_cam(score: Score, place: Names) -> Explain:
 
     def explain(x: Float[Tensor, "*dims"]) -> Any:
         sharp, found = fine(x), coarse(x)
-        shown = [sharp * upsample(m.clamp(min=0), like=x) for m in ([found] if isinstance(place, str) else found)]
+        shown = [
+            sharp * upsample(m.clamp(min=0), like=x) for m in ([found] if isinstance(place, str) else found)
+        ]
         return shown[0] if isinstance(place, str) else tuple(shown)
 
     return explain
