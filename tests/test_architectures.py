@@ -178,7 +178,7 @@ ARCHITECTURES = {
         lambda library: library.SENet(
             2, 1, "se_bottleneck", [1, 1, 1, 1], 4, 4, dropout_prob=0.2, num_classes=3, inplanes=8
         ),
-        (1, 64, 64),
+        FLAT,
     ),
     "monai ViT": Architecture(
         MONAI,
@@ -229,7 +229,7 @@ ARCHITECTURES = {
     "smp MAnet": Architecture(SMP, smp("MAnet", decoder_channels=(16, 8, 8, 4, 4)), FLAT),
     "smp Linknet": Architecture(SMP, smp("Linknet"), FLAT),
     "smp FPN": Architecture(
-        SMP, smp("FPN", decoder_pyramid_channels=16, decoder_segmentation_channels=32), FLAT
+        SMP, smp("FPN", decoder_pyramid_channels=16, decoder_segmentation_channels=32), (1, 64, 64)
     ),
     "smp PSPNet": Architecture(SMP, smp("PSPNet", psp_out_channels=16), FLAT),
     "smp PAN": Architecture(SMP, smp("PAN", decoder_channels=8), (1, 128, 128)),
