@@ -230,7 +230,8 @@ class ModuleModel:
             unknown = places not in self._alone and not self._native.one_at_a_time
             if unknown and not levels.fake(tensors[0]) and self._native.together(tensors[0]):
                 self._alone[places] = self._leads_nowhere(plan, own, calls)
-            alone = self._alone.get(places, False)
+            # A dry run cannot compare; one example alone shows its places unmixed.
+            alone = self._alone.get(places, levels.fake(tensors[0]) and tensors[0].shape[0] == 1)
             return self._native([*own, *tensors[count:]], calls(plan, last), full, alone)
 
         name = name_of(self.module)

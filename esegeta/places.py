@@ -12,7 +12,9 @@ A place is written ``path``, ``path#call``, ``path:leaf`` or both:
 score: it can be mapped, differentiated and run from several threads.
 """
 
+import contextlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from esegeta._facts import carry, explanation, facts_of, named
@@ -36,14 +39,21 @@ Rule = Callable[[Tensor, Tensor], Tensor]
 Averaged = Callable[[Tensor, Tensor], Tensor | None]
 
 
+_NONE = (
+    "No place that the score depends on: nothing of its inside can be seen. TorchScript, exported programs, NumPy, "
+    "ONNX and JAX show none; take the same network as a torch module, or a method without a place."
+)
+
+
 @dataclass(frozen=True)
 class Place:
     """One place of a score, as ``places`` found it.
 
-    name: how to ask for it; kind: "module", "operation" or "marker"; shape, dtype: of its tensor for one example;
-    call: which call of its path; cut: whether all that the score knows of the input passes through it;
-    beside: the places that carry the rest, which together with it are a cut; used: whether the score depends
-    on it at all; same_as: the first name of this tensor, if it has one before this.
+    name: how to ask for it, with ``#0`` if its path is passed several times; kind: "module", "operation" or
+    "marker"; shape, dtype: of its tensor for one example; call: which call of its path; cut: whether all that the
+    score knows of the input passes through it; beside: the places that carry the rest, which together with it are
+    a cut; used: whether the score depends on it at all; same_as: the first name of this tensor, if it has one
+    before this.
     """
 
     name: str
@@ -65,14 +75,17 @@ class Places(tuple[Place, ...]):
     """Places in the order in which they are computed; prints as a table; ``found["name"]`` is one of them."""
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self))
+        table = "\n".join(map(str, self))
+        return table if any(place.used for place in self) else f"{table}\n{_NONE}".lstrip()
 
     def __getitem__(self, which: Any) -> Any:
         if not isinstance(which, str):
             return super().__getitem__(which)
-        for place in self:
-            if place.name == which:
-                return place
+        with contextlib.suppress(ValueError):
+            at = interception.parse("places", which)
+            for place in self:
+                if interception.parse("places", place.name) == at:
+                    return place
         names = [place.name for place in self]
         raise KeyError(
             check.problem("places", "the name of a place", repr(which), interception.nearest(which, names))
@@ -146,7 +159,7 @@ def places(score: Callable[[Tensor], Tensor], x: Tensor) -> Places:
         beside = graph.beside([passed])
         found.append(
             Place(
-                str(passed.at),
+                graph.label(passed),
                 passed.kind,
                 passed.shape,
                 passed.dtype,
@@ -353,6 +366,10 @@ def at(method: Method | str, place: Names) -> Method:
     chosen = method if isinstance(place, str) else on_trees(method)
 
     def layered(score: Score, **static: Any) -> Explain:
+        def refuse_dead(x: Tensor) -> None:
+            for name in names:
+                refuse_unused("at", score, name, x)
+
         def explain(x: Tensor, *refs: Tensor, **extra: Any) -> Any:
             with check.calling("at", ["split"]):
                 trunk, head = split(score, place, at=x)
@@ -363,7 +380,14 @@ def at(method: Method | str, place: Names) -> Method:
                     return vmap(trunk)(ref) if ref.shape[1:] == x.shape else ref  # a stack of references
 
                 zs = [trunk(x), *map(inside, refs)]
-            return chosen(head, **static)(*zs, **extra)
+            try:
+                a = chosen(head, **static)(*zs, **extra)
+            except (ValueError, NotImplementedError):
+                refuse_dead(x)  # the place is the reason, whatever the method says
+                raise
+            if not any(levels.true_anywhere(t.detach() != 0) for t in tree_leaves(a)):
+                refuse_dead(x)
+            return a
 
         plain = method(check.score("at", score), **static)
         facts, about = facts_of(plain), f"{name_of(method)} at {_text(place)}"
@@ -394,10 +418,11 @@ def activation_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tu
         >>> a.tolist(), g.tolist()
         ([[2.0, 6.0]], [[4.0, 12.0]])
     """
-    return _one_pass(score, place, "tap")
+    both = _one_pass(score, place, "tap")
+    return lambda x: both(x)[:2]
 
 
-def bias_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
+def bias_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any, Tensor]]:
     r"""What the operation at a place adds to its linear part, and the gradient there, in one pass.
 
     .. math:: b = f(z) - J_f(z) \, z
@@ -405,18 +430,20 @@ def bias_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tuple[An
     for the operation f that computes the place from z, its weights fixed: the bias of a convolution, the shift of
     a norm, what bends an activation. Zero at places that are no single operation.
 
+    Data are what is computed from the input; everything else that an operation is given counts as its weights.
+
     Args:
         score: the score.
         place: one place, or several.
 
     Returns:
-        ``x -> (b, G)``; for several places two tuples.
+        ``x -> (b, G, g)``; for several places two tuples, and the gradient for the input.
 
     Example:
         >>> import torch, esegeta as eg
         >>> net = torch.nn.Sequential(torch.nn.Conv1d(1, 1, 1), torch.nn.ReLU())
         >>> _ = net[0].bias.data.fill_(3.0)
-        >>> b, g = bias_and_gradient(eg.reducers.class_sum(eg.from_module(net.eval()), 1), "0")(torch.zeros(1, 2))
+        >>> b, g, _ = bias_and_gradient(eg.reducers.class_sum(eg.from_module(net.eval()), 1), "0")(torch.zeros(1, 2))
         >>> b.tolist(), g.tolist()
         ([[3.0, 3.0]], [[1.0, 1.0]])
     """
@@ -432,30 +459,33 @@ def operations(score: Callable[[Tensor], Tensor], x: Tensor) -> tuple[str, ...]:
     """
     with interception.aside():
         graph = native.outside(lambda: _Graph(score, _probe(x)))
-    return tuple(str(p.at) for p in graph.passed if p.leaf and graph.used(p))
+    return tuple(graph.label(p) for p in graph.passed if p.leaf and graph.used(p))
 
 
-def _one_pass(score: Score, place: Names, what: Any) -> Callable[[Tensor], tuple[Any, Any]]:
+def _one_pass(score: Score, place: Names, what: Any) -> Callable[[Tensor], tuple[Any, Any, Any]]:
     where = "activation_and_gradient" if what == "tap" else "bias_and_gradient"
     check.score(where, score)
     names, form = _names(where, place)
     shapes = _shapes(score, place)
     seen = [Edit(name, what) for name in names]
 
-    def both(x: Tensor) -> tuple[Any, Any]:
+    def both(x: Tensor) -> tuple[Any, Any, Any]:
         check.floating(where, "x", x)
 
         def nudged(*ds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            edits = [Edit(name, "nudge", d) for name, d in zip(names, ds, strict=True)]
-            y, found = interception.observe(where, score, (x,), [*edits, *seen])
+            edits = [Edit(name, "nudge", d) for name, d in zip(names, ds, strict=False)]
+            y, found = interception.observe(where, score, ds[len(names) :] or (x,), [*edits, *seen])
             return y, tuple(found)
 
         zeros = [torch.zeros((), dtype=d, device=x.device).expand(s) for s, d in shapes(x)]
-        _, gradients, found = value_gradients_and_more(nudged, name_of(score))(*zeros)
+        # What is data is what comes from the input, as seen by whoever differentiates for it.
+        given = zeros if what == "tap" else [*zeros, x]
+        _, gradients, found = value_gradients_and_more(nudged, name_of(score))(*given)
+        gradients, own = gradients[: len(names)], gradients[len(names) :]
         for name, g in zip(names, gradients, strict=True):
             if not levels.true_anywhere(g.detach() != 0):
-                _refuse_unused(score, str(name), x)
-        return form(found), form(gradients)
+                refuse_unused("places", score, name, x)
+        return form(found), form(gradients), own[0] if own else None
 
     return named(both, f"{where}({name_of(score)})")
 
@@ -613,11 +643,11 @@ def _after_the_norm(score: Score, place: str, x: Tensor) -> tuple[str, ...]:
     def look() -> tuple[str, ...]:
         one = _probe(x)
         graph = _Graph(score, one)
-        names = [str(p.at) for p in graph.passed]
-        own = graph.passed[names.index(place)]
+        at = next(i for i, p in enumerate(graph.passed) if place in (str(p.at), graph.label(p)))
+        own = graph.passed[at]
         later = [
-            str(p.at)
-            for p in graph.passed[names.index(place) + 1 :]
+            graph.label(p)
+            for p in graph.passed[at + 1 :]
             if graph.used(p) and not graph.first_name(p) and p.shape == own.shape
         ]
         found: tuple[str, ...] = ()
@@ -635,6 +665,32 @@ def _after_the_norm(score: Score, place: str, x: Tensor) -> tuple[str, ...]:
             return native.outside(look)
         except Exception:  # it is advice: a score that cannot be looked at alone gets the general one
             return ()
+
+
+def at_each(where: str, explaining: Callable[[str], Explain], place: Names) -> Explain:
+    r"""The explanation of one place; of several places one for each, one after the other.
+
+    For methods whose places have no pass in common.
+
+    Args:
+        where: the method, for errors.
+        explaining: ``place -> Explain``.
+        place: one place, or several.
+
+    Returns:
+        ``(x, *refs) -> map``, or a tuple of maps for several places.
+
+    Example:
+        >>> import torch
+        >>> explaining = lambda place: lambda x: x * len(place)
+        >>> [a.item() for a in at_each("demo", explaining, ["a", "bc"])(torch.ones(1))]
+        [1.0, 2.0]
+    """
+    if isinstance(place, str):
+        return explaining(place)
+    _names(where, place)
+    explanations = [explaining(p) for p in place]
+    return lambda *given: tuple(explain(*given) for explain in explanations)  # type: ignore[return-value]
 
 
 # --- How it is done ---------------------------------------------------------------------------------------
@@ -738,20 +794,21 @@ def _shapes(score: Score, place: Names) -> Callable[[Tensor], list[tuple[tuple[i
     return shapes
 
 
-def _refuse_unused(score: Score, name: str, x: Tensor) -> None:
-    """Raise where a gradient is zero because the score does not depend on the place at all."""
+def refuse_unused(where: str, score: Score, at: interception.Address, x: Tensor) -> None:
+    """Raise where an explanation is zero because the score does not depend on the place at all."""
+    score = getattr(score, "of", score)  # rules change no way, and what they follow cannot be listed
     with interception.aside():
         try:
             graph = native.outside(lambda: _Graph(score, _probe(x)))
         except RuntimeError:  # a score that holds tensors of an enclosing transform cannot be looked at alone
             return
-    passed = [p for p in graph.passed if str(p.at) == name]
+    passed = [p for p in graph.passed if p.at == at]
     if passed and not graph.used(passed[0]):
         raise ValueError(
             check.problem(
-                "places",
+                where,
                 "a place that the score depends on",
-                f"{name!r}, from which no gradient leads to the score",
+                f"{str(at)!r}, from which no gradient leads to the score",
                 "It lies behind what the score uses, or its result is thrown away",
             )
         )
@@ -827,10 +884,11 @@ class _Graph:
         self.readers: dict[Any, list[tuple[Any, Any, float]]] = {}
         for vertex, into in self.ways.items():
             self.readers.setdefault(vertex[0], []).extend((vertex, node, time) for node, time in into)
+        self.calls = Counter({p.at.side: p.at.call + 1 for p in self.passed})
         self.names: dict[Any, str] = {}  # of each tensor the first
         for passed in self.passed:
             if passed.vertex is not None:
-                self.names.setdefault(passed.vertex, str(passed.at))
+                self.names.setdefault(passed.vertex, self.label(passed))
 
     def _ways(self, roots: Sequence[Any]) -> dict[Any, list[tuple[Any, float]]]:
         """What reads each vertex on a way from the input to the result: consumers with their time."""
@@ -866,6 +924,10 @@ class _Graph:
     def _time(self, node: Any) -> float:
         return -1.0 if node is self.start else float(node._sequence_nr())
 
+    def label(self, passed: Passed) -> str:
+        """How to ask for it: with the number of the call if there are several."""
+        return passed.at.in_full if self.calls[passed.at.side] > 1 else str(passed.at)
+
     def used(self, passed: Passed) -> bool:
         """Whether a way from the input to the result leads through it."""
         return passed.vertex in self.ways
@@ -873,7 +935,7 @@ class _Graph:
     def first_name(self, passed: Passed) -> str:
         """Another name that its tensor had before, or nothing."""
         first = self.names.get(passed.vertex, "")
-        return "" if first == str(passed.at) else first
+        return "" if first == self.label(passed) else first
 
     def beside(self, chosen: Sequence[Passed]) -> tuple[str, ...]:
         """The places that carry what bypasses the chosen ones, as of the time of the last of them."""
@@ -891,7 +953,7 @@ class _Graph:
             and self._bypassed(since, vertex[0])
         ]
         found = {self._carrier(vertex, now) for vertex in crossing}
-        order = ["input", *(str(p.at) for p in self.passed)]
+        order = ["input", *map(self.label, self.passed)]
         return tuple(sorted((n for n in found if n is not None), key=order.index))
 
     def _bypassed(self, since: dict[Any, float], goal: Any = None) -> bool:
@@ -917,7 +979,7 @@ class _Graph:
         So the output of a block that a skip connection carries, not the layer that also feeds what comes next.
         """
         first = min(time for _, time in self.ways[vertex] if time > now)
-        fitting = [str(p.at) for p in self.passed if p.vertex == vertex and p.time < first]
+        fitting = [self.label(p) for p in self.passed if p.vertex == vertex and p.time < first]
         return fitting[-1] if fitting else self._named(vertex)
 
     def _named(self, vertex: Any) -> str | None:

@@ -17,6 +17,7 @@ ORDER = (
     "engine",
     "engine.levels",
     "engine.check",
+    "engine.second_order",
     "engine.execution",
     "_facts",
     "engine.progress",

@@ -14,6 +14,7 @@ when either is. Higher orders run again: nothing but inputs is saved between ord
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from esegeta.engine import levels, severed
 from esegeta.engine.execution import current, record
+from esegeta.engine.second_order import second_order
 from esegeta.engine.severed import NoGradient
 
 BatchFn = Callable[..., tuple[Tensor, ...]]
@@ -94,7 +96,7 @@ class Op:
             # has a second derivative has this; forward-mode rules are missing for many.
             xs, tangents = arguments[:count], arguments[count:]
             recording = torch.is_grad_enabled() and any(a.requires_grad for a in arguments)
-            with torch.enable_grad():
+            with torch.enable_grad(), second_order(self.name):
                 leaves = [x if recording and x.requires_grad else _leaf(x) for x in xs]
                 ys = self.fn(*leaves)
                 floats = [y for y in ys if _smooth(y)]
@@ -129,7 +131,10 @@ class Op:
         """The error for a function that autograd cannot see through."""
         return NoGradient(
             f"{self.name}: expected a differentiable model, got outputs that autograd does not connect to the "
-            "input. Use a method that needs only values (perturbation methods), or a model that torch differentiates."
+            "input. Use a method that needs only values (perturbation methods), or a model that torch "
+            "differentiates. "
+            "A model of another framework has a gradient if it is called in a torch.autograd.Function whose backward "
+            "asks that framework for it; the page on models shows one."
         )
 
 
@@ -172,7 +177,8 @@ class _Pullback(Op):
                 x if recording and x.requires_grad else _leaf(x, i in self.wanted) for i, x in enumerate(xs)
             ]
             try:
-                ys = self.of.fn(*leaves)
+                with second_order(self.of.name) if recording else nullcontext():
+                    ys = self.of.fn(*leaves)
             except RuntimeError as error:
                 if "numpy() on Tensor that requires grad" in str(error):
                     raise self.of.no_gradient() from error

@@ -62,9 +62,9 @@ def full_gradient(score: Score) -> Callable[[Tensor], FullGradient]:
         found = operations(score, x)
         if not found:
             return FullGradient(x * slope(x), {})
-        biases, gradients = bias_and_gradient(score, found)(x)
-        parts = {name: b * g for name, b, g in zip(found, biases, gradients, strict=True)}
-        return FullGradient(x * slope(x), parts)
+        biases, gradients, g = bias_and_gradient(score, found)(x)
+        parts = {name: b * at for name, b, at in zip(found, biases, gradients, strict=True)}
+        return FullGradient(x * g, parts)
 
     return explanation(explain, "full_gradient", (), key=False)
 

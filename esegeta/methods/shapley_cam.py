@@ -1,12 +1,15 @@
 """Shapley-CAM."""
 
 from torch import Tensor
-from torch.func import jvp
+from torch.func import vjp
 
 from esegeta._registry import method
 from esegeta._types import Explain, Score
+from esegeta.engine import levels
 from esegeta.engine.gradient import gradient, warn_flat
-from esegeta.places import Names, grid, split, tap, vanishing
+from esegeta.engine.interception import parse
+from esegeta.engine.second_order import second_order
+from esegeta.places import Names, at_each, grid, refuse_unused, split, vanishing
 
 
 @method(
@@ -47,20 +50,25 @@ def shapley_cam(score: Score, place: Names) -> Explain:
     Reference:
         Cai 2025, arXiv:2501.06261.
     """
-    if not isinstance(place, str):
-        tap(score, place)  # refuses what is no sequence of places
-        each = [shapley_cam(score, p) for p in place]
-        return lambda x: tuple(explain(x) for explain in each)  # type: ignore[return-value]
 
-    watch = vanishing("shapley_cam", score, place)
+    def explaining(place: str) -> Explain:
+        watch = vanishing("shapley_cam", score, place)
 
-    def explain(x: Tensor) -> Tensor:
-        trunk, head = split(score, place, at=x)
-        a = trunk(x)
-        axes = grid(a)
-        g, change = jvp(gradient(head), (a,), (a,))  # type: ignore[misc]
-        watch(x, g - change / 2)
-        warn_flat("shapley_cam", score, g, change, "this is grad_cam")
-        return ((g - change / 2).mean(axes, keepdim=True) * a).sum(0, keepdim=True)
+        def explain(x: Tensor) -> Tensor:
+            trunk, head = split(score, place, at=x)
+            a = trunk(x)
+            axes = grid(a)
+            with second_order("shapley_cam"):
+                # The Hessian is symmetric, so the pullback of the gradient is its product with a vector;
+                # forward-mode rules are missing for many operations.
+                g, pull = vjp(gradient(head), a)  # type: ignore[misc]
+                (change,) = pull(a)
+            if not levels.true_anywhere(g.detach() != 0):
+                refuse_unused("shapley_cam", score, parse("shapley_cam", place), x)
+            watch(x, g - change / 2)
+            warn_flat("shapley_cam", score, g, change, "this is grad_cam")
+            return ((g - change / 2).mean(axes, keepdim=True) * a).sum(0, keepdim=True)
 
-    return explain
+        return explain
+
+    return at_each("shapley_cam", explaining, place)

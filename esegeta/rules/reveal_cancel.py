@@ -81,6 +81,7 @@ def reveal_cancel(score: Score, baseline: Tensor) -> Score:
 
 def _split(t: Tensor, twin: Tensor) -> Two:
     """A whole difference by its sign. Where it is zero each part has half of the multiplier."""
+    t = t * 1  # what a rule leads to is kept, and the network may write into its own tensor later
     apart = (t - twin).detach()
 
     def part(sign: int) -> Tensor:
