@@ -201,8 +201,10 @@ def _returning_maps(name: str, explain: Callable[..., Any]) -> Callable[..., Any
 
 def _check_place(name: str, place: object) -> None:
     """Refuse what is no name of a place, and no sequence of them."""
-    several = isinstance(place, Sequence) and not isinstance(place, str) and place
-    for one in place if several else [place]:  # type: ignore[attr-defined]
+    if not isinstance(place, str) and not (isinstance(place, Sequence) and place):
+        advice = "Pass for example 'encoder.0'"
+        raise TypeError(check.problem(name, "a place or a sequence of places", check.describe(place), advice))
+    for one in [place] if isinstance(place, str) else place:
         interception.parse(name, one)
 
 

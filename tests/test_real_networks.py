@@ -196,7 +196,7 @@ def test_layers_below_the_first_activation_have_the_plain_gradient():
         same = torch.allclose(found[place], plain, rtol=1e-4, atol=1e-6)
         assert same == (place == "0")
     with pytest.raises(
-        ValueError, match=r"^layer_activation_guided_backprop: expected a unit below the 3 channels"
+        ValueError, match=r"^layer_activation_guided_backprop: expected a unit of the channels of '0'"
     ):
         eg.layer_activation_guided_backprop(score, "0", unit=3)(X)
 

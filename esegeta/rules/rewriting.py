@@ -129,7 +129,8 @@ class Rewriting:
             found = RULES.get(table, {}).get(op.name)
             out = NotImplemented if found is None else found(op)
             if found is not None and out is not NotImplemented:
-                refuse_other_values(self.name, op, self.chosen or found, out)
+                if not self.changes_values:
+                    refuse_other_values(self.name, op, self.chosen or found, out)
                 self.rewritten[op.name] += 1
                 operators.note(op, "rewritten")
                 return out
