@@ -333,7 +333,7 @@ def _followed(
         raise TooWide("nothing is changed")
     first = real[_central([boxes[j] for j in real], shape)]
     if not forced and not known:
-        if BESIDE >= WORTHWHILE * len(real):
+        if WORTHWHILE * len(real) <= BESIDE:
             raise TooWide(f"{len(real)} changes, too few to save anything")
         if way == "windows" and not _many(len(real)):
             _foreseen(score, x, [boxes[first]], len(real))
@@ -429,7 +429,7 @@ def _foreseen(score: Callable[[Tensor], Tensor], x: Tensor, boxes: Sequence[Box]
 
 def _many(count: int) -> bool:
     """Whether to find out by running costs little beside so many whole evaluations."""
-    return PROBING <= DECIDING * (count + 1)
+    return DECIDING * (count + 1) >= PROBING
 
 
 def _trace(follow: Followed, x: Tensor, box: Box) -> float:

@@ -88,9 +88,7 @@ class Locality:
         return low // p * p, min(length, -(-high // p) * p)
 
 
-def probe(
-    model: Callable[[Tensor], Tensor], x: Tensor, name: str, allowed: float = math.inf
-) -> Locality:
+def probe(model: Callable[[Tensor], Tensor], x: Tensor, name: str, allowed: float = math.inf) -> Locality:
     """The locality of a function from (C,*S) to (K,*S); ``NotLocal`` where it has none.
 
     ``TooDear`` where more than ``allowed`` elements have to go through it.

@@ -58,7 +58,9 @@ class Run:
         self.kinds: list[tuple[tuple[Size, torch.dtype] | None, ...]] = []  # shape and dtype of each result
         self.recording = False
         self.by_crops = False  # whether a network counts as one operator
-        self.counting: torch.device | None = None  # where values would be, if nothing has any: work is only counted
+        self.counting: torch.device | None = (
+            None  # where values would be, if nothing has any: work is only counted
+        )
         self.allowance = math.inf  # how much work may be done
         self.most = math.inf  # the share of a whole evaluation that a window may cost, before anything is run
         self.probing = math.inf  # how many elements may go through a network to find out how far it sees
@@ -238,7 +240,9 @@ def region(
     return out
 
 
-def empty(like: Tensor, shape: Sequence[int], order: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+def empty(
+    like: Tensor, shape: Sequence[int], order: Sequence[int], dtype: torch.dtype | None = None
+) -> Tensor:
     """An uninitialised tensor whose axes lie in memory in this order; without values if ``like`` has none."""
     strides, step = [0] * len(shape), 1
     for axis in reversed(order):
@@ -436,7 +440,7 @@ def _without_values(leaf: Any) -> Any:
 
 
 def _sized(func: Any, name: str) -> Any:
-    """An operator for tensors without values, spelled so that torch loads no compiler for it, which takes a second."""
+    """An operator for tensors without values, for which torch would load a compiler and take a second."""
     if name in POINTWISE:
         return functools.partial(_by_size, func)
     return {"cat": _cat_by_size, "native_batch_norm": _norm_by_size}.get(name, func)
