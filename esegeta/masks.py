@@ -396,7 +396,10 @@ def _shapes(
         yield best
         if not k:
             balls = values[: shapes.count // 2].reshape(1, *shapes.grid)
-            yield worth(wanted(spatial.upsample(balls, like=best.point.to(balls.dtype)), area))
+            joined = spatial.upsample(balls, like=best.point.to(balls.dtype))
+            near = shapes.near(found)[None]  # orders what the balls say nothing about
+            spread = (joined.amax() - joined.amin()).clamp(min=torch.finfo(joined.dtype).tiny)
+            yield worth(wanted((joined - joined.amin()) / spread - 1e-4 * near / near.amin(), area))
         shapes = shapes.around(found)
 
 

@@ -464,7 +464,7 @@ def test_extremal_perturbation_is_the_best_that_shapes_and_the_loop_of_the_paper
     unit = 10 / (score(x) - score(baseline)).abs()
 
     def value(r):
-        return unit * rewarded(score, x, baseline, mode, r) - 300 * masks.area_residual(r, area=area)
+        return unit * rewarded(score, x, baseline, mode, r)
 
     seen = list(balls_and_boxes((8, 7), [evenly(8, 8), evenly(7, 7)], area))
     seen += itertools.islice(paper(score, x, baseline, area, mode, 800, family, 10.0), 19, None, 20)
@@ -526,13 +526,14 @@ def test_no_ball_or_box_of_the_same_area_beats_meaningful_perturbation():
     assert cost(blocks) <= min(cost(r[None]) for r in shapes) + 1e-9
 
 
+@pytest.mark.slow
 def test_no_ball_beats_the_mask_of_the_real_network():
     network = eg.from_module(zoo.brain_extraction_unet())
-    x = zoo.head().data[:, 48:80, 48:80, 48:80].contiguous()
+    x = zoo.head().data[:, 52:76, 52:76, 52:76].contiguous()
     score = eg.reducers.class_mean(network, 1)
     family = masks.smooth(step=4, sigma=8)
     found = eg.extremal_perturbation(score, area=0.13, steps=10, mask=family)(x, 0 * x)
-    shapes = balls_and_boxes((32, 32, 32), [evenly(32, 3)] * 3, 0.13)
+    shapes = balls_and_boxes((24, 24, 24), [evenly(24, 3)] * 3, 0.13)
     assert float(score(found * x)) >= max(float(score(r.float() * x)) for r in shapes)
 
 

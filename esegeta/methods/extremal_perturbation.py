@@ -16,7 +16,7 @@ from esegeta.engine.gradient import refuse_dead_score, value_and_gradient
 
 # Of the paper: 800 steps of 0.01 on 32 x 32 parameters, each keeping 0.9 of the last, the area's weight from 300 up.
 _STEPS, _RATE, _PARAMETERS, _MOMENTUM, _WEIGHT, _GROWTH = 800, 0.01, 32 * 32, 0.9, 300.0, 1.0035
-_PLACES = 64  # of a coarse grid, whose shapes are looked at first
+_PLACES = 125  # of a coarse grid, whose shapes are looked at first
 _LONGEST = 10  # times that length: longer ones overshoot
 
 
@@ -47,13 +47,13 @@ def extremal_perturbation(
     in the search. That is ``preserve``; ``delete`` takes :math:`-\Phi(1 - m)` instead, and ``dual`` the sum of both.
     Nothing is flipped and nothing is moved.
 
-    A search, of which no result is exact. It looks at balls and boxes of that area on a grid of 64 places, closer and
-    closer around the best of them, and at what they say together; then it climbs by gradient, with momentum and
+    A search, of which no result is exact. It looks at balls and boxes of that area on a grid of 125 places, closer
+    and closer around the best of them, and at what they say together; then it climbs by gradient, with momentum and
     among smooth masks, from one that shows all. The best region that was seen comes back, so that no ball or box of
     the grid beats it. The climb ends early when its region has stayed the same for a fifth of the steps; with fewer
-    steps each is longer, so that they change the accuracy and not the place where they lead. At a deadline the best so
-    far comes back. It takes at most ``steps`` gradients, one after another, and beside them some 210 values (280 for
-    a volume); twice as many of both for ``dual``.
+    steps each is longer, so that they change the accuracy and not the place where they lead. At a deadline the best
+    so far comes back. It takes at most ``steps`` gradients, one after another, and beside them some 340 values (410
+    for a volume); twice as many of both for ``dual``.
 
     Args:
         score: ``(C,*S) -> ()``.
@@ -103,8 +103,7 @@ def extremal_perturbation(
         unit = gain / torch.where(apart > 0, apart, 1)
 
         def worth_of(region: Tensor) -> Best:
-            # What a region leaves open it pays for, as at the beginning of the paper's search.
-            return Best(unit * reward(region) - _WEIGHT * masks.area_residual(region, area=share), region)
+            return Best(unit * reward(region), region)
 
         def first() -> Best:
             shapes = masks.Shapes(x, _PLACES, choice.units)
@@ -123,7 +122,9 @@ def extremal_perturbation(
             return (p + rate * last).clamp(0, 1), last, seen + g.abs()
 
         def look(state: tuple[Tensor, ...]) -> Best:
-            return worth_of(masks.wanted((choice.mask(state[0])[None] / full).detach(), share))
+            value, region = worth_of(masks.wanted((choice.mask(state[0])[None] / full).detach(), share))
+            # Where voxels are alike this is no region: it pays for that as at the beginning of the paper's search.
+            return Best(value - _WEIGHT * masks.area_residual(region, area=share), region)
 
         start = lambda _: (p, torch.zeros_like(p), torch.zeros_like(full))
         (_, _, seen), best = ascend(step, start, look, label=name, steps=n, first=first)
