@@ -7,10 +7,10 @@ first call; less than half as long on the latter.
 """
 
 import torch
-from _measure import arguments, interleaved, ratio_table, real_task, setting
 from torch import nn
 
 import esegeta as eg
+from _measure import arguments, interleaved, ratio_table, real_task, setting
 
 
 class Block(nn.Sequential):
