@@ -24,6 +24,7 @@ _LONGEST = 10  # times that length: longer ones overshoot
     refs=("baseline",),
     axioms=("implementation_invariance", "shift", "affine_equivariance"),
     shape="map",
+    differentiable=False,
     example={"area": 0.05, "steps": 16, "mask": masks.smooth(step=4, sigma=1.5), "worth": 1000.0},
     paper="Fong, Patrick, Vedaldi 2019, arXiv:1910.08485",
     also=("extremal_mask", "extremal_perturbations"),
@@ -68,7 +69,7 @@ def extremal_perturbation(
 
     Returns:
         ``explain(x, baseline) -> (1,*S)``: one on what matters and zero elsewhere; voxels on the rim that are alike
-        share what is left for them.
+        share what is left for them. A region jumps where it changes at all, so it has no derivative.
 
     Example:
         >>> import torch
