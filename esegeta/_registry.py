@@ -31,7 +31,7 @@ class MethodSpec:
     place: whether it explains by the activations at a place, which is its second argument; shape: "input" if the
     explanation is like x, "layer" if it is like the activation, "map" if it is one channel on the grid of either.
     rewrites: what it refuses to do without: "activations" if it is the plain gradient of a score that has none.
-    differentiable: whether its explanations have a derivative; those by rules refuse it.
+    differentiable: whether its explanations have a derivative; those by rules refuse it, regions have none.
     """
 
     fn: Callable[..., Any]

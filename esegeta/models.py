@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from esegeta.engine import check, crops, interception, levels
 from esegeta.engine.execution import current
 from esegeta.engine.folded import fold
 from esegeta.engine.interception import Address, Session, Stop
-from esegeta.engine.locality import Locality, NotLocal, hear, listening, probe
+from esegeta.engine.locality import Locality, NotLocal, TooDear, hear, listening, probe
 from esegeta.engine.native import Arrange, Call, Native, Pick, each, name_of, pick
 from esegeta.engine.operators import refuse_unseen
 from esegeta.engine.windows import Refused, Window
@@ -90,7 +91,7 @@ class ModuleModel:
         # of places examples have to go through alone, because the first axis is not the batch.
         self._copies: set[Address] = set()
         self._alone: dict[frozenset[tuple[Address, int]], bool] = {}
-        self._localities: dict[Any, Locality] = {}
+        self._localities: dict[Any, Locality | str] = {}
 
     def __repr__(self) -> str:
         chosen = "" if self.output is None else f", output={self.output!r}"
@@ -180,18 +181,27 @@ class ModuleModel:
         if not isinstance(x, Window) or x.ndim < 2:
             raise Refused("crops are of one image; this network takes more than that")
         try:
-            seen = self.locality(x.clean[0])
-        except NotLocal as reason:
+            seen = self.locality(x.clean[0], x.run.probing)
+        except (NotLocal, TooDear) as reason:
             raise Refused(str(reason)) from None
         return crops.through(self, x, seen)
 
-    def locality(self, x: Tensor) -> Locality:
-        """How far the network sees in images of this shape: found once, and remembered."""
+    def locality(self, x: Tensor, allowed: float = math.inf) -> Locality:
+        """How far the network sees in images of this shape, or why it has no reach: found once, and remembered.
+
+        More than ``allowed`` elements do not go through the network for it; that is no finding, and forgotten.
+        """
         key = (tuple(x.shape), x.dtype, x.device)
         if key not in self._localities:
             with _put_back(self._native.tree, lambda _: True):  # what it learns from slabs is not for images
-                self._localities[key] = probe(self, x, name_of(self.module))
-        return self._localities[key]
+                try:
+                    self._localities[key] = probe(self, x, name_of(self.module), allowed)
+                except NotLocal as reason:
+                    self._localities[key] = str(reason)
+        found = self._localities[key]
+        if isinstance(found, str):
+            raise NotLocal(found)
+        return found
 
     def _listed(self, session: Session, leaves: list[Any], spec: Any) -> Tensor:
         """Run under ordinary autograd, as one graph with the code around, and note every place."""

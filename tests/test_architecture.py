@@ -34,6 +34,7 @@ ORDER = (
     "engine.folded",
     "engine.gradient",
     "engine.stream",
+    "engine.ascent",
     "engine.estimates",
     "engine.local",
     "engine.tiles",
