@@ -341,17 +341,22 @@ class Continuity(Law):
         refs = self.case.refs(subject.refs)
         if _along_a_kink(self.case.score, self.case.x, refs):
             return SILENT
-        explain, direction = subject.build(self.case.score), torch.as_tensor(self.direction).to(self.case.x)
+        direction = torch.as_tensor(self.direction).to(self.case.x)
 
-        def change(size: float) -> float:
+        def change(explain: Explain, size: float) -> float:
             residual = axioms.continuity(explain, size * direction)
             return float(residual(self.case.x, *refs, **subject.extra()))
 
+        explain = subject.build(self.case.score)
         a = explain(self.case.x, *refs, **subject.extra())
+        rounding = 4 * self._rounding(subject, a.abs().amax())
         # Of a continuous map less than half is left of a change after a step 4 096 times smaller; a jump stays.
-        return change(FINE), change(COARSE) / 2 + 4 * self._rounding(subject, a.abs().amax()) + _path(
-            subject, self.case
-        )
+        residual = change(explain, FINE)
+        allowed = change(explain, COARSE) / 2 + rounding + _path(subject, self.case)
+        if residual > allowed and subject.finer is not None:
+            # The jump of a node at the end of the way, rather than that of the map: with more nodes it is smaller.
+            return change(subject.finer(self.case.score), FINE), residual / 2 + rounding
+        return residual, allowed
 
 
 @dataclass(frozen=True, repr=False)
