@@ -333,7 +333,7 @@ def explained(tmp_path):
             "run": {"output": str(tmp_path / "out")},
             "output": {"report": False, "figures": True},
         }
-        (job,) = jobs.plan(config.load(whole, trust=str(tmp_path)))
+        (job,) = jobs.plan(config.load(whole, trust=[str(tmp_path)]))
         said = []
         send = lambda **event: said.append(event.get("message"))
         record = worker.main(job.payload, Context("cpu", None, None, {}, send))
