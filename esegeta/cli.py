@@ -105,7 +105,7 @@ def demo(
     open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
     """A trained brain-extraction network explains itself on a real head. Needs nothing; takes some minutes."""
-    from esegeta.run import starter
+    from esegeta.run.config import starter
 
     if size % 8 or not 40 <= size <= 128:
         raise typer.BadParameter(f"expected a multiple of 8 from 40 to 128, got {size}", param_hint="--size")
@@ -157,8 +157,8 @@ def _execute(
     open_: bool = False,
     trust: list[str] | None = None,
 ) -> None:
-    from esegeta.run import config as configuration
     from esegeta.run import pipeline
+    from esegeta.run.config import loading as configuration
 
     config = configuration.load(source, run=changes, trust=trust or ())
     summary = pipeline.run(
@@ -197,7 +197,7 @@ def _plan(summary: Any) -> None:
 
 
 def _ended(summary: Any) -> None:
-    from esegeta.run import marks
+    from esegeta.run.jobs import marks
 
     rows = [
         (
@@ -230,7 +230,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a configuration with comments, which runs as it is: a place to begin."""
-    from esegeta.run import starter
+    from esegeta.run.config import starter
 
     if path.suffix != ".toml":
         raise typer.BadParameter(f"expected a name that ends in .toml, got {path}", param_hint="PATH")
@@ -257,7 +257,7 @@ def methods(
     trust: Trusted = None,
 ) -> None:
     """List what a configuration can name: methods, transforms, reducers, baselines, and their parameters."""
-    from esegeta.run import listing
+    from esegeta.run.config import listing
 
     if config is not None or plugins:
         _register(config, plugins or [], trust or [])
@@ -272,9 +272,9 @@ def methods(
 
 def _register(config: Path | None, plugins: list[Path], trust: list[str]) -> None:
     """Import the plugins of a configuration, if they are trusted, and those that stand on the command line."""
-    from esegeta.run import config as configuration
-    from esegeta.run.plugins import load
-    from esegeta.run.trust import asked
+    from esegeta.run.config import loading as configuration
+    from esegeta.run.config.plugins import load
+    from esegeta.run.config.trust import asked
 
     if config is not None:
         configuration.plugins_of(config, trust=trust)
@@ -297,7 +297,7 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Translate a configuration of TorchEsegeta, and say what was changed and what has no counterpart."""
-    from esegeta.run import convert as conversion
+    from esegeta.run.config import convert as conversion
 
     if output is not None and output.suffix != ".toml":
         expected = f"expected a name that ends in .toml, got {output}"
@@ -339,9 +339,9 @@ def places(
     import torch
 
     from esegeta.places import places as found_in
-    from esegeta.run import config as configuration
-    from esegeta.run import networks
-    from esegeta.run.trust import NAME, asked, of_environment
+    from esegeta.run.config import loading as configuration
+    from esegeta.run.config import sources as networks
+    from esegeta.run.config.trust import NAME, asked, of_environment
 
     sizes = _sizes(shape)
     if Path(model).suffix in (".toml", ".json"):

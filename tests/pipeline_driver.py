@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pipeline_parts  # noqa: F401  its methods can be named in the configuration
 
-from esegeta.run import config, pipeline
+from esegeta.run import pipeline
+from esegeta.run.config import loading as config
 
 if __name__ == "__main__":
     found = config.load(sys.argv[1], trust=[str(Path(__file__).parent)])

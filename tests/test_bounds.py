@@ -14,8 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esegeta.run import bounds, config, convert, networks, nifti, pictures, starter, toml, volumes
-from esegeta.run.config import Faults
+from esegeta.run.config import bounds, convert, starter, toml
+from esegeta.run.config import loading as config
+from esegeta.run.config import sources as networks
+from esegeta.run.config.loading import Faults
+from esegeta.run.volumes import files as volumes
+from esegeta.run.volumes import nifti, pictures
 
 SECONDS = 20.0  # of a scan that takes a fraction of one, on a machine that does nine other things
 MIB = 2**20

@@ -17,7 +17,8 @@ from old_configurations import old
 import esegeta
 from esegeta import cli
 from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
-from esegeta.run import config, stopping
+from esegeta.run.config import loading as config
+from esegeta.run.executors import stopping
 
 COMMANDS = ("demo", "run", "init", "methods", "convert", "places", "verify")
 HELP_SECONDS = 0.5

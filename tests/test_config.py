@@ -14,8 +14,10 @@ from rounding import assert_alike
 from esegeta import reducers
 from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
 from esegeta.models import from_module
-from esegeta.run import building, catalogue, config, starter, volumes
-from esegeta.run.annotations import fits
+from esegeta.run.config import building, catalogue, starter
+from esegeta.run.config import loading as config
+from esegeta.run.config.annotations import fits
+from esegeta.run.volumes import files as volumes
 from esegeta.zoo import small_unet
 
 

@@ -13,8 +13,8 @@ import esegeta as eg
 from esegeta import baselines, features, masks, noise, spatial
 from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
 from esegeta.conformance.subjects import built
-from esegeta.run import preprocess
-from esegeta.run.reading import Volume
+from esegeta.run.volumes import preprocess
+from esegeta.run.volumes.reading import Volume
 
 JUNK = (
     *(None, "a", b"a", -1, 0, 10**30, 2.5, float("nan"), True, [], ["a"], [[1, 2]], (), {}, object()),

@@ -7,9 +7,9 @@ import warnings
 import pytest
 import torch
 
-from esegeta.run import networks
-from esegeta.run.config import Model
-from esegeta.run.trust import asked
+from esegeta.run.config import sources as networks
+from esegeta.run.config.loading import Model
+from esegeta.run.config.trust import asked
 
 SOURCE = """
 import torch

@@ -20,9 +20,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esegeta.run import names, outputs, volumes
-from esegeta.run.preprocess import apply
-from esegeta.run.reading import UnreadableInput, Volume
+from esegeta.run.jobs import names, outputs
+from esegeta.run.volumes import files as volumes
+from esegeta.run.volumes.preprocess import apply
+from esegeta.run.volumes.reading import UnreadableInput, Volume
 
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.4, -0.3, 0.2) @ np.diag([-1.0, 2.0, 1.5]), [5, -6, 7]
@@ -205,7 +206,8 @@ def test_the_same_map_is_the_same_bytes(tmp_path):
     code = """
         import sys, time, torch
         time.time = lambda: 1e9
-        from esegeta.run import outputs, volumes
+        from esegeta.run.jobs import outputs
+        from esegeta.run.volumes import files as volumes
         like = volumes.read(sys.argv[1])
         outputs.write_map(torch.load(sys.argv[2]), like, sys.argv[3])
     """
@@ -263,7 +265,7 @@ def test_a_killed_process_leaves_the_old_file_and_a_part_that_is_swept_away(tmp_
     outputs.write_text(tmp_path / "sub" / "x.txt", "old")
     code = """
         import sys, time
-        from esegeta.run import outputs
+        from esegeta.run.jobs import outputs
         with outputs.atomic(sys.argv[1]) as part:
             part.write_text("half")
             print("now", flush=True)

@@ -14,22 +14,18 @@ from esegeta import coalitions, features, plot
 from esegeta._registry import METHODS
 from esegeta.engine import stream
 from esegeta.engine.execution import Execution, partial_share, record_partial
-from esegeta.run import (
-    building,
-    config,
-    display,
-    jobs,
-    marks,
-    outputs,
-    pipeline,
-    preprocess,
-    report,
-    volumes,
-    worker,
-)
-from esegeta.run.child import Context
-from esegeta.run.parts import Entry, Image
-from esegeta.run.trust import Trust
+from esegeta.run import pipeline
+from esegeta.run.config import building
+from esegeta.run.config import loading as config
+from esegeta.run.config.trust import Trust
+from esegeta.run.executors.child import Context
+from esegeta.run.jobs import marks, outputs, worker
+from esegeta.run.jobs import plan as jobs
+from esegeta.run.jobs.parts import Entry, Image
+from esegeta.run.report import display
+from esegeta.run.report import page as report
+from esegeta.run.volumes import files as volumes
+from esegeta.run.volumes import preprocess
 
 
 @pytest.fixture

@@ -21,9 +21,14 @@ import torch
 
 from esegeta._registry import METHODS
 from esegeta.engine.execution import current, record
-from esegeta.run import building, config, jobs, log, parts, pipeline, stopping, worker
-from esegeta.run.child import Context, RefusedError
-from esegeta.run.pool import Task
+from esegeta.run import log, pipeline
+from esegeta.run.config import building
+from esegeta.run.config import loading as config
+from esegeta.run.executors import stopping
+from esegeta.run.executors.child import Context, RefusedError
+from esegeta.run.executors.local import Task
+from esegeta.run.jobs import parts, worker
+from esegeta.run.jobs import plan as jobs
 
 DRIVER = Path(__file__).with_name("pipeline_driver.py")
 GOOD = [
@@ -643,7 +648,7 @@ def test_maps_of_layers_come_to_the_grid_of_the_image():
 
 
 def test_lines_and_bars_and_functions_show_a_run(capsys):
-    from esegeta.run.pool import Outcome
+    from esegeta.run.executors.local import Outcome
 
     events = [
         {"event": "start", "task": "a", "device": "cpu", "process": 1},

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from esegeta.run import child, pool, processes
-from esegeta.run.pool import Task
+from esegeta.run.executors import child, processes
+from esegeta.run.executors import local as pool
+from esegeta.run.executors.local import Task
 
 
 def task(name, function=None, payload=None, **limits):
@@ -238,7 +239,7 @@ def test_what_a_task_has_started_ends_with_its_worker(tmp_path):
 
 DRIVER = """
 import sys
-from esegeta.run import pool
+from esegeta.run.executors import local as pool
 payloads = [{"file": name, "hang": True} for name in sys.argv[1:]]
 pool.run([pool.Task(p["file"], "pool_tasks:start_a_child", p) for p in payloads], workers=2)
 """

@@ -15,7 +15,8 @@ from nibabel.nifti1 import Nifti1Image
 
 from esegeta import plot
 from esegeta.plot import canvas
-from esegeta.run import display, report
+from esegeta.run.report import display
+from esegeta.run.report import page as report
 
 pytest.importorskip("jinja2", reason="reports need the extra viz")
 pytest.importorskip("matplotlib", reason="reports need the extra viz")

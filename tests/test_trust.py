@@ -20,10 +20,15 @@ from torch import nn
 
 import esegeta
 from esegeta import cli
-from esegeta.run import config, jobs, networks, pipeline, trust, worker
-from esegeta.run.child import Context
-from esegeta.run.config import Model
-from esegeta.run.trust import UntrustedError, asked
+from esegeta.run import pipeline
+from esegeta.run.config import loading as config
+from esegeta.run.config import sources as networks
+from esegeta.run.config import trust
+from esegeta.run.config.loading import Model
+from esegeta.run.config.trust import UntrustedError, asked
+from esegeta.run.executors.child import Context
+from esegeta.run.jobs import plan as jobs
+from esegeta.run.jobs import worker
 
 NET = """
 import functools, os, torch
@@ -118,8 +123,8 @@ ATTACKS = {
     "torch:load": {"f": "HERE/evil.pt", "weights_only": False},
     "torch.jit:load": {"f": "HERE/evil.pt"},
     "numpy:load": {"file": "HERE/evil.npy", "allow_pickle": True},
-    "esegeta.run.child:resolve": {"name": "os:system"},
-    "esegeta.run.networks:importlib.import_module": {"name": "hubconf"},
+    "esegeta.run.executors.child:resolve": {"name": "os:system"},
+    "esegeta.run.config.sources:importlib.import_module": {"name": "hubconf"},
     "monai.networks.nets:torch.hub.load": {"repo_or_dir": "HERE", "model": "evil", "source": "local"},
     "monai.networks.nets:resnet10": {"pretrained": "HERE/evil.pt"},
     "monai.networks.nets:HoVerNet": {"pretrained_url": "file://HERE/evil.pt"},
@@ -593,8 +598,8 @@ def test_a_plugin_that_has_changed_is_imported_again(tmp_path):
     script = textwrap.dedent(f"""
         import os
         from pathlib import Path
-        from esegeta.run.plugins import load, registered
-        from esegeta.run.trust import asked
+        from esegeta.run.config.plugins import load, registered
+        from esegeta.run.config.trust import asked
         path, trust = Path("changing.py"), asked(".")
         text = {PLUGIN!r}
         path.write_text(text)

@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from esegeta.run.marks import marks
-from esegeta.run.pool import Outcome
+from esegeta.run.executors.local import Outcome
+from esegeta.run.jobs.marks import marks
 
 Event = dict[str, Any]
 

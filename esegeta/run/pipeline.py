@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from esegeta.engine import check
-from esegeta.run import catalogue, jobs, outputs, pool
-from esegeta.run import config as configuration
-from esegeta.run.config import Config
-from esegeta.run.jobs import Job, Record, about
+from esegeta.run.config import catalogue
+from esegeta.run.config import loading as configuration
+from esegeta.run.config.loading import Config
+from esegeta.run.executors import local as pool
+from esegeta.run.executors.local import Outcome, Task
+from esegeta.run.executors.processes import memory_here
+from esegeta.run.executors.stopping import Terminated, terminable
+from esegeta.run.jobs import outputs
+from esegeta.run.jobs import plan as jobs
+from esegeta.run.jobs.plan import Job, Record, about
 from esegeta.run.log import Event, Log, display, sentences
-from esegeta.run.pool import Outcome, Task
-from esegeta.run.processes import memory_here
-from esegeta.run.stopping import Terminated, terminable
 
 COLUMNS = (
     *("id", "subject", "target", "method", "title", "status", "error", "score", "residual", "difference"),
@@ -293,7 +296,7 @@ def _summed_up(
 
 def _report(folder: Path, ids: list[str], log: Log) -> Path | None:
     try:
-        from esegeta.run import report
+        from esegeta.run.report import page as report
 
         return report.write(folder, only=ids)
     except ImportError as error:
@@ -317,7 +320,9 @@ def examined(config: Config, chosen: Sequence[Job], finished: Mapping[str, Recor
     for job in chosen:
         subjects.setdefault(job.subject, []).append(job)
     tasks = [
-        Task(subject, "esegeta.run.worker:examine", [job.payload for job in together], _allowed(together))
+        Task(
+            subject, "esegeta.run.jobs.worker:examine", [job.payload for job in together], _allowed(together)
+        )
         for subject, together in subjects.items()
     ]
     found: dict[str, dict[str, Any]] = {}
