@@ -398,8 +398,10 @@ def _shapes(
             balls = values[: shapes.count // 2].reshape(1, *shapes.grid)
             joined = spatial.upsample(balls, like=best.point.to(balls.dtype))
             near = shapes.near(found)[None]  # orders what the balls say nothing about
-            spread = (joined.amax() - joined.amin()).clamp(min=torch.finfo(joined.dtype).tiny)
-            yield worth(wanted((joined - joined.amin()) / spread - 1e-4 * near / near.amin(), area))
+            tiny = torch.finfo(joined.dtype).tiny
+            spread, farthest = joined.amax() - joined.amin(), -near.amin()
+            ranked = (joined - joined.amin()) / spread.clamp(min=tiny) + 1e-4 * near / farthest.clamp(min=tiny)
+            yield worth(wanted(ranked, area))
         shapes = shapes.around(found)
 
 
