@@ -394,13 +394,21 @@ def _shapes(
         values = torch.where(values.isnan(), -torch.inf, values)  # a deadline leaves some out
         found = values.argmax()
         best = worth(wanted(shapes.near(found), area)[None])
+        if not k:
+            # Where all are worth the same, none of them is preferred: every voxel gets its share.
+            flat = torch.where(values.amax() == values.amin(), best.value, -torch.inf)
+            yield Best(flat, wanted(torch.zeros_like(best.point), area))
         yield best
         if not k:
             balls = values[: shapes.count // 2].reshape(1, *shapes.grid)
             joined = spatial.upsample(balls, like=best.point.to(balls.dtype))
             near = shapes.near(found)[None]  # orders what the balls say nothing about
-            spread = (joined.amax() - joined.amin()).clamp(min=torch.finfo(joined.dtype).tiny)
-            yield worth(wanted((joined - joined.amin()) / spread - 1e-4 * near / near.amin(), area))
+            tiny = torch.finfo(joined.dtype).tiny
+            spread, farthest = joined.amax() - joined.amin(), -near.amin()
+            ranked = (joined - joined.amin()) / spread.clamp(min=tiny) + 1e-4 * near / farthest.clamp(
+                min=tiny
+            )
+            yield worth(wanted(ranked, area))
         shapes = shapes.around(found)
 
 

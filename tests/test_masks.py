@@ -615,6 +615,14 @@ def test_a_search_at_a_deadline_gives_what_it_has():
             build(slow, steps=3)(x, 0 * x)
 
 
+def test_a_flat_score_prefers_no_place():
+    x = drawn((1, 6, 5))
+    flat = lambda z: 0 * z.sum() + 3
+    found = eg.extremal_perturbation(flat, area=0.2, steps=3, mask=masks.smooth(step=2, sigma=2))(x, 0 * x)
+    torch.testing.assert_close(found, torch.full_like(found, 0.2))
+    assert eg.meaningful_perturbation(flat, steps=3, size=2)(x, 0 * x).abs().max() == 0
+
+
 def test_progress_of_a_search():
     seen = []
     x = torch.ones(1, 9)
