@@ -318,11 +318,12 @@ def test_a_worker_takes_holes_of_a_deadline_and_no_others(precision):
 def explained(tmp_path):
     """The record of one job of a bent network, its sidecar, and the warnings on the way."""
     np.save(tmp_path / "x.npy", np.linspace(0.5, 2, 48).reshape(8, 6).astype(np.float32))
-    (tmp_path / "bent.py").write_text(NETWORK)
+    name = f"bent_{tmp_path.name}"  # a module has one file in a process
+    (tmp_path / f"{name}.py").write_text(NETWORK)
 
     def run(method, source="network"):
         whole = {
-            "model": {"source": f"bent:{source}", "path": str(tmp_path)},
+            "model": {"source": f"{name}:{source}", "path": str(tmp_path)},
             "input": {"files": str(tmp_path / "x.npy")},
             "targets": [{"name": "all", "reducer": "class_sum", "class": 0}],
             "methods": [method],

@@ -314,7 +314,7 @@ def test_an_empty_folder_has_a_report(tmp_path):
 
 def test_without_jinja2_one_line_says_what_to_install(tmp_path):
     script = (
-        "import sys; sys.modules['jinja2'] = None; from esegeta.run import report\n"
+        "import sys; sys.modules['jinja2'] = None; from esegeta.run.report import page as report\n"
         "try:\n    report.write(sys.argv[1])\nexcept ModuleNotFoundError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True)

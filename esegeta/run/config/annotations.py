@@ -121,7 +121,9 @@ def said(annotation: Any) -> str:
         elif is_tensor(one):
             found += ["a list of numbers", '{file = "name"}']
         elif _is_sequence(one):
-            kinds = {_MANY.get(k, "values") for k in (members(inner[0]) if inner else ())}
+            # Within a list a number is a number: a tensor there is one for Python alone.
+            plain = [k for k in (members(inner[0]) if inner else ()) if not is_tensor(k)]
+            kinds = {_MANY.get(k, "values") for k in plain}
             kinds -= {"whole numbers"} if "numbers" in kinds else set()
             found.append(f"a list of {' or '.join(sorted(kinds)) or 'values'}")
     if "a number" in found and "a whole number" in found:

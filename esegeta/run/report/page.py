@@ -29,7 +29,7 @@ from esegeta.run.volumes import pictures
 
 HERE = Path(__file__).parent
 LIBRARY = HERE / "assets" / "niivue-0.69.0.umd.js.gz"
-ZOO = HERE.parent / "zoo" / "data" / "NOTICE"
+ZOO = HERE.parents[1] / "zoo" / "data" / "NOTICE"
 
 VOLUMES = 8_000_000  # bytes of text for the copies of maps
 ANATOMIES = 2_000_000  # for those of images and masks
