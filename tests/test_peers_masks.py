@@ -106,8 +106,8 @@ class Boxes(nn.Module):
 def test_the_mask_that_is_found(torchray, mode, target):
     """The same objective: no flips, fading, a place at every voxel, an area in voxels, the logit as it is.
 
-    Two things differ: they count the area of a margin around the image, and at a mask of ones, where their search
-    starts, their pyramid has no slope.
+    Three things differ: they count the area of a margin around the image; at a mask of ones, where their search
+    starts, their pyramid has no slope; and they return the last smooth mask, we the best region that was seen.
     """
     net, x, sigma = Boxes().eval(), torch.ones(1, 32, 32), 3
     area = (80, 64)[target] / 32**2
@@ -128,8 +128,8 @@ def test_the_mask_that_is_found(torchray, mode, target):
         end=" ",
     )
     print(f"{iou(peer, truth):.3f}")
-    assert iou(ours, peer) > 0.8
-    assert iou(ours, truth) > 0.75  # corners are round
+    assert iou(ours, truth) > 0.9
+    assert iou(ours, peer) > 0.75  # the corners of theirs are round
     assert iou(ours, truth) > iou(peer, truth) - 0.05
 
 

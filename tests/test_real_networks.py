@@ -247,9 +247,8 @@ def test_a_place_that_is_passed_several_times_has_a_number_from_the_first_on():
     assert [n for n in found.names if n.startswith("act")] == ["act#0", "act#1", "act#2"]
     assert found["act"] is found["act#0"]
     assert found["act#2"].beside == ("act#1",)
-    message = (
-        r"'act' is passed 3 times, and this is the first of them. Write 'act#0' for it, or a number up to 2"
-    )
+    first_of = r"^grad_cam: 'act' is passed 3 times, and this is the first of them. "
+    message = first_of + r"Write 'act#0' for it, or a number up to 2"
     twice = lambda: [eg.grad_cam(score, "act")(X) for _ in range(2)]
     with eg.execution() as seen, pytest.warns(eg.ExecutionWarning, match=message):
         first, _ = twice()

@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ def problem(where: str, expected: str, got: str, advice: str) -> str:
     return f"{where}: expected {expected}, got {got}. {advice.rstrip('.')}."
 
 
+# Who was called, and what is inside of each: the innermost last.
+_CALLS: ContextVar[tuple[tuple[str, Collection[str]], ...]] = ContextVar("calls", default=())
+
+
 @contextlib.contextmanager
 def calling(name: str, inside: Collection[str]) -> Iterator[None]:
     """Let errors name the function that was called, not one of those inside of it.
@@ -36,6 +41,7 @@ def calling(name: str, inside: Collection[str]) -> Iterator[None]:
     Traceback (most recent call last):
     ValueError: grad_cam: expected a place, got nothing. Name one.
     """
+    token = _CALLS.set((*_CALLS.get(), (name, inside)))
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -43,6 +49,20 @@ def calling(name: str, inside: Collection[str]) -> Iterator[None]:
         if colon and where in inside:
             error.args = (f"{name}{colon}{rest}",)
         raise
+    finally:
+        _CALLS.reset(token)
+
+
+def called(where: str) -> str:
+    """Return the function that was called for ``where``: warnings name it, as errors do in ``calling``.
+
+    >>> with calling("grad_cam", ["tap"]):
+    ...     called("tap"), called("sum")
+    ('grad_cam', 'sum')
+    """
+    for name, inside in reversed(_CALLS.get()):
+        where = name if where in inside else where
+    return where
 
 
 def not_written(path: str | os.PathLike[str], size: int | None, error: OSError) -> OSError:

@@ -212,8 +212,9 @@ class View:
             calls = self.counts[edit.at.side]
             if calls < 2 or edit.at.side in known:
                 continue
+            where = check.called(self.where)
             message = (
-                f"{self.where}: {str(edit.at)!r} is passed {calls} times, and this is the first of them. Write "
+                f"{where}: {str(edit.at)!r} is passed {calls} times, and this is the first of them. Write "
                 f"{edit.at.in_full!r} for it, or a number up to {calls - 1}; esegeta.places(score, x) lists them."
             )
             if all(event.get("message") != message for event in execution.current().events):
