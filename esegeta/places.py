@@ -13,6 +13,7 @@ score: it can be mapped, differentiated and run from several threads.
 """
 
 import contextlib
+import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -466,6 +467,9 @@ def _one_pass(score: Score, place: Names, what: Any) -> Callable[[Tensor], tuple
     where = "activation_and_gradient" if what == "tap" else "bias_and_gradient"
     check.score(where, score)
     names, form = _names(where, place)
+    if what != "tap":
+        # Names of operations come from a listing, not from a user who could mean another call.
+        names = [dataclasses.replace(name, numbered=True) for name in names]
     shapes = _shapes(score, place)
     seen = [Edit(name, what) for name in names]
 

@@ -83,6 +83,7 @@ def test_a_key_is_taken_only_where_something_is_drawn(subject):
         subject.build(SMOOTH.score)(SMOOTH.x, *SMOOTH.refs(subject.refs), key=7)
 
 
+@FLAT
 def test_nested_maps_equal_loops():
     for subject in METHODS:
         explain, refs, xs = subject.build(SMOOTH.score), SMOOTH.refs(subject.refs), examples(SMOOTH)
@@ -93,6 +94,7 @@ def test_nested_maps_equal_loops():
         assert_near(eg.batched(vmap(run))(xs), loop, SMOOTH, f"{subject}: batched of vmap")
 
 
+@FLAT
 def test_a_copied_module_gives_the_same_answer():
     case = contract.NETWORK
     twin = eg.from_module(copy.deepcopy(case.score.module))

@@ -10,6 +10,8 @@ from esegeta._registry import METHODS
 AT_A_PLACE = [spec for spec in METHODS.values() if spec.place and spec.fn.__module__.startswith("esegeta.")]
 SIZES = (8, 6, 4)
 
+# The networks are piecewise linear, which a method of second derivatives warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:.*the second derivative of:esegeta.ExecutionWarning")
 every = pytest.mark.parametrize("spec", AT_A_PLACE, ids=lambda spec: spec.name)
 
 
