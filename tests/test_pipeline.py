@@ -602,6 +602,17 @@ def computed(explain, precision, tmp_path, scan):
     return worker.computed(entry, built, image, context(), lambda: None)
 
 
+def test_what_a_worker_may_occupy_bounds_what_it_reads(tmp_path, scan):
+    """Also where the configuration has no limit: the worker's share counts before a file is unpacked."""
+    (job,) = plan(tmp_path, scan, [{"name": "gradient"}])
+    little = Context("cpu", None, 100, {}, lambda **event: None)
+    with pytest.raises(ValueError, match="to be a volume that fits into memory, got one that takes"):
+        worker.explain(job.payload, little)
+    assert "fits into memory" in worker.examine([job.payload], little)[job.id]["problem"]
+    (own,) = plan(tmp_path, scan, [{"name": "gradient", "memory": "1 GiB"}])
+    assert parts.entry_of(own.payload, 100).method.memory == 2**30
+
+
 def test_what_is_not_finite_in_reduced_precision_is_computed_again_in_full(tmp_path, scan):
     asked = []
 

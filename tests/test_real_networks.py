@@ -258,6 +258,17 @@ def test_a_place_that_is_passed_several_times_has_a_number_from_the_first_on():
         eg.grad_cam(score, "act#5")(X)
 
 
+def test_an_operation_whose_other_results_are_scalars_is_there_once():
+    """A sum inside and a sum at the end: only the first is a place, so its name says which."""
+    score = lambda x: (x.sum(0) * 2).sum()
+    x = torch.ones(3, 4)
+    assert [n for n in eg.places(score, x).names if n.startswith("sum")] == ["sum"]
+    with eg.execution() as seen:
+        torch.testing.assert_close(eg.activation_and_gradient(score, "sum")(x)[0], torch.full((4,), 3.0))
+        assert eg.full_gradient(score)(x).total() == 24
+    assert not seen.events
+
+
 # -- foreign code --------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_leaves, tree_unflatten
 
 from esegeta.engine import check, execution, levels
 from esegeta.engine.operators import Rewrite, Tracer, refuse_unseen
@@ -166,6 +166,7 @@ class View:
     def __init__(self, where: str, edits: Sequence[Edit], stop: bool) -> None:
         self.where, self.edits, self.stop = where, tuple(edits), stop
         self.counts: Counter[str] = Counter()
+        self.places: Counter[str] = Counter()  # of these calls those that made a place
         self.met: dict[int, Tensor | None] = {}
         self.fresh: list[int] = []  # the taps of this very run, in order of their numbers
         self.leaves: dict[tuple[str, int], list[str]] = {}
@@ -176,6 +177,7 @@ class View:
 
     def _index(self) -> None:
         self.wanted: dict[tuple[str, int], list[int]] = {}
+        self.plain = {edit.at.side for edit in self.edits if not edit.at.numbered}
         for i, edit in enumerate(self.edits):
             self.wanted.setdefault((edit.at.side, edit.at.call), []).append(i)
 
@@ -191,6 +193,7 @@ class View:
     def _again(self, edits: Sequence[Edit]) -> "View":
         inner = View(self.where, edits, self.stop)
         inner.counts, inner.met = Counter(self.counts), dict.fromkeys(self.met)
+        inner.places = Counter(self.places)
         return inner
 
     @property
@@ -210,7 +213,8 @@ class View:
         known = {edit.at.side for edit in self.edits if edit.at.numbered}
         for edit in self.edits:
             calls = self.counts[edit.at.side]
-            if calls < 2 or edit.at.side in known:
+            # An operation whose other results are scalars, such as a sum at the end, is there once.
+            if self.places[edit.at.side] < 2 or edit.at.side in known:
                 continue
             where = check.called(self.where)
             message = (
@@ -319,6 +323,8 @@ class Session:
         calls = [(view, view.counts[side]) for view in self.views]
         for view, _ in calls:
             view.counts[side] += 1
+            if side in view.plain and any(map(self._is_place, tree_leaves(value))):
+                view.places[side] += 1
         asked = [(view, call) for view, call in calls if (side, call) in view.wanted]
         if not asked and self.listing is None:
             return value
@@ -424,9 +430,13 @@ class Session:
 
     def _list(self, at: Address, kind: str, t: Tensor, leaf: bool) -> None:
         assert self.listing is not None
-        if t.is_floating_point() and t.ndim > (self.batch is not None):
+        if self._is_place(t):
             vertex = (t.grad_fn, t.output_nr) if t.grad_fn is not None else None
             self.listing.append(Passed(at, kind, self.shape(t), t.dtype, vertex, _now(), leaf))
+
+    def _is_place(self, t: object) -> bool:
+        """Whether it can be asked for: numbers and scalars cannot."""
+        return isinstance(t, Tensor) and t.is_floating_point() and t.ndim > (self.batch is not None)
 
     def shape(self, t: Tensor) -> tuple[int, ...]:
         """The shape for one example."""
@@ -533,6 +543,7 @@ class Session:
         rest = iter(seen)
         for view, other in zip(self.views, inner.views, strict=True):
             view.counts, view.modules = other.counts, {**view.modules, **other.modules}
+            view.places = other.places
             view.scripted |= other.scripted
             view.leaves.update(other.leaves)
             for i in sorted(set(other.met) - set(view.met)):

@@ -49,14 +49,18 @@ class Image(NamedTuple):
     x: Tensor
 
 
-def entry_of(payload: dict[str, Any]) -> Entry:
-    """The configuration in a job's payload, after its plugins have registered what it may name."""
+def entry_of(payload: dict[str, Any], memory: int | None = None) -> Entry:
+    """The configuration in a job's payload, after its plugins have registered what it may name.
+
+    Without a limit of its own the method has ``memory``, in bytes: what this worker may occupy.
+    """
     allowed = trust.from_json(payload["trust"])
     plugins.load(payload["plugins"], allowed)
+    method = config.Method.model_validate(payload["method"])
     return Entry(
         config.Model.model_validate(payload["model"]),
         config.Target.model_validate(payload["target"]),
-        config.Method.model_validate(payload["method"]),
+        method.model_copy(update={"memory": memory}) if method.memory is None else method,
         payload["preprocess"],
         config.Patches.model_validate(payload["patches"] or {}),
         config.Output.model_validate(payload["output"]),

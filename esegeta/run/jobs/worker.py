@@ -166,7 +166,7 @@ def explain(payload: dict[str, Any], context: Context) -> Record:
         torch.cuda.init()  # before it there is nothing to reset
         torch.cuda.reset_peak_memory_stats(device)  # the job before may have ended in an error
     with refusals():
-        entry = entry_of(payload)
+        entry = entry_of(payload, context.memory)
     image = image_of(payload, entry, device, context.cache)
     model = model_of(entry, device, context.cache)
     with torch.no_grad():
@@ -360,7 +360,7 @@ def _examined(payload: dict[str, Any], context: Context) -> Record:
     device = torch.device(context.device)
     found: Record = {"shape": None, "memory": None, "problem": None}
     try:
-        entry = entry_of(payload)
+        entry = entry_of(payload, context.memory)
         image = image_of(payload, entry, device, context.cache)
         found["shape"] = list(image.x.shape)
         model = model_of(entry, device, context.cache)
