@@ -204,11 +204,11 @@ def test_a_budget_of_time_is_kept():
     assert "stopped before all cases were tried" in str(report)
 
 
-@pytest.mark.parametrize("seconds", [0, 0.01, 0.1, 0.5, 2])
+@pytest.mark.parametrize("seconds", [0, 0.1, 1])
 def test_no_budget_makes_an_axiom_hold(seconds):
     """Of the first cases some are trivial: any method keeps anything there."""
     axioms = ["completeness", "linearity", "shift"]
-    for method in ("gradient", half_of_it, slowly(0.02, half_of_it)):
+    for method in (half_of_it, slowly(0.02, half_of_it)):
         report = verify(method, axioms=axioms, cases=1000, seconds=seconds)
         assert report["completeness"].kind in ("violated", "undecided"), report
         assert "completeness" not in report.axioms
@@ -252,7 +252,7 @@ def test_a_budget_can_only_leave_a_verdict_undecided():
     axioms = ["linearity", "completeness", "continuity"]
     whole = {v.axiom: v.kind for v in verify(half_of_it, axioms=axioms, cases=60).verdicts}
     assert whole == {"linearity": "holds", "completeness": "violated", "continuity": "violated"}
-    for seconds in (0, 0.3, 1, 600):
+    for seconds in (0, 0.3, 600):
         for verdict in verify(half_of_it, axioms=axioms, cases=60, seconds=seconds).verdicts:
             assert verdict.kind in (whole[verdict.axiom], "undecided")
             assert seconds < 600 or verdict.kind == whole[verdict.axiom]

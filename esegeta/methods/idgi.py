@@ -14,7 +14,7 @@ from esegeta.engine.gradient import value_and_gradient
     refs=("baseline",),
     axioms=(
         "completeness sensitivity_a dummy symmetry implementation_invariance shift scale_of_output "
-        "class_sensitivity translation_equivariance affine_equivariance"
+        "continuity class_sensitivity translation_equivariance affine_equivariance"
     ),
     example={"steps": 16},
     paper="Yang, Wang, Bilgic 2023, arXiv:2303.14242",

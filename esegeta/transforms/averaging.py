@@ -14,7 +14,7 @@ from esegeta.engine import check, stream
     refs=lambda inner: ("baselines",) if inner == ("baseline",) else None,
     preserves=(
         "completeness dummy linearity symmetry implementation_invariance shift scale_of_output "
-        "class_sensitivity translation_equivariance affine_equivariance"
+        "continuity class_sensitivity translation_equivariance affine_equivariance"
     ),
     paper="Sturmfels, Lundberg, Lee 2020, doi:10.23915/distill.00022",
 )
