@@ -19,9 +19,9 @@ from esegeta.run.config.loading import Config, Input, Method, Model, Output, Pat
 from esegeta.run.config.plugins import plugin_faults
 from esegeta.run.config.tables import Part, keys_of, part
 from esegeta.run.config.trust import Trust, UntrustedError, judge, judge_program, located
-from esegeta.run.jobs.names import subjects
 from esegeta.run.volumes import files as volumes
 from esegeta.run.volumes import preprocess
+from esegeta.run.volumes.names import subjects
 
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 PROGRAMS = {".pt2": "an exported program", ".ts": "TorchScript", ".pt": "TorchScript"}

@@ -30,7 +30,7 @@ from esegeta.run.config import catalogue
 from esegeta.run.config.building import Built
 from esegeta.run.config.loading import Method
 from esegeta.run.executors.child import Context, RefusedError, one_line, peak, verdict
-from esegeta.run.jobs import marks, names, outputs
+from esegeta.run.jobs import marks, outputs
 from esegeta.run.jobs.parts import (
     Entry,
     Image,
@@ -43,6 +43,7 @@ from esegeta.run.jobs.parts import (
     repeatable,
 )
 from esegeta.run.jobs.plan import about, record_path, releases
+from esegeta.run.volumes import names
 from esegeta.run.volumes.reading import Volume
 
 Record = dict[str, Any]
