@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esegeta.run.config import bounds, convert, starter, toml
+from esegeta.run import bounds
+from esegeta.run.config import convert, starter, toml
 from esegeta.run.config import loading as config
 from esegeta.run.config import sources as networks
 from esegeta.run.config.loading import Faults

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esegeta.engine import check
-from esegeta.run.config import bounds
+from esegeta.run import bounds
 from esegeta.run.config.annotations import shown
 from esegeta.run.config.catalogue import nearest
 from esegeta.run.config.loading import Faults

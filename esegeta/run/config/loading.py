@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
-from esegeta.run.config import bounds
+from esegeta.run import bounds
 from esegeta.run.config.annotations import with_files
 from esegeta.run.config.trust import NOTHING, Trust, asked, of_environment
 
