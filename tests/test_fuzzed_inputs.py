@@ -305,7 +305,7 @@ def test_shapes_of_all_kinds_are_read_or_refused(folder, shape, kind, channels, 
 
 
 def test_the_head_of_the_zoo_cut_off_turned_over_and_packed_badly(folder):
-    whole = (Path(volumes.__file__).parents[1] / "zoo" / "data" / "colin27_t1_128.nii.gz").read_bytes()
+    whole = (Path(volumes.__file__).parents[2] / "zoo" / "data" / "colin27_t1_128.nii.gz").read_bytes()
     path = folder / "head.nii.gz"
     rng = np.random.default_rng(7)
     for _ in range(4):

@@ -217,7 +217,7 @@ def test_the_same_map_is_the_same_bytes(tmp_path):
     subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *files],
         check=True,
-        cwd=Path(outputs.__file__).parents[2],
+        cwd=Path(outputs.__file__).parents[3],
         env={**os.environ, "PYTHONHASHSEED": "5", "TZ": "Asia/Tokyo"},
         timeout=120,
     )
@@ -273,7 +273,7 @@ def test_a_killed_process_leaves_the_old_file_and_a_part_that_is_swept_away(tmp_
             time.sleep(100)
     """
     path = str(tmp_path / "sub" / "x.txt")
-    root = Path(outputs.__file__).parents[2]
+    root = Path(outputs.__file__).parents[3]
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), path], stdout=subprocess.PIPE, cwd=root
     )

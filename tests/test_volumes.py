@@ -134,7 +134,7 @@ def test_the_affine_is_the_one_that_nibabel_prefers(tmp_path, codes):
 
 def test_the_head_is_read_as_the_zoo_reads_it():
     data, affine, spacing = head()
-    volume = read(Path(volumes.__file__).parents[1] / "zoo" / "data" / "colin27_t1_128.nii.gz")
+    volume = read(Path(volumes.__file__).parents[2] / "zoo" / "data" / "colin27_t1_128.nii.gz")
     torch.testing.assert_close(volume.data / volume.data.max(), data)
     np.testing.assert_array_equal(volume.affine, affine)
     assert volume.spacing == spacing
