@@ -15,6 +15,7 @@ ROOT = Path(esegeta.__file__).parent
 ORDER = (
     "_types",
     "engine",
+    "engine.refusals",
     "engine.levels",
     "engine.check",
     "engine.second_order",

@@ -28,8 +28,8 @@ from esegeta.engine.memory import forecast
 from esegeta.places import tap
 from esegeta.run.config import catalogue
 from esegeta.run.config.building import Built
-from esegeta.run.config.loading import Method
-from esegeta.run.executors.child import Context, RefusedError, one_line, peak, verdict
+from esegeta.run.config.schema import Method
+from esegeta.run.executors.child import Context, one_line, peak, verdict
 from esegeta.run.jobs import marks, outputs
 from esegeta.run.jobs.parts import (
     Entry,
@@ -64,7 +64,7 @@ def on_image(map: Tensor, x: Tensor) -> tuple[Tensor, list[Record]]:
     if map.ndim != x.ndim:
         expected = f"a map with {x.ndim - 1} spatial axes"
         advice = "This place has no grid: choose a place before pooling or flattening"
-        raise RefusedError(check.problem("place", expected, check.describe(map), advice))
+        raise check.Refused(check.problem("place", expected, check.describe(map), advice))
     shape = tuple(map.shape)
     how = f"on the grid of the image by interpolation from {shape[1:]}"
     if len(map) > 1:
