@@ -5,7 +5,7 @@ Needs neither torch nor numpy: a process that only starts others uses it, too.
 
 
 class Problem(str):
-    """The text of a refusal. An error with it says that what was asked for is not possible, whatever its class."""
+    """The text of a refusal. A ValueError, TypeError or NotImplementedError with it is one."""
 
     __slots__ = ()
 
@@ -46,12 +46,18 @@ def refused(where: str, expected: str, got: str, advice: str) -> Refused:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Check whether an error refuses what was asked for, by its class or by the class of its message.
+    """Check whether an error refuses what was asked for, by its class or by the classes of it and its message.
+
+    What the system has no room for has a message of the same shape, and may go well another time.
 
     >>> is_refusal(ValueError(problem("ig", "steps >= 1", "0", "Raise it"))), is_refusal(ValueError("0"))
     (True, False)
+    >>> is_refusal(OSError(problem("write", "to write x", "no room", "Make room")))
+    False
     """
-    return isinstance(error, Refusal) or any(isinstance(text, Problem) for text in error.args[:1])
+    of_what_is_asked = isinstance(error, (ValueError, TypeError, NotImplementedError))
+    said = any(isinstance(text, Problem) for text in error.args[:1])
+    return isinstance(error, Refusal) or (of_what_is_asked and said)
 
 
 def one_line(text: object) -> str:
