@@ -196,7 +196,7 @@ def _score(target: Target, path: str, model: Function, x: Tensor | None, context
         advice = nearest(target.reducer, REDUCERS)
         faults.add(f"{path}.reducer", "a reducer", repr(target.reducer), advice)
         return None
-    known, given = catalogue.parameters(spec.fn, skip=1), dict(target.parameters)
+    known, given = dict(catalogue.parameters(spec.fn, skip=1)), dict(target.parameters)
     if target.class_ is not None:
         got = str(target.class_)
         if "target" not in known:

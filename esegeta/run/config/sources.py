@@ -31,6 +31,7 @@ from esegeta.run.config.catalogue import faults_of, nearest
 from esegeta.run.config.faults import Strict
 from esegeta.run.config.schema import Model
 from esegeta.run.config.trust import NOTHING, Trust, UntrustedError
+from esegeta.zoo.weights import OtherDtype
 
 WHERE = "model"
 NESTED = ("state_dict", "model_state_dict", "network_weights", "model", "net", "network", "weights")
@@ -372,9 +373,10 @@ def _not_allowed(path: Path, error: Exception) -> check.Refused:
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return zoo.read_safetensors(path)
+    except OtherDtype:
+        pass
     except ValueError as error:
-        if "with a dtype out of" not in str(error):
-            raise _problem(f"{path.name} to hold weights", error, "Copy or save it again") from None
+        raise _problem(f"{path.name} to hold weights", error, "Copy or save it again") from None
     try:  # bfloat16 and newer types
         from safetensors.torch import load_file
     except ImportError:
