@@ -425,7 +425,9 @@ def verify(
 
 def one_line(error: BaseException) -> str:
     """What went wrong, on one line."""
-    text = " ".join(str(error).split())
+    from esegeta.engine import refusals
+
+    text = refusals.one_line(error)
     return (
         text
         if text and isinstance(error, (ValueError, OSError))

@@ -281,7 +281,7 @@ def _given(where: str, mask: Tensor, empty: str = "no voxel is True") -> Mask:
         raise TypeError(check.problem(where, "a boolean mask", check.describe(mask), "Use mask > 0"))
     mask = mask.detach()
     if levels.true_anywhere(~mask.any()):
-        raise ValueError(
+        raise check.EmptyMask(
             check.problem(
                 where,
                 "a mask with at least one voxel",

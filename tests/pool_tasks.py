@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from esegeta.engine import refusals
+
 
 def double(payload, context):
     context.progress("double", 0.5)
@@ -116,7 +118,7 @@ def wrong(payload, context):
 
 
 def refuse(payload, context):
-    raise ValueError("ig: expected steps to be at least 1, got 0. Give more.")
+    raise refusals.refused("ig", "steps to be at least 1", "0", "Give more")
 
 
 def not_json(payload, context):

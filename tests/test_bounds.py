@@ -14,10 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esegeta.run.config import bounds, convert, starter, toml
+from esegeta.run import bounds
+from esegeta.run.config import convert, starter, toml
 from esegeta.run.config import loading as config
 from esegeta.run.config import sources as networks
-from esegeta.run.config.loading import Faults
+from esegeta.run.config.faults import Faults
 from esegeta.run.volumes import files as volumes
 from esegeta.run.volumes import nifti, pictures
 

@@ -13,8 +13,10 @@ from rounding import assert_alike
 
 from esegeta import reducers
 from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
+from esegeta.engine.check import Refused
+from esegeta.engine.refusals import is_refusal
 from esegeta.models import from_module
-from esegeta.run.config import building, catalogue, starter
+from esegeta.run.config import building, catalogue, schema, starter
 from esegeta.run.config import loading as config
 from esegeta.run.config.annotations import fits
 from esegeta.run.volumes import files as volumes
@@ -88,8 +90,8 @@ def test_what_load_gives_is_itself_a_configuration(plain, image):
     assert [m.place for m in found.methods][1:3] == ["encoder.relu", "bottom.relu"]
     assert [m.memory for m in found.methods][:2] == [2 * 2**30, 2**30]
     assert {m.deadline for m in found.methods} == {5.0}
-    assert found.methods[0].baseline == [config.Call(name="blurred", sigma=2)]
-    assert found.methods[3].baseline == [config.Call(name="zero")]
+    assert found.methods[0].baseline == [schema.Call(name="blurred", sigma=2)]
+    assert found.methods[3].baseline == [schema.Call(name="zero")]
     assert found.methods[4].baseline is None
 
 
@@ -399,6 +401,56 @@ def test_a_fault_of_a_target(plain, target, line):
 )
 def test_a_fault_of_a_method(plain, method, line):
     assert of_method(plain, **method).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"name": "gradientt"}, ".name: expected a method, got 'gradientt'"),
+        ({"name": "ig"}, ".baseline: expected a baseline for integrated_gradients, got nothing"),
+        ({"name": "ig", "baseline": "zer"}, ".baseline: expected a baseline, got 'zer'. Nearest: zero"),
+        ({"name": "ig", "baseline": ["zero", "white"]}, ".baseline: expected one baseline for integr"),
+        ({"name": "gradient", "parameters": {"x": 1}}, ".parameters.x: expected no parameters"),
+        (
+            {"name": "lime", "baseline": "zero", "parameters": {"features": {"name": "grid"}}},
+            ".parameters.features.size: expected",
+        ),
+        ({"name": "grad_cam"}, ".place: expected the name of a place in the network, got nothing"),
+        (
+            {"name": "gradient", "transforms": [{"name": "over_baselines"}]},
+            ".transforms[0]: expected a transf",
+        ),
+        (
+            {"name": "gradient", "transforms": [{"name": "smoth"}]},
+            ".transforms[0].name: expected a transform",
+        ),
+        (
+            {"name": "ig", "baseline": "zero", "parameters": {"steps": 0}},
+            ": expected steps to be an int >= 1",
+        ),
+    ],
+)
+def test_a_worker_refuses_what_a_file_is_refused_for(plain, method, said):
+    """One function builds for both: with a collector of faults, and in earnest."""
+    assert said in of_method(plain, **method)
+    target = schema.Target(name="one", parameters={"target": 1})
+    model, x = from_module(small_unet(ndim=2)), torch.rand(1, 8, 8)
+    made = building.score(target, model, x)
+    with pytest.raises((ValueError, TypeError)) as caught:
+        building.explanation(schema.Method.model_validate(method), made, x)
+    assert said in str(caught.value)
+    assert is_refusal(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"reducer": "clas_sum"}, {"parameters": {"targt": 1}}, {"reducer": "uncertainty"}]
+)
+def test_a_target_is_built_in_earnest_as_it_is_checked(plain, changes):
+    table = {"name": "one", "class": 1, **changes}
+    told = only(plain, targets=[table])
+    with pytest.raises(Refused) as caught:
+        building.score(schema.Target.model_validate(table), lambda x: x, torch.rand(2, 4, 4))
+    assert str(caught.value).removeprefix("target one") == told.removeprefix("targets[0]")
 
 
 def test_names_that_would_be_the_same_files_are_refused(plain):

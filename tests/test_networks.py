@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from esegeta.run.config import sources as networks
-from esegeta.run.config.loading import Model
+from esegeta.run.config.schema import Model
 from esegeta.run.config.trust import asked
 
 SOURCE = """

@@ -20,8 +20,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esegeta.run.jobs import names, outputs
+from esegeta.run.jobs import outputs
 from esegeta.run.volumes import files as volumes
+from esegeta.run.volumes import names
 from esegeta.run.volumes.preprocess import apply
 from esegeta.run.volumes.reading import UnreadableInput, Volume
 

@@ -15,7 +15,7 @@ from esegeta._registry import METHODS
 from esegeta.engine import stream
 from esegeta.engine.execution import Execution, partial_share, record_partial
 from esegeta.run import pipeline
-from esegeta.run.config import building
+from esegeta.run.config import building, schema
 from esegeta.run.config import loading as config
 from esegeta.run.config.trust import Trust
 from esegeta.run.executors.child import Context
@@ -280,7 +280,7 @@ def test_a_small_copy_keeps_holes():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_worker_takes_holes_of_a_deadline_and_no_others(precision):
     x = torch.ones(1, 4, 4)
-    entry = Entry(None, None, config.Method(name="occlusion"), [], None, None, precision, 0, Trust())
+    entry = Entry(None, None, schema.Method(name="occlusion"), [], None, None, precision, 0, Trust())
     context = Context("cpu", None, None, {}, lambda **_: None)
 
     def computed(explain):

@@ -20,12 +20,13 @@ import pytest
 import torch
 
 from esegeta._registry import METHODS
+from esegeta.engine.check import Refused
 from esegeta.engine.execution import current, record
 from esegeta.run import log, pipeline
 from esegeta.run.config import building
 from esegeta.run.config import loading as config
 from esegeta.run.executors import stopping
-from esegeta.run.executors.child import Context, RefusedError
+from esegeta.run.executors.child import Context
 from esegeta.run.executors.local import Task
 from esegeta.run.jobs import parts, worker
 from esegeta.run.jobs import plan as jobs
@@ -651,7 +652,7 @@ def test_maps_of_layers_come_to_the_grid_of_the_image():
         said[0]["message"]
         == "The map is the sum of 3 channels, on the grid of the image by interpolation from (2, 2)."
     )
-    with pytest.raises(RefusedError, match="choose a place before pooling or flattening"):
+    with pytest.raises(Refused, match="choose a place before pooling or flattening"):
         worker.on_image(torch.ones(3), x)
 
 

@@ -196,6 +196,7 @@ def test_a_task_that_eats_memory_is_ended_at_its_limit(function):
 def test_verdicts_of_errors_of_torch():
     import torch
 
+    from esegeta.engine import check
     from esegeta.engine.execution import DeadlineExceeded
 
     assert child.verdict(torch.OutOfMemoryError("CUDA out of memory")) == "memory"
@@ -211,10 +212,13 @@ def test_verdicts_of_errors_of_torch():
     assert child.verdict(DeadlineExceeded("late")) == "timeout"
     assert child.verdict(TimeoutError("of a network")) == "failed"
     assert (
-        child.verdict(NotImplementedError("lrp: expected a plain network, got another. Change it."))
+        child.verdict(NotImplementedError(check.problem("lrp", "a plain network", "another", "Change it")))
         == "refused"
     )
-    assert child.verdict(child.RefusedError("no such place")) == "refused"
+    assert child.verdict(check.Refused("no such place")) == "refused"
+    assert child.verdict(check.RefusedType("no such type")) == "refused"
+    # A foreign library that happens to write in the same shape has failed.
+    assert child.verdict(ValueError("conv: expected 3 channels, got 4. Change it.")) == "failed"
 
 
 # ------------------------------------------------------------------ nothing is left behind

@@ -13,11 +13,12 @@ from esegeta.conformance import rebuilt, strategies
 from esegeta.conformance.adapters import peers
 from esegeta.conformance.adapters.batches import Probability, examples_apart
 from esegeta.conformance.cases import Case
+from esegeta.conformance.finding import of
 from esegeta.conformance.functions import call
 from esegeta.conformance.laws import Completeness
 from esegeta.conformance.networks import Network
 from esegeta.conformance.operators import JOINS
-from esegeta.conformance.subjects import Subject, of
+from esegeta.conformance.subjects import Subject
 from esegeta.conformance.verify import verify
 
 pytest.importorskip("captum")

@@ -24,7 +24,7 @@ from esegeta.run import pipeline
 from esegeta.run.config import loading as config
 from esegeta.run.config import sources as networks
 from esegeta.run.config import trust
-from esegeta.run.config.loading import Model
+from esegeta.run.config.schema import Model
 from esegeta.run.config.trust import UntrustedError, asked
 from esegeta.run.executors.child import Context
 from esegeta.run.jobs import plan as jobs

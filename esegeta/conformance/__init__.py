@@ -6,6 +6,7 @@
 """
 
 from esegeta.conformance.cases import Case
+from esegeta.conformance.finding import of
 from esegeta.conformance.functions import Additive, Extremum, Ignoring, Linear, Perceptron, Polynomial
 from esegeta.conformance.kinds import TransformSubject, laws_of, subject_of
 from esegeta.conformance.laws import LAWS
@@ -13,7 +14,7 @@ from esegeta.conformance.networks import Network
 from esegeta.conformance.report import Counterexample, Report, Verdict
 from esegeta.conformance.scoring import REDUCER_LAWS, REWRITE_LAWS, ReducerSubject, RewriteSubject
 from esegeta.conformance.situations import rebuilt
-from esegeta.conformance.subjects import Subject, of, subjects
+from esegeta.conformance.subjects import Subject, subjects
 from esegeta.conformance.verify import verify
 
 __all__ = [

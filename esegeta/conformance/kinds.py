@@ -24,10 +24,11 @@ from esegeta._registry import (
 )
 from esegeta._types import Score
 from esegeta.conformance import adapters
+from esegeta.conformance.finding import imported, of
 from esegeta.conformance.laws import LAWS
 from esegeta.conformance.networks import Network
 from esegeta.conformance.scoring import REDUCER_LAWS, REWRITE_LAWS, ReducerSubject, RewriteSubject
-from esegeta.conformance.subjects import TRANSFORMED, Subject, imported, of, of_transform, tried
+from esegeta.conformance.subjects import TRANSFORMED, Subject, of_transform, tried
 from esegeta.engine import check
 
 RULES = "rules."  # before the names of rewrites: one of them is also the name of a method

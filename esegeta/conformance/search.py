@@ -16,6 +16,7 @@ from hypothesis.strategies import SearchStrategy
 
 from esegeta.conformance.subjects import NoExplanation
 from esegeta.engine import progress
+from esegeta.engine.refusals import one_line
 
 # How often a counterexample is tried to be made smaller.
 SHRINKS = 150
@@ -163,5 +164,4 @@ def _whatever_is_imported() -> Iterator[None]:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
+    return f"{type(error).__name__}: {one_line(error)[:200]}"

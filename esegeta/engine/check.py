@@ -15,17 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from esegeta.engine import levels
+from esegeta.engine.refusals import EmptyMask as EmptyMask
+from esegeta.engine.refusals import Problem, problem
+from esegeta.engine.refusals import Refused as Refused
+from esegeta.engine.refusals import RefusedType as RefusedType
+from esegeta.engine.refusals import refused as refused
 
 _MOST = 2**31  # of anything that is counted
-
-
-def problem(where: str, expected: str, got: str, advice: str) -> str:
-    """The one shape of every error message.
-
-    >>> problem("gradient", "a scalar score", "shape (2,)", "Apply a reducer")
-    'gradient: expected a scalar score, got shape (2,). Apply a reducer.'
-    """
-    return f"{where}: expected {expected}, got {got}. {advice.rstrip('.')}."
 
 
 # Who was called, and what is inside of each: the innermost last.
@@ -47,7 +43,7 @@ def calling(name: str, inside: Collection[str]) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         where, colon, rest = str(error).partition(": expected ")
         if colon and where in inside:
-            error.args = (f"{name}{colon}{rest}",)
+            error.args = (Problem(f"{name}{colon}{rest}"),)
         raise
     finally:
         _CALLS.reset(token)

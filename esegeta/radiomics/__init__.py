@@ -71,10 +71,7 @@ class Features(Mapping[str, float]):
         try:
             return self._values[name]
         except KeyError:
-            import difflib
-
-            close = difflib.get_close_matches(name, self._values, 3)
-            near = f"Nearest: {', '.join(close)}" if close else "list(features) has all names"
+            near = check.nearest(name, self._values, "list(features) has all names")
             raise KeyError(check.problem("radiomics", "the name of a feature", repr(name), near)) from None
 
     def __iter__(self) -> Iterator[str]:

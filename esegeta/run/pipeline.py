@@ -12,7 +12,7 @@ from typing import Any
 from esegeta.engine import check
 from esegeta.run.config import catalogue
 from esegeta.run.config import loading as configuration
-from esegeta.run.config.loading import Config
+from esegeta.run.config.schema import Config
 from esegeta.run.executors import local as pool
 from esegeta.run.executors.local import Outcome, Task
 from esegeta.run.executors.processes import memory_here

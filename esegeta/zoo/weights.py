@@ -25,6 +25,10 @@ LITTLE_ENDIAN = {
 }
 
 
+class OtherDtype(check.Refused):
+    """A tensor of a type that numpy does not have: another reader may know it."""
+
+
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     """Tensors by name from a file in the safetensors format.
 
@@ -104,11 +108,11 @@ def _entry(name: str, fields: Any) -> tuple[np.dtype[Any], tuple[int, ...], int,
     if not isinstance(fields, dict) or not {"dtype", "shape", "data_offsets"} <= fields.keys():
         raise _problem(f"dtype, shape and data_offsets of {name}", fields, "The header is damaged")
     if not isinstance(fields["dtype"], str) or fields["dtype"] not in LITTLE_ENDIAN:
-        raise _problem(
+        expected, advice = (
             f"{name} with a dtype out of {', '.join(LITTLE_ENDIAN)}",
-            fields["dtype"],
             "Save it with another dtype",
         )
+        raise OtherDtype(check.problem(WHERE, expected, str(fields["dtype"]), advice))
     dtype, shape, offsets = np.dtype(LITTLE_ENDIAN[fields["dtype"]]), fields["shape"], fields["data_offsets"]
     if not _counts(shape):
         raise _problem(f"the shape of {name} as a list of sizes", shape, "The header is damaged")
@@ -128,5 +132,5 @@ def _counts(value: object) -> bool:
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
-def _problem(expected: str, got: object, advice: str) -> ValueError:
-    return ValueError(check.problem(WHERE, expected, str(got), advice))
+def _problem(expected: str, got: object, advice: str) -> check.Refused:
+    return check.Refused(check.problem(WHERE, expected, str(got), advice))

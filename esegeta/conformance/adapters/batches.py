@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esegeta.conformance.finding import of
 from esegeta.conformance.functions import call
 from esegeta.conformance.laws import Law
 from esegeta.conformance.report import Verdict
-from esegeta.conformance.subjects import Subject, of
+from esegeta.conformance.subjects import Subject
 from esegeta.conformance.verify import decided
 from esegeta.engine import check
 

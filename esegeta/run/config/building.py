@@ -1,7 +1,14 @@
-"""From the entries of a configuration to functions: a target becomes a score, a method an explanation."""
+"""Build what a configuration names: scores, explanations, baselines, patches; and the configuration itself.
 
-import functools
+The process that reads a file and the worker that does a job build with the same functions. The one has no image, no
+files and a collector of faults: everything that is wrong is told at once. The other has all of it, and stops at the
+first fault.
+"""
+
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,22 +20,41 @@ from esegeta._registry import REDUCERS, TRANSFORMS, MethodSpec
 from esegeta._types import Explain, Score
 from esegeta._types import Model as Function
 from esegeta.engine import check
+from esegeta.engine.execution import parse_memory
 from esegeta.features import Features
+from esegeta.patches import sliding_window
 from esegeta.places import at
 from esegeta.run.config import catalogue
-from esegeta.run.config.annotations import is_file, is_tensor, members
-from esegeta.run.config.catalogue import Parameter
-from esegeta.run.config.loading import Call, Method, Target
+from esegeta.run.config.annotations import is_file, is_tensor, members, shown
+from esegeta.run.config.catalogue import Parameter, faults_of, nearest
+from esegeta.run.config.faults import Collector, Strict, told
+from esegeta.run.config.plugins import check_plugins
+from esegeta.run.config.schema import Call, Config, Input, Method, Model, Output, Patches, Run, Target
+from esegeta.run.config.sources import check_model, is_there
+from esegeta.run.config.tables import keys_of, no_twins, one, several
+from esegeta.run.config.trust import Trust
+from esegeta.run.volumes import files as volumes
+from esegeta.run.volumes import preprocess
+from esegeta.run.volumes.names import subjects
 
 Reader = Callable[[Path], Tensor]
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 
 
 class Context(NamedTuple):
-    """What values are made with: mm per voxel, the key of the draw, and how a file becomes a tensor."""
+    """What values are made with: mm per voxel, the key of the draw, how a file becomes a tensor, where faults go."""
 
     spacing: Sequence[float] | None = None
     key: int = 0
     read: Reader | None = None
+    faults: Strict = Strict()
+
+    def leaves_out(self, value: Any) -> bool:
+        """Whether a value stands in a file that nobody reads before a job does: nothing is made of it then."""
+        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+        unread = self.read is None and isinstance(self.faults, Collector)
+        return unread and (is_file(value) or any(map(self.leaves_out, inner)))
 
 
 PLAIN = Context()
@@ -56,6 +82,9 @@ class Built(NamedTuple):
         return self.explain(x, *self.refs, **extra)
 
 
+# --- Functions and their parameters -----------------------------------------------------------------------
+
+
 def _value(value: Any, parameter: Parameter, context: Context) -> Any:
     """What stands in a file, as the function wants it."""
     name = parameter.name
@@ -77,9 +106,7 @@ def _value(value: Any, parameter: Parameter, context: Context) -> Any:
         if isinstance(value, Mapping):
             maker = catalogue.family(name)[value["name"]]
             settings = {k: v for k, v in value.items() if k != "name"}
-            return maker.make(
-                **arguments(settings, maker.parameters, context), **_key_of(maker.make, context)
-            )
+            return maker.make(**_values(settings, maker.parameters, context), **_key_of(maker.make, context))
     if isinstance(value, (list, tuple)):
         kinds = members(parameter.annotation)
         if any(map(is_tensor, kinds)) and not any(getattr(k, "__origin__", None) for k in kinds):
@@ -88,20 +115,57 @@ def _value(value: Any, parameter: Parameter, context: Context) -> Any:
     return value
 
 
+def _values(given: Mapping[str, Any], known: Mapping[str, Parameter], context: Context) -> dict[str, Any]:
+    return {name: _value(value, known[name], context) for name, value in given.items()}
+
+
 def _key_of(fn: Callable[..., Any], context: Context) -> dict[str, int]:
     return {"key": context.key} if catalogue.draws(fn) else {}
 
 
 def arguments(
-    given: Mapping[str, Any], known: Mapping[str, Parameter], context: Context = PLAIN
-) -> dict[str, Any]:
-    """Keyword arguments from the parameters in a file.
+    given: Mapping[str, Any],
+    known: Mapping[str, Parameter],
+    context: Context = PLAIN,
+    path: str = "parameters",
+    owner: str = "the function",
+) -> dict[str, Any] | None:
+    """Keyword arguments from the parameters in a file; None where something is wrong with them.
 
     >>> known = catalogue.of_method(catalogue.METHODS["occlusion"])
     >>> arguments({"size": [4, 4], "spacing": "input"}, known, Context(spacing=(2.0, 1.0)))
     {'size': (4, 4), 'spacing': (2.0, 1.0)}
     """
-    return {name: _value(value, known[name], context) for name, value in given.items()}
+    wrong = faults_of(path, given, known, owner)
+    for line in wrong:
+        context.faults.say(line)
+    if wrong:
+        return None
+    if context.leaves_out(given):
+        return dict(given)
+    with context.faults.at(path):
+        return _values(given, known, context)
+    return None
+
+
+def _made(
+    make: Callable[..., Any],
+    given: Mapping[str, Any],
+    known: Mapping[str, Parameter],
+    context: Context,
+    path: str,
+    owner: str,
+) -> Any:
+    """What a function makes of the parameters in a file; None where it cannot, or not yet."""
+    settings = arguments(given, known, context, path, owner)
+    if settings is None or context.leaves_out(given):
+        return None
+    with context.faults.at(path):
+        return make(**settings)
+    return None
+
+
+# --- Targets ----------------------------------------------------------------------------------------------
 
 
 def score(
@@ -121,11 +185,44 @@ def score(
         spacing: mm per voxel.
         read: makes a tensor of a file that a parameter names, on the grid of x.
     """
-    spec = REDUCERS[target.reducer]
-    settings = arguments(target.parameters, catalogue.parameters(spec.fn, 1), Context(spacing, read=read))
-    if spec.mask and not settings.get("dynamic", False):
-        settings["at"] = x
-    return spec.fn(model, **settings)
+    found: Score = _score(target, f"target {target.name}", model, x, Context(spacing, read=read))
+    return found
+
+
+def _score(target: Target, path: str, model: Function, x: Tensor | None, context: Context) -> Any:
+    faults = context.faults
+    spec = REDUCERS.get(target.reducer)
+    if spec is None:
+        advice = nearest(target.reducer, REDUCERS)
+        faults.add(f"{path}.reducer", "a reducer", repr(target.reducer), advice)
+        return None
+    known, given = dict(catalogue.parameters(spec.fn, skip=1)), dict(target.parameters)
+    if target.class_ is not None:
+        got = str(target.class_)
+        if "target" not in known:
+            faults.add(f"{path}.class", f"no class for {target.reducer}", got, "Leave it out")
+            return None
+        if "target" in given:
+            faults.add(f"{path}.class", "one class", "parameters.target too", "Leave one of them out")
+            return None
+        given["target"] = target.class_
+    if "target" in known and "target" not in given:
+        faults.add(f"{path}.class", "a whole number", "nothing", "Say which class is explained")
+        known["target"] = known["target"]._replace(default=None)  # that it is missing is told
+        arguments(given, known, context, f"{path}.parameters", target.reducer)
+        return None
+
+    def make(**settings: Any) -> Score:
+        if spec.mask and x is None:
+            settings["dynamic"] = True  # there is nothing yet at which it could be frozen
+        elif spec.mask and not settings.get("dynamic", False):
+            settings["at"] = x
+        return spec.fn(model, **settings)
+
+    return _made(make, given, known, context, f"{path}.parameters", target.reducer)
+
+
+# --- Methods, transforms, baselines -----------------------------------------------------------------------
 
 
 def explanation(
@@ -147,45 +244,344 @@ def explanation(
         key: of everything that this method draws.
         read: makes a tensor of a file that a parameter names, on the grid of x.
     """
-    spec = catalogue.methods_by_name()[method.name]
-    context = Context(spacing, key, read)
-    settings = arguments(method.parameters, catalogue.of_method(spec), context)
-    if spec.place:
-        explain = spec.fn(score, method.place, **settings)
-    elif method.place is not None:
-        explain = at(spec.fn, method.place)(score, **settings)
+    found = _explanation(method, f"method {method.id or method.name}", score, x, Context(spacing, key, read))
+    if found is None:
+        raise AssertionError("what is built strictly is built, or refused")
+    return found
+
+
+def _explanation(
+    method: Method,
+    path: str,
+    score: Score,
+    x: Tensor | None,
+    context: Context,
+    otherwise: str | Call | list[str | Call] | None = None,
+) -> Built | None:
+    """Build an explanation; otherwise: the baseline where the method names none."""
+    faults, known = context.faults, catalogue.methods_by_name()
+    spec = known.get(method.name)
+    explain: Explain | None = None
+    features: Features | None = None
+    refs: tuple[str, ...] | None = None
+    keyed, axioms = False, frozenset[str]()
+    if spec is None:
+        faults.add(f"{path}.name", "a method", repr(method.name), nearest(method.name, known))
     else:
-        explain = spec.fn(score, **settings)
-    refs, keyed, axioms = spec.refs, spec.key, spec.axioms
-    for call in method.transforms:
-        change = TRANSFORMS[call.name]
-        own = arguments(call.parameters, catalogue.parameters(change.fn, 1), context)
-        explain = change.fn(explain, **own)
-        after = change.refs(refs)
-        if after is None:
-            expected = f"explanations that take other references than {', '.join(refs) or 'none'}"
-            raise ValueError(check.problem(call.name, expected, spec.name, "Choose another transform"))
-        refs, keyed, axioms = after, keyed or change.key, axioms & change.preserves
+        explain, features = _method(spec, method, path, score, context)
+        refs, keyed, axioms = spec.refs, spec.key, spec.axioms
+    for number, call in enumerate(method.transforms):
+        here, change = f"{path}.transforms[{number}]", TRANSFORMS.get(call.name)
+        if change is None:
+            faults.add(f"{here}.name", "a transform", repr(call.name), nearest(call.name, TRANSFORMS))
+            continue
+        if spec is not None and refs is not None:
+            before, refs = refs, change.refs(refs)
+            if refs is None:
+                takes = f"which takes {' and '.join(before) if before else 'no baseline'}"
+                expected = f"a transform for {spec.name}, {takes}"
+                faults.add(here, expected, repr(call.name), "Leave it out")
+        make = partial(change.fn, _stand_in if explain is None or refs is None else explain)
+        own = catalogue.parameters(change.fn, skip=1)
+        explain = _made(make, call.parameters, own, context, here, call.name)
+        keyed, axioms = keyed or change.key, axioms & change.preserves
+    if spec is None or refs is None:
+        return None
+    tensors = _references(method, path, spec.name, refs, x, context, otherwise)
+    if explain is None or tensors is None:
+        return None
     if method.place is not None and not spec.place:
         axioms = frozenset()  # of the head of the network, not of the score of the image
-    calls = method.baseline if isinstance(method.baseline, list) else []
-    tensors = tuple(_references(kind, calls, x, context) for kind in refs)
-    return Built(explain, tensors, keyed, axioms, spec, key, settings.get("features"))
+    return Built(explain, tensors, keyed, axioms, spec, context.key, features)
 
 
-def _references(kind: str, calls: Sequence[str | Call], x: Tensor, context: Context) -> Tensor:
-    made = [
-        image for number, call in enumerate(calls) for image in _baselines(call, x, context, number)
-    ]  # the same call twice draws twice
-    return made[0] if kind == "baseline" else torch.stack(made)
+def _stand_in(x: Tensor) -> Tensor:
+    return x
 
 
-def _baselines(call: str | Call, x: Tensor, context: Context, number: int) -> list[Tensor]:
-    name, given = (call, {}) if isinstance(call, str) else (call.name, call.parameters)
-    fn = catalogue.of_baselines()[name]
-    count = given.pop("count", 1)
-    make = functools.partial(fn, x, **arguments(given, catalogue.parameters(fn, 1), context))
-    if not catalogue.draws(fn):
-        return [make()]
+def _method(
+    spec: MethodSpec, method: Method, path: str, score: Score, context: Context
+) -> tuple[Explain | None, Features | None]:
+    """The explanation of a method alone, at the first of its places, and the parts that its map is made of."""
+    places = method.place if isinstance(method.place, list) else [method.place]
+    if spec.place and method.place is None:
+        advice = "`esegeta places` lists the places of a model"
+        context.faults.add(f"{path}.place", "the name of a place in the network", "nothing", advice)
+    elif not places or any(place == "" for place in places):
+        expected, advice = "the name of a place", "Leave out or fill in"
+        context.faults.add(f"{path}.place", expected, shown(method.place), advice)
+    place = next(filter(None, places), None)
+
+    def make(**settings: Any) -> tuple[Explain, Features | None]:
+        if spec.place:
+            explain = spec.fn(score, place or "place", **settings)
+        else:
+            explain = (spec.fn if place is None else at(spec.fn, place))(score, **settings)
+        return explain, settings.get("features")
+
+    known, here = catalogue.of_method(spec), f"{path}.parameters"
+    return _made(make, method.parameters, known, context, here, spec.name) or (None, None)
+
+
+def _references(
+    method: Method,
+    path: str,
+    name: str,
+    refs: tuple[str, ...],
+    x: Tensor | None,
+    context: Context,
+    otherwise: str | Call | list[str | Call] | None,
+) -> tuple[Tensor, ...] | None:
+    """The baselines of a method, in the order in which it takes them; None where there is no image yet."""
+    faults, given, here = context.faults, method.baseline, f"{path}.baseline"
+    if not refs:
+        if given is not None:
+            faults.add(here, f"none for {name}", shown(_plain(given)), "Leave it out")
+        return ()
+    if given is None and otherwise is not None:
+        given, here = otherwise, f"run.baseline, for {path}"
+    if given is None:
+        advice = 'Add for example baseline = "zero", here or in [run]'
+        faults.add(here, f"a baseline for {name}", "nothing", advice)
+        return None
+    made = baselines(given, here, x, context)
+    calls = given if isinstance(given, list) else [given]
+    if not calls or (refs == ("baseline",) and made is not None and len(made) != 1):
+        few = "one baseline" if refs == ("baseline",) else "at least one baseline"
+        advice = "The transform over_baselines averages over several" if calls else "Name one"
+        faults.add(here, f"{few} for {name}", str(len(made or ())), advice)
+        return None
+    images = [image for image in made or () if image is not None]
+    if not images:
+        return None
+    return tuple(images[0] if kind == "baseline" else torch.stack(images) for kind in refs)
+
+
+def _plain(given: Any) -> Any:
+    if isinstance(given, list):
+        return [_plain(one) for one in given]
+    return given.model_dump() if isinstance(given, Call) else given
+
+
+def baselines(
+    given: str | Call | Sequence[str | Call], path: str, x: Tensor | None, context: Context
+) -> list[Tensor | None] | None:
+    """One or more baselines, None for each that has no image yet; None instead where one of them is wrong.
+
+    The same call twice draws twice.
+    """
+    if isinstance(given, (str, Call)):
+        return _baseline(given, path, 0, x, context)
+    made = [_baseline(call, f"{path}[{n}]", n, x, context) for n, call in enumerate(given)]
+    return None if None in made else [image for one in made for image in one or ()]
+
+
+def _baseline(
+    given: str | Call, path: str, number: int, x: Tensor | None, context: Context
+) -> list[Tensor | None] | None:
+    call, faults = Call(name=given) if isinstance(given, str) else given, context.faults
+    known = catalogue.of_baselines()
+    if call.name not in known:
+        faults.add(path, "a baseline", repr(call.name), nearest(call.name, known))
+        return None
+    fn, settings = known[call.name], call.parameters
+    count: Any = settings.pop("count", 1)
+    draws, right = catalogue.draws(fn), isinstance(count, int) and not isinstance(count, bool) and count >= 1
+    if not draws and "count" in call.parameters:
+        right = False
+        faults.add(f"{path}.count", f"none: {call.name} is always the same", shown(count), "Leave it out")
+    elif not right:
+        faults.add(f"{path}.count", "a whole number >= 1", shown(count), "Change it")
+    made = arguments(settings, catalogue.parameters(fn, skip=1), context, path, call.name)
+    if made is None or not right:
+        return None
+    if x is None:
+        return [None] * count
+    if not draws:
+        return [fn(x, **made)]
     keys = [random.fold_in(random.fold_in(context.key, number), index) for index in range(count)]
-    return [make(key=key) for key in keys]
+    return [fn(x, **made, key=key) for key in keys]
+
+
+# --- The tables of a file ---------------------------------------------------------------------------------
+
+
+def _missing(value: Any, path: str, folder: Path, faults: Strict) -> None:
+    """The files that parameters name and that are not there."""
+    if is_file(value):
+        if not is_there(folder, value["file"]):
+            faults.add(path, "a file", shown(value["file"]), "There is none of that name")
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _missing(inner, f"{path}.{key}", folder, faults)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _missing(inner, f"{path}[{number}]", folder, faults)
+
+
+def _is_name(text: str) -> bool:
+    """Letters and digits of any script, with their marks, and '.', '_' and '-' between them.
+
+    >>> _is_name("Ödem_2"), _is_name("肿瘤"), _is_name("../x"), _is_name("a b")
+    (True, True, False, False)
+    """
+    kinds = [unicodedata.category(c)[0] for c in text]
+    inside = all(kind in "LNM" or c in "._-" for kind, c in zip(kinds, text, strict=True))
+    return bool(kinds) and kinds[0] in "LN" and inside
+
+
+def _check_name(value: str, path: str, faults: Strict) -> None:
+    if not (_is_name(value) if path.endswith(".name") else ID.fullmatch(value)):
+        faults.add(path, "letters, digits, '.', '_' and '-'", shown(value), "It becomes a part of file names")
+
+
+def _limits(given: Method | Run, path: str, faults: Strict) -> None:
+    if given.deadline is not None and given.deadline <= 0:
+        faults.add(f"{path}.deadline", "seconds > 0", str(given.deadline), "Leave it out for none")
+    if given.memory is not None:
+        with faults.at(f"{path}.memory"):
+            parse_memory(path, given.memory)
+
+
+def _input(given: Input, folder: Path, faults: Strict) -> None:
+    files: list[tuple[Path, ...]] = []
+    with faults.at("input.files"):
+        files = volumes.expand(given.files, folder)
+    strange = [p.name for several in files for p in several if volumes.suffix_of(p) not in volumes.SUFFIXES]
+    if strange:
+        expected = f"images, which end with {', '.join(volumes.SUFFIXES)}"
+        faults.add("input.files", expected, shown(strange[0]), "Narrow the pattern, or convert it")
+    if given.frame is not None and (given.frame < 0 or given.channels is not None):
+        got = "channels too" if given.channels is not None else str(given.frame)
+        faults.add("input.frame", "a time point from 0, where no axis is channels", got, "Change it")
+    if given.subject is not None:
+        try:
+            if re.compile(given.subject).groups < 1:
+                advice = "Put round brackets around the subject: sub-([a-z]+)"
+                faults.add("input.subject", "a pattern with a group", repr(given.subject), advice)
+            elif files:
+                subjects(files, given.subject)
+        except re.error as error:
+            faults.add("input.subject", "a regular expression", repr(given.subject), str(error))
+        except volumes.UnreadableInput as error:
+            faults.say(f"input.subject: {told(error)}")
+    steps = [{"step": s.step, **s.parameters} for s in given.preprocess]
+    for line in preprocess.problems(steps):
+        number, _, text = line.partition(": ")
+        faults.say(f"input.preprocess{number}: {told(text)}")
+
+
+def _run(run: Run, folder: Path, faults: Strict) -> None:
+    _limits(run, "run", faults)
+    for key in ("workers", "per_device", "threads"):
+        value = getattr(run, key)
+        if value is not None and value < 1:
+            faults.add(f"run.{key}", "a whole number >= 1", str(getattr(run, key)), "Change it")
+    if not run.devices:
+        faults.add("run.devices", "at least one device", "none", 'Write ["cpu"]')
+    for number, device in enumerate(run.devices):
+        _device(device, f"run.devices[{number}]", faults)
+    if not run.output.strip() or is_there(folder, run.output):
+        faults.add("run.output", "a folder", shown(run.output), "Choose another name")
+    if run.baseline is not None:
+        baselines(run.baseline, "run.baseline", None, Context(faults=faults))
+
+
+def _device(device: str, path: str, faults: Strict) -> None:
+    count = torch.cuda.device_count() if device.startswith("cuda") else 0
+    if not DEVICE.fullmatch(device):
+        faults.add(path, '"cpu", "cuda", "cuda:1" or "mps"', repr(device), "Write one of these")
+    elif device.startswith("cuda") and int(device.partition(":")[2] or 0) >= count:
+        expected = f"a device of this machine, which has {count} CUDA devices"
+        faults.add(path, expected, repr(device), 'Use "cpu"')
+    elif device == "mps" and not torch.backends.mps.is_available():
+        faults.add(path, "a device of this machine", repr(device), 'Use "cpu"')
+
+
+def _patches(patches: Patches, faults: Strict) -> None:
+    """What ``sliding_window`` itself says of each of its parameters; the image has one to three axes."""
+    sizes = patches.size if isinstance(patches.size, list) else [patches.size]
+    if not 1 <= len(sizes) <= 3:
+        expected = "one number of voxels or one for each axis"
+        faults.add("patches.size", expected, shown(patches.size), "Change it")
+        return
+    given: dict[str, dict[str, Any]] = {
+        "size": {"patch": patches.size},
+        "overlap": {"patch": 1, "overlap": patches.overlap},
+        "weights": {"patch": 1, "weights": patches.weights},
+    }
+    for key, settings in given.items():
+        with faults.at(f"patches.{key}"):
+            sliding_window(_stand_in, **settings)
+
+
+def identities(method: Method) -> list[str]:
+    """The ids of the entries that a method becomes: one, or one for each place."""
+    spec = catalogue.methods_by_name().get(method.name)
+    own = method.id or (spec.name if spec else method.name)
+    if not isinstance(method.place, list):
+        return [own]
+    return [f"{own}-{re.sub(r'[^A-Za-z0-9._-]', '-', place)}" for place in method.place]
+
+
+def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Collector) -> Config | None:
+    """Build a configuration of its tables, and once everything that they name, but for what takes an image.
+
+    Args:
+        raw: the tables, unchecked.
+        folder: what paths are relative to.
+        trust: which code may run.
+        faults: everything that is wrong.
+    """
+    known = keys_of(Config)
+    for key in raw:
+        if key not in known:
+            faults.add(str(key), "a table of the file", repr(key), nearest(key, known))
+    for key in ("model", "input", "targets", "methods"):
+        if key not in raw:
+            expected = "a table" if key in ("model", "input") else f"tables [[{key}]]"
+            faults.add(key, expected, "nothing", "Add it")
+    plugins = raw.get("plugins", [])
+    check_plugins(plugins, folder, trust, faults)  # first: what they register can be named below
+    model, given = one(Model, raw, "model", faults), one(Input, raw, "input", faults)
+    run, patches = one(Run, raw, "run", faults), one(Patches, raw, "patches", faults)
+    output = one(Output, raw, "output", faults)
+    targets, methods = several(Target, raw, "targets", faults), several(Method, raw, "methods", faults)
+    if model:
+        check_model(model, folder, trust, faults)
+    if given:
+        _input(given, folder, faults)
+    if run:
+        _run(run, folder, faults)
+    if patches:
+        _patches(patches, faults)
+    nowhere = Context(spacing=(1.0, 1.0, 1.0), faults=faults)
+    for number, target in targets:
+        path = f"targets[{number}]"
+        _check_name(target.name, f"{path}.name", faults)
+        _score(target, path, _stand_in, None, nowhere)
+        _missing(target.model_dump(), path, folder, faults)
+    for number, method in methods:
+        path = f"methods[{number}]"
+        if method.id is not None:
+            _check_name(method.id, f"{path}.id", faults)
+        _limits(method, path, faults)
+        if method.patches != "whole" and patches is None:
+            advice = "Add a table [patches] with a size"
+            faults.add(f"{path}.patches", '"whole"', repr(method.patches), advice)
+        _explanation(method, path, torch.sum, None, nowhere, run.baseline if run else None)
+        _missing(method.model_dump(), path, folder, faults)
+    no_twins("targets", "name", [(n, [t.name]) for n, t in targets], faults)
+    no_twins("methods", "id", [(n, identities(m)) for n, m in methods], faults)
+    if faults.lines or model is None or given is None:
+        return None
+    return Config(
+        plugins=plugins,
+        model=model,
+        input=given,
+        targets=[t for _, t in targets],
+        methods=[m for _, m in methods],
+        patches=patches,
+        run=run or Run(),
+        output=output or Output(),
+    )

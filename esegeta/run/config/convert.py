@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esegeta.engine import check
-from esegeta.run.config import bounds
+from esegeta.engine.refusals import one_line
+from esegeta.run import bounds
 from esegeta.run.config.annotations import shown
 from esegeta.run.config.catalogue import nearest
-from esegeta.run.config.loading import Faults
+from esegeta.run.config.faults import Faults
 from esegeta.run.config.original import RULES, SMOOTHED, UNTRANSLATED, Old, Table
 from esegeta.run.config.toml import written
 
@@ -103,7 +104,7 @@ def read(path: Path) -> Table:
 
 
 def _refused(expected: str, got: str, advice: str) -> Faults:
-    return Faults([" ".join(check.problem(WHERE, expected, got, advice).split())])
+    return Faults([str(check.refused(WHERE, expected, got, advice))])
 
 
 def convert(old: Mapping[str, Any], source: str = "my_network:build", files: str | None = None) -> Conversion:
@@ -155,7 +156,7 @@ def convert(old: Mapping[str, Any], source: str = "my_network:build", files: str
     }
     notes += _other_notes(header, tables)
     head = "Translated from a configuration of TorchEsegeta. Fill in model, input and targets."
-    return Conversion(written(config, head), config, [" ".join(line.split()) for line in (*lines, *notes)])
+    return Conversion(written(config, head), config, [one_line(line) for line in (*lines, *notes)])
 
 
 def _spelled(table: Mapping[str, Any], known: tuple[str, ...], where: str, notes: list[str]) -> Table:

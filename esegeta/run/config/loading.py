@@ -1,4 +1,4 @@
-"""What a run is told: a TOML or JSON file, checked as a whole before anything starts.
+"""Read a configuration: a TOML or JSON file, checked as a whole before anything starts.
 
 ``load`` gives a ``Config`` in which everything is said in one way: paths are absolute, every method has its id,
 its one place and its baseline. Needs pydantic: ``pip install "esegeta[cli]"``.
@@ -11,167 +11,22 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from typing import Any, TypeVar
 
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
-from esegeta.run.config import bounds
+from esegeta.run import bounds
 from esegeta.run.config.annotations import with_files
-from esegeta.run.config.trust import NOTHING, Trust, asked, of_environment
+from esegeta.run.config.building import configuration, identities
+from esegeta.run.config.catalogue import methods_by_name, references
+from esegeta.run.config.faults import Collector, Faults
+from esegeta.run.config.plugins import check_plugins
+from esegeta.run.config.schema import Call, Config, Method, Model, Run, Target
+from esegeta.run.config.sources import check_model, is_program
+from esegeta.run.config.tables import part
+from esegeta.run.config.trust import Trust, asked, of_environment
 
 WHERE = "configuration"
-
-
-class Section(BaseModel):
-    """A table of the file. Numbers are numbers and texts are texts; what has no name here is refused."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, validate_by_name=True)
-
-
-class Call(BaseModel):
-    """A function by its name, with its parameters beside it: ``{name = "smooth", noise = 0.1}``."""
-
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-
-    name: str
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Everything but the name."""
-        return dict(self.__pydantic_extra__ or {})
-
-
-class Step(BaseModel):
-    """A step of preprocessing, with its parameters beside it: ``{step = "reorient", to = "RAS"}``."""
-
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-
-    step: str
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Everything but the name."""
-        return dict(self.__pydantic_extra__ or {})
-
-
-class Model(Section):
-    """Where the network comes from, see ``esegeta.run.config.sources.load``."""
-
-    source: str
-    weights: str | None = None
-    arguments: dict[str, Any] = {}
-    output: str | int | list[str | int] | None = None
-    path: str | None = (
-        None  # the folder where the module of a factory is looked for; default: that of the file
-    )
-
-
-class Input(Section):
-    """The images: a pattern, several files or patterns, or for each subject the files of its channels."""
-
-    files: str | list[str | list[str]]
-    subject: str | None = None  # a regular expression; its first group in the file's name is the subject
-    channels: Literal["first", "last", "none"] | None = None  # which axis of a file holds channels
-    frame: int | None = None  # the one time point to take of four axes
-    nan: float | None = None  # what takes the place of NaN and infinity
-    preprocess: list[Step] = []
-
-    @property
-    def reading(self) -> dict[str, Any]:
-        """What ``volumes.read`` is told besides the files."""
-        said = {"channels": self.channels, "frame": self.frame, "nan": self.nan}
-        return {name: value for name, value in said.items() if value is not None}
-
-
-class Target(Section):
-    """What is explained: a reducer of the model's output. ``class`` is short for its parameter ``target``."""
-
-    name: str
-    reducer: str = "predicted_class_sum"
-    class_: int | None = Field(default=None, alias="class")
-    parameters: dict[str, Any] = {}
-
-
-class Method(Section):
-    """How it is explained. After ``load``, ``place`` is one place or None and ``baseline`` a list or None."""
-
-    name: str
-    id: str | None = None
-    title: str | None = None
-    parameters: dict[str, Any] = {}
-    place: str | list[str] | None = None
-    baseline: str | Call | list[str | Call] | None = None
-    transforms: list[Call] = []
-    deadline: float | None = None
-    memory: str | int | None = None
-    patches: Literal["whole", "stitched", "per_patch"] = "whole"
-
-
-class Patches(Section):
-    """How a volume is cut for methods with ``patches = "stitched"`` or ``"per_patch"``."""
-
-    size: int | list[int] = 64
-    overlap: float = 0.5
-    weights: Literal["gaussian", "average", "centre"] = "gaussian"
-
-
-class Run(Section):
-    """Where and with what it runs. ``deadline`` (seconds) and ``memory`` hold for each method by itself."""
-
-    output: str = "results"
-    workers: int = 1
-    deadline: float | None = None
-    memory: str | int | None = None
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    key: int = 0
-    devices: list[str] = ["cpu"]
-    per_device: int = 1
-    threads: int | None = None  # of one worker on the CPU
-    baseline: str | Call | list[str | Call] | None = None  # for every method that needs one and names none
-
-
-class Output(Section):
-    """What is written."""
-
-    nifti: bool = True
-    figures: bool = True
-    report: bool = True
-    tables: bool = True
-
-
-class Config(Section):
-    """A whole run. plugins: files that register methods, transforms and reducers of one's own.
-
-    ``trust`` says which code may run; no key of a file can say that.
-    """
-
-    plugins: list[str] = []
-    model: Model
-    input: Input
-    targets: list[Target]
-    methods: list[Method]
-    patches: Patches | None = None
-    run: Run = Run()
-    output: Output = Output()
-    _trust: Trust = PrivateAttr(default=NOTHING)
-
-    @property
-    def trust(self) -> Trust:
-        """Which code may run, as ``load`` was told."""
-        return self._trust
-
-
-class Faults(ValueError):
-    """What is wrong with a configuration: ``faults`` has a line for each thing."""
-
-    def __init__(self, faults: list[str]) -> None:
-        self.faults = faults
-        super().__init__("\n".join(faults))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Faults, (self.faults,)
 
 
 def load(
@@ -207,15 +62,14 @@ def load(
         >>> found.methods[0].id, found.methods[0].baseline, found.targets[0].parameters
         ('integrated_gradients', [Call(name='zero')], {'target': 1})
     """
-    from esegeta.run.config.checking import checked
-
     raw, folder = read(source)
     if run and isinstance(raw.get("run", {}), Mapping):
         raw = {**raw, "run": {**raw.get("run", {}), **run}}
     allowed = asked(folder, [*of_environment(), *trust])
-    config, faults = checked(raw, folder, allowed)
+    faults = Collector()
+    config = configuration(raw, folder, allowed, faults)
     if config is None:
-        raise Faults(faults)
+        raise Faults(faults.in_order(raw))
     whole = _resolved(config, folder)
     whole._trust = allowed
     return whole
@@ -230,36 +84,24 @@ def trusting(config: Config, trust: Iterable[str]) -> Config:
 
 def model_of(source: str | Path | Mapping[str, Any], *, trust: Iterable[str] = ()) -> tuple[Model, Trust]:
     """The model of a configuration, whatever else is in it, and which code may run."""
-    from esegeta.run.config.checking import model_faults
-    from esegeta.run.config.tables import part
-
     raw, folder = read(source)
-    faults: list[str] = []
+    faults = Collector()
     model = part(Model, raw.get("model"), "model", faults)
     allowed = asked(folder, [*of_environment(), *trust])
-    faults += model_faults(model, folder, allowed) if model else []
-    if faults or model is None:
-        raise Faults(faults)
+    if model is not None:
+        check_model(model, folder, allowed, faults)
+    if faults.lines or model is None:
+        raise Faults(faults.lines)
     return _placed(model, folder), allowed
 
 
 def plugins_of(source: str | Path | Mapping[str, Any], *, trust: Iterable[str] = ()) -> None:
     """Import the plugins of a configuration, whatever else is in it."""
-    from esegeta.run.config.plugins import plugin_faults
-
     raw, folder = read(source)
-    faults = plugin_faults(raw.get("plugins", []), folder, asked(folder, [*of_environment(), *trust]))
-    if faults:
-        raise Faults(faults)
-
-
-def is_program(source: str) -> bool:
-    """Whether a model's source is a program in a file, and neither of the zoo nor ``module:factory``.
-
-    >>> is_program("a/net.pt2"), is_program("zoo:small_unet"), is_program("my.pt:build"), is_program("my:net.pt")
-    (True, False, False, False)
-    """
-    return Path(source).suffix in (".pt2", ".ts", ".pt") and ":" not in Path(source).name
+    faults = Collector()
+    check_plugins(raw.get("plugins", []), folder, asked(folder, [*of_environment(), *trust]), faults)
+    if faults.lines:
+        raise Faults(faults.lines)
 
 
 def problems(source: str | Path | Mapping[str, Any]) -> list[str]:
@@ -390,9 +232,6 @@ def _target(target: Target) -> Target:
 
 def _entries(method: Method, run: Run) -> list[Method]:
     """An entry for each place."""
-    from esegeta.run.config.catalogue import methods_by_name, references
-    from esegeta.run.config.checking import identities
-
     spec = methods_by_name()[method.name]
     given = method.baseline
     if given is None and references(spec.refs, [call.name for call in method.transforms]):

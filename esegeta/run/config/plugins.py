@@ -14,7 +14,7 @@ from typing import Any
 from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
 from esegeta.engine import check
 from esegeta.run.config.annotations import shown
-from esegeta.run.config.catalogue import fault
+from esegeta.run.config.faults import Strict
 from esegeta.run.config.trust import NAME, Trust, UntrustedError, imported
 
 WHERE = "plugins"
@@ -38,19 +38,15 @@ def load(files: Iterable[str | Path], trust: Trust) -> None:
         _one(Path(os.path.abspath(os.path.expanduser(file))), trust)
 
 
-def _problem(expected: str, got: str, advice: str) -> ValueError:
-    return ValueError(" ".join(check.problem(WHERE, expected, got, advice).split()))
-
-
 def _one(path: Path, trust: Trust) -> None:
     if path.suffix != ".py" or not NAME.fullmatch(path.stem) or path.stem in sys.stdlib_module_names:
         advice = "Name it with letters, digits and _, and not as a module of Python"
-        raise _problem("a file name.py", shown(path.name), advice)
+        raise check.refused(WHERE, "a file name.py", shown(path.name), advice)
     try:
         now = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         got = f"{shown(str(path))}: {(error.strerror or 'an error').lower()}"
-        raise _problem("a file that can be read", got, "Check its name") from None
+        raise check.refused(WHERE, "a file that can be read", got, "Check its name") from None
     real = os.path.realpath(path)
     if _loaded.get(real) == now:
         return
@@ -63,10 +59,12 @@ def _one(path: Path, trust: Trust) -> None:
     except (Exception, SystemExit) as error:
         _forget(path.stem)
         got = f"{type(error).__name__}: {error}".removesuffix(".")
-        raise _problem(f"{path.name} to import", got, f"Try it in Python: import {path.stem}") from error
+        raise check.refused(
+            WHERE, f"{path.name} to import", got, f"Try it in Python: import {path.stem}"
+        ) from error
     if found is None or os.path.realpath(str(found.__file__)) != real:
         got = f"a module {path.stem} that is installed"
-        raise _problem(f"{path.name} to be the only one of its name", got, "Give it another name")
+        raise check.refused(WHERE, f"{path.name} to be the only one of its name", got, "Give it another name")
     _loaded[real] = now
 
 
@@ -77,16 +75,16 @@ def _forget(module: str) -> None:
             del table[name]
 
 
-def plugin_faults(given: Any, folder: Path, trust: Trust) -> list[str]:
-    """What is wrong with the plugins of a configuration. Those that are trusted are imported."""
+def check_plugins(given: Any, folder: Path, trust: Trust, faults: Strict) -> None:
+    """Look for what is wrong with the plugins of a configuration. Those that are trusted are imported."""
     if not isinstance(given, (list, tuple)) or not all(isinstance(name, str) for name in given):
-        return [fault(WHERE, "a list of Python files", shown(given), 'Write ["my_methods.py"]')]
-    found = []
+        faults.add(WHERE, "a list of Python files", shown(given), 'Write ["my_methods.py"]')
+        return
     for number, name in enumerate(given):
+        path = f"{WHERE}[{number}]"
         try:
             load([folder / os.path.expanduser(name)], trust)
         except UntrustedError as error:
-            found.append(fault(f"{WHERE}[{number}]", error.expected, error.got, error.advice))
+            faults.add(path, error.expected, error.got, error.advice)
         except ValueError as error:
-            found.append(f"{WHERE}[{number}]: {str(error).removeprefix(f'{WHERE}: ')}")
-    return found
+            faults.say(f"{path}: {str(error).removeprefix(f'{WHERE}: ')}")

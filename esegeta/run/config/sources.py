@@ -7,6 +7,7 @@ that module, and a program in a file is run as it is loaded: both only if they a
 import contextlib
 import inspect
 import logging
+import os
 import pickle
 import re
 import sys
@@ -22,16 +23,22 @@ from torch import Tensor, nn
 from esegeta import zoo
 from esegeta.engine import check
 from esegeta.models import ModuleModel, from_module
-from esegeta.run.config import bounds
+from esegeta.run import bounds
+from esegeta.run.config import catalogue
 from esegeta.run.config import trust as trusting
 from esegeta.run.config.annotations import shown
-from esegeta.run.config.catalogue import nearest
-from esegeta.run.config.loading import Model, is_program
+from esegeta.run.config.catalogue import faults_of, nearest
+from esegeta.run.config.faults import Strict
+from esegeta.run.config.schema import Model
 from esegeta.run.config.trust import NOTHING, Trust, UntrustedError
+from esegeta.zoo.weights import OtherDtype
 
 WHERE = "model"
 NESTED = ("state_dict", "model_state_dict", "network_weights", "model", "net", "network", "weights")
 NAMED = 3  # of many names, how many are said
+FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+PROGRAMS = {".pt2": "an exported program", ".ts": "TorchScript", ".pt": "TorchScript"}
+WEIGHTS = (".pt", ".pth", ".safetensors")
 
 
 def of_zoo() -> dict[str, Any]:
@@ -46,6 +53,15 @@ def of_zoo() -> dict[str, Any]:
         for n, f in functions.items()
         if inspect.signature(f).return_annotation in (nn.Module, "nn.Module")
     }
+
+
+def is_program(source: str) -> bool:
+    """Whether a model's source is a program in a file, and neither of the zoo nor ``module:factory``.
+
+    >>> is_program("a/net.pt2"), is_program("zoo:small_unet"), is_program("my.pt:build"), is_program("my:net.pt")
+    (True, False, False, False)
+    """
+    return Path(source).suffix in (".pt2", ".ts", ".pt") and ":" not in Path(source).name
 
 
 def load(model: Model, device: str = "cpu", *, trust: Trust = NOTHING) -> ModuleModel:
@@ -96,9 +112,8 @@ def load(model: Model, device: str = "cpu", *, trust: Trust = NOTHING) -> Module
     return from_module(network, output=_path(model.output))
 
 
-def _problem(expected: str, got: object, advice: str) -> ValueError:
-    line = check.problem(WHERE, expected, str(got).removesuffix("."), advice.removesuffix("."))
-    return ValueError(" ".join(line.split()))
+def _problem(expected: str, got: object, advice: str) -> check.Refused:
+    return check.refused(WHERE, expected, str(got).removesuffix("."), advice)
 
 
 def _path(output: Any) -> Any:
@@ -113,6 +128,81 @@ def _in_short(error: BaseException) -> str:
         if lines
         else type(error).__name__
     )
+
+
+# --- Faults that show without loading -------------------------------------------------------------------
+
+
+def check_model(model: Model, folder: Path, trust: Trust, faults: Strict) -> None:
+    """Look for what is wrong with the model of a configuration, without loading it."""
+    source = model.source
+    if source.startswith("zoo:"):
+        known = of_zoo()
+        name = source.removeprefix("zoo:")
+        if name not in known:
+            faults.add("model.source", "a network of the zoo", repr(name), nearest(name, known))
+        else:
+            settings = catalogue.parameters(known[name], without=())  # the key of its weights is its own
+            for line in faults_of("model.arguments", model.arguments, settings, name):
+                faults.say(line)
+        if model.weights is not None:
+            faults.add("model.weights", "none for a network of the zoo", shown(model.weights), "Leave it out")
+    elif is_program(source):
+        if not is_there(folder, source):
+            faults.add("model.source", "a file", repr(source), "There is none of that name")
+        else:
+            with _judged(faults):
+                trusting.judge_program(folder / os.path.expanduser(source), trust)
+        for key, given in (("weights", model.weights), ("arguments", model.arguments)):
+            if given:
+                kind = PROGRAMS[Path(source).suffix]
+                faults.add(f"model.{key}", f"nothing beside {kind}", shown(given), "Leave it out")
+    elif FACTORY.fullmatch(source):
+        top = source.partition(":")[0].partition(".")[0]
+        if of_python(top):
+            advice = "Give the file with your network another name"
+            faults.add("model.source", "a module that is no part of Python", repr(top), advice)
+        else:
+            _check_module(source, folder / os.path.expanduser(model.path or "."), trust, faults)
+    else:
+        expected = '"zoo:name", "package.module:factory" or a file .pt2 or .ts'
+        faults.add("model.source", expected, repr(source), "Write one of these")
+    if model.weights is not None and not source.startswith("zoo:"):
+        if Path(model.weights).suffix not in WEIGHTS:
+            faults.add("model.weights", f"a file {', '.join(WEIGHTS)}", repr(model.weights), "Convert it")
+        elif not is_there(folder, model.weights):
+            faults.add("model.weights", "a file", repr(model.weights), "There is none of that name")
+
+
+@contextlib.contextmanager
+def _judged(faults: Strict) -> Iterator[None]:
+    try:
+        yield
+    except UntrustedError as error:
+        faults.add("model.source", error.expected, error.got, error.advice)
+
+
+def _check_module(source: str, place: Path, trust: Trust, faults: Strict) -> None:
+    """Look for what is wrong with the module of a factory, without importing anything."""
+    module = source.partition(":")[0]
+    try:
+        way = trusting.located(module, place)
+    except (OSError, ValueError):  # a name that no module can have
+        way = None
+    if way is None:
+        advice = "Install it, or name its folder with model.path"
+        faults.add("model.source", "a module that can be imported", repr(module), advice)
+        return
+    with _judged(faults):
+        trusting.judge(source, way, place, trust)
+
+
+def is_there(folder: Path, name: str) -> bool:
+    """Check that a file of that name is there, ``~`` being the home folder."""
+    try:
+        return (folder / os.path.expanduser(name)).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 # --- Factories --------------------------------------------------------------------------------------------
@@ -268,7 +358,7 @@ def _unpacked(path: Path) -> None:
         )
 
 
-def _not_allowed(path: Path, error: Exception) -> ValueError:
+def _not_allowed(path: Path, error: Exception) -> check.Refused:
     text = str(error)
     named = text.partition("Unsupported global: GLOBAL ")[2].partition(" ")[0]
     if named or "Unsupported" in text or "weights_only" in text.lower():
@@ -283,9 +373,10 @@ def _not_allowed(path: Path, error: Exception) -> ValueError:
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return zoo.read_safetensors(path)
+    except OtherDtype:
+        pass
     except ValueError as error:
-        if "with a dtype out of" not in str(error):
-            raise _problem(f"{path.name} to hold weights", error, "Copy or save it again") from None
+        raise _problem(f"{path.name} to hold weights", error, "Copy or save it again") from None
     try:  # bfloat16 and newer types
         from safetensors.torch import load_file
     except ImportError:

@@ -2,14 +2,15 @@
 
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from esegeta.run.config.annotations import members, said, shown
 from esegeta.run.config.catalogue import fault, nearest
-from esegeta.run.config.loading import Call, Step
+from esegeta.run.config.faults import Strict
+from esegeta.run.config.schema import Call, Step
 
 Part = TypeVar("Part", bound=BaseModel)
 
@@ -36,22 +37,22 @@ def keys_of(cls: type[BaseModel]) -> dict[str, Any]:
     return {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
 
 
-def part(cls: type[Part], raw: object, path: str, faults: list[str]) -> Part | None:
+def part(cls: type[Part], raw: object, path: str, faults: Strict) -> Part | None:
     """A table as its class, without the keys that are wrong, if it is anything without them."""
     if not isinstance(raw, Mapping):
-        faults.append(fault(path, "a table", shown(raw), f"Its keys are {', '.join(keys_of(cls))}"))
+        faults.add(path, "a table", shown(raw), f"Its keys are {', '.join(keys_of(cls))}")
         return None
     strange = {key: _strange_values({key: value}, path) for key, value in raw.items()}
-    faults += [line for lines in strange.values() for line in lines]
+    for line in (line for lines in strange.values() for line in lines):
+        faults.say(line)
     rest = {key: value for key, value in raw.items() if not strange[key]}
     try:
         return cls.model_validate(rest)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
     lines = [_fault_of(cls, rest, path, one["loc"], one["type"]) for one in errors]
-    faults += {
-        line.partition(":")[0]: line for line in reversed(lines)
-    }.values()  # of several kinds, one fault
+    for line in {line.partition(":")[0]: line for line in reversed(lines)}.values():
+        faults.say(line)  # of several kinds, one fault
     wrong = {one["loc"][0] for one in errors}
     try:
         return cls.model_validate({key: value for key, value in rest.items() if key not in wrong})
@@ -97,3 +98,30 @@ def _strange_values(value: Any, path: str) -> list[str]:
             fault(path, "a text, number, boolean, list or table", shown(str(value)), "Write it as a text")
         ]
     return []
+
+
+def one(cls: type[Part], raw: Mapping[str, Any], key: str, faults: Strict) -> Part | None:
+    """The table of that name, if there is one."""
+    if key not in raw or (raw[key] is None and key == "patches"):
+        return None
+    return part(cls, raw[key], key, faults)
+
+
+def several(cls: type[Part], raw: Mapping[str, Any], key: str, faults: Strict) -> list[tuple[int, Part]]:
+    """The tables of a list of that name, with their numbers."""
+    tables = raw.get(key, ())
+    if key in raw and (not isinstance(tables, (list, tuple)) or not tables):
+        faults.add(key, f"at least one table [[{key}]]", shown(tables), "Add one")
+        return []
+    made = [(n, part(cls, table, f"{key}[{n}]", faults)) for n, table in enumerate(tables)]
+    return [(n, one) for n, one in made if one is not None]
+
+
+def no_twins(table: str, key: str, entries: Iterable[tuple[int, Sequence[str]]], faults: Strict) -> None:
+    """Refuse two entries of one name: their files would be the same."""
+    first: dict[str, int] = {}
+    for number, names in entries:
+        for name in names:
+            if first.setdefault(name.lower(), number) != number or list(names).count(name) > 1:
+                got = f"{name!r} again, as in {table}[{first[name.lower()]}]"
+                faults.add(f"{table}[{number}].{key}", f"a different {key}", got, f"Choose another {key}")

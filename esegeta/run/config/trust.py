@@ -36,12 +36,12 @@ _INSTALLED = ("site-packages", "dist-packages")
 _FETCHES = re.compile(r"pretrained|(^|_)url($|_)|(^|_)repo($|_)")
 
 
-class UntrustedError(ValueError):
+class UntrustedError(check.Refused):
     """Code that a configuration names and nobody trusts. The message says what to add if it is to run."""
 
     def __init__(self, expected: str, got: str, advice: str) -> None:
         self.expected, self.got, self.advice = expected, got, advice
-        super().__init__(" ".join(check.problem("trust", expected, got, advice).split()))
+        super().__init__(str(check.refused("trust", expected, got, advice)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return UntrustedError, (self.expected, self.got, self.advice)
@@ -127,7 +127,7 @@ def asked(folder: str | Path, given: Iterable[str] = ()) -> Trust:
         path = os.path.realpath(os.path.expanduser(text))
         if not text.strip() or not os.path.exists(path):
             advice = "Write package.module, package.module:function, or a folder or file that is there"
-            raise ValueError(check.problem("trust", "a name, a folder or a file", shown(text), advice))
+            raise check.refused("trust", "a name, a folder or a file", shown(text), advice)
         paths.append(path)
     return Trust(os.path.realpath(folder) if str(folder) else "", tuple(names), tuple(paths))
 

@@ -10,7 +10,6 @@ import gc
 import importlib
 import json
 import os
-import re
 import signal
 import sys
 import time
@@ -20,17 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from esegeta.engine import refusals
 from esegeta.run.executors import keeper
 
 _REPORT_SECONDS = 0.1
 # What torch and the libraries below it say of memory where they raise no error of that kind.
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
-# The one shape of every error message of the library: what was asked for is not possible.
-_REFUSAL = re.compile(r"[^\n]*?: expected .*, got ", re.DOTALL)
-
-
-class RefusedError(ValueError):
-    """A task that cannot be done as it is put: nothing went wrong, and trying again would change nothing."""
 
 
 @dataclass
@@ -77,10 +71,10 @@ def resolve(name: str) -> Callable[[Any, Context], Any]:
 def one_line(error: BaseException) -> str:
     """Type and message of an error; what is refused says by itself what it is about.
 
-    >>> one_line(ValueError("first\\n  second")), one_line(ValueError("size: expected 1, got 2. Change it."))
+    >>> one_line(ValueError("first\\n  second")), one_line(refusals.refused("size", "1", "2", "Change it"))
     ('ValueError: first second', 'size: expected 1, got 2. Change it.')
     """
-    message = " ".join(str(error).split())
+    message = refusals.one_line(error)
     if message and verdict(error) == "refused":
         return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
@@ -89,7 +83,7 @@ def one_line(error: BaseException) -> str:
 def verdict(error: BaseException) -> str:
     """How a task that raised has ended.
 
-    >>> verdict(MemoryError()), verdict(KeyError("x")), verdict(ValueError("ig: expected steps >= 1, got 0. More."))
+    >>> verdict(MemoryError()), verdict(KeyError("x")), verdict(refusals.refused("ig", "steps >= 1", "0", "More"))
     ('memory', 'failed', 'refused')
     """
     # By name, so that a pool of tasks without torch does not import it.
@@ -99,11 +93,7 @@ def verdict(error: BaseException) -> str:
         return "memory"
     if "DeadlineExceeded" in named:
         return "timeout"
-    if isinstance(error, RefusedError):
-        return "refused"
-    if isinstance(error, (ValueError, TypeError, NotImplementedError)) and _REFUSAL.match(str(error)):
-        return "refused"
-    return "failed"
+    return "refused" if refusals.is_refusal(error) else "failed"
 
 
 def reset_peak() -> None:
@@ -147,7 +137,7 @@ def perform(task: dict[str, Any], context: Context) -> dict[str, Any]:
         json.dumps(value)
         ended = {"status": "done", "value": value}
     except BaseException as error:  # also SystemExit: it is the task that ends, not the worker
-        cause = error.__cause__ if isinstance(error, RefusedError) and error.__cause__ else error
+        cause = error.__cause__ if isinstance(error, refusals.Refused) and error.__cause__ else error
         trace = "".join(traceback.format_exception(cause))
         ended = {"status": verdict(error), "error": one_line(error), "trace": trace}
     return {**ended, "seconds": time.monotonic() - started, "peak_memory": peak()}

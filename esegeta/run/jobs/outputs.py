@@ -23,7 +23,7 @@ from nibabel.nifti2 import Nifti2Image
 from torch import Tensor
 
 from esegeta.engine import check
-from esegeta.run.jobs.names import name
+from esegeta.run.volumes.names import name
 from esegeta.run.volumes.reading import Volume
 
 __all__ = [

@@ -15,10 +15,9 @@ from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
 from esegeta.models import from_module
 from esegeta.run.config import building, plugins, trust
-from esegeta.run.config import loading as config
+from esegeta.run.config import schema as config
 from esegeta.run.config import sources as networks
 from esegeta.run.config.building import Built
-from esegeta.run.executors.child import RefusedError
 from esegeta.run.volumes import files as volumes
 from esegeta.run.volumes import preprocess
 from esegeta.run.volumes.prepared import Prepared
@@ -92,7 +91,7 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise RefusedError(str(error.args[0]) if isinstance(error, KeyError) else str(error)) from error
+        raise check.Refused(str(error.args[0]) if isinstance(error, KeyError) else str(error)) from error
 
 
 def repeatable(device: torch.device) -> None:
@@ -180,10 +179,8 @@ def explanation_of(entry: Entry, model: Model, image: Image) -> tuple[Built, Sco
     def of_patch(x: Tensor) -> Any:
         try:
             built, _ = build(inner, x)
-        except ValueError as error:
-            if "an empty one" in str(error):  # nothing of the target in this patch
-                return None
-            raise
+        except check.EmptyMask:  # nothing of the target in this patch
+            return None
 
         def own(z: Tensor, *, key: Any = None) -> Tensor:
             return (built._replace(key=key) if built.keyed else built)(z)

@@ -22,12 +22,13 @@ from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
 from esegeta.run.config import catalogue
 from esegeta.run.config.annotations import with_files
-from esegeta.run.config.loading import Config, is_program
+from esegeta.run.config.schema import Config
+from esegeta.run.config.sources import is_program
 from esegeta.run.config.trust import located
 from esegeta.run.executors.local import Task
-from esegeta.run.jobs import names
 from esegeta.run.jobs.marks import MADE
 from esegeta.run.volumes import files as volumes
+from esegeta.run.volumes import names
 
 Record = dict[str, Any]
 WHERE = "run"

@@ -28,9 +28,9 @@ from esegeta.engine.memory import forecast
 from esegeta.places import tap
 from esegeta.run.config import catalogue
 from esegeta.run.config.building import Built
-from esegeta.run.config.loading import Method
-from esegeta.run.executors.child import Context, RefusedError, one_line, peak, verdict
-from esegeta.run.jobs import marks, names, outputs
+from esegeta.run.config.schema import Method
+from esegeta.run.executors.child import Context, one_line, peak, verdict
+from esegeta.run.jobs import marks, outputs
 from esegeta.run.jobs.parts import (
     Entry,
     Image,
@@ -43,6 +43,7 @@ from esegeta.run.jobs.parts import (
     repeatable,
 )
 from esegeta.run.jobs.plan import about, record_path, releases
+from esegeta.run.volumes import names
 from esegeta.run.volumes.reading import Volume
 
 Record = dict[str, Any]
@@ -63,7 +64,7 @@ def on_image(map: Tensor, x: Tensor) -> tuple[Tensor, list[Record]]:
     if map.ndim != x.ndim:
         expected = f"a map with {x.ndim - 1} spatial axes"
         advice = "This place has no grid: choose a place before pooling or flattening"
-        raise RefusedError(check.problem("place", expected, check.describe(map), advice))
+        raise check.Refused(check.problem("place", expected, check.describe(map), advice))
     shape = tuple(map.shape)
     how = f"on the grid of the image by interpolation from {shape[1:]}"
     if len(map) > 1:

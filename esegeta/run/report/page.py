@@ -23,9 +23,9 @@ from esegeta.plot.canvas import numeral, png
 from esegeta.plot.images import ABREAST, side_by_side
 from esegeta.run.jobs import outputs
 from esegeta.run.jobs.marks import MADE, marks, titled
-from esegeta.run.jobs.names import anatomy as anatomy_name
 from esegeta.run.report import display
 from esegeta.run.volumes import pictures
+from esegeta.run.volumes.names import anatomy as anatomy_name
 
 HERE = Path(__file__).parent
 LIBRARY = HERE / "assets" / "niivue-0.69.0.umd.js.gz"

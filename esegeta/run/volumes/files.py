@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from esegeta.engine import check
-from esegeta.run.config import bounds
+from esegeta.run import bounds
 from esegeta.run.volumes import nifti, pictures
 from esegeta.run.volumes.reading import WHERE, UnreadableInput, Volume, refused, shown
 

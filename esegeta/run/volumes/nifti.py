@@ -15,6 +15,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
+from esegeta.engine.refusals import one_line
 from esegeta.run.volumes.reading import BLOCK, Array, Volume, fits, opaque, refused, scaled, volume_of
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
@@ -95,7 +96,7 @@ def _read(path: Path, stream: io.BufferedIOBase, most: int, least: int) -> bytea
             taken += piece
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         advice = "It is cut off or damaged: copy it again"
-        raise refused(path, "a whole gzip file", " ".join(str(error).split()), advice) from error
+        raise refused(path, "a whole gzip file", one_line(error), advice) from error
     if len(taken) < least:
         got = f"{len(taken)} of {least} bytes"
         raise refused(path, "a whole NIfTI file", got, "It is cut off or damaged: copy it again")
@@ -142,7 +143,7 @@ def _header(path: Path, block: bytearray, single: bool) -> Any:
             header = kind(bytes(block[:size]), check=False)
             header.check_fix(logger=_SILENT, error_level=40)
     except Exception as error:  # a damaged header: nibabel raises of many kinds
-        got = " ".join(str(error).split()) or type(error).__name__
+        got = one_line(error) or type(error).__name__
         raise refused(path, "NIfTI with a header that holds", got, "Convert or repair it first") from error
     return header
 
@@ -153,7 +154,7 @@ def _affine(path: Path, header: Any) -> tuple[Array, str]:
             warnings.simplefilter("ignore")
             affine = np.array(header.get_best_affine(), dtype=np.float64)
     except Exception as error:  # as above
-        got = " ".join(str(error).split()) or type(error).__name__
+        got = one_line(error) or type(error).__name__
         raise refused(path, "NIfTI with a place in space", got, "Set its sform or qform") from error
     try:
         units = header.get_xyzt_units()[0]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from esegeta.engine import check
+from esegeta.engine.refusals import one_line
 from esegeta.run.volumes.reading import (
     WHERE,
     UnreadableInput,
@@ -107,7 +108,7 @@ def read_picture(path: Path, channels: str | None, memory: int | None) -> Volume
     except UnreadableInput:
         raise
     except Exception as error:  # a damaged picture: its decoders raise of many kinds
-        got = " ".join(str(error).split()) or type(error).__name__
+        got = one_line(error) or type(error).__name__
         raise refused(path, "a whole PNG or JPEG picture", got, "Save it again") from error
     if picture is None or values is None:
         got = f"a header that claims {width} x {height} pixels"

@@ -85,10 +85,11 @@ def step(table: Mapping[str, Any]) -> Step:
 def problems(tables: Iterable[Any]) -> list[str]:
     """All that is wrong with the parameters of steps, a line each, found without an image.
 
-    >>> for line in problems([{"step": "pad", "multiple": 0}, {"step": "reorient", "to": "RAS"}, {"step": "crp"}]):
+    >>> tables = [{"step": "pad", "multiple": 0}, {"step": "reorient", "to": "RAS"}, {"step": "crp"}]
+    >>> for line in problems(tables):  # doctest: +ELLIPSIS
     ...     print(line)
     [0]: pad: expected multiple of whole numbers > 0, got int 0. Pass for example 8.
-    [2]: preprocess: expected a step of reorient, resample, ..., got 'crp'. Nearest: crop.
+    [2]: preprocess: expected a step of reorient, resample, ..., got 'crp'. Nearest: crop, clip.
     """
     found = []
     for i, table in enumerate(tables):

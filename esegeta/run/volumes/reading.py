@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from esegeta.engine import check
-from esegeta.run.config import bounds
+from esegeta.run import bounds
 
 WHERE = "volumes.read"
 BLOCK = 1 << 20

@@ -1,0 +1,149 @@
+"""The tables of a configuration as classes: what a file may hold, and nothing that reads or checks it.
+
+Needs pydantic: ``pip install "esegeta[cli]"``.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from esegeta.run.config.trust import NOTHING, Trust
+
+
+class Section(BaseModel):
+    """A table of the file. Numbers are numbers and texts are texts; what has no name here is refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, validate_by_name=True)
+
+
+class Call(BaseModel):
+    """A function by its name, with its parameters beside it: ``{name = "smooth", noise = 0.1}``."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Step(BaseModel):
+    """A step of preprocessing, with its parameters beside it: ``{step = "reorient", to = "RAS"}``."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    step: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Model(Section):
+    """Where the network comes from, see ``esegeta.run.config.sources.load``."""
+
+    source: str
+    weights: str | None = None
+    arguments: dict[str, Any] = {}
+    output: str | int | list[str | int] | None = None
+    path: str | None = (
+        None  # the folder where the module of a factory is looked for; default: that of the file
+    )
+
+
+class Input(Section):
+    """The images: a pattern, several files or patterns, or for each subject the files of its channels."""
+
+    files: str | list[str | list[str]]
+    subject: str | None = None  # a regular expression; its first group in the file's name is the subject
+    channels: Literal["first", "last", "none"] | None = None  # which axis of a file holds channels
+    frame: int | None = None  # the one time point to take of four axes
+    nan: float | None = None  # what takes the place of NaN and infinity
+    preprocess: list[Step] = []
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What ``volumes.read`` is told besides the files."""
+        said = {"channels": self.channels, "frame": self.frame, "nan": self.nan}
+        return {name: value for name, value in said.items() if value is not None}
+
+
+class Target(Section):
+    """What is explained: a reducer of the model's output. ``class`` is short for its parameter ``target``."""
+
+    name: str
+    reducer: str = "predicted_class_sum"
+    class_: int | None = Field(default=None, alias="class")
+    parameters: dict[str, Any] = {}
+
+
+class Method(Section):
+    """How it is explained. After ``load``, ``place`` is one place or None and ``baseline`` a list or None."""
+
+    name: str
+    id: str | None = None
+    title: str | None = None
+    parameters: dict[str, Any] = {}
+    place: str | list[str] | None = None
+    baseline: str | Call | list[str | Call] | None = None
+    transforms: list[Call] = []
+    deadline: float | None = None
+    memory: str | int | None = None
+    patches: Literal["whole", "stitched", "per_patch"] = "whole"
+
+
+class Patches(Section):
+    """How a volume is cut for methods with ``patches = "stitched"`` or ``"per_patch"``."""
+
+    size: int | list[int] = 64
+    overlap: float = 0.5
+    weights: Literal["gaussian", "average", "centre"] = "gaussian"
+
+
+class Run(Section):
+    """Where and with what it runs. ``deadline`` (seconds) and ``memory`` hold for each method by itself."""
+
+    output: str = "results"
+    workers: int = 1
+    deadline: float | None = None
+    memory: str | int | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    key: int = 0
+    devices: list[str] = ["cpu"]
+    per_device: int = 1
+    threads: int | None = None  # of one worker on the CPU
+    baseline: str | Call | list[str | Call] | None = None  # for every method that needs one and names none
+
+
+class Output(Section):
+    """What is written."""
+
+    nifti: bool = True
+    figures: bool = True
+    report: bool = True
+    tables: bool = True
+
+
+class Config(Section):
+    """A whole run. plugins: files that register methods, transforms and reducers of one's own.
+
+    ``trust`` says which code may run; no key of a file can say that.
+    """
+
+    plugins: list[str] = []
+    model: Model
+    input: Input
+    targets: list[Target]
+    methods: list[Method]
+    patches: Patches | None = None
+    run: Run = Run()
+    output: Output = Output()
+    _trust: Trust = PrivateAttr(default=NOTHING)
+
+    @property
+    def trust(self) -> Trust:
+        """Which code may run, as ``load`` was told."""
+        return self._trust
