@@ -14,7 +14,7 @@ SUBJECTS = [*subjects(), *claims.by_rule()]
 SINGLE = [s for s in SUBJECTS if not s.composite]
 STORED = claims.stored()
 
-# Enough for what is wrong in most cases to be seen, too few to say that anything holds: the long profile does.
+# Enough for what is wrong in most cases to be seen, too few to say that anything holds: the nightly profile does.
 CASES = 12
 
 
@@ -27,7 +27,7 @@ ENOUGH = ("(integrated_gradients)", "(grad_cam)")
 
 def marks(subject):
     if subject.composite and not subject.name.endswith((*SHORT, *ENOUGH)):
-        return [pytest.mark.long]
+        return [pytest.mark.nightly]
     varied = "(" in subject.name and not subject.name.endswith(SHORT)
     return [pytest.mark.slow] if varied or subject.name in LONG else []
 
@@ -44,7 +44,7 @@ def test_a_claimed_axiom_holds(subject, axiom):
     assert verdict.cases, str(verdict)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.parametrize(("subject", "axiom"), pairs(SUBJECTS))
 def test_a_claimed_axiom_holds_at_random(subject, axiom, tmp_path_factory):
     """Other cases in every run: what fails is kept in ``ESEGETA_FAILURES``, and tried first the next time."""

@@ -49,8 +49,8 @@ def outcomes(mutants, *, healthy=True, deadline=120):
     return answers("-c", script)
 
 
-# All of them take ten minutes of one core: half are tried with the slow tests, the others with the long ones.
-TURNS = [pytest.mark.slow if i % 2 == 0 else pytest.mark.long for i in range(len(GROUPS))]
+# All of them take ten minutes of one core: half are tried with the slow tests, the others at night.
+TURNS = [pytest.mark.slow if i % 2 == 0 else pytest.mark.nightly for i in range(len(GROUPS))]
 
 
 @pytest.mark.parametrize(
