@@ -172,6 +172,13 @@ def test_a_function_is_its_module_and_goes_through_vmap(case):
     assert float((torch.func.vmap(case.score)(xs) - alone).abs().max()) <= bound
 
 
+def test_a_product_with_what_is_ignored_is_ignored():
+    f = Ignoring(Polynomial(3, ((2, (1, 2, 0)), (1, (2,)))), (0,), "rectified away")
+    assert f.unused == (True, True, False)
+    assert Ignoring(f, (2,)).unused == (True, True, True)
+    assert not _varies(f, torch.ones(3, dtype=torch.float64), 1, torch.linspace(-9, 9, 5).double())
+
+
 def test_bad_functions_are_refused():
     with pytest.raises(ValueError, match="expected 2 elements, got float32"):
         Linear((1, 2))(torch.ones(1, 3))
