@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from together import together
 
 from esegeta._registry import METHODS, TRANSFORMS
 from esegeta.conformance import LAWS, claims, rebuilt, subjects, verify
@@ -37,11 +38,17 @@ def pairs(chosen):
     return [pytest.param(s, a, id=f"{s}-{a}", marks=marks(s)) for s in chosen for a in LAWS if a in s.axioms]
 
 
-@pytest.mark.parametrize(("subject", "axiom"), pairs(SUBJECTS))
-def test_a_claimed_axiom_holds(subject, axiom):
-    verdict = verify(subject, axioms=[axiom], cases=CASES)[axiom]
-    assert verdict.kind == "undecided", str(verdict)
-    assert verdict.cases, str(verdict)
+@pytest.mark.parametrize(
+    "subject", [pytest.param(s, id=repr(s), marks=marks(s)) for s in SUBJECTS if s.axioms & set(LAWS)]
+)
+def test_a_claimed_axiom_holds(subject):
+    @together("axiom", [a for a in LAWS if a in subject.axioms])
+    def none_fails(axiom):
+        verdict = verify(subject, axioms=[axiom], cases=CASES)[axiom]
+        assert verdict.kind == "undecided", str(verdict)
+        assert verdict.cases, str(verdict)
+
+    none_fails()
 
 
 @pytest.mark.nightly

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from mutants import MUTANTS
 from mutation import ROOT, Mutant
+from together import together
 
 RUNNER = Path(__file__).with_name("mutation.py")
 AT_ONCE = 8  # mutants of one process: enough to share what it imports, few enough to be spread over workers
@@ -66,7 +67,7 @@ def test_every_fault_is_found(group):
         )
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.id)
+@together("mutant", MUTANTS, ids=lambda m: m.id)
 def test_a_fault_is_a_change_of_what_is_there(mutant):
     compile(mutant.source(), str(mutant.path), "exec")
     assert mutant.old != mutant.new

@@ -145,6 +145,7 @@ def marked(mark):
 # ------------------------------------------------------------------ failures
 
 
+@pytest.mark.slow
 def test_of_20_methods_four_go_wrong_and_16_are_delivered(tmp_path, scan):
     whole = settings(tmp_path / "out", scan, [*GOOD[:8], *(entry for entry, _, _ in BAD.values()), *GOOD[8:]])
     assert len(whole["methods"]) == 20

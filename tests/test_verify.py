@@ -207,14 +207,21 @@ def half_of_it(score):
 
 
 def test_a_budget_of_time_is_kept():
-    started = time.monotonic()
-    report = verify(slowly(0.05, slope), cases=1000, seconds=3)
+    # A thousand cases of every axiom would sleep for many minutes, whatever the machine does besides.
+    asked = []
+
+    def method(score):
+        explain = slowly(0.05, slope)(score)
+        return lambda x: (asked.append(x), explain(x))[1]
+
+    report = verify(method, cases=1000, seconds=3)
     assert not report.complete
-    assert time.monotonic() - started < 30  # the first draws of a process take their time
+    assert len(asked) < 3 / 0.05 + 20 * len(LAWS)
     assert "stopped before all cases were tried" in str(report)
 
 
-@pytest.mark.parametrize("seconds", [0, 0.01, 0.1, 0.5, 2])
+@pytest.mark.usefixtures("as_found")
+@pytest.mark.parametrize("seconds", [0, 0.01, 0.1, 0.5, pytest.param(2, marks=pytest.mark.slow)])
 def test_no_budget_makes_an_axiom_hold(seconds):
     """Of the first cases some are trivial: any method keeps anything there."""
     axioms = ["completeness", "linearity", "shift"]
@@ -258,11 +265,12 @@ def test_a_budget_tries_the_first_of_the_same_cases():
     assert sum(rebuilt(code).trivial for code in whole[:20]) < 8
 
 
+@pytest.mark.usefixtures("as_found")
 def test_a_budget_can_only_leave_a_verdict_undecided():
     axioms = ["linearity", "completeness", "continuity"]
     whole = {v.axiom: v.kind for v in verify(half_of_it, axioms=axioms, cases=60).verdicts}
     assert whole == {"linearity": "holds", "completeness": "violated", "continuity": "violated"}
-    for seconds in (0, 0.3, 1, 600):
+    for seconds in (0, 0.3, 600):
         for verdict in verify(half_of_it, axioms=axioms, cases=60, seconds=seconds).verdicts:
             assert verdict.kind in (whole[verdict.axiom], "undecided")
             assert seconds < 600 or verdict.kind == whole[verdict.axiom]
@@ -302,7 +310,7 @@ def test_a_gradient_jumps_at_kinks(method):
 
 
 def test_integrated_gradients_do_not():
-    assert verify("integrated_gradients", axioms=["continuity"], cases=60)["continuity"].kind == "holds"
+    assert verify("integrated_gradients", axioms=["continuity"], cases=40)["continuity"].kind == "holds"
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -447,15 +455,20 @@ def mine(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("mine")
+def test_a_function_of_the_working_directory_is_checked_from_the_command_line():
+    code, out = command("verify", "mine_to_verify:halved", "--axioms", "linearity", "--cases", "40")
+    assert code == 0, out
+    assert "mine_to_verify:halved: 1 of 1 axioms hold" in out, out
+
+
 @pytest.mark.usefixtures("mine")
 def test_a_function_of_the_working_directory_is_named():
     subject = of("mine_to_verify:halved")
     assert (subject.name, subject.refs) == ("mine_to_verify:halved", ())
     x = torch.ones(1, 2)
     assert subject.build(lambda z: 3 * z.sum())(x).tolist() == [[1.5, 1.5]]
-    code, out = command("verify", "mine_to_verify:halved", "--axioms", "linearity", "--cases", "40")
-    assert code == 0, out
-    assert "mine_to_verify:halved: 1 of 1 axioms hold" in out, out
 
 
 @pytest.mark.usefixtures("mine")

@@ -1135,7 +1135,9 @@ def compiled(net, x):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-@pytest.mark.parametrize("make", [scripted, traced, *(pytest.param(m, marks=pytest.mark.slow) for m in (exported, compiled))])
+@pytest.mark.parametrize(
+    "make", [scripted, traced, *(pytest.param(m, marks=pytest.mark.slow) for m in (exported, compiled))]
+)
 def test_foreign_forms_of_a_network(make, however_small):
     x, net = image(2, 16, 12), simple()
     model = eg.from_module(make(net, x))
