@@ -21,9 +21,12 @@ CASES = 12
 
 # Whose explanations take long, and all transforms and composites of rules but some, are not in the default suite.
 # Transforms see no more of a method than its form, of which two are enough for every run.
-LONG = ("contrastive_excitation_backprop", "shapley_sampling", "conductance", "adaptive_integrated_gradients")
-SHORT = ("(gradient)", "lrp(epsilon)")
-ENOUGH = ("(integrated_gradients)", "(grad_cam)")
+LONG = (
+    *("contrastive_excitation_backprop", "shapley_sampling", "conductance", "adaptive_integrated_gradients"),
+    *("rise", "blur_integrated_gradients", "neuron_conductance", "internal_influence", "partition_shap"),
+)
+SHORT = ("smooth(gradient)", "lrp(epsilon)")
+ENOUGH = ("(gradient)", "(integrated_gradients)", "(grad_cam)")
 
 
 def marks(subject):
