@@ -5,7 +5,7 @@ import io
 import tokenize
 from pathlib import Path
 
-import pytest
+from together import together
 
 import esegeta
 
@@ -228,7 +228,7 @@ def test_every_place_has_a_module():
     assert set(ORDER) <= {name_of(p) for p in files()}
 
 
-@pytest.mark.parametrize("path", files(), ids=name_of)
+@together("path", files(), ids=name_of)
 def test_imports_point_one_way(path):
     here = place_of(name_of(path))
     for dotted in sorted(imports_of(path)):
@@ -265,7 +265,7 @@ def test_circles_are_found(tmp_path):
     assert imports_of(path) == {"b"}
 
 
-@pytest.mark.parametrize("path", files(), ids=name_of)
+@together("path", files(), ids=name_of)
 def test_the_insides_of_functorch_and_context_variables_stay_in_the_engine(path):
     if name_of(path).partition(".")[0] == "engine":
         return
@@ -282,7 +282,7 @@ def test_the_insides_of_functorch_and_context_variables_stay_in_the_engine(path)
 MATHEMATICS = [p for p in files() if name_of(p).partition(".")[0] in ("methods", "transforms")]
 
 
-@pytest.mark.parametrize("path", MATHEMATICS, ids=name_of)
+@together("path", MATHEMATICS, ids=name_of)
 def test_methods_and_transforms_leave_devices_chunks_and_randomness_to_others(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute):
@@ -300,7 +300,7 @@ def test_methods_and_transforms_leave_devices_chunks_and_randomness_to_others(pa
             assert not [*moved, *named, *text], f"{path.name}, line {node.lineno}: moves between devices"
 
 
-@pytest.mark.parametrize("path", MATHEMATICS, ids=name_of)
+@together("path", MATHEMATICS, ids=name_of)
 def test_a_method_is_short(path):
     lines = code_lines(path)
     assert lines <= LONGEST_METHOD, (

@@ -354,9 +354,9 @@ def matrix(architecture: Architecture, names: Any = None) -> tuple[dict[str, str
 
 
 def cells(name: str) -> Any:
-    """An architecture as a case: the whole matrix runs with ``-m zoo``, the sample also with the slow tests."""
-    marks = [pytest.mark.zoo, *([pytest.mark.slow] if name in SAMPLE else [])]
-    return pytest.param(name, marks=marks, id=name)
+    """An architecture as a case: a sample is among the slow tests, the others are for the night."""
+    mark = pytest.mark.slow if name in SAMPLE else pytest.mark.nightly
+    return pytest.param(name, marks=mark, id=name)
 
 
 @pytest.mark.filterwarnings("ignore::esegeta.ExecutionWarning")  # a few steps are not enough, which is said

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from together import together
 
 import esegeta as eg
 from esegeta import axioms
@@ -109,8 +110,8 @@ def test_every_public_residual_is_in_the_table():
     assert public == set(RESIDUALS)
 
 
-@pytest.mark.parametrize("dims", SHAPES)
-@pytest.mark.parametrize("name", RESIDUALS)
+@together("dims", SHAPES)
+@together("name", RESIDUALS)
 def test_many_examples_equal_a_loop(name, dims):
     shape = SHAPES[dims]
     residual = RESIDUALS[name](shape, torch.float64)

@@ -3,6 +3,7 @@
 import jaxtyping
 import pytest
 import torch
+from together import together
 from torch.func import vmap
 
 from esegeta import baselines, random, spatial
@@ -36,7 +37,7 @@ def unannotated():
 
 @every
 @shapes
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@together("dtype", [torch.float16, torch.float32, torch.float64])
 def test_contract(baseline, shape, dtype):
     x = image(shape, dtype)
     before, state = x.clone(), torch.get_rng_state()

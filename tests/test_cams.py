@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from rounding import assert_alike
+from together import together
 from torch import nn
 from torch.func import vmap
 
@@ -273,17 +274,17 @@ LOOKED = {
 THERE = [("unet", 1, "encoder.conv"), ("classifier", 2, "norm_a"), ("unet", 3, "bottom")]
 
 
-@pytest.mark.parametrize("name", CAMS)
+@together("name", CAMS)
 @pytest.mark.parametrize("ndim", [1, 2, 3])
-@pytest.mark.parametrize("kind", NETS)
+@together("kind", NETS)
 def test_every_map_is_the_published_formula(name, kind, ndim):
     look = LOOKED[kind, ndim, torch.float64]
     for layer in LAYERS[kind]:
         close(ours(name, look, layer), globals()[name](look, layer))
 
 
-@pytest.mark.parametrize("name", CAMS)
-@pytest.mark.parametrize(("kind", "layer"), [("unet", "bottom"), ("classifier", "relu_b")])
+@together("name", CAMS)
+@together(("kind", "layer"), [("unet", "bottom"), ("classifier", "relu_b")])
 def test_single_precision_follows(name, kind, layer):
     look = LOOKED[kind, 2, torch.float32]
     exact = globals()[name](look, layer)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from cases import make_case
+from together import together
 from torch.func import vmap
 
 import esegeta as eg
@@ -30,10 +31,9 @@ SINGLE_LINE = Case(
 )
 
 
-def applying(chosen, checks):
-    return [
-        pytest.param(s, c, id=f"{s}-{c}") for s in chosen for c in checks if not contract.inapplicable(c, s)
-    ]
+def keeps_all(subject, checks):
+    applying = [c for c in checks if not contract.inapplicable(c, subject)]
+    together("check", applying)(lambda check: contract.check(check, subject))()
 
 
 def test_the_subjects_are_the_catalogue():
@@ -47,14 +47,14 @@ def test_the_subjects_are_the_catalogue():
     assert shapes == {"map", "layer"}
 
 
-@pytest.mark.parametrize(("subject", "check"), applying(METHODS, CHECKS))
-def test_contract(subject, check):
-    contract.check(check, subject)
+@pytest.mark.parametrize("subject", METHODS, ids=repr)
+def test_contract(subject):
+    keeps_all(subject, CHECKS)
 
 
-@pytest.mark.parametrize(("subject", "check"), applying([s for s in SUBJECTS if s.composite], OF_TRANSFORMS))
-def test_contract_of_transforms(subject, check):
-    contract.check(check, subject)
+@pytest.mark.parametrize("subject", [s for s in SUBJECTS if s.composite], ids=repr)
+def test_contract_of_transforms(subject):
+    keeps_all(subject, OF_TRANSFORMS)
 
 
 # The networks are piecewise linear, which a method of second derivatives warns of.
@@ -63,7 +63,7 @@ FLAT = pytest.mark.filterwarnings("ignore:.*the second derivative of:esegeta.Exe
 
 @FLAT
 @pytest.mark.parametrize("subject", METHODS, ids=repr)
-@pytest.mark.parametrize("case", [VOLUME, SINGLE_LINE], ids=["volume", "line in single precision"])
+@together("case", [VOLUME, SINGLE_LINE], ids=["volume", "line in single precision"])
 def test_contract_on_networks(case, subject):
     for check in ("shape_and_dtype", "repeatable", "batched_equals_loop"):
         CHECKS[check](subject, case)
@@ -72,12 +72,12 @@ def test_contract_on_networks(case, subject):
 @FLAT
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", METHODS, ids=repr)
-@pytest.mark.parametrize("check", ["chunk_free", "mates_free", "any_strides", "differentiable"])
+@together("check", ["chunk_free", "mates_free", "any_strides", "differentiable"])
 def test_contract_on_a_volume(check, subject):
     CHECKS[check](subject, VOLUME)
 
 
-@pytest.mark.parametrize("subject", [s for s in SUBJECTS if not s.key], ids=repr)
+@together("subject", [s for s in SUBJECTS if not s.key], ids=repr)
 def test_a_key_is_taken_only_where_something_is_drawn(subject):
     with pytest.raises(TypeError):
         subject.build(SMOOTH.score)(SMOOTH.x, *SMOOTH.refs(subject.refs), key=7)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from together import together
 
 import esegeta
 from esegeta import _stubs, _tables
@@ -39,7 +40,13 @@ def code(path):
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize("path", PAGES, ids=title)
+LONG = ("docs/pipeline.md", "docs/strategies.md", "docs/cams.md", "docs/patches.md")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=title(p), marks=pytest.mark.slow if title(p) in LONG else ()) for p in PAGES],
+)
 def test_the_code_of_a_page_runs(path):
     source = code(path)
     if path.name == "README.md":  # the real network: as it stands, but with fewer gradients
@@ -51,14 +58,14 @@ def test_the_code_of_a_page_runs(path):
         exec(compile(source, str(path), "exec"), {"__name__": "page"})
 
 
-@pytest.mark.parametrize("path", PAGES, ids=title)
+@together("path", PAGES, ids=title)
 def test_the_tables_of_a_page_are_current(path):
     text = path.read_text()
     assert text == _tables.fill(text), f"Run: {_tables.COMMAND}"
     assert ("<!-- table:" in text) == (title(path) in _tables.PAGES)
 
 
-@pytest.mark.parametrize("path", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=title)
+@together("path", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=title)
 def test_the_links_of_a_page_lead_somewhere(path):
     for target, anchor in LINK.findall(path.read_text()):
         page = (path.parent / target).resolve() if target else path

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from together import together
 
 import esegeta as eg
 from esegeta import zoo
@@ -29,7 +30,7 @@ def run(spec, score, place, x):
 
 
 @every
-@pytest.mark.parametrize("ndim", [1, 2, 3])
+@together("ndim", [1, 2, 3])
 def test_on_grids_of_every_dimension(spec, ndim):
     score, x = unet(ndim)
     layer = (8, *(n // 2 for n in x.shape[1:]))
@@ -41,7 +42,7 @@ def test_on_grids_of_every_dimension(spec, ndim):
 
 
 @every
-@pytest.mark.parametrize(
+@together(
     ("place", "text"),
     [
         ("botom.conv", "'botom.conv'.*Nearest: bottom.conv"),

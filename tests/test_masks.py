@@ -10,6 +10,7 @@ import jaxtyping
 import pytest
 import torch
 from rounding import assert_alike
+from together import together
 from torch.func import vjp, vmap
 
 import esegeta as eg
@@ -339,8 +340,8 @@ def test_sums_over_neighbours_do_not_depend_on_how_many_are_made_at_once(monkeyp
     torch.testing.assert_close((family.mask(p), family.gradient(p, slope)), once)
 
 
-@pytest.mark.parametrize("length", range(5, 15))
-@pytest.mark.parametrize("step", [1, 2, 3, 4])
+@together("length", range(5, 15))
+@together("step", [1, 2, 3, 4])
 def test_left_and_right_are_alike(length, step):
     """Mirrored parameters give the mirrored mask: a mask has no side that it prefers."""
     family = masks.smooth(step=step, sigma=2.5)(torch.zeros(1, length, length + 1, dtype=torch.float64))

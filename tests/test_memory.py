@@ -1,7 +1,5 @@
 """What a computation occupies: forecasts are what runs take."""
 
-import time
-
 import pytest
 import torch
 from torch import nn
@@ -88,12 +86,10 @@ def test_a_forecast_computes_nothing():
     model = eg.from_module(lambda x: (kinds.append(type(x).__name__), x**2)[1])
     x = torch.ones(3, 1, 100, 1000)
     forecast(vmap(grad(lambda x: model(x).sum())), x)
-    assert set(kinds) == {"FakeTensor"}
     assert torch.equal(x, torch.ones_like(x))
-    start = time.perf_counter()
     size = forecast(vmap(grad(lambda x: model(x).sum())), torch.empty(1, 1, 1).expand(2000, 2000, 2000))
     assert size > 2000**3 * 4
-    assert time.perf_counter() - start < 5
+    assert set(kinds) == {"FakeTensor"}
 
 
 def test_a_forecast_leaves_the_first_check_to_a_real_batch():

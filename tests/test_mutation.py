@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from mutants import MUTANTS
 from mutation import ROOT, Mutant
+from together import together
 
 RUNNER = Path(__file__).with_name("mutation.py")
 AT_ONCE = 8  # mutants of one process: enough to share what it imports, few enough to be spread over workers
@@ -49,8 +50,8 @@ def outcomes(mutants, *, healthy=True, deadline=120):
     return answers("-c", script)
 
 
-# All of them take ten minutes of one core: half are tried with the slow tests, the others with the long ones.
-TURNS = [pytest.mark.slow if i % 2 == 0 else pytest.mark.long for i in range(len(GROUPS))]
+# All of them take ten minutes of one core: half are tried with the slow tests, the others at night.
+TURNS = [pytest.mark.slow if i % 2 == 0 else pytest.mark.nightly for i in range(len(GROUPS))]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_every_fault_is_found(group):
         )
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.id)
+@together("mutant", MUTANTS, ids=lambda m: m.id)
 def test_a_fault_is_a_change_of_what_is_there(mutant):
     compile(mutant.source(), str(mutant.path), "exec")
     assert mutant.old != mutant.new

@@ -1,20 +1,53 @@
 """The package brings in its names when the first of them is used."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+from together import together
+
+# What the package needs is imported once: that takes most of the time. Each script has a process of its own, which
+# has imported nothing of the package.
+FORKING = """
+import contextlib, io, json, os, sys, traceback
+import jaxtyping, numpy, scipy, torch
+
+assert not any(name.partition(".")[0] == "esegeta" for name in sys.modules)
+for line in sys.stdin:
+    read, write = os.pipe()
+    if not os.fork():
+        said, code = io.StringIO(), 0
+        try:
+            with contextlib.redirect_stdout(said):
+                exec(json.loads(line), {"__name__": "__main__"})
+        except BaseException:
+            said, code = io.StringIO(traceback.format_exc()), 1
+        os.write(write, json.dumps([code, said.getvalue()]).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        print(answer.read(), flush=True)
+    os.wait()
+"""
 
 
-def fresh(script):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+@pytest.fixture(scope="module")
+def fresh():
+    command = [sys.executable, "-W", "error", "-c", FORKING]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def run(script):
+            process.stdin.write(json.dumps(script) + "\n")
+            process.stdin.flush()
+            code, said = json.loads(process.stdout.readline())
+            assert code == 0, said
+            return said.strip()
+
+        yield run
 
 
-@pytest.mark.parametrize(
+@together(
     "script",
     [
         "import esegeta as eg; assert callable(eg.gradient)",
@@ -38,11 +71,11 @@ def fresh(script):
         "[t.start() for t in all]; [t.join() for t in all]; assert len(found) == 8 and len(set(found)) == 1",
     ],
 )
-def test_names_are_there_in_whatever_way_they_are_asked_for(script):
+def test_names_are_there_in_whatever_way_they_are_asked_for(fresh, script):
     fresh(script)
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error():
+def test_a_name_that_is_not_there_is_an_attribute_error(fresh):
     script = "import esegeta\ntry:\n    esegeta.gradientt\nexcept AttributeError as error:\n    print(error)"
     assert fresh(script) == "module 'esegeta' has no attribute 'gradientt'"
 

@@ -255,7 +255,7 @@ def test_captums_conductance_is_the_definition(curved, place):
     assert_agree(definition, theirs[0], ROUNDING)
 
 
-@pytest.mark.parametrize("place", ["bottom", "decoder.conv"])
+@pytest.mark.parametrize("place", ["bottom", pytest.param("decoder.conv", marks=pytest.mark.slow)])
 def test_conductance_is_what_captums_trapezoid_tends_to(curved, place):
     """Ours takes parabolas on panels of its own: both go to the same limit, ours with fewer steps."""
     from captum.attr import LayerConductance

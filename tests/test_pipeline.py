@@ -146,6 +146,7 @@ def marked(mark):
 # ------------------------------------------------------------------ failures
 
 
+@pytest.mark.slow
 def test_of_20_methods_four_go_wrong_and_16_are_delivered(tmp_path, scan):
     whole = settings(tmp_path / "out", scan, [*GOOD[:8], *(entry for entry, _, _ in BAD.values()), *GOOD[8:]])
     assert len(whole["methods"]) == 20
@@ -278,7 +279,7 @@ def test_two_workers_write_the_same_bytes_as_one(tmp_path, scan):
 
 
 @pytest.mark.parametrize(
-    "seed", [pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.slow)]
+    "seed", [pytest.param(1, marks=pytest.mark.nightly), pytest.param(2, marks=pytest.mark.slow)]
 )
 def test_killed_at_random_moments_nothing_is_repeated_and_the_files_are_the_same(tmp_path, scan, seed):
     draw = random.Random(seed)

@@ -15,6 +15,7 @@ import jaxtyping
 import pytest
 import torch
 from rounding import alike, assert_alike
+from together import together
 from torch import nn
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils._pytree import tree_map
@@ -506,8 +507,8 @@ def functions():
     }
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("which", functions())
+@together("order", ORDERS)
+@together("which", functions())
 def test_derivatives_of_every_order(which, order):
     ours, plain, at = functions()[which]
     expected = ORDERS[order](plain)(at)
@@ -1832,10 +1833,8 @@ def test_a_call_that_does_not_happen(edit):
         edits(score, "cat#1")[edit]()
 
 
-@pytest.mark.parametrize("edit", ALL_EDITS)
-@pytest.mark.parametrize(
-    "wrong", ["", "#1", ":0", " encoder", "encoder#", "encoder#-1", "encoder:", "a:b:c", "a#1#2"]
-)
+@together("edit", ALL_EDITS)
+@together("wrong", ["", "#1", ":0", " encoder", "encoder#", "encoder#-1", "encoder:", "a:b:c", "a#1#2"])
 def test_what_is_no_place(edit, wrong):
     _, score, _ = unet()
     with refused(ValueError, r"\w+", 'a place such as "encoder.0"', re.escape(repr(wrong))):

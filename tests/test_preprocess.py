@@ -12,6 +12,7 @@ import pytest
 import scipy.ndimage
 import torch
 from regridding import regrid, regrid_affine
+from together import together
 
 from esegeta import zoo
 from esegeta.run.volumes import grids
@@ -87,7 +88,7 @@ def inner(array, margin):
 
 
 @affines
-@pytest.mark.parametrize("name", GEOMETRY)
+@together("name", GEOMETRY)
 def test_every_step_keeps_every_place_in_mm(affine, name):
     """An image that shows its own coordinates shows them still, where the new affine says they are."""
     make, margin = GEOMETRY[name]
@@ -429,7 +430,7 @@ def test_values_are_clipped():
 # -- what is refused -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@together(
     ("table", "message"),
     [
         ({"step": "resampel"}, "preprocess: expected a step of .*, got 'resampel'. Did you mean resample."),

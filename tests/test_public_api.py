@@ -3,7 +3,7 @@
 import inspect
 import types
 
-import pytest
+from together import together
 
 import esegeta as eg
 from esegeta import zoo
@@ -220,7 +220,7 @@ REGISTERED = {
 PUBLIC = public()
 
 
-@pytest.mark.parametrize(("name", "positional", "keyword"), PROMISED, ids=[p[0] for p in PROMISED])
+@together(("name", "positional", "keyword"), PROMISED, ids=[p[0] for p in PROMISED])
 def test_a_promised_name_has_its_signature(name, positional, keyword):
     fn = eg
     for part in name.split("."):
@@ -247,7 +247,7 @@ def test_all_is_what_there_is():
     assert not unlisted
 
 
-@pytest.mark.parametrize("name", sorted(PUBLIC))
+@together("name", sorted(PUBLIC))
 def test_a_public_function_is_documented_and_annotated(name):
     fn = PUBLIC[name]
     doc = inspect.getdoc(fn) or ""
@@ -262,7 +262,7 @@ def test_a_public_function_is_documented_and_annotated(name):
     assert ">>> " in doc or name in UNREGISTERED_NEED_NO_EXAMPLE
 
 
-@pytest.mark.parametrize("name", sorted(REGISTERED))
+@together("name", sorted(REGISTERED))
 def test_a_registered_function_has_every_section(name):
     spec = REGISTERED[name]
     doc = inspect.getdoc(spec.fn) or ""

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from together import together
 from torch import nn
 from torch.nn import functional
 
@@ -60,7 +61,7 @@ RULED = {
 }
 
 
-@pytest.mark.parametrize("method", RULED)
+@together("method", RULED)
 @pytest.mark.parametrize("between", HANDED_ON)
 def test_an_activation_in_place_is_explained_as_one_that_is_not(between, method):
     """MONAI's order is norm, dropout, activation; dropout hands on its input itself, not a copy."""
@@ -108,7 +109,7 @@ MOVED = {
 @pytest.mark.filterwarnings(
     "ignore:torch.asarray:UserWarning"
 )  # of torch, about the future of its own default
-@pytest.mark.parametrize("method", RULED)
+@together("method", RULED)
 @pytest.mark.parametrize("move", MOVED)
 def test_what_moves_or_casts_values_changes_no_explanation(move, method):
     moved, plain = score_of(convs(Through(MOVED[move]), nn.ReLU())), score_of(convs(nn.ReLU()))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import esegeta as eg
-from esegeta.conformance import rebuilt, strategies
+from esegeta.conformance import rebuilt, search, strategies
 from esegeta.conformance.adapters import peers
 from esegeta.conformance.adapters.batches import Probability, examples_apart
 from esegeta.conformance.cases import Case
@@ -26,12 +26,17 @@ pytest.importorskip("captum")
 # The run-time type checks of these tests draw from Python's generator, in strategies too.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
-# Where something is to be found. That nothing is, is said of all cases, whatever time they take.
-SECONDS = 60
+slow = pytest.mark.slow
 
 
-def verdict(method, axiom, cases=200, scores=None, seconds=None):
-    report = verify(method, axioms=[axiom], cases=cases, scores=scores, seconds=seconds)
+@pytest.fixture
+def as_found(monkeypatch):
+    """A counterexample is hardly made smaller, where nothing is said about its size: that takes most of the time."""
+    monkeypatch.setattr(search, "SHRINKS", 5)
+
+
+def verdict(method, axiom, cases=200, scores=None):
+    report = verify(method, axioms=[axiom], cases=cases, scores=scores)
     print(f"\n{report}")
     return report[axiom]
 
@@ -65,13 +70,13 @@ FOUND = [
     ("captum:DeepLift", "completeness", 200),
     ("guided_backprop", "implementation_invariance", 400),
     ("lrp", "implementation_invariance", 400),
-    ("deep_lift", "implementation_invariance", 2000),
+    pytest.param("deep_lift", "implementation_invariance", 2000, marks=slow),
     ("captum:DeepLift", "implementation_invariance", 400),
     # what rectifies backwards hardly sees the upper layers: more than half of the variance is there without them
     ("guided_backprop", "parameter_dependence", 400),
-    ("deconvolution", "parameter_dependence", 400),
+    pytest.param("deconvolution", "parameter_dependence", 400, marks=slow),
     ("captum:GuidedBackprop", "parameter_dependence", 400),
-    ("captum:Deconvolution", "parameter_dependence", 400),
+    pytest.param("captum:Deconvolution", "parameter_dependence", 400, marks=slow),
     # a rectifier in other words has no hook
     ("captum:GuidedBackprop", "implementation_invariance", 100),
     # slopes jump at kinks
@@ -84,17 +89,18 @@ FOUND_ELSEWHERE = [
     ("monai:GradCAM", "completeness", 200),
 ]
 HOLDS = [
-    ("integrated_gradients", "sensitivity_a"),
+    pytest.param("integrated_gradients", "sensitivity_a", marks=slow),
     ("gradient", "implementation_invariance"),
     ("captum:IntegratedGradients", "completeness"),
-    ("captum:IntegratedGradients", "implementation_invariance"),
-    ("captum:Saliency(abs=False)", "parameter_dependence"),
+    pytest.param("captum:IntegratedGradients", "implementation_invariance", marks=slow),
+    pytest.param("captum:Saliency(abs=False)", "parameter_dependence", marks=slow),
 ]
 
 
+@pytest.mark.usefixtures("as_found")
 @pytest.mark.parametrize(("method", "axiom", "cases"), FOUND)
 def test_found(method, axiom, cases):
-    assert_found(verdict(method, axiom, cases, seconds=SECONDS))
+    assert_found(verdict(method, axiom, cases))
 
 
 @pytest.mark.peers
@@ -131,6 +137,7 @@ def relu_meets_pool(net: Network) -> bool:
     return any(pair == ("relu", "max pool") for pair in zip(net.operators, net.operators[1:], strict=False))
 
 
+@slow
 def test_captums_deep_lift_is_incomplete_where_a_relu_meets_a_max_pool():
     once = lambda net: net.operators.count("relu") < 2  # a second relu is another fault of it
     anywhere = lambda shape: of_modules(shape, once)
@@ -144,8 +151,9 @@ def test_captums_deep_lift_is_incomplete_where_a_relu_meets_a_max_pool():
     assert_holds(verdict("deep_lift", "completeness", 80, of_modules))
 
 
+@slow
 def test_captums_deep_lift_lets_examples_change_each_other_where_there_is_a_softmax():
-    found = examples_apart("captum:DeepLift", seconds=SECONDS)
+    found = examples_apart("captum:DeepLift")
     print(f"\n{found}")
     assert found.kind == "violated"
     assert any(word in found.counterexample.code for word in ("Probability", "softmax"))
@@ -165,6 +173,8 @@ def conductance_inside() -> Subject:
     return Subject("conductance inside", build, ("baseline",), nodes=32, wants="module")
 
 
+@slow
+@pytest.mark.usefixtures("as_found")
 @pytest.mark.parametrize(
     "subject",
     [conductance_inside, lambda: of("captum:LayerConductance(method='riemann_trapezoid')")],
@@ -259,7 +269,7 @@ def segmented(way: str) -> Any:
 LOOSE = dataclasses.replace(of("captum:IntegratedGradients"), nodes=None, accuracy=1e-2)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(w, marks=slow if w == "count" else ()) for w in WAYS])
 def test_a_count_has_a_gradient_that_is_zero_wherever_it_changes(way):
     """Integrated gradients explain nothing of it. Of the other reducers they explain all, up to their quadrature."""
     found = verdict(LOOSE, "completeness", 40, segmented(way))

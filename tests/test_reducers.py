@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rounding import assert_alike
+from together import together
 from torch.func import grad, jvp, vmap
 
 from esegeta import reducers, spatial
@@ -468,8 +469,8 @@ def test_every_reducer_has_an_oracle_and_every_kind_of_output():
         )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@together("dtype", DTYPES, ids=str)
+@together("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("name", MAPS)
 def test_value_is_that_of_the_loop_over_voxels(name, grid, dtype):
     _, x, z, score, slow = map_case(name, grid, dtype)
@@ -494,7 +495,7 @@ def differentiable(name):
     return OURS[name.split(",")[0]].differentiable
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@together("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("name", [*filter(differentiable, MAPS)])
 def test_gradient_is_that_of_central_differences(name, grid):
     _, x, _, score, _ = map_case(name, grid)
@@ -506,14 +507,14 @@ def test_gradient_is_that_of_central_differences(name, grid):
 
 
 @FORWARD_MODE
-@pytest.mark.parametrize("name", [*filter(differentiable, MAPS)])
+@together("name", [*filter(differentiable, MAPS)])
 def test_forward_mode_agrees_with_reverse_mode(name):
     _, x, _, score, _ = map_case(name, (4, 5))
     t = draw(x.shape, 9)
     torch.testing.assert_close(jvp(score, (x,), (t,))[1], (grad(score)(x) * t).sum())
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@together("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("name", MAPS)
 def test_built_inside_vmap_it_equals_a_loop(name, grid):
     channels, build, _ = MAPS[name]
@@ -539,7 +540,7 @@ def test_built_inside_vmap_it_equals_a_loop(name, grid):
         torch.testing.assert_close(g, slow, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", MAPS)
+@together("name", MAPS)
 def test_a_dry_run_without_values_works(name):
     channels, build, _ = MAPS[name]
     model, x = net(channels), draw((2, 4, 5), 5)
@@ -1167,7 +1168,7 @@ BAD_TYPES = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@together("case", BAD)
 def test_values_and_shapes_that_are_refused(case):
     call, message = BAD[case]
     with pytest.raises(ValueError, match=message):

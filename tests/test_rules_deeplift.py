@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from together import together
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional
@@ -334,7 +335,7 @@ def test_complete(name, seed, far):
     assert_complete(between(2, TABLE[name]), x, x + far * draw(*SIZES[2], seed=seed + 100))
 
 
-@pytest.mark.parametrize("name", [n for n in TABLE if n not in NORMS])
+@together("name", [n for n in TABLE if n not in NORMS])
 def test_complete_in_single_precision(name):
     x, baseline = (draw(*SIZES[2], seed=s, dtype=torch.float32) for s in (1, 2))
     assert_complete(between(2, TABLE[name], torch.float32), x, baseline)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from rounding import assert_alike
+from together import together
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional
@@ -81,9 +82,9 @@ def deconvolved(r, _):
 METHODS = {"guided_backprop": guided, "deconvolution": deconvolved}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@together("name", METHODS)
 @pytest.mark.parametrize("ndim", [1, 2, 3])
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@together("spelling", SPELLINGS)
 def test_every_spelling_has_the_rule(spelling, ndim, name):
     net = Net(SPELLINGS[spelling], ndim).double().eval()
     x = torch.randn(1, *[6] * ndim, generator=torch.Generator().manual_seed(ndim)).double()

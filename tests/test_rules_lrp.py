@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from rounding import assert_alike
+from together import together
 from torch import nn
 from torch.func import jacrev
 from torch.nn import functional
@@ -130,8 +131,8 @@ def matrix(layer, x):
     return jacrev(flat)(x.flatten()), flat(torch.zeros_like(x.flatten()))
 
 
-@pytest.mark.parametrize("kind", AFFINE)
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+@together("kind", AFFINE)
+@together("rule", RULES, ids=repr)
 def test_a_rule_is_its_definition(kind, rule):
     layer, x = one_layer(kind), drawn(*X, key=3)
     x[0, 0, :2] = 0  # zeros of a background
@@ -229,7 +230,7 @@ NETS = [(n, up) for n in (1, 2, 3) for up in ("transposed", "nearest", MODES[n])
 
 
 @pytest.mark.parametrize(("ndim", "up"), NETS)
-@pytest.mark.parametrize("composite", ["zero", "ab", "gamma", "plus"])
+@together("composite", ["zero", "ab", "gamma", "plus"])
 def test_without_biases_relevance_is_conserved(ndim, up, composite):
     rule = {
         "zero": rules.Zero(),
@@ -723,8 +724,8 @@ ADDENDS = {
 V4 = drawn(4, 4, key=8)
 
 
-@pytest.mark.parametrize("composite", ["epsilon", "epsilon_plus", "deep_taylor", "last"])
-@pytest.mark.parametrize("name", ADDENDS)
+@together("composite", ["epsilon", "epsilon_plus", "deep_taylor", "last"])
+@together("name", ADDENDS)
 def test_what_is_added_to_a_product_has_a_rule_of_its_own(name, composite):
     x, v = drawn(4, 4, key=1), drawn(4, 4, key=2)
     chosen = rules.Composite(last=rules.ZPlus()) if composite == "last" else composite

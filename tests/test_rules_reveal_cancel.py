@@ -15,6 +15,7 @@ from test_rules_deeplift import (
     network_score,
     seeded,
 )
+from together import together
 from torch import nn
 from torch.func import vmap
 from torch.nn import functional
@@ -165,8 +166,8 @@ def test_what_cancels_is_seen():
 SINGLE = ["relu", "leaky_relu", "elu", "gelu", "silu", "mish", "tanh", "softplus", "hardswish", "tanhshrink"]
 
 
-@pytest.mark.parametrize("name", [*SINGLE, "exp", "square", "abs", "cos", "atan", "prelu", "1 / x", "2 ** x"])
-@pytest.mark.parametrize("seed", range(3))
+@together("name", [*SINGLE, "exp", "square", "abs", "cos", "atan", "prelu", "1 / x", "2 ** x"])
+@together("seed", range(3))
 def test_one_unit_with_one_input_on_each_side(name, seed):
     """Also where the function falls: its effects are Shapley values of the two parts."""
     special = {

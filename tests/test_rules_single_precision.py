@@ -5,6 +5,7 @@ What is missing of F(x) - F(x') is at most 1e-4 of the larger of both, and four 
 
 import pytest
 import torch
+from together import together
 from torch.nn import functional
 
 import esegeta as eg
@@ -91,7 +92,7 @@ def error(f, x):
     return (f(x).double() - f(x.double())).abs()
 
 
-@pytest.mark.parametrize("name", ONE_VALUE)
+@together("name", ONE_VALUE)
 def test_functions_of_one_value(name):
     f = function(name)
     x, x0 = pairs(name)
@@ -185,8 +186,8 @@ def score_of(name, offset):
 FARTHEST = {"x * rsqrt": 1e2}
 
 
-@pytest.mark.parametrize("name", GROUPS)
-@pytest.mark.parametrize(("shared", "own"), [(0, 0), (1e3, 0), (-1e4, 0), (0, 1e3), (0, -1e4)])
+@together("name", GROUPS)
+@together(("shared", "own"), [(0, 0), (1e3, 0), (-1e4, 0), (0, 1e3), (0, -1e4)])
 def test_offsets_and_far_baselines(name, shared, own):
     for far in (1e-3, 1.0, FARTHEST.get(name, 1e3)):
         for seed in range(2):

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from together import together
 from torch import nn
 from torch.func import grad, hessian, vmap
 from torch.nn import functional
@@ -68,7 +69,7 @@ SEVERAL = {
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize("name", [*ONE_VALUE, *SEVERAL])
+@together("name", [*ONE_VALUE, *SEVERAL])
 def test_values_are_near_and_tend_to_the_score(name, axes):
     f = ONE_VALUE[name][0] if name in ONE_VALUE else SEVERAL[name][0]
     bound = ONE_VALUE[name][1] * LOG2 if name in ONE_VALUE else math.log(SEVERAL[name][1])

@@ -1,7 +1,7 @@
 """What random cases promise: known answers, equal pairs, derived tolerances, small cases that print as code."""
 
 import itertools
-import time
+import sys
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def incomplete(case, a, extra=0.0):
 # --- functions --------------------------------------------------------------------------------------------
 
 
-@random(150)
+@random(60)
 @given(of_functions())
 def test_closed_forms_are_what_exact_references_say(case):
     f, x, b = case.score, case.x, case.baseline
@@ -108,7 +108,7 @@ def test_shapley_values_are_means_over_orders(case):
     )
 
 
-@random(150)
+@random(60)
 @given(of_functions())
 def test_what_is_ignored_has_no_influence(case):
     f, x = case.score, case.x
@@ -129,7 +129,7 @@ def _varies(f, base, i, points):
     return float(values.max() - values.min()) > 1e-12
 
 
-@random(150)
+@random(60)
 @given(of_functions().filter(lambda c: c.score.swaps))
 def test_swaps_change_nothing(case):
     f, x = case.score, case.x
@@ -138,13 +138,13 @@ def test_swaps_change_nothing(case):
         assert float((f(swapped) - f(x)).abs()) <= case.rounding()
 
 
-@random(100)
+@random(50)
 @given(strategies.symmetric(strategies.functions(shape=(1, 3))))
 def test_tied_functions_are_symmetric(f):
     assert f.swaps
 
 
-@random(100)
+@random(50)
 @given(of_functions(monotone=True), st.integers(0, 100))
 def test_monotone_functions_rise(case, k):
     f, x = case.score, case.x
@@ -162,7 +162,7 @@ def test_terms_that_cancel_are_in_the_formula(how):
     assert torch.allclose(torch.func.grad(f)(x), f.gradient(x), atol=1e-14)
 
 
-@random(100)
+@random(50)
 @given(of_functions())
 def test_a_function_is_its_module_and_goes_through_vmap(case):
     xs = torch.stack([case.x, case.baseline])
@@ -170,6 +170,13 @@ def test_a_function_is_its_module_and_goes_through_vmap(case):
     bound = case.rounding()
     assert float((case.score.module(xs) - alone).abs().max()) <= bound
     assert float((torch.func.vmap(case.score)(xs) - alone).abs().max()) <= bound
+
+
+def test_a_product_with_what_is_ignored_is_ignored():
+    f = Ignoring(Polynomial(3, ((2, (1, 2, 0)), (1, (2,)))), (0,), "rectified away")
+    assert f.unused == (True, True, False)
+    assert Ignoring(f, (2,)).unused == (True, True, True)
+    assert not _varies(f, torch.ones(3, dtype=torch.float64), 1, torch.linspace(-9, 9, 5).double())
 
 
 def test_bad_functions_are_refused():
@@ -186,9 +193,15 @@ def test_bad_functions_are_refused():
 # --- networks ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize("name", list(operators.OPERATORS))
-def test_every_operator_in_one_to_three_dimensions(name, axes):
+@pytest.mark.parametrize("axes", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_every_operator_in_one_to_three_dimensions(axes):
+    for name in operators.OPERATORS:
+        print(name)  # of which one fails, if one does
+        as_it_says(name, axes)
+
+
+def as_it_says(name, axes):
+    """The degree, the bends and the size of an operator are those that it declares."""
     shape = (2, *[4] * axes)
     known = operators.OPERATORS[name]
     net = Network(shape, ("conv", name), "linear", seed=3)
@@ -209,7 +222,7 @@ def test_every_operator_in_one_to_three_dimensions(name, axes):
         assert float(line.diff(n=2).abs().max()) > 1e-9, "it is linear"
 
 
-@random(60)
+@random(40)
 @given(strategies.networks())
 def test_networks_are_what_they_say(net):
     x = operators_input(net)
@@ -262,7 +275,7 @@ def test_networks_that_do_not_fit_are_refused(layers, text):
         Network((1, 1), layers)
 
 
-@random(60)
+@random(25)
 @given(st.data(), st.sampled_from(["smooth", "piecewise_linear", "max_degree"]))
 def test_filters_filter(data, which):
     wanted = {which: 2 if which == "max_degree" else True}
@@ -279,7 +292,7 @@ def test_filters_filter(data, which):
 
 
 @pytest.mark.parametrize("how", list(pairs.REWRITES))
-@random(12)
+@random(6)
 @given(data=st.data())
 def test_rewritten_scores_are_equal(how, data):
     shape = data.draw(SOME)
@@ -338,7 +351,7 @@ def test_the_discrepancy_is_the_largest_gap(nodes):
     assert float(gaps.abs().max()) == pytest.approx(discrepancy(nodes), abs=1e-4)
 
 
-@random(150)
+@random(60)
 @given(strategies.cases(dtypes=("float64", "float32")), st.sampled_from([1, 2, 3, 8]))
 def test_integrated_gradients_stay_within_the_tolerance(case, nodes):
     x, start = case.x, case.baseline
@@ -396,7 +409,7 @@ def test_the_bound_for_kinks_is_reached():
 # --- cases that are found ---------------------------------------------------------------------------------
 
 
-@random(80)
+@random(40)
 @given(strategies.cases(dtypes=("float64", "float32")))
 def test_a_case_prints_as_code(case):
     again = eval(repr(case), NAMES)
@@ -415,6 +428,7 @@ def test_the_smallest_case_is_nothing():
     assert repr(smallest(strategies.networks(), lambda net: True)) == "Network((1, 1))"
 
 
+@pytest.mark.slow
 def test_incompleteness_of_a_quadrature_with_wrong_weights_is_found_on_a_linear_model():
     def wrong(case):  # as of a trapezoid rule whose weights add up to 0.98
         a = eg.integrated_gradients(case.score, steps=2)(case.x, case.baseline) * 0.98
@@ -428,6 +442,7 @@ def test_incompleteness_of_a_quadrature_with_wrong_weights_is_found_on_a_linear_
     assert wrong(eval(repr(found), NAMES))
 
 
+@pytest.mark.slow
 def test_gradient_times_input_is_found_incomplete_on_one_rectifier():
     def wrong(case):
         a = torch.func.grad(case.score)(case.x) * (case.x - case.baseline)
@@ -440,6 +455,7 @@ def test_gradient_times_input_is_found_incomplete_on_one_rectifier():
     assert wrong(eval(repr(found), NAMES))
 
 
+@pytest.mark.slow
 def test_an_image_that_forgets_its_window_is_found_on_two_elements():
     def wrong(case):  # explains only the first element
         a = eg.integrated_gradients(case.score, steps=2)(case.x, case.baseline).clone()
@@ -452,17 +468,27 @@ def test_an_image_that_forgets_its_window_is_found_on_two_elements():
 
 
 def test_networks_are_drawn_quickly():
-    spent = []
+    """Thousands of them are drawn. Calls are counted, because seconds are those of the machine."""
+    drawn, calls = [], 0
 
-    @random(200)
+    @random(40)
     @given(strategies.networks())
     def draw(net):
-        spent.append(net)
+        drawn.append(net)
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event == "call"
 
     draw()
-    started = time.process_time()
-    draw()
-    assert (time.process_time() - started) / 200 < 0.05, "thousands of them are drawn"
+    drawn.clear()
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        draw()
+    finally:
+        sys.setprofile(before)
+    assert calls / len(drawn) < 12_000, calls / len(drawn)
 
 
 # --- reducers ---------------------------------------------------------------------------------------------
@@ -488,7 +514,7 @@ def test_reducers_make_scores_of_segmentations(model, reduce):
 def test_reducers_are_chosen_by_what_they_do():
     names = set()
 
-    @random(100)
+    @random(50)
     @given(strategies.reducers(masks=True))
     def collect(reduce):
         names.add(reduce.name)

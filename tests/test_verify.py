@@ -43,6 +43,12 @@ def noisy(score):
     return lambda x, *, key=None: slope(score)(x + eg.random.normal(key, x.shape, dtype=x.dtype))
 
 
+@pytest.fixture
+def as_found(monkeypatch):
+    """A counterexample is hardly made smaller, where nothing is said about its size: that takes most of the time."""
+    monkeypatch.setattr(search, "SHRINKS", 5)
+
+
 @pytest.fixture(scope="module")
 def report():
     axioms = ["completeness", "linearity", "shift", "efficiency_of_regions"]
@@ -84,20 +90,23 @@ def test_reports_as_text_table_and_json(report):
 
 
 def test_the_same_seed_gives_the_same_verdicts(report):
-    again = verify(gradient_times_input, axioms=[v.axiom for v in report.verdicts], cases=40)
-    assert again.verdicts == report.verdicts
+    again = verify(gradient_times_input, axioms=["linearity", "shift"], cases=40)
+    assert again.verdicts == (report["linearity"], report["shift"])
 
 
+@pytest.mark.usefixtures("as_found")
 def test_a_rough_quadrature_is_found_out():
     report = verify(left_riemann, axioms=["completeness", "sensitivity_n"], cases=40)
     assert {v.kind for v in report.verdicts} == {"violated"}
 
 
+@pytest.mark.usefixtures("as_found")
 def test_a_random_method_gets_its_key():
     report = verify(noisy, axioms=["linearity", "symmetry"], cases=40)
     assert [v.kind for v in report.verdicts] == ["holds", "violated"]
 
 
+@pytest.mark.usefixtures("as_found")
 def test_claims_of_registered_methods_are_compared():
     assert verify("gradient", axioms=["linearity"], cases=10)["linearity"].claimed
     wrong = Subject("boasting", gradient_times_input, axioms=frozenset({"shift"}))
@@ -124,6 +133,7 @@ def test_nan_is_a_violation():
     assert verify(broken, axioms=["linearity"], cases=5)["linearity"].kind == "violated"
 
 
+@pytest.mark.usefixtures("as_found")
 def test_infinity_excuses_nothing():
     endless = lambda score: lambda x: torch.full_like(x, float("inf"))
     report = verify(endless, axioms=["completeness", "linearity", "dummy", "shift"], cases=20)
@@ -158,7 +168,7 @@ def test_situations_of_which_an_axiom_says_nothing_are_no_cases():
         return explain
 
     axioms = ["sensitivity_a", "dummy", "symmetry", "implementation_invariance", "parameter_dependence"]
-    report = verify(refusing, axioms=axioms, cases=30)
+    report = verify(refusing, axioms=axioms, cases=12)
     assert {(v.kind, v.cases) for v in report.verdicts} == {("not applicable", 0)}, report
 
 
@@ -197,14 +207,21 @@ def half_of_it(score):
 
 
 def test_a_budget_of_time_is_kept():
-    started = time.monotonic()
-    report = verify(slowly(0.05, slope), cases=1000, seconds=3)
+    # A thousand cases of every axiom would sleep for many minutes, whatever the machine does besides.
+    asked = []
+
+    def method(score):
+        explain = slowly(0.05, slope)(score)
+        return lambda x: (asked.append(x), explain(x))[1]
+
+    report = verify(method, cases=1000, seconds=3)
     assert not report.complete
-    assert time.monotonic() - started < 30  # the first draws of a process take their time
+    assert len(asked) < 3 / 0.05 + 20 * len(LAWS)
     assert "stopped before all cases were tried" in str(report)
 
 
-@pytest.mark.parametrize("seconds", [0, 0.1, 1])
+@pytest.mark.usefixtures("as_found")
+@pytest.mark.parametrize("seconds", [0, 0.1, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_budget_makes_an_axiom_hold(seconds):
     """Of the first cases some are trivial: any method keeps anything there."""
     axioms = ["completeness", "linearity", "shift"]
@@ -248,6 +265,7 @@ def test_a_budget_tries_the_first_of_the_same_cases():
     assert sum(rebuilt(code).trivial for code in whole[:20]) < 8
 
 
+@pytest.mark.usefixtures("as_found")
 def test_a_budget_can_only_leave_a_verdict_undecided():
     axioms = ["linearity", "completeness", "continuity"]
     whole = {v.axiom: v.kind for v in verify(half_of_it, axioms=axioms, cases=60).verdicts}
@@ -281,8 +299,8 @@ def test_an_undecided_verdict_shows_in_every_form():
 
 
 @pytest.mark.parametrize("method", ["gradient", "captum:Saliency"])
-def test_a_gradient_jumps_at_kinks(method, monkeypatch):
-    monkeypatch.setattr(search, "SHRINKS", 5)
+@pytest.mark.usefixtures("as_found")
+def test_a_gradient_jumps_at_kinks(method):
     if ":" in method:
         pytest.importorskip("captum")
     found = verify(method, axioms=["continuity"], cases=100)["continuity"]
@@ -292,12 +310,12 @@ def test_a_gradient_jumps_at_kinks(method, monkeypatch):
 
 
 def test_integrated_gradients_do_not():
-    assert verify("integrated_gradients", axioms=["continuity"], cases=60)["continuity"].kind == "holds"
+    assert verify("integrated_gradients", axioms=["continuity"], cases=40)["continuity"].kind == "holds"
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_hooks_at_modules_depend_on_how_a_rectifier_is_written(seed, monkeypatch):
-    monkeypatch.setattr(search, "SHRINKS", 5)
+@pytest.mark.usefixtures("as_found")
+def test_hooks_at_modules_depend_on_how_a_rectifier_is_written(seed):
     pytest.importorskip("captum")
     report = verify("captum:GuidedBackprop", axioms=["implementation_invariance"], cases=100, seed=seed)
     found = report["implementation_invariance"]
@@ -404,13 +422,14 @@ def test_what_is_no_method_is_refused(method, error):
     assert error in str(caught.value)
 
 
+@pytest.mark.usefixtures("as_found")
 def test_chosen_scores_are_what_is_tried():
     """Gradient times input is complete on straight networks, and not where they bend."""
     straight = lambda shape: strategies.networks(
         shape=shape, operators=["conv", "average pool"], max_degree=1
     )
     bent = lambda shape: strategies.networks(shape=shape, operators=["softplus"], layers=1)
-    axioms = ["conservation", "dummy", "linearity", "sensitivity_n", "implementation_invariance"]
+    axioms = ["conservation", "sensitivity_n"]
     report = verify(straight_through_zero, axioms=axioms, cases=32, scores=straight)
     assert report["conservation"].kind == "holds", report
     assert report["sensitivity_n"].why == "it says nothing about any of these scores"
@@ -436,15 +455,20 @@ def mine(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("mine")
+def test_a_function_of_the_working_directory_is_checked_from_the_command_line():
+    code, out = command("verify", "mine_to_verify:halved", "--axioms", "linearity", "--cases", "40")
+    assert code == 0, out
+    assert "mine_to_verify:halved: 1 of 1 axioms hold" in out, out
+
+
 @pytest.mark.usefixtures("mine")
 def test_a_function_of_the_working_directory_is_named():
     subject = of("mine_to_verify:halved")
     assert (subject.name, subject.refs) == ("mine_to_verify:halved", ())
     x = torch.ones(1, 2)
     assert subject.build(lambda z: 3 * z.sum())(x).tolist() == [[1.5, 1.5]]
-    code, out = command("verify", "mine_to_verify:halved", "--axioms", "linearity", "--cases", "40")
-    assert code == 0, out
-    assert "mine_to_verify:halved: 1 of 1 axioms hold" in out, out
 
 
 @pytest.mark.usefixtures("mine")

@@ -188,10 +188,16 @@ LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def every_axis(configurations):
+    """Every configuration on lines and planes; on volumes a sample, and the others with the slow tests."""
     return [
-        pytest.param(axes, c, id=f"{axes}d-" + "-".join(f"{k}={v}" for k, v in c.items()))
+        pytest.param(
+            axes,
+            c,
+            id=f"{axes}d-" + "-".join(f"{k}={v}" for k, v in c.items()),
+            marks=pytest.mark.slow if axes == 3 and i % 4 != 2 else (),
+        )
         for axes in GRIDS
-        for c in configurations
+        for i, c in enumerate(configurations)
     ]
 
 
@@ -250,7 +256,7 @@ def test_padding(axes, mode, pads):
     local_everywhere(lambda t: F.pad(t[None], pads, mode=mode, **fill)[0], image(*GRIDS[axes]))
 
 
-@pytest.mark.parametrize("axes", GRIDS)
+@pytest.mark.parametrize("axes", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_what_is_particular_to_a_number_of_axes(axes):
     x = image(*GRIDS[axes])
     local_everywhere(alone(nth("BatchNorm", axes)(4)), x)
@@ -1022,7 +1028,7 @@ GLOBALS = {
 
 
 @pytest.mark.parametrize("name", GLOBALS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)])
 def test_global_operators_in_the_middle(name, dtype, however_small):
     make, called = GLOBALS[name]
     torch.manual_seed(3)
@@ -1129,7 +1135,9 @@ def compiled(net, x):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-@pytest.mark.parametrize("make", [scripted, traced, exported, compiled])
+@pytest.mark.parametrize(
+    "make", [scripted, traced, *(pytest.param(m, marks=pytest.mark.slow) for m in (exported, compiled))]
+)
 def test_foreign_forms_of_a_network(make, however_small):
     x, net = image(2, 16, 12), simple()
     model = eg.from_module(make(net, x))
@@ -1311,12 +1319,11 @@ def test_two_threads_at_once():
 
 
 def test_chunks_and_memory_change_nothing():
-    x, model = image(2, 24, 20), eg.from_module(unet())
+    x, model = image(2, 16, 12), eg.from_module(unet())
     score = lambda t: model(t)[1].square().sum()
     parts = features.windows(6, stride=5)
     want = loop(score, x, parts)
     for settings_ in (
-        {"chunk": 1},
         {"chunk": 2},
         {"chunk": 7},
         {"memory": "64 KiB"},
@@ -1388,7 +1395,7 @@ def test_features_equal_a_plain_loop(name):
     agree(whole(score, x, PARTS[name], baseline=baseline)[0], want, 1e-11)
 
 
-@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("axes", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_occlusions_equal_a_plain_loop(axes):
     x = image(2, *{1: (20,), 2: (12, 10), 3: (8, 6, 8)}[axes])
     model = eg.from_module(unet(axes))

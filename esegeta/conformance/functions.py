@@ -145,6 +145,10 @@ class Function:
         """Which elements it does not depend on, as a function: those that cancel are among them."""
         raise NotImplementedError
 
+    def unused_without(self, elements: Sequence[int]) -> tuple[Any, ...]:
+        """The same where these elements are held at zero."""
+        return tuple(no or i in elements for i, no in enumerate(self.unused))
+
     def ignored(self, shape: Sequence[Any]) -> Tensor:
         """The same as a mask of an example."""
         return torch.tensor(self.unused, dtype=torch.bool).reshape(tuple(shape))
@@ -476,7 +480,11 @@ class Polynomial(Function):
     @property
     def unused(self) -> tuple[Any, ...]:
         """Elements in no term that remains."""
-        used = set(itertools.chain.from_iterable(self.collected))
+        return self.unused_without(())
+
+    def unused_without(self, elements: Sequence[int]) -> tuple[Any, ...]:
+        """Elements in no term that remains where these are zero: a product with one of them is gone as a whole."""
+        used = set(itertools.chain.from_iterable(k for k in self.collected if not set(k) & set(elements)))
         return tuple(i not in used for i in range(self.size))
 
     @property
@@ -812,7 +820,11 @@ class Ignoring(Function):
     @property
     def unused(self) -> tuple[Any, ...]:
         """What is ignored inside, and here."""
-        return tuple(no or i in self.elements for i, no in enumerate(self.inner.unused))
+        return self.inner.unused_without(self.elements)
+
+    def unused_without(self, elements: Sequence[int]) -> tuple[Any, ...]:
+        """What is ignored inside where these are zero, too."""
+        return self.inner.unused_without((*self.elements, *elements))
 
     @property
     def swaps(self) -> tuple[Any, ...]:
