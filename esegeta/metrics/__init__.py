@@ -1,0 +1,1 @@
+"""Is this explanation any good? Functions that judge explanations, in one to three dimensions."""
