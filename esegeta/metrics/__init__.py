@@ -1,1 +1,83 @@
-"""Is this explanation any good? Functions that judge explanations, in one to three dimensions."""
+"""Is this explanation any good? Functions that judge explanations, in one to three dimensions.
+
+A metric is ``(explain, score) -> measure`` or ``explain -> measure``, and a measure ``(x, *refs, key=, mask=, within=)``
+gives one number, or a ``Curve``. Maps are judged with their sign; ``eg.absolute(explain)`` takes sizes.
+"""
+
+from esegeta.metrics.complexity import effective_complexity, entropy, gini
+from esegeta.metrics.curves import Curve
+from esegeta.metrics.explanations import given
+from esegeta.metrics.faithfulness import (
+    aopc,
+    average_drop,
+    average_gain,
+    average_increase,
+    irof,
+    monotonicity,
+    relevance_gain,
+    road,
+)
+from esegeta.metrics.imputation import imputed
+from esegeta.metrics.infidelity import gaussian, infidelity, noisy_baseline, square_removal
+from esegeta.metrics.localisation import (
+    context_share,
+    ioa,
+    iou,
+    max_dice,
+    pointing_game,
+    relevance_mass,
+    relevance_rank,
+    roc_auc,
+    top_k_intersection,
+    weighted_ioa,
+)
+from esegeta.metrics.removal import deletion, insertion
+from esegeta.metrics.stability import (
+    lipschitz,
+    relative_input_stability,
+    relative_output_stability,
+    sensitivity_max,
+    sensitivity_mean,
+)
+from esegeta.metrics.subsets import faithfulness_correlation, mu_fidelity, sensitivity_n
+
+__all__ = [
+    "Curve",
+    "aopc",
+    "average_drop",
+    "average_gain",
+    "average_increase",
+    "context_share",
+    "deletion",
+    "effective_complexity",
+    "entropy",
+    "faithfulness_correlation",
+    "gaussian",
+    "gini",
+    "given",
+    "imputed",
+    "infidelity",
+    "insertion",
+    "ioa",
+    "iou",
+    "irof",
+    "lipschitz",
+    "max_dice",
+    "monotonicity",
+    "mu_fidelity",
+    "noisy_baseline",
+    "pointing_game",
+    "relative_input_stability",
+    "relative_output_stability",
+    "relevance_gain",
+    "relevance_mass",
+    "relevance_rank",
+    "road",
+    "roc_auc",
+    "sensitivity_max",
+    "sensitivity_mean",
+    "sensitivity_n",
+    "square_removal",
+    "top_k_intersection",
+    "weighted_ioa",
+]

@@ -45,7 +45,7 @@ class Ranking(NamedTuple):
     largest_tie: Tensor
 
 
-def ranking(values: Tensor, sizes: Tensor, steps: int | None) -> Ranking:
+def ranking(values: Tensor, sizes: Tensor, steps: int | None, most: float = 1.0) -> Ranking:
     """Order parts by their values, the largest first, and choose where to stop on the way.
 
     Stops are evenly spaced in the share of elements, or after every part for ``steps=None``. Of a group of equal values
@@ -56,6 +56,7 @@ def ranking(values: Tensor, sizes: Tensor, steps: int | None) -> Ranking:
         values: of parts (d,), NaN for parts without elements.
         sizes: of parts (d,).
         steps: how many steps.
+        most: the share of elements that the last step reaches.
     """
     count = len(values)
     empty = sizes <= 0
@@ -67,7 +68,7 @@ def ranking(values: Tensor, sizes: Tensor, steps: int | None) -> Ranking:
     if steps is None:
         stops = torch.arange(count + 1, device=values.device)
     else:
-        wanted = torch.arange(steps + 1, device=values.device, dtype=sizes.dtype) * (total / steps)
+        wanted = torch.arange(steps + 1, device=values.device, dtype=sizes.dtype) * (most * total / steps)
         # The least number of parts that holds the share, but for rounding of the share.
         stops = torch.searchsorted(reached, wanted - 1e-9 * total).clamp(0, count)
     # The group of equal values that the last of the changed parts belongs to: parts low ... high - 1.

@@ -81,6 +81,7 @@ def curve(
     steps: int | None,
     keep_first: bool,
     sign: float = 1.0,
+    most: float = 1.0,
 ) -> Measure:
     """Make the measure of a curve: parts in the order of sign times the map."""
     callable_(where, explain)
@@ -92,7 +93,7 @@ def curve(
         body = None if within is None else mask_of(where, within, x, "within")
         parts = parts_of(where, features, x, body)
         values, sizes = means(sign * a, parts, x)
-        order = ranking(values, sizes, steps)
+        order = ranking(values, sizes, steps, most)
         found = along(where, score, x, start(x, refs), parts, order, fill=fill, keep_first=keep_first)
         return Curve(order.fractions, found, area_under(order.fractions, found), order.largest_tie)
 
@@ -129,8 +130,9 @@ def deletion(
         restricted to.
 
     Example:
+        >>> import esegeta as eg
         >>> score = lambda x: (x * torch.tensor([3.0, 2.0, 1.0])).sum()
-        >>> deletion(given_contributions, score, steps=3)(torch.ones(1, 3)).values.tolist()
+        >>> deletion(eg.input_x_gradient(score), score, steps=3)(torch.ones(1, 3)).values.tolist()
         [6.0, 3.0, 1.0, 0.0]
 
     Reference:
@@ -162,8 +164,9 @@ def insertion(
         ``(x, *refs, key=, within=) -> Curve``.
 
     Example:
+        >>> import esegeta as eg
         >>> score = lambda x: (x * torch.tensor([3.0, 2.0, 1.0])).sum()
-        >>> insertion(given_contributions, score, steps=3)(torch.ones(1, 3)).values.tolist()
+        >>> insertion(eg.input_x_gradient(score), score, steps=3)(torch.ones(1, 3)).values.tolist()
         [0.0, 3.0, 5.0, 6.0]
 
     Reference:
