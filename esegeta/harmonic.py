@@ -122,9 +122,7 @@ def _hierarchy(finest: Level) -> list[Level]:
     return levels
 
 
-def _conjugate(
-    apply: Callable[[Tensor], Tensor], flow: Tensor, levels: list[Level], steps: int
-) -> Tensor:
+def _conjugate(apply: Callable[[Tensor], Tensor], flow: Tensor, levels: list[Level], steps: int) -> Tensor:
     """Solve for a right side by conjugate gradients, each row by itself."""
     inverses = [each.inverse_diagonal() for each in levels]
     axes = tuple(range(1, flow.ndim))

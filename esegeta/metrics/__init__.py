@@ -31,7 +31,17 @@ from esegeta.metrics.localisation import (
     top_k_intersection,
     weighted_ioa,
 )
+from esegeta.metrics.nulls import Calibrated, calibrated, shifted, spectrum_residual, surrogate
+from esegeta.metrics.randomisation import (
+    Cascade,
+    cascade,
+    entropy_change,
+    layers_of,
+    random_logit,
+    randomised,
+)
 from esegeta.metrics.removal import deletion, insertion
+from esegeta.metrics.similarity import absolute_rank_correlation, hog_correlation, rank_correlation, ssim
 from esegeta.metrics.stability import (
     lipschitz,
     relative_input_stability,
@@ -42,31 +52,42 @@ from esegeta.metrics.stability import (
 from esegeta.metrics.subsets import faithfulness_correlation, mu_fidelity, sensitivity_n
 
 __all__ = [
+    "Calibrated",
+    "Cascade",
     "Curve",
+    "absolute_rank_correlation",
     "aopc",
     "average_drop",
     "average_gain",
     "average_increase",
+    "calibrated",
+    "cascade",
     "context_share",
     "deletion",
     "effective_complexity",
     "entropy",
+    "entropy_change",
     "faithfulness_correlation",
     "gaussian",
     "gini",
     "given",
+    "hog_correlation",
     "imputed",
     "infidelity",
     "insertion",
     "ioa",
     "iou",
     "irof",
+    "layers_of",
     "lipschitz",
     "max_dice",
     "monotonicity",
     "mu_fidelity",
     "noisy_baseline",
     "pointing_game",
+    "random_logit",
+    "randomised",
+    "rank_correlation",
     "relative_input_stability",
     "relative_output_stability",
     "relevance_gain",
@@ -77,7 +98,11 @@ __all__ = [
     "sensitivity_max",
     "sensitivity_mean",
     "sensitivity_n",
+    "shifted",
+    "spectrum_residual",
     "square_removal",
+    "ssim",
+    "surrogate",
     "top_k_intersection",
     "weighted_ioa",
 ]

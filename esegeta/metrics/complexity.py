@@ -11,7 +11,9 @@ from esegeta.metrics.explanations import attribution, mask_of
 from esegeta.metrics.removal import Measure
 
 
-def _sizes(where: str, explain: Explain, x: Tensor, refs: Any, key: Any, within: Any) -> tuple[Tensor, Tensor]:
+def _sizes(
+    where: str, explain: Explain, x: Tensor, refs: Any, key: Any, within: Any
+) -> tuple[Tensor, Tensor]:
     """Sizes of the elements of a map, and which of them count."""
     a = attribution(where, explain, x, refs, key).abs()
     counts = torch.ones_like(a, dtype=torch.bool)

@@ -60,10 +60,14 @@ def callable_(where: str, explain: object) -> Callable[..., Tensor]:
     """Refuse a map where an explanation belongs."""
     if isinstance(explain, Tensor):
         advice = "Wrap a finished map: metrics.given(map)"
-        raise TypeError(check.problem(where, "explain, a function of the image", check.describe(explain), advice))
+        raise TypeError(
+            check.problem(where, "explain, a function of the image", check.describe(explain), advice)
+        )
     if not callable(explain):
         advice = "Pass a method applied to a score, for example eg.gradient(score)"
-        raise TypeError(check.problem(where, "explain, a function of the image", check.describe(explain), advice))
+        raise TypeError(
+            check.problem(where, "explain, a function of the image", check.describe(explain), advice)
+        )
     return explain
 
 
@@ -72,7 +76,9 @@ def asked(explain: Callable[..., Tensor], x: Tensor, refs: tuple[Tensor, ...], k
     return explain(x, *refs, key=key) if takes_key(explain) else explain(x, *refs)
 
 
-def attribution(where: str, explain: Callable[..., Tensor], x: Tensor, refs: tuple[Tensor, ...], key: Any) -> Tensor:
+def attribution(
+    where: str, explain: Callable[..., Tensor], x: Tensor, refs: tuple[Tensor, ...], key: Any
+) -> Tensor:
     """Return the map that is judged: on the grid of x, in double precision, without NaN."""
     check.image(where, "x", x)
     a = check.floating(where, "the explanation", asked(callable_(where, explain), x, refs, key))

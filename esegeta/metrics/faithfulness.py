@@ -119,7 +119,9 @@ def _mean_fill(x: Tensor, baseline: Tensor, keep: Tensor) -> Tensor:  # noqa: AR
     return mixed(x, baselines.mean(x), keep)
 
 
-def irof(explain: Explain, score: Score, *, features: Features | None = None, fill: Fill | None = None) -> Measure:
+def irof(
+    explain: Explain, score: Score, *, features: Features | None = None, fill: Fill | None = None
+) -> Measure:
     r"""Return the area over the curve of the score's share that stays as segments go, the most relevant first.
 
     .. math:: 1 - \int_0^1 F(x \text{ without the first } t) / F(x) \, dt
@@ -197,7 +199,9 @@ def road(
         Rong, Leemann, Borisov, Kasneci, Kasneci 2022, arXiv:2202.00449.
     """
     fill = imputed(noise=noise, spacing=spacing, key=seed)
-    return curve("metrics.road", explain, score, features=features, fill=fill, steps=steps, keep_first=False, most=0.9)
+    return curve(
+        "metrics.road", explain, score, features=features, fill=fill, steps=steps, keep_first=False, most=0.9
+    )
 
 
 def _shown(where: str, explain: Explain, x: Tensor, refs: tuple[Tensor, ...], key: Any) -> Tensor:
@@ -332,7 +336,9 @@ def monotonicity(
         Arya et al. 2019, One explanation does not fit all, arXiv:1909.03012.
     """
     where = "metrics.monotonicity"
-    found = curve(where, explain, score, features=features, fill=fill, steps=steps, keep_first=True, sign=-1.0)
+    found = curve(
+        where, explain, score, features=features, fill=fill, steps=steps, keep_first=True, sign=-1.0
+    )
 
     def measure(x: Tensor, *refs: Tensor, key: Any = None, within: Any = None) -> Tensor:
         coming: Curve = found(x, *refs, key=key, within=within)

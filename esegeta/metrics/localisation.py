@@ -15,7 +15,9 @@ from esegeta.metrics.explanations import attribution, mask_of, voxelwise
 from esegeta.metrics.removal import Measure
 
 
-def _flat(where: str, explain: Explain, x: Tensor, refs: Any, key: Any, mask: Any, within: Any) -> tuple[Tensor, ...]:
+def _flat(
+    where: str, explain: Explain, x: Tensor, refs: Any, key: Any, mask: Any, within: Any
+) -> tuple[Tensor, ...]:
     """The map, the mask and what counts, as lists of voxels."""
     inside = mask_of(where, mask, x)
     a = voxelwise(attribution(where, explain, x, refs, key))
@@ -155,7 +157,9 @@ def top_k_intersection(explain: Explain, *, k: int = 100) -> Measure:
     Reference:
         Theiner, Mueller-Budack, Ewerth 2022, Interpretable semantic photo geolocation.
     """
-    return _top(explain, "metrics.top_k_intersection", check.positive_count("metrics.top_k_intersection", "k", k))
+    return _top(
+        explain, "metrics.top_k_intersection", check.positive_count("metrics.top_k_intersection", "k", k)
+    )
 
 
 def relevance_mass(explain: Explain) -> Measure:
@@ -301,7 +305,9 @@ def iou(explain: Explain) -> Measure:
         >>> iou(given(a))(torch.zeros(1, 4), mask=mask).item()
         0.5
     """
-    return _overlap(explain, "metrics.iou", lambda a, shown, inside: ((shown & inside).sum(), (shown | inside).sum()))
+    return _overlap(
+        explain, "metrics.iou", lambda a, shown, inside: ((shown & inside).sum(), (shown | inside).sum())
+    )
 
 
 def ioa(explain: Explain) -> Measure:

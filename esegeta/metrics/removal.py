@@ -54,12 +54,20 @@ def along(
 ) -> Tensor:
     """Return the score at every stop: the first parts of the order are the only ones kept, or those that are gone."""
     stops, count = order.nodes, parts.count
-    every = len(stops) == count + 1 and not levels.depth() and bool((stops == torch.arange(count + 1, device=stops.device)).all())
+    every = (
+        len(stops) == count + 1
+        and not levels.depth()
+        and bool((stops == torch.arange(count + 1, device=stops.device)).all())
+    )
     if every and fill is None and (order.sizes > 0).all():
         # One part at a time: what a part does not reach is not computed again.
         turned = order.ranks if keep_first else count - 1 - order.ranks
         values = coalitions.walk(score, x, baseline, parts, turned.argsort(), label=where)
-        values = values if len(values) == count + 1 else torch.cat([values, values.new_full((count + 1 - len(values),), torch.nan)])
+        values = (
+            values
+            if len(values) == count + 1
+            else torch.cat([values, values.new_full((count + 1 - len(values),), torch.nan)])
+        )
         return (values if keep_first else values.flip(0)).to(torch.float64)
 
     def keep(stop: Tensor) -> Tensor:
@@ -138,7 +146,9 @@ def deletion(
     Reference:
         Petsiuk, Das, Saenko 2018, RISE, section 3.4, arXiv:1806.07421.
     """
-    return curve("metrics.deletion", explain, score, features=features, fill=fill, steps=steps, keep_first=False)
+    return curve(
+        "metrics.deletion", explain, score, features=features, fill=fill, steps=steps, keep_first=False
+    )
 
 
 def insertion(
@@ -172,4 +182,6 @@ def insertion(
     Reference:
         Petsiuk, Das, Saenko 2018, RISE, section 3.4, arXiv:1806.07421.
     """
-    return curve("metrics.insertion", explain, score, features=features, fill=fill, steps=steps, keep_first=True)
+    return curve(
+        "metrics.insertion", explain, score, features=features, fill=fill, steps=steps, keep_first=True
+    )

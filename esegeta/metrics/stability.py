@@ -252,4 +252,6 @@ def relative_output_stability(
 def callable_model(where: str, model: object) -> None:
     """Refuse what cannot be called."""
     if not callable(model):
-        raise TypeError(check.problem(where, "a model", check.describe(model), "Pass eg.from_module(network)"))
+        raise TypeError(
+            check.problem(where, "a model", check.describe(model), "Pass eg.from_module(network)")
+        )

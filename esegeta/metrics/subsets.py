@@ -73,7 +73,9 @@ def _agreement(
         many = size(parts.count)
         if not 0 < many < parts.count:
             expected = f"a set of 1 to {parts.count - 1} of the {parts.count} parts"
-            raise ValueError(check.problem(where, expected, str(many), "Change its size, or take finer features"))
+            raise ValueError(
+                check.problem(where, expected, str(many), "Change its size, or take finer features")
+            )
         order = random.fold_in(word, 1)
         nodes = torch.arange(samples, device=x.device)
 
