@@ -20,6 +20,10 @@ class _Package(types.ModuleType):
         if not (name in _NAMESAKES and isinstance(value, types.ModuleType)):
             super().__setattr__(name, value)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles of functions that use the package name it, as they name any other module."""
+        return importlib.import_module, (__name__,)
+
 
 sys.modules[__name__].__class__ = _Package
 

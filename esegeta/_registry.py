@@ -6,13 +6,14 @@ input around every explanation, so that a method is only its mathematics.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
 from torch import Tensor
 
-from esegeta.engine import check, gradient
+from esegeta._facts import carry, explanation, facts_of, named, settings, short
+from esegeta.engine import check, gradient, interception
 
 Needs = Literal["gradient", "values", "activation"]
 Shape = Literal["input", "layer", "map"]
@@ -30,7 +31,7 @@ class MethodSpec:
     place: whether it explains by the activations at a place, which is its second argument; shape: "input" if the
     explanation is like x, "layer" if it is like the activation, "map" if it is one channel on the grid of either.
     rewrites: what it refuses to do without: "activations" if it is the plain gradient of a score that has none.
-    differentiable: whether its explanations have a derivative; those by rules refuse it.
+    differentiable: whether its explanations have a derivative; those by rules refuse it, regions have none.
     """
 
     fn: Callable[..., Any]
@@ -95,6 +96,14 @@ class ReducerSpec:
         return self.fn.__name__
 
 
+# What can be claimed: the names of the residuals in ``esegeta.axioms``, each with a law in ``esegeta.conformance``.
+AXIOMS = (
+    *("completeness", "conservation", "sensitivity_a", "dummy", "linearity", "symmetry"),
+    *("implementation_invariance", "sensitivity_n", "shift", "scale_of_output", "efficiency_of_regions"),
+    *("continuity", "class_sensitivity", "translation_equivariance", "affine_equivariance", "monotonicity"),
+    "parameter_dependence",
+)
+
 METHODS: dict[str, MethodSpec] = {}
 TRANSFORMS: dict[str, TransformSpec] = {}
 REDUCERS: dict[str, ReducerSpec] = {}
@@ -125,13 +134,14 @@ def takes_key(explain: Callable[..., Tensor]) -> bool:
     >>> takes_key(lambda x, *, key=None: x), takes_key(lambda x, baseline: x)
     (True, False)
     """
-    says = getattr(explain, "takes_key", None)
-    if says is not None:
-        return bool(says)
-    try:
-        return "key" in inspect.signature(explain).parameters
-    except (TypeError, ValueError):
-        return False
+    return facts_of(explain).key
+
+
+# What methods are made of. A user who called none of these should not read of them.
+_PLACES = frozenset(
+    ["activation_and_gradient", "bias_and_gradient", "nudge", "partials", "places", "replace", "split", "tap"]
+)
+_BLOCKS = _PLACES | {"quadrature", "windows", "elements"}
 
 
 def _checked(
@@ -140,43 +150,73 @@ def _checked(
     kinds: tuple[str, ...],
     key: bool,
     score: Callable[[Tensor], Tensor] | None,
+    shape: Shape,
+    place: bool,
+    doc: str,
+    inside: frozenset[str],
 ) -> Callable[..., Tensor]:
     """Put the checks of one call around an explanation; ``score`` is given where its gradient is needed."""
 
-    def prepare(x: Tensor, refs: tuple[Tensor, ...]) -> None:
+    def run(x: Tensor, *refs: Tensor, **extra: "int | Tensor") -> Any:
         check.image(name, "x", x)
-        if len(refs) != len(kinds):
-            raise TypeError(
-                check.problem(
-                    name,
-                    f"explain(x{''.join(', ' + k for k in kinds)}{', key=...' if key else ''})",
-                    f"{1 + len(refs)} tensors",
-                    "Baselines are made by esegeta.baselines, for example baselines.zero(x)",
-                )
-            )
         for kind, ref in zip(kinds, refs, strict=True):
             check.finite(name, kind, REFS[kind](name, kind, ref, x), "Repair it, e.g. with torch.nan_to_num")
-
-    def finish(x: Tensor, a: Any) -> Any:  # a tensor, or several for several places
-        if score is not None:
+        if key:
+            extra = {"key": check.key(name, extra.get("key"))}
+        with check.calling(name, inside):
+            a = explain(x, *refs, **extra)
+        _like_input(name, x, a, shape, place)
+        if score is not None:  # a tensor, or several for several places
             gradient.refuse_dead_score(name, score, x, a if isinstance(a, Tensor) else next(iter(a)))
         return a
 
-    if key:
+    run.__module__ = explain.__module__
+    return explanation(run, name, kinds, key=key, doc=doc)
 
-        @functools.wraps(explain)
-        def keyed(x: Tensor, *refs: Tensor, key: "int | Tensor | None" = None) -> Any:
-            prepare(x, refs)
-            return finish(x, explain(x, *refs, key=check.key(name, key)))
 
-        return _named(keyed, name, kinds, key=True)
+_TENSORS = {
+    "x": "one example (C,*S); for many use esegeta.batched.",
+    "baseline": "like x; see esegeta.baselines.",
+    "baselines": "a stack (n,C,*S); see esegeta.baselines.",
+    "key": "an int, or an int64 tensor of shape (); the same key draws the same numbers.",
+}
+
+
+def _doc(fn: Callable[..., Any], call: str, tensors: tuple[str, ...]) -> str:
+    """The docstring of an explanation: what made it, with which settings, and what it takes."""
+    first, _, _ = (inspect.getdoc(fn) or "").partition("\n")
+    names = "\n".join(f"    {t}: {_TENSORS[t]}" for t in tensors if t in _TENSORS)
+    return f"{call}\n\n{first}\n\nArgs:\n{names}\n\nSee help(esegeta.{fn.__name__})."
+
+
+def _returning_maps(name: str, explain: Callable[..., Any]) -> Callable[..., Any]:
+    """The explanation, refused where it returns anything but maps."""
 
     @functools.wraps(explain)
-    def plain(x: Tensor, *refs: Tensor) -> Any:
-        prepare(x, refs)
-        return finish(x, explain(x, *refs))
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        return check.maps(name, explain(*args, **kwargs))
 
-    return _named(plain, name, kinds, key=False)
+    return checked
+
+
+def _check_place(name: str, place: object) -> None:
+    """Refuse what is no name of a place, and no sequence of them."""
+    if not isinstance(place, str) and not (isinstance(place, Sequence) and place):
+        advice = "Pass for example 'encoder.0'"
+        raise TypeError(check.problem(name, "a place or a sequence of places", check.describe(place), advice))
+    for one in [place] if isinstance(place, str) else place:
+        interception.parse(name, one)
+
+
+def _flags(fn: Callable[..., Any]) -> list[str]:
+    """The parameters that are either True or False."""
+    return [p.name for p in inspect.signature(fn).parameters.values() if p.annotation in (bool, "bool")]
+
+
+def _check_flags(name: str, flags: list[str], static: Mapping[str, Any]) -> None:
+    for flag in flags:
+        if flag in static:
+            check.flag(name, flag, static[flag])
 
 
 def _finite(name: str, score: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -199,17 +239,32 @@ def _finite(name: str, score: Callable[[Tensor], Tensor]) -> Callable[[Tensor], 
     return checked
 
 
-def _named(explain: Any, name: str, refs: tuple[str, ...], key: bool) -> Callable[..., Tensor]:
-    """Errors and progress bars call it by the method; its own signature, not the inner one, is the public one."""
-    del explain.__wrapped__
-    explain.__name__ = explain.__qualname__ = name
-    explain.takes_key, explain.refs = key, refs
-    return explain
+def _claims(where: str, what: str, names: tuple[str, ...] | str) -> frozenset[str]:
+    """Names of axioms from a tuple, or from one text; others are refused."""
+    claimed = names.split() if isinstance(names, str) else names
+    for name in claimed:
+        if name not in AXIOMS:
+            advice = check.nearest(name, AXIOMS, f"There are {', '.join(AXIOMS)}")
+            raise ValueError(check.problem(where, f"{what} to be names of axioms", repr(name), advice))
+    return frozenset(claimed)
 
 
-def _words(names: tuple[str, ...] | str) -> frozenset[str]:
-    """Names from a tuple, or from one text."""
-    return frozenset(names.split() if isinstance(names, str) else names)
+def _like_input(name: str, x: Tensor, a: Any, shape: Shape, place: bool) -> None:
+    """Refuse what is no explanation of its input: another shape, several tensors, none."""
+    several = place and isinstance(a, (list, tuple)) and len(a) > 0  # for several places
+    tensors = list(a) if several else [a]
+    if all(isinstance(t, Tensor) for t in tensors):
+        got = check.describe(tensors[0])
+        expected = tuple(x.shape) if shape == "input" else (1, *x.shape[1:])
+        if shape == "layer" or all(tuple(t.shape) == expected for t in tensors):
+            return
+        if place and shape == "map" and all(t.ndim > 1 and t.shape[0] == 1 for t in tensors):
+            return
+        what = f"an explanation of shape {expected}"
+    else:
+        what, got = "an explanation to be one tensor", check.describe(a)
+    advice = "Return one tensor like x, or declare shape='map' for one map of all channels"
+    raise TypeError(check.problem(name, what, got, advice))
 
 
 def method(
@@ -232,30 +287,47 @@ def method(
     """
 
     def add(fn: Function) -> Function:
+        name, signature = fn.__name__, inspect.signature(fn)
+        first, flags = next(iter(signature.parameters)), _flags(fn)
+
         @functools.wraps(fn)
         def factory(score: Callable[[Tensor], Tensor], *where: Any, **static: Any) -> Callable[..., Tensor]:
-            if not callable(score):
+            check.score(name, score)
+            images = any(isinstance(w, Tensor) for w in where)
+            if len(where) > place or images:
+                call = f"{name}(score{', place' * place})({', '.join(['x', *refs])})"
                 raise TypeError(
                     check.problem(
-                        fn.__name__,
-                        "a score: a function of one example",
-                        check.describe(score),
-                        "Compose a reducer",
+                        name,
+                        f"{1 + place} positional argument{'s, the second a place' if place else ''}",
+                        f"{1 + len(where)}, the last {check.describe(where[-1])}",
+                        f"The image goes into what comes out: {call}"
+                        if images
+                        else "Settings have to be named",
                     )
                 )
-            if len(where) > place:
-                raise TypeError(
-                    check.problem(
-                        fn.__name__,
-                        f"{1 + place} positional argument{'s' if place else ''}",
-                        str(1 + len(where)),
-                        "Settings have to be named",
-                    )
-                )
+            if place:
+                if not where and "place" not in static:
+                    advice = "esegeta.places(score, x) lists them"
+                    raise TypeError(check.problem(name, "a place of the score", "none", advice))
+                _check_place(name, where[0] if where else static["place"])
             if needs == "gradient":
-                gradient.refuse_forward_only(fn.__name__, score)
-            inner = fn(_finite(fn.__name__, score), *where, **static)
-            return _checked(fn.__name__, inner, tuple(refs), key, score if needs == "gradient" else None)
+                gradient.refuse_forward_only(name, score)
+            _check_flags(name, flags, static)
+            with check.calling(name, _BLOCKS):
+                inner = fn(_finite(name, score), *where, **static)
+            given = signature.bind(score, *where, **static)
+            given.apply_defaults()
+            shown = {k: v for k, v in given.arguments.items() if k != first}
+            call = f"{name}({', '.join(filter(None, [gradient.name_of(score), settings(shown)]))})"
+            tensors = ("x", *refs, *(["key"] if key else []))
+            inside = _PLACES if place else frozenset()  # a score of the user's may tap, too
+            needed = score if needs == "gradient" else None
+            return _checked(
+                name, inner, tuple(refs), key, needed, like, place, _doc(fn, call, tensors), inside
+            )
+
+        like = shape or ("layer" if place else "input")
 
         _add(
             METHODS,
@@ -263,13 +335,13 @@ def method(
                 factory,
                 tuple(refs),
                 key,
-                _words(axioms),
+                _claims(fn.__name__, "axioms", axioms),
                 needs,
                 dict(example or {}),
                 paper,
                 tuple(also),
                 place,
-                shape or ("layer" if place else "input"),
+                like,
                 rewrites,
                 differentiable,
             ),
@@ -288,22 +360,41 @@ def transform(
     paper: str,
     shape: Literal["input", "one channel"] = "input",
 ) -> Callable[[Function], Function]:
-    """Register ``Explain -> Explain`` under its function name."""
+    """Register ``Explain -> Explain`` under its function name and give what it returns names for its tensors."""
 
     def add(fn: Function) -> Function:
+        name = fn.__name__
+
+        @functools.wraps(fn)
+        def factory(explain: Callable[..., Tensor], *args: Any, **static: Any) -> Callable[..., Tensor]:
+            check.explanation(name, explain)
+            if any(explain is spec.fn for spec in METHODS.values()):
+                got, advice = f"the method {explain.__name__}", f"Give it a score: {explain.__name__}(score)"
+                raise TypeError(check.problem(name, "an explanation", got, advice))
+            changed = fn(_returning_maps(name, explain), *args, **static)
+            inner = facts_of(explain)
+            outer = None if inner.refs is None else refs(inner.refs)
+            if outer is None:  # called as it is: only the caller knows what it takes
+                return changed
+            draws, about = key or inner.key, gradient.name_of(explain)
+            call = ", ".join([about, *map(short, args), *filter(None, [settings(static)])])
+            doc = _doc(fn, f"{name}({call})", ("x", *outer, *(["key"] if draws else [])))
+            face = explanation(changed, name, outer, key=draws, doc=doc)
+            return named(carry(face, changed, takes_key=draws, refs=outer), f"{name}({about})")
+
         _add(
             TRANSFORMS,
             TransformSpec(
-                fn,
+                factory,
                 refs,
                 key,
-                _words(preserves),
+                _claims(fn.__name__, "preserves", preserves),
                 dict(example or {}),
                 paper,
                 shape,
             ),
         )
-        return fn
+        return cast(Function, factory)  # same signature, with checks around
 
     return add
 
@@ -318,20 +409,15 @@ def reducer(
     """Register ``Model -> Score`` under its function name."""
 
     def add(fn: Function) -> Function:
+        flags = _flags(fn)
+
         @functools.wraps(fn)
         def factory(model: Callable[..., Tensor], *args: Any, **static: Any) -> Callable[[Tensor], Tensor]:
-            if not callable(model):
-                raise TypeError(
-                    check.problem(
-                        fn.__name__,
-                        "a model: a function of one example",
-                        check.describe(model),
-                        "Wrap a network with esegeta.from_module",
-                    )
-                )
+            check.model(fn.__name__, model)
+            _check_flags(fn.__name__, flags, static)
             score: Any = fn(model, *args, **static)
-            words = [*(_short(a) for a in args), *(f"{k}={_short(v)}" for k, v in static.items())]
-            score.__name__ = score.__qualname__ = f"{fn.__name__}({', '.join(['model', *words])})"
+            words = [*map(short, args), *filter(None, [settings(static)])]
+            named(score, f"{fn.__name__}({', '.join(['model', *words])})")
             score.differentiable = differentiable
             return score
 
@@ -339,10 +425,6 @@ def reducer(
         return cast(Function, factory)  # same signature, with checks around
 
     return add
-
-
-def _short(value: object) -> str:
-    return check.describe(value) if isinstance(value, Tensor) else repr(value)
 
 
 def catalogue() -> Iterator[tuple[str, MethodSpec]]:
@@ -383,14 +465,8 @@ def find_method(name: str) -> MethodSpec:
     'input_x_gradient'
     """
     for spec in METHODS.values():
-        if name == spec.name or name in spec.also:
+        if isinstance(name, str) and name in (spec.name, *spec.also):
             return spec
-    import difflib
-
     names = [n for s in METHODS.values() for n in (s.name, *s.also)]
-    near = difflib.get_close_matches(name, names, n=3)
-    raise ValueError(
-        check.problem(
-            "find_method", "the name of a method", repr(name), f"Nearest: {', '.join(near) or 'none'}"
-        )
-    )
+    advice = check.nearest(name, names, "esegeta.catalogue() lists them")
+    raise ValueError(check.problem("find_method", "the name of a method", repr(name), advice))

@@ -30,7 +30,7 @@ def _level(where: str, name: str, value: object, x: Tensor) -> Tensor:
     if isinstance(value, Tensor) and value.is_floating_point() and tuple(value.shape) in ((), (x.shape[0],)):
         return value.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return torch.full((1,) * x.ndim, value, dtype=x.dtype, device=x.device)
+        return torch.full((1,) * x.ndim, float(value), dtype=x.dtype, device=x.device)
     expected = f"{name} to be a finite number or a floating tensor of shape () or ({x.shape[0]},)"
     advice = "Pass one value, or one per channel"
     raise ValueError(check.problem(where, expected, check.describe(value), advice))

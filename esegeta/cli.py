@@ -15,7 +15,7 @@ except ModuleNotFoundError as missing:
 
 from esegeta import __version__
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+BAD_INPUT, FAILED, UNDECIDED, INTERRUPTED = 2, 1, 3, 130
 
 app = typer.Typer(
     name="esegeta",
@@ -71,6 +71,13 @@ def size_of(count: int | None) -> str:
     return f"{count} B"
 
 
+_TRUST_HELP = (
+    "Code that may run: a module, module:function, or a folder or file; several times for several. Without it: "
+    "Python files in the folder of the configuration, and networks of known packages."
+)
+Trusted = Annotated[list[str] | None, typer.Option("--trust", metavar="NAME|FOLDER", help=_TRUST_HELP)]
+
+
 # --- Commands ---------------------------------------------------------------------------------------------
 
 
@@ -98,7 +105,7 @@ def demo(
     open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
     """A trained brain-extraction network explains itself on a real head. Needs nothing; takes some minutes."""
-    from esegeta.run import starter
+    from esegeta.run.config import starter
 
     if size % 8 or not 40 <= size <= 128:
         raise typer.BadParameter(f"expected a multiple of 8 from 40 to 128, got {size}", param_hint="--size")
@@ -126,6 +133,7 @@ def run(
     ] = True,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of bars.")] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+    trust: Trusted = None,
 ) -> None:
     """Explain: every image, target and method of a configuration becomes a map, figures and a line of the report.
 
@@ -136,7 +144,7 @@ def run(
         changes["output"] = str(output.absolute())
     if workers is not None:
         changes["workers"] = workers
-    _execute(config, changes, dry_run, only, resume, plain, open_)
+    _execute(config, changes, dry_run, only, resume, plain, open_, trust)
 
 
 def _execute(
@@ -147,11 +155,12 @@ def _execute(
     resume: bool = True,
     plain: bool = False,
     open_: bool = False,
+    trust: list[str] | None = None,
 ) -> None:
-    from esegeta.run import config as configuration
     from esegeta.run import pipeline
+    from esegeta.run.config import loading as configuration
 
-    config = configuration.load(source, run=changes)
+    config = configuration.load(source, run=changes, trust=trust or ())
     summary = pipeline.run(
         config, resume=resume, dry=dry, only=only or None, progress=True if plain else None
     )
@@ -188,6 +197,8 @@ def _plan(summary: Any) -> None:
 
 
 def _ended(summary: Any) -> None:
+    from esegeta.run.jobs import marks
+
     rows = [
         (
             record["id"],
@@ -200,10 +211,13 @@ def _ended(summary: Any) -> None:
     if rows:
         show(("job", "status", "time", "peak memory"), rows)
     for record in summary.records:
-        if record["status"] != "done":
+        said = marks.marks(record)
+        if said:
+            say(f"{record['id']}: {'; '.join(said)}")
+        elif record["status"] not in marks.MADE:
             say(f"{record['id']}: {record['status']}: {' '.join(str(record.get('error')).split())}")
     counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.counts.items()))
-    if summary.exit_code == INTERRUPTED:
+    if summary.exit_code >= INTERRUPTED:
         say("Interrupted: what is finished is kept. The same command goes on with the rest.")
     say(f"{counts or 'Nothing was done'}. Everything is in {summary.folder}.")
     if summary.report is not None:
@@ -216,7 +230,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a configuration with comments, which runs as it is: a place to begin."""
-    from esegeta.run import starter
+    from esegeta.run.config import starter
 
     if path.suffix != ".toml":
         raise typer.BadParameter(f"expected a name that ends in .toml, got {path}", param_hint="PATH")
@@ -229,14 +243,24 @@ def init(
 
 @app.command(
     epilog="Examples: [bold]esegeta methods[/bold] · [bold]esegeta methods integrated_gradients[/bold] · "
-    "[bold]esegeta methods smooth[/bold]"
+    "[bold]esegeta methods smooth[/bold] · [bold]esegeta methods --plugins my_methods.py[/bold]"
 )
 def methods(
     name: Annotated[str | None, typer.Argument(help="A method, transform, reducer or baseline.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A configuration, whose plugins are listed too.")
+    ] = None,
+    plugins: Annotated[
+        list[Path] | None,
+        typer.Option("--plugins", help="A Python file that registers methods; several times for several."),
+    ] = None,
+    trust: Trusted = None,
 ) -> None:
     """List what a configuration can name: methods, transforms, reducers, baselines, and their parameters."""
-    from esegeta.run import listing
+    from esegeta.run.config import listing
 
+    if config is not None or plugins:
+        _register(config, plugins or [], trust or [])
     if name is not None:
         say(listing.entry(name))
         return
@@ -244,6 +268,20 @@ def methods(
         show(head, rows, title)
         say()
     say("esegeta methods NAME says more about one of them.")
+
+
+def _register(config: Path | None, plugins: list[Path], trust: list[str]) -> None:
+    """Import the plugins of a configuration, if they are trusted, and those that stand on the command line."""
+    from esegeta.run.config import loading as configuration
+    from esegeta.run.config.plugins import load
+    from esegeta.run.config.trust import asked
+
+    if config is not None:
+        configuration.plugins_of(config, trust=trust)
+    for path in plugins:
+        if not path.is_file():
+            raise typer.BadParameter(f"expected a file, got {path}", param_hint="--plugins")
+        load([path], asked(path.absolute().parent, [str(path.absolute().parent), *trust]))
 
 
 @app.command(
@@ -259,7 +297,7 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Translate a configuration of TorchEsegeta, and say what was changed and what has no counterpart."""
-    from esegeta.run import convert as conversion
+    from esegeta.run.config import convert as conversion
 
     if output is not None and output.suffix != ".toml":
         expected = f"expected a name that ends in .toml, got {output}"
@@ -295,17 +333,19 @@ def places(
     cuts: Annotated[
         bool, typer.Option("--cuts", help="Only those that all the way from image to output leads through.")
     ] = False,
+    trust: Trusted = None,
 ) -> None:
     """List the places inside a model: where a class activation map or a layer method can look."""
     import torch
 
     from esegeta.places import places as found_in
-    from esegeta.run import config as configuration
-    from esegeta.run import networks
+    from esegeta.run.config import loading as configuration
+    from esegeta.run.config import sources as networks
+    from esegeta.run.config.trust import NAME, asked, of_environment
 
     sizes = _sizes(shape)
     if Path(model).suffix in (".toml", ".json"):
-        section = configuration.model_of(model)
+        section, allowed = configuration.model_of(model, trust=trust or ())
     else:
         try:
             given = json.loads(arguments)
@@ -314,7 +354,10 @@ def places(
         if not isinstance(given, dict):
             raise typer.BadParameter(f"expected a table in JSON, got {arguments}", param_hint="--arguments")
         section = configuration.Model(source=model, weights=weights, arguments=given, path=str(Path.cwd()))
-    network = networks.load(section)
+        # What stands on the command line was chosen by whoever typed it.
+        typed = [model] if NAME.fullmatch(model) or Path(model).exists() else []
+        allowed = asked(Path.cwd(), [*of_environment(), *(trust or ()), *typed])
+    network = networks.load(section, trust=allowed)
     try:
         answer = network(torch.zeros(sizes))
     except RuntimeError as error:
@@ -347,16 +390,25 @@ def _sizes(text: str) -> tuple[int, ...]:
     "[bold]esegeta verify captum:DeepLift --seconds 60 --json report.json[/bold]"
 )
 def verify(
-    name: Annotated[str, typer.Argument(help="A method, or one of another library such as captum:DeepLift.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="A method, or another library's, such as captum:DeepLift; smooth, rules.guided."),
+    ],
     axioms: Annotated[
         str | None, typer.Option("--axioms", help="Names with commas between them; without it all.")
     ] = None,
     cases: Annotated[int, typer.Option("--cases", min=1, help="Random cases for each axiom.")] = 100,
-    seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="End after that.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", min=0, help="End after that, undecided.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the random cases.")] = 0,
     json_: Annotated[Path | None, typer.Option("--json", help="Write the report there as well.")] = None,
 ) -> None:
-    """Put a method to random networks and images: which axioms does it keep, and where does it break them?"""
+    """Put a method to random networks and images: which axioms does it keep, and where does it break them?
+
+    Also a transform, a reducer or a rewrite. Status 1: something that is claimed does not hold. 3: too few cases, or
+    too little time, to decide everything.
+    """
     from esegeta.conformance.verify import verify as verified
 
     chosen = None if axioms is None else [axiom.strip() for axiom in axioms.split(",")]
@@ -364,8 +416,8 @@ def verify(
     say(str(report))
     if json_ is not None:
         json_.write_text(report.json(), encoding="utf-8")
-    if report.broken:
-        raise typer.Exit(FAILED)
+    if report.broken or report.undecided:
+        raise typer.Exit(FAILED if report.broken else UNDECIDED)
 
 
 # --- The way in and out -----------------------------------------------------------------------------------
@@ -385,7 +437,7 @@ def ended_by(error: BaseException) -> int:
     """Say on stderr why it ends, and with which exit status."""
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         print("esegeta: interrupted. What is finished is kept.", file=sys.stderr)
-        return INTERRUPTED
+        return getattr(error, "exit_code", INTERRUPTED)
     if hasattr(error, "format_message"):  # of typer, about what stands on the command line
         print(f"esegeta: {' '.join(error.format_message().split())}", file=sys.stderr)
         return BAD_INPUT

@@ -38,7 +38,6 @@ def shown(
     nodes: Any,
     *,
     label: str,
-    fill: Fill = mixed,
 ) -> Tensor:
     """``F`` of the image of every node; ``keep(node)`` says how much of x it shows.
 
@@ -46,7 +45,7 @@ def shown(
     """
     score = getattr(score, "unchecked", score)  # a value that is not finite is named by its number below
     return stream.collect(
-        lambda node: check.scalar(label, score(fill(x, baseline, keep(node)))), nodes, label=label
+        lambda node: check.scalar(label, score(mixed(x, baseline, keep(node)))), nodes, label=label
     )
 
 
@@ -64,13 +63,29 @@ def values(
     return shown(score, x, baseline, features.keep, rows, label=label)
 
 
+def compared(values: Tensor, rows: Tensor, asked: int) -> Tensor:
+    """The values of parts that a fit to coalitions found, (d,); NaN where a deadline left no comparison.
+
+    Args:
+        values: of the parts.
+        rows: the coalitions that were run, (n, d) in {0, 1}.
+        asked: how many should have been: if n is less, a part that was the same in all of them says nothing.
+
+    >>> compared(torch.tensor([2., 0.]), torch.tensor([[1., 1.], [0., 1.]]), 9).tolist()
+    [2.0, nan]
+    """
+    if len(rows) == asked:
+        return values
+    return torch.where(rows.amin(0) == rows.amax(0), torch.nan, values)
+
+
 def left_out(
     score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, *, label: str, fill: Fill = mixed
 ) -> Tensor:
     """``F`` without each part, (d,): the score with all parts but one, for every one.
 
-    Where a change reaches only a part of what the network computes, only that part is computed. Of parts that a
-    deadline cut off it is the score of the whole image.
+    Where a change reaches only a part of what the network computes, only that part is computed. NaN for parts
+    that a deadline cut off.
 
     >>> from esegeta.features import elements
     >>> x = torch.tensor([[1., 2.]])
@@ -83,7 +98,7 @@ def left_out(
 def drops(
     score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, *, label: str, fill: Fill = mixed
 ) -> Tensor:
-    """What the score loses without each part, (d,); zero for parts that a deadline cut off.
+    """What the score loses without each part, (d,); NaN for parts that a deadline cut off.
 
     >>> from esegeta.features import elements
     >>> x = torch.tensor([[1., 2.]])
@@ -113,8 +128,8 @@ def _leaving_out(
             return found.clean, found.values
     numbers = torch.arange(features.count, device=x.device)
     clean = check.scalar(label, score(x))
-    without = shown(score, x, baseline, features.without, numbers, label=label, fill=fill)
-    return clean, torch.cat([without, clean.expand(features.count - len(without))])
+    changed = lambda j: check.scalar(label, score(fill(x, baseline, features.without(j))))
+    return clean, stream.answers(changed, numbers, label=label)
 
 
 def _whole(box: Box, x: Tensor) -> Box:
@@ -198,15 +213,7 @@ def parts(label: str, features: Features, x: Tensor, runs: Callable[[int], int])
         x: the image.
         runs: how many runs d parts take.
     """
-    if not callable(features):
-        raise TypeError(
-            check.problem(
-                label,
-                "features: a function of the image",
-                check.describe(features),
-                "Use esegeta.features, for example features.grid(8) or features.labels(map)",
-            )
-        )
+    check.features(label, features)
     found = features(x)
     needed = runs(found.count)
     if needed > MOST_RUNS:

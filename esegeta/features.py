@@ -40,7 +40,10 @@ class FeatureMap(Protocol):
         """Of every element (of a box), how much is kept if all parts but j are present."""
 
     def spread(self, values: Tensor) -> Tensor:
-        """One value for each part as a map: at every element the mean over the parts that it is in, or zero."""
+        """One value for each part as a map: at every element the mean over the parts that it is in, or zero.
+
+        NaN wherever the value of one of them is: it has not been computed.
+        """
 
     def box(self, j: int) -> Box:
         """The smallest box, over all axes, that holds part j."""
@@ -117,9 +120,15 @@ class Windows:
         return 1 - _outer(shown)
 
     def spread(self, values: Tensor) -> Tensor:
-        """One value for each window as a map: the mean over the windows that hide an element, or zero."""
+        """One value for each window as a map: the mean over the windows that hide an element, or zero.
+
+        NaN wherever the value of one of them is: so what is not NaN is as if all windows had been looked at.
+        """
         cover = _outer([p.sum(0) for p in self.profiles]).to(values.dtype)
-        return torch.where(cover > 0, self._add(values) / torch.where(cover > 0, cover, 1), 0)
+        missing = torch.isnan(values)  # added up as it is, one would spread along all axes
+        total = self._add(torch.where(missing, 0, values))
+        mean = torch.where(cover > 0, total / torch.where(cover > 0, cover, 1), 0)
+        return torch.where(self._add(missing.to(values.dtype)) > 0, torch.nan, mean)
 
     def box(self, j: int) -> Box:
         """The smallest box, over all axes, that holds window j."""
@@ -349,6 +358,7 @@ def supervoxels(count: int, *, spacing: Spacing | None = None, compactness: floa
         >>> supervoxels(2)(torch.tensor([[0., 0., 9., 9.]])).labels.tolist()
         [[0, 0, 1, 1]]
     """
+    check.positive_count("supervoxels", "count", count)
     return segments(
         lambda x: segmentation.slic(x, count, spacing=spacing, compactness=compactness), 2 * count + 8
     )
@@ -364,7 +374,8 @@ def windows(
 ) -> Features:
     r"""Boxes that slide over the image, from the first voxel on in steps of the stride.
 
-    The last one on each axis is cut off by the border.
+    The last one on each axis is cut off by the border. Together they hide every voxel: a stride beyond the size,
+    which would leave gaps where nobody looked, is refused.
 
     Args:
         size: of a box, one number or one for each axis; in voxels, or in the unit of ``spacing``.
@@ -381,6 +392,8 @@ def windows(
         >>> windows(2, stride=1)(torch.zeros(1, 3)).spread(torch.tensor([1., 2.])).tolist()
         [[1.0, 1.5, 2.0]]
     """
+
+    check.flag("windows", "separate", separate)
 
     def features(x: Tensor) -> Windows:
         sizes = _lengths("windows", "size", size, spacing, x)
@@ -406,6 +419,16 @@ def windows(
                 centre = starts + (wide - 1) / 2
                 shape = torch.exp(-0.5 * ((here - centre) / (fade * wide)) ** 2)
                 profiles.append(torch.where(inside, shape, 0.0).to(x.dtype))
+            if levels.true_anywhere(profiles[-1].sum(0) == 0):
+                faded = "" if fade is None or step <= wide else f" with fade {fade}"
+                raise ValueError(
+                    check.problem(
+                        "windows",
+                        "boxes that leave no voxel out" + (" before they fade to nothing" if faded else ""),
+                        f"steps of {step} and boxes of {wide} voxels on an axis of {length}{faded}",
+                        "Choose a stride of at most the size; features.within looks at a region only",
+                    )
+                )
         return Windows(tuple(profiles))
 
     if fade is not None and not check.non_negative("windows", "fade", fade):
@@ -429,6 +452,7 @@ def within(features: Features, mask: Tensor) -> Features:
         [[-1, 0, 1]]
     """
     where = "features.within"
+    check.features(where, features)
     mask = check.tensor(where, "mask", mask)
     if mask.dtype != torch.bool or not levels.true_anywhere(mask):
         raise ValueError(
@@ -455,14 +479,19 @@ def within(features: Features, mask: Tensor) -> Features:
     return restricted
 
 
+def _single(spacing: object) -> bool:
+    """Whether a spacing is one number, which says nothing of the axes."""
+    return isinstance(spacing, (int, float)) or getattr(spacing, "ndim", 1) == 0
+
+
 def _lengths(where: str, name: str, value: Any, spacing: Spacing | None, x: Tensor) -> tuple[int, ...]:
     """Whole numbers of voxels, one for each spatial axis."""
     axes = x.ndim - 1
-    many = (value,) * axes if isinstance(value, (int, float)) else tuple(value)
-    units = (1.0,) * axes if spacing is None else tuple(spacing)
+    many = check.each_axis(value, axes)
+    units = (1.0,) * axes if spacing is None else () if _single(spacing) else check.each_axis(spacing, axes)
     unit = "voxels" if spacing is None else "the unit of spacing"
     right = len(many) == axes == len(units) and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < math.inf for v in (*many, *units)
+        isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < 2.0**31 for v in (*many, *units)
     )
     if right and spacing is None:
         right = all(float(v).is_integer() for v in many)
@@ -471,7 +500,7 @@ def _lengths(where: str, name: str, value: Any, spacing: Spacing | None, x: Tens
             check.problem(
                 where,
                 f"{name} > 0 in {unit}, one number or {axes}",
-                repr(value) + (f" with spacing {tuple(units)}" if spacing is not None else ""),
+                repr(value) + (f" with spacing {check.describe(spacing)}" if spacing is not None else ""),
                 "Voxels are whole; give spacing= for lengths, one number for each axis",
             )
         )

@@ -4,7 +4,8 @@ A mask is :math:`m \in [0,1]^S`, one for what is kept; :math:`x_m = m\, x + (1 -
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from esegeta import random
+from esegeta import random, spatial
 from esegeta.engine import check
+from esegeta.engine.ascent import Best, better
+from esegeta.engine.execution import current
+from esegeta.engine.stream import collect
 from esegeta.features import Lengths, Spacing
 
 _COLDNESS = 20.0
@@ -57,7 +61,7 @@ def scattered(
 
     Reference: Petsiuk, Das, Saenko 2018, section 3.2, arXiv:1806.07421; the counterpart is ours.
     """
-    shape = x.shape[1:]
+    shape = check.image("scattered", "x", x).shape[1:]
     many = counts("scattered", cells, len(shape))
     p = share("scattered", "keep", keep)
     u = random.uniform(random.fold_in(key, 0), many, device=x.device)
@@ -79,7 +83,7 @@ def counts(where: str, cells: int | Sequence[int], axes: int) -> tuple[int, ...]
     >>> counts("demo", 7, 2), counts("demo", (3, 7), 2)
     ((7, 7), (3, 7))
     """
-    many = (cells,) * axes if isinstance(cells, int) else tuple(cells)
+    many = check.each_axis(cells, axes)
     if len(many) != axes:
         expected = f"cells: one whole number, or one for each of {axes} axes"
         raise ValueError(check.problem(where, expected, repr(cells), "7 is usual"))
@@ -169,6 +173,7 @@ def smooth(
             kernel.to(x.device, dtype),
             index.to(x.device),
             (1 - within).sum(0).to(x.device, dtype),
+            units,
         )
 
     return family
@@ -191,6 +196,7 @@ class Smooth:
     kernel: Tensor
     index: Tensor
     beyond: Tensor
+    units: tuple[float, ...]
 
     def ones(self) -> Tensor:
         """The parameters of the mask that keeps most."""
@@ -278,10 +284,11 @@ def coarse(where: str, x: Tensor, step: Lengths, spacing: Spacing | None) -> tup
 
 
 def _steps(where: str, step: Lengths, spacing: Spacing | None, axes: int) -> tuple[int, ...]:
-    many = (step,) * axes if isinstance(step, (int, float)) else tuple(step)
-    units = (1.0,) * axes if spacing is None else tuple(spacing)
+    many = check.each_axis(step, axes)
+    single = isinstance(spacing, (int, float)) or getattr(spacing, "ndim", 1) == 0
+    units = (1.0,) * axes if spacing is None else () if single else check.each_axis(spacing, axes)
     right = len(many) == axes == len(units) and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < math.inf for v in (*many, *units)
+        isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < 2.0**31 for v in (*many, *units)
     )
     if not right:
         expected = f"step > 0 and spacing > 0, one number or {axes}"
@@ -289,6 +296,120 @@ def _steps(where: str, step: Lengths, spacing: Spacing | None, axes: int) -> tup
             check.problem(where, expected, f"{step!r} and {spacing!r}", "Seven voxels are usual")
         )
     return tuple(max(1, round(v / u)) for v, u in zip(many, units, strict=True))
+
+
+class Shapes:
+    """Balls and boxes at the places of a coarse grid, as maps of how near a voxel is to their middle.
+
+    ``wanted`` of such a map is the ball or box of an area, cut off by the border and the larger for it. Distances are
+    in the unit of ``spacing``; boxes have the proportions of the image.
+
+    >>> shapes = Shapes(torch.zeros(1, 6), places=3)
+    >>> shapes.count, wanted(shapes.near(torch.tensor(1)), 1 / 3).tolist()
+    (6, [0.0, 0.0, 1.0, 1.0, 0.0, 0.0])
+    """
+
+    def __init__(self, x: Tensor, places: int, spacing: Spacing | None = None) -> None:
+        shape = tuple(x.shape[1:])
+        each = max(1, int(places ** (1 / len(shape)) + 1e-9))
+        units = (1.0,) * len(shape) if spacing is None else tuple(spacing)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        self.lines, self.middles, self.apart = [], [], []
+        for a, (n, u) in enumerate(zip(shape, units, strict=True)):
+            g = min(each, n)
+            line = torch.arange(n, device=x.device, dtype=dtype)
+            self.lines.append((line.reshape([-1 if b == a else 1 for b in range(len(shape))]), u, 1 / n))
+            self.middles.append((torch.arange(g, device=x.device, dtype=dtype) + 0.5) * (n / g) - 0.5)
+            self.apart.append(n / g)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """How many places there are along each axis."""
+        return tuple(m.shape[0] for m in self.middles)
+
+    @property
+    def count(self) -> int:
+        """How many shapes there are: a ball and a box at each place."""
+        return 2 * math.prod(self.grid)
+
+    def near(self, node: Tensor) -> Tensor:
+        """How near voxels are to the middle of a shape, on the grid of the image: balls first, then boxes."""
+        round_, square = [], []
+        for (line, unit, length), middle in zip(self.lines, self._middle(node), strict=True):
+            off = (line - middle).abs()
+            round_.append((off * unit).square())
+            square.append(off * length)
+        ball, box = sum(round_[1:], round_[0]), square[0]
+        for side in square[1:]:
+            box = torch.maximum(box, side)
+        return -torch.where(node < math.prod(self.grid), ball, box)
+
+    def around(self, node: Tensor) -> "Shapes":
+        """The places half as far apart around that of a shape, three along each axis."""
+        finer = copy(self)
+        steps = [self.lines[0][0].new_tensor([-1.0, 0.0, 1.0]) * (apart / 2) for apart in self.apart]
+        finer.middles = [m + s for m, s in zip(self._middle(node), steps, strict=True)]
+        finer.apart = [apart / 2 for apart in self.apart]
+        return finer
+
+    def _middle(self, node: Tensor) -> list[Tensor]:
+        rest, out = node % math.prod(self.grid), []
+        for middles in reversed(self.middles):
+            out.append(middles.index_select(0, (rest % middles.shape[0]).reshape(1))[0])
+            rest = rest // middles.shape[0]
+        return out[::-1]
+
+
+def best_shape(
+    worth: Callable[[Tensor], Best], shapes: Shapes, *, areas: Sequence[float], finer: int, label: str
+) -> Best:
+    """The best region among coarse shapes, those around the best of them, and what all balls say together.
+
+    At a deadline the best so far.
+
+    Args:
+        worth: from a region (1,*S) to it and its value.
+        shapes: where to begin.
+        areas: of the regions; each is looked at by itself.
+        finer: how often to look around the best one, each time half as far.
+        label: what progress bars and errors call the loop.
+    """
+    best = None
+    for area in areas:
+        for seen in _shapes(worth, shapes, area, finer, label):
+            best = seen if best is None else better(best, seen)
+            if current().left() <= 0:
+                return best
+    assert best is not None
+    return best
+
+
+def _shapes(
+    worth: Callable[[Tensor], Best], shapes: Shapes, area: float, finer: int, label: str
+) -> Iterator[Best]:
+    for k in range(finer + 1):
+        nodes = torch.arange(shapes.count, device=shapes.middles[0].device)
+        run = lambda node, shapes=shapes: worth(wanted(shapes.near(node), area)[None]).value
+        values = collect(run, nodes, label=label)
+        values = torch.where(values.isnan(), -torch.inf, values)  # a deadline leaves some out
+        found = values.argmax()
+        best = worth(wanted(shapes.near(found), area)[None])
+        if not k:
+            # Where all are worth the same, none of them is preferred: every voxel gets its share.
+            flat = torch.where(values.amax() == values.amin(), best.value, -torch.inf)
+            yield Best(flat, wanted(torch.zeros_like(best.point), area))
+        yield best
+        if not k:
+            balls = values[: shapes.count // 2].reshape(1, *shapes.grid)
+            joined = spatial.upsample(balls, like=best.point.to(balls.dtype))
+            near = shapes.near(found)[None]  # orders what the balls say nothing about
+            tiny = torch.finfo(joined.dtype).tiny
+            spread, farthest = joined.amax() - joined.amin(), -near.amin()
+            ranked = (joined - joined.amin()) / spread.clamp(min=tiny) + 1e-4 * near / farthest.clamp(
+                min=tiny
+            )
+            yield worth(wanted(ranked, area))
+        shapes = shapes.around(found)
 
 
 def wanted(mask: Float[Tensor, "..."], area: float | int) -> Float[Tensor, "..."]:

@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from esegeta._facts import named
 from esegeta._types import Model
 from esegeta.engine import check, crops, interception, levels
 from esegeta.engine.execution import current
 from esegeta.engine.folded import fold
 from esegeta.engine.interception import Address, Session, Stop
-from esegeta.engine.locality import Locality, NotLocal, hear, listening, probe
+from esegeta.engine.locality import Locality, NotLocal, TooDear, hear, listening, probe
 from esegeta.engine.native import Arrange, Call, Native, Pick, each, name_of, pick
 from esegeta.engine.operators import refuse_unseen
 from esegeta.engine.windows import Refused, Window
@@ -67,6 +69,13 @@ def from_module(module: Callable[..., Any], output: Pick = None) -> "ModuleModel
                 "Pass the network itself",
             )
         )
+    steps = [output] if isinstance(output, (str, int)) or not isinstance(output, Sequence) else list(output)
+    if not (output is None or callable(output) or all(isinstance(s, (int, str)) for s in steps)):
+        expected, advice = (
+            "output: a key, an index, a path of those, or a function",
+            'Pass for example "logits"',
+        )
+        raise TypeError(check.problem("from_module", expected, check.describe(output), advice))
     return ModuleModel(module, output)
 
 
@@ -82,7 +91,7 @@ class ModuleModel:
         # of places examples have to go through alone, because the first axis is not the batch.
         self._copies: set[Address] = set()
         self._alone: dict[frozenset[tuple[Address, int]], bool] = {}
-        self._localities: dict[Any, Locality] = {}
+        self._localities: dict[Any, Locality | str] = {}
 
     def __repr__(self) -> str:
         chosen = "" if self.output is None else f", output={self.output!r}"
@@ -109,6 +118,18 @@ class ModuleModel:
         self._native.refuse_training()
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         self._native.refuse_strangers(tensors)
+        self._native.refuse_missing_channels(tensors, spec)
+        try:
+            return self._run(tensors, leaves, spec, is_tensor)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            told = self._native.misfit(tensors, error)
+            if told is None:
+                raise
+            raise told from error
+
+    def _run(
+        self, tensors: list[Tensor], leaves: list[Any], spec: Any, is_tensor: tuple[bool, ...]
+    ) -> Tensor:
         statics = tuple(None if t else leaf for t, leaf in zip(is_tensor, leaves, strict=True))
         session = interception.current()
         if any(isinstance(t, Window) for t in tensors):
@@ -160,18 +181,27 @@ class ModuleModel:
         if not isinstance(x, Window) or x.ndim < 2:
             raise Refused("crops are of one image; this network takes more than that")
         try:
-            seen = self.locality(x.clean[0])
-        except NotLocal as reason:
+            seen = self.locality(x.clean[0], x.run.probing)
+        except (NotLocal, TooDear) as reason:
             raise Refused(str(reason)) from None
         return crops.through(self, x, seen)
 
-    def locality(self, x: Tensor) -> Locality:
-        """How far the network sees in images of this shape: found once, and remembered."""
+    def locality(self, x: Tensor, allowed: float = math.inf) -> Locality:
+        """How far the network sees in images of this shape, or why it has no reach: found once, and remembered.
+
+        More than ``allowed`` elements do not go through the network for it; that is no finding, and forgotten.
+        """
         key = (tuple(x.shape), x.dtype, x.device)
         if key not in self._localities:
             with _put_back(self._native.tree, lambda _: True):  # what it learns from slabs is not for images
-                self._localities[key] = probe(self, x, name_of(self.module))
-        return self._localities[key]
+                try:
+                    self._localities[key] = probe(self, x, name_of(self.module), allowed)
+                except NotLocal as reason:
+                    self._localities[key] = str(reason)
+        found = self._localities[key]
+        if isinstance(found, str):
+            raise NotLocal(found)
+        return found
 
     def _listed(self, session: Session, leaves: list[Any], spec: Any) -> Tensor:
         """Run under ordinary autograd, as one graph with the code around, and note every place."""
@@ -210,7 +240,8 @@ class ModuleModel:
             unknown = places not in self._alone and not self._native.one_at_a_time
             if unknown and not levels.fake(tensors[0]) and self._native.together(tensors[0]):
                 self._alone[places] = self._leads_nowhere(plan, own, calls)
-            alone = self._alone.get(places, False)
+            # A dry run cannot compare; one example alone shows its places unmixed.
+            alone = self._alone.get(places, levels.fake(tensors[0]) and tensors[0].shape[0] == 1)
             return self._native([*own, *tensors[count:]], calls(plan, last), full, alone)
 
         name = name_of(self.module)
@@ -326,6 +357,7 @@ def locality(score: Callable[[Tensor], Tensor], x: Tensor) -> Locality:
         Locality(period=(1,), reach=(((-1, 2),),))
     """
     where = "locality"
+    check.runs(where, score)
     x = check.image(where, "x", x)
     if levels.depth():
         raise ValueError(check.problem(where, "a plain image", "one under vmap or grad", "Ask outside of it"))
@@ -388,6 +420,12 @@ def parametrised(
     parameters = {name: p.detach() for name, p in module.named_parameters()}
 
     def build(chosen: Mapping[str, Tensor]) -> Model:
+        if not isinstance(chosen, Mapping):
+            advice = "Pass those that parametrised returned, changed"
+            raise TypeError(
+                check.problem("parametrised", "parameters by name", check.describe(chosen), advice)
+            )
+
         def model(*inputs: Any) -> Tensor:
             rules.refuse_training()
             # Buffers too go in as copies: what a forward pass writes into them is lost with the call.
@@ -396,6 +434,6 @@ def parametrised(
             arguments = tree_unflatten(each(leaves, lambda t: t.unsqueeze(0)), spec)
             return pick(functional_call(module, state, arguments), output, name_of(module)).squeeze(0)
 
-        return model
+        return named(model, f"parametrised({name_of(module)})")
 
     return build, parameters

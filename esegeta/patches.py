@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from esegeta import random
+from esegeta._facts import named
 from esegeta._registry import takes_key
 from esegeta._types import Explain, Model
 from esegeta.engine import check, levels, stream
@@ -62,9 +63,7 @@ def sliding_window(
         learning-based biomedical image segmentation", Nature Methods 18, 2021 (gaussian weights, even steps).
     """
     where = "sliding_window"
-    if not callable(model):
-        got, advice = check.describe(model), "Wrap a network with esegeta.from_module"
-        raise TypeError(check.problem(where, "a model: a function of one example", got, advice))
+    check.model(where, model)
     size = _checked(where, patch, overlap, weights, steps)
     return SlidingWindow(model, size, overlap, weights, steps)
 
@@ -110,6 +109,9 @@ def patchwise(
         [[0.5, 0.5, 0.125, 0.125]]
     """
     where = "patchwise"
+    check.function(
+        where, "a function from a patch to its explanation", build, "Pass for example lambda p: ..."
+    )
     size = _checked(where, patch, overlap, weights, steps)
 
     def explain(x: Tensor, *refs: Tensor, key: int | Tensor | None = None) -> Tensor:
@@ -130,9 +132,10 @@ def patchwise(
             explained = build(own)
             if explained is None:
                 return ()
+            check.explanation(where, explained)
             extra = {"key": random.fold_in(check.key(where, key), i)} if takes_key(explained) else {}
             a = explained(own, *others, **extra)
-            if a.ndim != own.ndim or a.shape[1:] != own.shape[1:]:
+            if check.maps(where, a).ndim != own.ndim or a.shape[1:] != own.shape[1:]:
                 expected = f"an explanation on the grid {extent} of its patch"
                 raise ValueError(check.problem(where, expected, check.describe(a), "Upsample maps of layers"))
             return (a * tiling.weight(i).to(a.dtype),)
@@ -149,7 +152,7 @@ def patchwise(
         )
         return torch.zeros_like(x) if found is None else cropped_by(margins, found)
 
-    return explain
+    return named(explain, "patchwise")
 
 
 def _checked(where: str, patch: Any, overlap: object, weights: Any, steps: object) -> int | tuple[int, ...]:

@@ -12,7 +12,9 @@ A place is written ``path``, ``path#call``, ``path:leaf`` or both:
 score: it can be mapped, differentiated and run from several threads.
 """
 
+import contextlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,27 +22,38 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from esegeta._facts import carry, explanation, facts_of, named
 from esegeta._registry import find_method
 from esegeta._types import Explain, Method, Score
 from esegeta.engine import check, interception, levels, memory, native
+from esegeta.engine.execution import current, record
 from esegeta.engine.gradient import name_of, value_gradients_and_more
 from esegeta.engine.interception import Edit, Passed
 from esegeta.trees import on_trees
 
 Names = str | Sequence[str]
 Rule = Callable[[Tensor, Tensor], Tensor]
+Averaged = Callable[[Tensor, Tensor], Tensor | None]
+
+
+_NONE = (
+    "No place that the score depends on: nothing of its inside can be seen. TorchScript, exported programs, NumPy, "
+    "ONNX and JAX show none; take the same network as a torch module, or a method without a place."
+)
 
 
 @dataclass(frozen=True)
 class Place:
     """One place of a score, as ``places`` found it.
 
-    name: how to ask for it; kind: "module", "operation" or "marker"; shape, dtype: of its tensor for one example;
-    call: which call of its path; cut: whether all that the score knows of the input passes through it;
-    beside: the places that carry the rest, which together with it are a cut; used: whether the score depends
-    on it at all; same_as: the first name of this tensor, if it has one before this.
+    name: how to ask for it, with ``#0`` if its path is passed several times; kind: "module", "operation" or
+    "marker"; shape, dtype: of its tensor for one example; call: which call of its path; cut: whether all that the
+    score knows of the input passes through it; beside: the places that carry the rest, which together with it are
+    a cut; used: whether the score depends on it at all; same_as: the first name of this tensor, if it has one
+    before this.
     """
 
     name: str
@@ -62,14 +75,17 @@ class Places(tuple[Place, ...]):
     """Places in the order in which they are computed; prints as a table; ``found["name"]`` is one of them."""
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self))
+        table = "\n".join(map(str, self))
+        return table if any(place.used for place in self) else f"{table}\n{_NONE}".lstrip()
 
     def __getitem__(self, which: Any) -> Any:
         if not isinstance(which, str):
             return super().__getitem__(which)
-        for place in self:
-            if place.name == which:
-                return place
+        with contextlib.suppress(ValueError):
+            at = interception.parse("places", which)
+            for place in self:
+                if interception.parse("places", place.name) == at:
+                    return place
         names = [place.name for place in self]
         raise KeyError(
             check.problem("places", "the name of a place", repr(which), interception.nearest(which, names))
@@ -129,6 +145,7 @@ def places(score: Callable[[Tensor], Tensor], x: Tensor) -> Places:
         >>> found["decoder"].cut
         True
     """
+    check.runs("places", score)
     check.image("places", "x", x)
     if levels.depth():
         raise ValueError(
@@ -142,7 +159,7 @@ def places(score: Callable[[Tensor], Tensor], x: Tensor) -> Places:
         beside = graph.beside([passed])
         found.append(
             Place(
-                str(passed.at),
+                graph.label(passed),
                 passed.kind,
                 passed.shape,
                 passed.dtype,
@@ -174,14 +191,14 @@ def tap(score: Callable[..., Any], place: Names) -> Callable[..., Any]:
         >>> tap(eg.from_module(net), "0")(torch.zeros(1, 5)).shape
         torch.Size([3, 5])
     """
+    check.runs("tap", score)
     names, form = _names("tap", place)
     edits = [Edit(at, "tap") for at in names]
 
     def tapped(*inputs: Tensor) -> Any:
         return form(interception.observe("tap", score, inputs, edits, stop=True)[1])
 
-    tapped.__name__ = f"{name_of(score)} at {_text(place)}"
-    return tapped
+    return named(tapped, f"{name_of(score)} at {_text(place)}")
 
 
 def replace(score: Callable[..., Tensor], place: Names) -> Callable[..., Tensor]:
@@ -230,7 +247,8 @@ def split(
 ) -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]:
     r"""Cut a score at a place: :math:`F = \mathrm{head} \circ \mathrm{trunk}`.
 
-    ``head(trunk(x))`` is ``score(x)``, at every place. The head on *other* activations needs to know the rest
+    ``head(trunk(x))`` is ``score(x)`` at every place, up to rounding: what is put in may lie otherwise in memory, and
+    the operation after it then adds up in another order. The head on *other* activations needs to know the rest
     of what it reads: nothing if the place is a cut; else what bypasses the place comes from ``at``. Several
     places that are a cut together need no ``at`` either.
 
@@ -250,6 +268,7 @@ def split(
         >>> z.tolist(), head(z).item(), head(torch.zeros(1, 2)).item()
         ([[2.0, 6.0]], 40.0, 0.0)
     """
+    check.runs("split", score)
     names, form = _names("split", place)
     if at is not None:
         check.image("split", "at", at)
@@ -257,7 +276,7 @@ def split(
     taps = [Edit(name, "tap") for name in names]
     single = isinstance(place, str)
     # What a trunk returned belongs to the input that it came from for as long as somebody holds it.
-    origin: Any = WeakIdKeyDictionary()
+    origin = _Origins()
     inputs: dict[tuple[tuple[int, ...], ...], Tensor] = {}
 
     def trunk(x: Tensor) -> Any:
@@ -281,7 +300,7 @@ def split(
                         "Choose a place before the reducer",
                     )
                 )
-            origin[z] = x
+            origin.known[z] = x
         sizes = tuple(tuple(z.shape) for z in found)
         if at is None and sizes not in inputs:
             inputs[sizes] = torch.empty((), dtype=x.dtype, device=x.device).expand(x.shape)
@@ -291,7 +310,7 @@ def split(
         zs = (z,) if single else tuple(z)
         for given in zs:
             check.floating("split", "the activation", given)
-        known = at if at is not None else origin.get(zs[0])
+        known = at if at is not None else origin.known.get(zs[0])
         if known is None:
             known = elsewhere(zs)
         return put(known, z)
@@ -314,9 +333,8 @@ def split(
             cuts[sizes] = _refuse_ways_around(score, put, trunk, names, place, inputs[sizes])
         return cuts[sizes]
 
-    trunk.__name__, head.__name__ = f"trunk to {_text(place)}", f"{name_of(score)} from {_text(place)}"
-    head.differentiable = getattr(score, "differentiable", True)  # type: ignore[attr-defined]
-    return trunk, head
+    named(carry(head, score), f"{name_of(score)} from {_text(place)}")
+    return named(trunk, f"trunk to {_text(place)}"), head
 
 
 def at(method: Method | str, place: Names) -> Method:
@@ -343,27 +361,39 @@ def at(method: Method | str, place: Names) -> Method:
         [[4.0, 4.0]]
     """
     method = find_method(method).fn if isinstance(method, str) else method
-    if not callable(method):
-        raise TypeError(
-            check.problem("at", "a method or the name of one", check.describe(method), "Pass eg.gradient")
-        )
+    check.function("at", "a method or the name of one", method, "Pass esegeta.gradient")
     names, _ = _names("at", place)
     chosen = method if isinstance(place, str) else on_trees(method)
 
     def layered(score: Score, **static: Any) -> Explain:
+        def refuse_dead(x: Tensor) -> None:
+            for name in names:
+                refuse_unused("at", score, name, x)
+
         def explain(x: Tensor, *refs: Tensor, **extra: Any) -> Any:
-            trunk, head = split(score, place, at=x)
+            with check.calling("at", ["split"]):
+                trunk, head = split(score, place, at=x)
 
-            def inside(ref: Tensor) -> Any:
-                if not isinstance(ref, Tensor) or ref.shape == x.shape:
-                    return trunk(ref)
-                return vmap(trunk)(ref) if ref.shape[1:] == x.shape else ref  # a stack of references
+                def inside(ref: Tensor) -> Any:
+                    if not isinstance(ref, Tensor) or ref.shape == x.shape:
+                        return trunk(ref)
+                    return vmap(trunk)(ref) if ref.shape[1:] == x.shape else ref  # a stack of references
 
-            return chosen(head, **static)(trunk(x), *map(inside, refs), **extra)
+                zs = [trunk(x), *map(inside, refs)]
+            try:
+                a = chosen(head, **static)(*zs, **extra)
+            except (ValueError, NotImplementedError):
+                refuse_dead(x)  # the place is the reason, whatever the method says
+                raise
+            if not any(levels.true_anywhere(t.detach() != 0) for t in tree_leaves(a)):
+                refuse_dead(x)
+            return a
 
-        explain.__name__ = f"{name_of(method)} at {_text(place)}"
-        explain.takes_key = getattr(method(score, **static), "takes_key", False)  # type: ignore[attr-defined]
-        return explain
+        plain = method(check.score("at", score), **static)
+        facts, about = facts_of(plain), f"{name_of(method)} at {_text(place)}"
+        if facts.refs is None:
+            return named(carry(explain, plain), about)
+        return explanation(explain, about, facts.refs, key=facts.key, doc=plain.__doc__)
 
     layered.__name__ = f"{name_of(method)} at {', '.join(map(str, names))}"
     return layered
@@ -388,10 +418,11 @@ def activation_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tu
         >>> a.tolist(), g.tolist()
         ([[2.0, 6.0]], [[4.0, 12.0]])
     """
-    return _one_pass(score, place, "tap")
+    both = _one_pass(score, place, "tap")
+    return lambda x: both(x)[:2]
 
 
-def bias_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
+def bias_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any, Tensor]]:
     r"""What the operation at a place adds to its linear part, and the gradient there, in one pass.
 
     .. math:: b = f(z) - J_f(z) \, z
@@ -399,18 +430,20 @@ def bias_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tuple[An
     for the operation f that computes the place from z, its weights fixed: the bias of a convolution, the shift of
     a norm, what bends an activation. Zero at places that are no single operation.
 
+    Data are what is computed from the input; everything else that an operation is given counts as its weights.
+
     Args:
         score: the score.
         place: one place, or several.
 
     Returns:
-        ``x -> (b, G)``; for several places two tuples.
+        ``x -> (b, G, g)``; for several places two tuples, and the gradient for the input.
 
     Example:
         >>> import torch, esegeta as eg
         >>> net = torch.nn.Sequential(torch.nn.Conv1d(1, 1, 1), torch.nn.ReLU())
         >>> _ = net[0].bias.data.fill_(3.0)
-        >>> b, g = bias_and_gradient(eg.reducers.class_sum(eg.from_module(net.eval()), 1), "0")(torch.zeros(1, 2))
+        >>> b, g, _ = bias_and_gradient(eg.reducers.class_sum(eg.from_module(net.eval()), 1), "0")(torch.zeros(1, 2))
         >>> b.tolist(), g.tolist()
         ([[3.0, 3.0]], [[1.0, 1.0]])
     """
@@ -426,29 +459,35 @@ def operations(score: Callable[[Tensor], Tensor], x: Tensor) -> tuple[str, ...]:
     """
     with interception.aside():
         graph = native.outside(lambda: _Graph(score, _probe(x)))
-    return tuple(str(p.at) for p in graph.passed if p.leaf and graph.used(p))
+    return tuple(graph.label(p) for p in graph.passed if p.leaf and graph.used(p))
 
 
-def _one_pass(score: Score, place: Names, what: Any) -> Callable[[Tensor], tuple[Any, Any]]:
+def _one_pass(score: Score, place: Names, what: Any) -> Callable[[Tensor], tuple[Any, Any, Any]]:
     where = "activation_and_gradient" if what == "tap" else "bias_and_gradient"
+    check.score(where, score)
     names, form = _names(where, place)
     shapes = _shapes(score, place)
     seen = [Edit(name, what) for name in names]
 
-    def both(x: Tensor) -> tuple[Any, Any]:
+    def both(x: Tensor) -> tuple[Any, Any, Any]:
+        check.floating(where, "x", x)
+
         def nudged(*ds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            edits = [Edit(name, "nudge", d) for name, d in zip(names, ds, strict=True)]
-            y, found = interception.observe(where, score, (x,), [*edits, *seen])
+            edits = [Edit(name, "nudge", d) for name, d in zip(names, ds, strict=False)]
+            y, found = interception.observe(where, score, ds[len(names) :] or (x,), [*edits, *seen])
             return y, tuple(found)
 
         zeros = [torch.zeros((), dtype=d, device=x.device).expand(s) for s, d in shapes(x)]
-        _, gradients, found = value_gradients_and_more(nudged, name_of(score))(*zeros)
+        # What is data is what comes from the input, as seen by whoever differentiates for it.
+        given = zeros if what == "tap" else [*zeros, x]
+        _, gradients, found = value_gradients_and_more(nudged, name_of(score))(*given)
+        gradients, own = gradients[: len(names)], gradients[len(names) :]
         for name, g in zip(names, gradients, strict=True):
             if not levels.true_anywhere(g.detach() != 0):
-                _refuse_unused(score, str(name), x)
-        return form(found), form(gradients)
+                refuse_unused("places", score, name, x)
+        return form(found), form(gradients), own[0] if own else None
 
-    return both
+    return named(both, f"{where}({name_of(score)})")
 
 
 def partials(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
@@ -482,7 +521,7 @@ def partials(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
         _, gradients, _ = value_gradients_and_more(lambda *z: (head(z), ()), name_of(score))(*zs)
         return zs, tuple(gradients)
 
-    return both
+    return named(both, f"partials({name_of(score)})")
 
 
 def grid(a: Tensor) -> tuple[int, ...]:
@@ -503,13 +542,25 @@ def grid(a: Tensor) -> tuple[int, ...]:
     return tuple(range(1, a.ndim))
 
 
-def local(score: Score, place: Names, rule: Rule) -> Explain:
+def local(
+    score: Score,
+    place: Names,
+    rule: Rule,
+    *,
+    name: str = "",
+    averaged: Averaged | None = None,
+    tolerance: float = 0.0,
+) -> Explain:
     """The explanation by a rule of activation and gradient; at several places in one pass.
 
     Args:
         score: the score.
         place: one place, or several.
         rule: ``(A, G) -> map``.
+        name: of the method, for warnings.
+        averaged: ``(A, G) ->`` what the rule adds up over the grid to weigh the channels, None where it adds up
+            nothing: a warning says where nothing of these sums is left but rounding.
+        tolerance: what of their size sums that are zero may have left besides rounding.
 
     Returns:
         ``x -> map``, or a tuple of maps for several places.
@@ -521,15 +572,138 @@ def local(score: Score, place: Names, rule: Rule) -> Explain:
         [[8.0, 8.0]]
     """
     both = activation_and_gradient(score, place)
+    watches = [vanishing(name, score, p, tolerance) for p in ((place,) if isinstance(place, str) else place)]
 
     def explain(x: Tensor) -> Any:
         a, g = both(x)
+        if averaged is not None:
+            pairs = [(a, g)] if isinstance(place, str) else zip(a, g, strict=True)
+            for watch, (one, slope) in zip(watches, pairs, strict=True):
+                terms = averaged(one, slope)
+                if terms is not None:
+                    watch(x, terms)
         return rule(a, g) if isinstance(place, str) else tuple(map(rule, a, g))
 
-    return explain
+    return named(explain, f"local({name_of(score)})")
+
+
+def vanishing(
+    name: str, score: Score, place: str, tolerance: float = 0.0
+) -> Callable[[Tensor, Tensor], None]:
+    r"""A watch over the weights of channels: it warns where all of them are rounding.
+
+    Before a normalisation of each channel alone the score does not change if a channel is shifted, so
+    :math:`\sum_u G_{d,u} = 0` for every channel d: what is computed of it are the rounding errors of a sum that
+    cancels, and a map with these weights is noise that looks like a picture.
+
+    Args:
+        name: of the method.
+        score: the score.
+        place: where the channels are.
+        tolerance: as in ``local``.
+
+    Returns:
+        ``(x, terms) -> None`` for terms (D, \*U) that are added up over the grid.
+    """
+    instead: list[tuple[str, ...]] = []
+
+    def watch(x: Tensor, terms: Tensor) -> None:
+        if not levels.true_anywhere(_cancels(terms.detach(), tolerance)):
+            return
+        if not instead:
+            instead.append(_after_the_norm(score, place, x))
+        such = f", such as {' or '.join(map(repr, instead[0]))}" if instead[0] else ""
+        message = (
+            f"{name}: the weights of all channels at {place!r} are rounding errors, and so is the map. What they "
+            "add up cancels there, as it does before a norm of each channel alone (instance norm). "
+            f"Take a place after the norm and its activation{such}; or hires_cam or layer_cam, which do not average."
+        )
+        if all(event["message"] != message for event in current().events):
+            record("vanishing weights", message, place=place, instead=list(instead[0]))
+
+    return watch
+
+
+# Sums of more than this many roundings of their terms say something.
+ROUNDINGS = 512
+
+
+def _cancels(terms: Tensor, tolerance: float = 0.0) -> Tensor:
+    """Whether the sums over the grid are rounding in every channel, and the terms are not zero."""
+    axes = grid(terms)
+    sizes = torch.linalg.vector_norm(terms, ord=1, dim=axes)  # without a copy, as abs() would make
+    least = max(tolerance, ROUNDINGS * torch.finfo(terms.dtype).eps)
+    small = terms.sum(axes).abs() <= least * sizes
+    return small.all() & (sizes > 0).any()
+
+
+def _after_the_norm(score: Score, place: str, x: Tensor) -> tuple[str, ...]:
+    """The last place of the same shape before sums over the grid cancel again, or nothing if none is found."""
+
+    def look() -> tuple[str, ...]:
+        one = _probe(x)
+        graph = _Graph(score, one)
+        at = next(i for i, p in enumerate(graph.passed) if place in (str(p.at), graph.label(p)))
+        own = graph.passed[at]
+        later = [
+            graph.label(p)
+            for p in graph.passed[at + 1 :]
+            if graph.used(p) and not graph.first_name(p) and p.shape == own.shape
+        ]
+        found: tuple[str, ...] = ()
+        for name in later[:8]:
+            _, slope = activation_and_gradient(score, name)(one)
+            if bool(_cancels(slope)):
+                if found:
+                    break
+            else:
+                found = (name,)
+        return found
+
+    with interception.aside():
+        try:
+            return native.outside(look)
+        except Exception:  # it is advice: a score that cannot be looked at alone gets the general one
+            return ()
+
+
+def at_each(where: str, explaining: Callable[[str], Explain], place: Names) -> Explain:
+    r"""The explanation of one place; of several places one for each, one after the other.
+
+    For methods whose places have no pass in common.
+
+    Args:
+        where: the method, for errors.
+        explaining: ``place -> Explain``.
+        place: one place, or several.
+
+    Returns:
+        ``(x, *refs) -> map``, or a tuple of maps for several places.
+
+    Example:
+        >>> import torch
+        >>> explaining = lambda place: lambda x: x * len(place)
+        >>> [a.item() for a in at_each("demo", explaining, ["a", "bc"])(torch.ones(1))]
+        [1.0, 2.0]
+    """
+    if isinstance(place, str):
+        return explaining(place)
+    _names(where, place)
+    explanations = [explaining(p) for p in place]
+    return lambda *given: tuple(explain(*given) for explain in explanations)  # type: ignore[return-value]
 
 
 # --- How it is done ---------------------------------------------------------------------------------------
+
+
+class _Origins:
+    """The input that each living activation came from; copies in other processes begin with none."""
+
+    def __init__(self) -> None:
+        self.known: Any = WeakIdKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Origins, ()
 
 
 def _names(where: str, place: Names) -> tuple[list[interception.Address], Callable[[Sequence[Tensor]], Any]]:
@@ -557,6 +731,7 @@ def _text(place: Names) -> str:
 
 
 def _with(kind: Any, score: Callable[..., Tensor], place: Names) -> Callable[..., Tensor]:
+    check.runs(kind, score)
     names, _ = _names(kind, place)
 
     def changed(*inputs: Any) -> Tensor:
@@ -577,8 +752,7 @@ def _with(kind: Any, score: Callable[..., Tensor], place: Names) -> Callable[...
         edits = [Edit(name, kind, t) for name, t in zip(names, tensors, strict=True)]
         return interception.observe(kind, score, own, edits)[0]
 
-    changed.__name__ = f"{name_of(score)} with {kind} at {_text(place)}"
-    return changed
+    return named(changed, f"{name_of(score)} with {kind} at {_text(place)}")
 
 
 def _shapes(score: Score, place: Names) -> Callable[[Tensor], list[tuple[tuple[int, ...], torch.dtype]]]:
@@ -620,20 +794,21 @@ def _shapes(score: Score, place: Names) -> Callable[[Tensor], list[tuple[tuple[i
     return shapes
 
 
-def _refuse_unused(score: Score, name: str, x: Tensor) -> None:
-    """Raise where a gradient is zero because the score does not depend on the place at all."""
+def refuse_unused(where: str, score: Score, at: interception.Address, x: Tensor) -> None:
+    """Raise where an explanation is zero because the score does not depend on the place at all."""
+    score = getattr(score, "of", score)  # rules change no way, and what they follow cannot be listed
     with interception.aside():
         try:
             graph = native.outside(lambda: _Graph(score, _probe(x)))
         except RuntimeError:  # a score that holds tensors of an enclosing transform cannot be looked at alone
             return
-    passed = [p for p in graph.passed if str(p.at) == name]
+    passed = [p for p in graph.passed if p.at == at]
     if passed and not graph.used(passed[0]):
         raise ValueError(
             check.problem(
-                "places",
+                where,
                 "a place that the score depends on",
-                f"{name!r}, from which no gradient leads to the score",
+                f"{str(at)!r}, from which no gradient leads to the score",
                 "It lies behind what the score uses, or its result is thrown away",
             )
         )
@@ -709,10 +884,11 @@ class _Graph:
         self.readers: dict[Any, list[tuple[Any, Any, float]]] = {}
         for vertex, into in self.ways.items():
             self.readers.setdefault(vertex[0], []).extend((vertex, node, time) for node, time in into)
+        self.calls = Counter({p.at.side: p.at.call + 1 for p in self.passed})
         self.names: dict[Any, str] = {}  # of each tensor the first
         for passed in self.passed:
             if passed.vertex is not None:
-                self.names.setdefault(passed.vertex, str(passed.at))
+                self.names.setdefault(passed.vertex, self.label(passed))
 
     def _ways(self, roots: Sequence[Any]) -> dict[Any, list[tuple[Any, float]]]:
         """What reads each vertex on a way from the input to the result: consumers with their time."""
@@ -748,6 +924,10 @@ class _Graph:
     def _time(self, node: Any) -> float:
         return -1.0 if node is self.start else float(node._sequence_nr())
 
+    def label(self, passed: Passed) -> str:
+        """How to ask for it: with the number of the call if there are several."""
+        return passed.at.in_full if self.calls[passed.at.side] > 1 else str(passed.at)
+
     def used(self, passed: Passed) -> bool:
         """Whether a way from the input to the result leads through it."""
         return passed.vertex in self.ways
@@ -755,7 +935,7 @@ class _Graph:
     def first_name(self, passed: Passed) -> str:
         """Another name that its tensor had before, or nothing."""
         first = self.names.get(passed.vertex, "")
-        return "" if first == str(passed.at) else first
+        return "" if first == self.label(passed) else first
 
     def beside(self, chosen: Sequence[Passed]) -> tuple[str, ...]:
         """The places that carry what bypasses the chosen ones, as of the time of the last of them."""
@@ -773,7 +953,7 @@ class _Graph:
             and self._bypassed(since, vertex[0])
         ]
         found = {self._carrier(vertex, now) for vertex in crossing}
-        order = ["input", *(str(p.at) for p in self.passed)]
+        order = ["input", *map(self.label, self.passed)]
         return tuple(sorted((n for n in found if n is not None), key=order.index))
 
     def _bypassed(self, since: dict[Any, float], goal: Any = None) -> bool:
@@ -799,7 +979,7 @@ class _Graph:
         So the output of a block that a skip connection carries, not the layer that also feeds what comes next.
         """
         first = min(time for _, time in self.ways[vertex] if time > now)
-        fitting = [str(p.at) for p in self.passed if p.vertex == vertex and p.time < first]
+        fitting = [self.label(p) for p in self.passed if p.vertex == vertex and p.time < first]
         return fitting[-1] if fitting else self._named(vertex)
 
     def _named(self, vertex: Any) -> str | None:

@@ -18,10 +18,14 @@ once and freezes it: the score is then as smooth as the model, gradients describ
 baseline it is the *same* score. ``dynamic=True`` recomputes the mask at every evaluation: then the score may
 jump where voxels change class, its gradient does not know of the jumps, and completeness fails by their sum.
 Where a dynamic mask is empty the score is 0; an empty frozen mask is an error.
+
+Class numbers, part numbers and the indices of voxels are ints, or integer tensors where examples differ:
+``batched(lambda x, t: gradient(logit(model, t))(x))(xs, targets)`` explains each image for a class of its own.
+One that does not exist is refused, also if only one example of a batch has it.
 """
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +39,7 @@ from esegeta._types import Model, Score
 from esegeta.engine import check, levels
 
 Mask = Callable[[Tensor], Tensor]
+Whole = int | Tensor  # a tensor of shape () where examples differ
 
 # Examples in the registry fit a one-channel model on a grid of 4 x 4 voxels (and vectors of one or more).
 _GRID = torch.ones(4, 4, dtype=torch.bool)
@@ -45,7 +50,7 @@ _GRID = torch.ones(4, 4, dtype=torch.bool)
 
 def _output(where: str, model: Model, x: Tensor, kind: str = "map") -> Tensor:
     """Run the model on one example and refuse what is not a floating ``(K, *S)`` map or ``(K,)`` vector."""
-    z: object = model(x)
+    z: object = model(check.tensor(where, "x", x))
     if not isinstance(z, Tensor):
         raise TypeError(
             check.problem(
@@ -90,29 +95,40 @@ def _output(where: str, model: Model, x: Tensor, kind: str = "map") -> Tensor:
     )
 
 
-def _target(where: str, target: object, name: str = "target") -> int:
-    """Refuse anything but a class number; how many classes there are is known at the first call."""
-    if isinstance(target, bool) or not isinstance(target, numbers.Integral) or target < 0:
-        raise ValueError(
-            check.problem(where, f"{name} to be a class number 0, 1, ...", repr(target), "Choose one")
-        )
-    return int(target)
+def _whole(where: str, name: str, value: object, advice: str = "Choose one") -> Whole:
+    """Refuse anything but a whole number from 0 on; how many there are is known at the first call."""
+    if isinstance(value, Tensor):
+        return check.whole(where, name, value, (), advice)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= int(value) < 2**31:
+        raise ValueError(check.problem(where, f"{name} 0, 1, ...", repr(value), advice))
+    return int(value)
 
 
-def _within(i: object, n: int) -> bool:
-    return isinstance(i, numbers.Integral) and 0 <= int(i) < n
+def _target(where: str, target: object, name: str = "target") -> Whole:
+    return _whole(where, f"{name} to be a class number", target)
 
 
-def _in_range(where: str, z: Tensor, target: int, exclusive: bool) -> None:
+def _shown(index: Iterable[object]) -> str:
+    """An index as Python writes it, with the numbers of all examples where it holds tensors."""
+    numbers = [check.values(i) if isinstance(i, Tensor) else repr(i) for i in index]
+    return f"({numbers[0]},)" if len(numbers) == 1 else f"({', '.join(numbers)})"
+
+
+def _not_below(i: Whole, n: int) -> bool:
+    """Whether a number is n or more, for any example."""
+    return levels.true_anywhere(i >= n) if isinstance(i, Tensor) else i >= n
+
+
+def _in_range(where: str, z: Tensor, target: Whole, exclusive: bool) -> None:
     channels = z.shape[0]
     classes = 2 if exclusive and channels == 1 else channels
-    if target >= classes:
+    if _not_below(target, classes):
         note = " (one channel counts as two classes)" if exclusive and channels == 1 else ""
         raise ValueError(
             check.problem(
                 where,
                 f"a target below {classes}, for the K = {channels} channels of the model{note}",
-                f"target {target}",
+                f"target {check.values(target)}",
                 "Count classes from 0",
             )
         )
@@ -126,33 +142,56 @@ def _softmaxed(z: Tensor, exclusive: bool) -> bool:
     return exclusive and z.shape[0] > 1
 
 
-def _logit(where: str, z: Tensor, target: int, exclusive: bool) -> Tensor:
+def _logit(where: str, z: Tensor, target: Whole, exclusive: bool) -> Tensor:
     _in_range(where, z, target, exclusive)
     if exclusive and z.shape[0] == 1:
-        return z[0] if target else -z[0]
-    return z[target]
+        return _either(target, z[0], -z[0])
+    return _channel(z, target)
 
 
-def _probability(where: str, z: Tensor, target: int, exclusive: bool) -> Tensor:
+def _channel(z: Tensor, target: Whole) -> Tensor:
+    """One channel; vmap cannot index with a number that differs between examples, but it can gather."""
+    if not isinstance(target, Tensor):
+        return z[target]
+    return z.gather(0, target.to(z.device).expand(1, *z.shape[1:])).squeeze(0)
+
+
+def _others(z: Tensor, target: Whole) -> Tensor:
+    """All channels but one."""
+    if not isinstance(target, Tensor):
+        return torch.cat([z[:target], z[target + 1 :]])
+    i = torch.arange(len(z) - 1, device=z.device)
+    i = i + (i >= target.to(z.device))
+    return z.gather(0, i.reshape(-1, *[1] * (z.ndim - 1)).expand(-1, *z.shape[1:]))
+
+
+def _either(target: Whole, one: Tensor, zero: Tensor) -> Tensor:
+    """Of two classes the map of the target."""
+    if not isinstance(target, Tensor):
+        return one if target else zero
+    return torch.where(target.to(one.device) == 1, one, zero)
+
+
+def _probability(where: str, z: Tensor, target: Whole, exclusive: bool) -> Tensor:
     own = _logit(where, z, target, exclusive)
-    return z.softmax(0)[target] if _softmaxed(z, exclusive) else own.sigmoid()
+    return _channel(z.softmax(0), target) if _softmaxed(z, exclusive) else own.sigmoid()
 
 
-def _log_probability(where: str, z: Tensor, target: int, exclusive: bool) -> Tensor:
+def _log_probability(where: str, z: Tensor, target: Whole, exclusive: bool) -> Tensor:
     own = _logit(where, z, target, exclusive)
-    return z.log_softmax(0)[target] if _softmaxed(z, exclusive) else logsigmoid(own)
+    return _channel(z.log_softmax(0), target) if _softmaxed(z, exclusive) else logsigmoid(own)
 
 
-def _predicted(where: str, z: Tensor, target: int, exclusive: bool) -> Tensor:
+def _predicted(where: str, z: Tensor, target: Whole, exclusive: bool) -> Tensor:
     _in_range(where, z, target, exclusive)
     if _softmaxed(z, exclusive):
-        return z.argmax(0) == target
+        return z.argmax(0) == (target.to(z.device) if isinstance(target, Tensor) else target)
     if exclusive:
-        return z[0] > 0 if target else z[0] <= 0
-    return z[target] > 0
+        return _either(target, z[0] > 0, z[0] <= 0)
+    return _channel(z, target) > 0
 
 
-def predicted_mask(z: Tensor, target: int, *, exclusive: bool = True) -> Tensor:
+def predicted_mask(z: Tensor, target: Whole, *, exclusive: bool = True) -> Tensor:
     r"""Where an output predicts a class: :math:`M_v = 1[\hat y_v = c]`.
 
     The building block of frozen masks: ``region(model, 1, predicted_mask(model(x), 1))`` is
@@ -172,7 +211,10 @@ def predicted_mask(z: Tensor, target: int, *, exclusive: bool = True) -> Tensor:
         >>> predicted_mask(torch.tensor([[-1., 0., 3.]]), 0).tolist()
         [True, True, False]
     """
-    return _predicted("predicted_mask", z.detach(), _target("predicted_mask", target), exclusive)
+    here = "predicted_mask"
+    if check.floating(here, "z", z).ndim == 0:
+        raise ValueError(check.problem(here, "an output (K, *S)", check.describe(z), "Pass model(x)"))
+    return _predicted(here, z.detach(), _target(here, target), check.flag(here, "exclusive", exclusive))
 
 
 def _otsu(n: Tensor) -> Tensor:
@@ -235,7 +277,7 @@ class _Parts(torch.autograd.Function):
 
 def _given(where: str, mask: Tensor, empty: str = "no voxel is True") -> Mask:
     """A constant mask as a function of the output, checked once for content and at each call for fit."""
-    if mask.dtype != torch.bool:
+    if check.tensor(where, "the mask", mask).dtype != torch.bool:
         raise TypeError(check.problem(where, "a boolean mask", check.describe(mask), "Use mask > 0"))
     mask = mask.detach()
     if levels.true_anywhere(~mask.any()):
@@ -316,7 +358,7 @@ def _sum(values: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(mask, values, 0).sum()
 
 
-def _summed(where: str, model: Model, target: int, exclusive: bool, mask: Mask) -> Score:
+def _summed(where: str, model: Model, target: Whole, exclusive: bool, mask: Mask) -> Score:
     def score(x: Tensor) -> Tensor:
         z = _output(where, model, x)
         return _sum(_logit(where, z, target, exclusive), mask(z))
@@ -329,7 +371,7 @@ def _summed(where: str, model: Model, target: int, exclusive: bool, mask: Mask) 
 
 @reducer(mask=True, example={"target": 1})
 def predicted_class_sum(
-    model: Model, target: int, *, at: Tensor | None = None, dynamic: bool = False, exclusive: bool = True
+    model: Model, target: Whole, *, at: Tensor | None = None, dynamic: bool = False, exclusive: bool = True
 ) -> Score:
     r"""The scores of a class, summed where that class is predicted: the usual choice for segmentation.
 
@@ -362,7 +404,7 @@ def predicted_class_sum(
     """
     here = "predicted_class_sum"
     target = _target(here, target)
-    empty = f"class {target} is predicted nowhere at x"
+    empty = f"class {check.values(target)} is predicted nowhere at x"
     mask = _frozen(here, model, lambda z: _predicted(here, z, target, exclusive), at, dynamic, empty)
     return _summed(here, model, target, exclusive, mask)
 
@@ -432,7 +474,7 @@ def otsu_sum(
 
 
 @reducer(example={"target": 1})
-def class_sum(model: Model, target: int, *, exclusive: bool = True) -> Score:
+def class_sum(model: Model, target: Whole, *, exclusive: bool = True) -> Score:
     r"""The scores of a class, summed over the whole map.
 
     .. math:: F(x) = \sum_v z_{c,v}
@@ -459,7 +501,7 @@ def class_sum(model: Model, target: int, *, exclusive: bool = True) -> Score:
 
 
 @reducer(example={"target": 1})
-def class_mean(model: Model, target: int, *, of: str = "logits", exclusive: bool = True) -> Score:
+def class_mean(model: Model, target: Whole, *, of: str = "logits", exclusive: bool = True) -> Score:
     r"""The scores of a class, averaged over the whole map: global average pooling.
 
     .. math:: F(x) = \frac1{|S|} \sum_v z_{c,v} \quad\text{or}\quad \frac1{|S|} \sum_v p_{c,v}
@@ -494,7 +536,7 @@ def class_mean(model: Model, target: int, *, of: str = "logits", exclusive: bool
 
 
 @reducer(example={"target": 1, "index": (1, 2)})
-def voxel(model: Model, target: int, index: Sequence[int], *, exclusive: bool = True) -> Score:
+def voxel(model: Model, target: Whole, index: Sequence[Whole] | Tensor, *, exclusive: bool = True) -> Score:
     r"""The score of a class at one voxel: why *here*?
 
     .. math:: F(x) = z_{c,v}
@@ -502,7 +544,8 @@ def voxel(model: Model, target: int, index: Sequence[int], *, exclusive: bool = 
     Args:
         model: ``(C, *S) -> (K, *S)``.
         target: class number.
-        index: the voxel, one whole number for each spatial axis of the output.
+        index: the voxel, one whole number for each spatial axis of the output; a tensor of them where
+            examples differ.
         exclusive: False where channels are independent labels.
 
     Returns:
@@ -516,28 +559,42 @@ def voxel(model: Model, target: int, index: Sequence[int], *, exclusive: bool = 
     """
     here = "voxel"
     target = _target(here, target)
-    index = tuple(index)
+    advice = "Index the voxels of the output map, in array order"
+    if isinstance(index, Tensor) and index.ndim == 1:
+        index = check.whole(here, "the index", index, tuple(index.shape), advice).unbind()
+    if isinstance(index, (Tensor, str)) or not isinstance(index, Iterable):
+        got = check.describe(index)
+        raise TypeError(check.problem(here, "an index: a whole number for each spatial axis", got, advice))
+    at, got = tuple(index), f"index {_shown(index)}"
+    for i in at:
+        if isinstance(i, Tensor):
+            check.whole(here, "an index of whole numbers", i, (), advice)
+        elif isinstance(i, bool) or not isinstance(i, numbers.Integral) or not 0 <= int(i) < 2**31:
+            raise ValueError(check.problem(here, "an index of whole numbers 0, 1, ...", got, advice))
 
     def score(x: Tensor) -> Tensor:
         z = _output(here, model, x)
         size = tuple(z.shape[1:])
-        if len(index) != len(size) or not all(map(_within, index, size)):
+        if len(at) != len(size) or any(map(_not_below, at, size)):
             raise ValueError(
                 check.problem(
                     here,
                     f"an index with {len(size)} numbers, from 0 to below {size}",
-                    f"index {index}",
-                    "Index the voxels of the output map, in array order",
+                    got,
+                    advice,
                 )
             )
-        return _logit(here, z, target, exclusive)[index]
+        scores = _logit(here, z, target, exclusive)
+        for i in at:
+            scores = _channel(scores, i)
+        return scores
 
     return score
 
 
 @reducer(example={"target": 1, "mask": _GRID})
 def region(
-    model: Model, target: int, mask: Tensor, *, average: bool = False, exclusive: bool = True
+    model: Model, target: Whole, mask: Tensor, *, average: bool = False, exclusive: bool = True
 ) -> Score:
     r"""The scores of a class, summed or averaged over a region that you choose.
 
@@ -576,8 +633,8 @@ def region(
 @reducer(mask=True, example={"target": 1, "k": 0})
 def component(
     model: Model,
-    target: int,
-    k: int = 0,
+    target: Whole,
+    k: Whole = 0,
     *,
     at: Tensor | None = None,
     dynamic: bool = False,
@@ -609,18 +666,18 @@ def component(
     """
     here = "component"
     target = _target(here, target)
-    check.positive_count(here, "k", k, least=0)
+    k = _whole(here, "k to be the number of a part", k)
 
     def mask_of(z: Tensor) -> Tensor:
         return _Parts.apply(_predicted(here, z, target, exclusive)) == k + 1
 
-    empty = f"the prediction of class {target} at x has no part k={k} (the largest is 0)"
+    empty = f"the prediction of class {check.values(target)} at x has no part k={check.values(k)} (the largest is 0)"
     return _summed(here, model, target, exclusive, _frozen(here, model, mask_of, at, dynamic, empty))
 
 
 @reducer(mask=True, example={"target": 1})
 def boundary(
-    model: Model, target: int, *, at: Tensor | None = None, dynamic: bool = False, exclusive: bool = True
+    model: Model, target: Whole, *, at: Tensor | None = None, dynamic: bool = False, exclusive: bool = True
 ) -> Score:
     r"""The scores of a class, summed along the boundary of its prediction: why does it end *there*?
 
@@ -651,7 +708,7 @@ def boundary(
     def mask_of(z: Tensor) -> Tensor:
         return spatial.boundary(_predicted(here, z, target, exclusive))
 
-    empty = f"class {target} has no boundary at x, it is predicted nowhere or everywhere"
+    empty = f"class {check.values(target)} has no boundary at x, it is predicted nowhere or everywhere"
     return _summed(here, model, target, exclusive, _frozen(here, model, mask_of, at, dynamic, empty))
 
 
@@ -659,7 +716,7 @@ def boundary(
 
 
 @reducer(example={"target": 1})
-def soft_count(model: Model, target: int, *, exclusive: bool = True) -> Score:
+def soft_count(model: Model, target: Whole, *, exclusive: bool = True) -> Score:
     r"""The expected number of voxels of a class: the volume that the model sees, with a gradient.
 
     .. math:: F(x) = \sum_v p_{c,v}
@@ -685,7 +742,7 @@ def soft_count(model: Model, target: int, *, exclusive: bool = True) -> Score:
 
 
 @reducer(output="any", example={"target": 1})
-def margin(model: Model, target: int, other: int | None = None, mask: Tensor | None = None) -> Score:
+def margin(model: Model, target: Whole, other: Whole | None = None, mask: Tensor | None = None) -> Score:
     r"""How far a class leads another, or all others: why this class *and not that one*?
 
     .. math::
@@ -716,8 +773,11 @@ def margin(model: Model, target: int, other: int | None = None, mask: Tensor | N
     """
     here = "margin"
     target = _target(here, target)
-    if other is not None and _target(here, other, "other") == target:
-        raise ValueError(check.problem(here, "two classes", f"{target} twice", "Choose another class"))
+    if other is not None:
+        other = _target(here, other, "other")
+        if levels.true_anywhere(torch.as_tensor(other == target)):
+            got = f"{check.values(target)} twice"
+            raise ValueError(check.problem(here, "two classes", got, "Choose another class"))
     inside = None if mask is None else _given(here, mask)
 
     def score(x: Tensor) -> Tensor:
@@ -727,9 +787,9 @@ def margin(model: Model, target: int, other: int | None = None, mask: Tensor | N
         if z.shape[0] == 1:
             lead = _logit(here, z, target, exclusive=True)
         elif other is not None:
-            lead = z[target] - z[other]
+            lead = _channel(z, target) - _channel(z, other)
         else:
-            lead = z[target] - torch.cat([z[:target], z[target + 1 :]]).logsumexp(0)
+            lead = _channel(z, target) - _others(z, target).logsumexp(0)
         return _sum(lead, inside and inside(z))
 
     return score
@@ -738,7 +798,7 @@ def margin(model: Model, target: int, other: int | None = None, mask: Tensor | N
 @reducer(output="any", mask=True, example={"target": 1})
 def finer(
     model: Model,
-    target: int,
+    target: Whole,
     *,
     at: Tensor | None = None,
     dynamic: bool = False,
@@ -790,8 +850,9 @@ def finer(
 
     def rivals(z: Tensor) -> tuple[Tensor, Tensor]:
         z = classes(z)
-        gap = (z - z[target]).abs()
-        own = torch.arange(len(z), device=z.device).reshape(-1, *[1] * (z.ndim - 1)) == target
+        gap = (z - _channel(z, target)).abs()
+        number = target.to(z.device) if isinstance(target, Tensor) else target
+        own = torch.arange(len(z), device=z.device).reshape(-1, *[1] * (z.ndim - 1)) == number
         nearest = torch.where(own, float("inf"), gap).argsort(stable=True, dim=0)[: min(k, len(z) - 1)]
         return nearest, z.gather(0, nearest).softmax(0)
 
@@ -803,14 +864,17 @@ def finer(
     if z_at is None or z_at.ndim == 1:
         mask: Mask = mask_of
     else:
-        mask = _given(here, mask_of(z_at), f"class {target} is predicted nowhere at x")
+        mask = _given(here, mask_of(z_at), f"class {check.values(target)} is predicted nowhere at x")
 
     def score(x: Tensor) -> Tensor:
         z = _output(here, model, x, "any")
+        if z_at is not None and z.shape != z_at.shape:
+            got, advice = check.describe(z), "A frozen score fits inputs of one size"
+            raise ValueError(check.problem(here, f"an output {tuple(z_at.shape)} as at x", got, advice))
         inside = mask(z.detach()) if z.ndim > 1 else None
         nearest, share = frozen or rivals(z.detach())
         z = classes(z)
-        lead = z[target] - alpha * (share.to(z.dtype) * z.gather(0, nearest)).sum(0)
+        lead = _channel(z, target) - alpha * (share.to(z.dtype) * z.gather(0, nearest)).sum(0)
         return lead if inside is None else _sum(lead, inside) / inside.sum().clamp(min=1)
 
     return score
@@ -818,7 +882,7 @@ def finer(
 
 @reducer(output="any", example={"target": 1})
 def log_probability(
-    model: Model, target: int, *, mask: Tensor | None = None, exclusive: bool = True
+    model: Model, target: Whole, *, mask: Tensor | None = None, exclusive: bool = True
 ) -> Score:
     r"""The log-probability of a class, summed over a region.
 
@@ -888,7 +952,7 @@ def negative_loss(
     """
     here = "negative_loss"
     check.one_of(here, "kind", kind, ("cross_entropy", "dice"))
-    if labels.is_floating_point() or labels.is_complex():
+    if check.tensor(here, "labels", labels).is_floating_point() or labels.is_complex():
         raise TypeError(
             check.problem(here, "labels of an integer dtype", check.describe(labels), "Use labels.long()")
         )
@@ -972,7 +1036,7 @@ def uncertainty(model: Model, *, exclusive: bool = True) -> Score:
 
 
 @reducer(differentiable=False, example={"target": 1})
-def predicted_count(model: Model, target: int, *, exclusive: bool = True) -> Score:
+def predicted_count(model: Model, target: Whole, *, exclusive: bool = True) -> Score:
     r"""The number of voxels that are predicted as a class: for methods that need only values.
 
     .. math:: F(x) = |\{v : \hat y_v = c\}|
@@ -1014,7 +1078,7 @@ def predicted_count(model: Model, target: int, *, exclusive: bool = True) -> Sco
 
 
 @reducer(output="vector", example={"target": 1})
-def logit(model: Model, target: int, *, exclusive: bool = True) -> Score:
+def logit(model: Model, target: Whole, *, exclusive: bool = True) -> Score:
     r"""The score of a class before softmax: the usual choice for classification.
 
     .. math:: F(x) = z_c
@@ -1038,7 +1102,7 @@ def logit(model: Model, target: int, *, exclusive: bool = True) -> Score:
 
 
 @reducer(output="vector", example={"target": 1})
-def probability(model: Model, target: int, *, exclusive: bool = True) -> Score:
+def probability(model: Model, target: Whole, *, exclusive: bool = True) -> Score:
     r"""The probability of a class.
 
     .. math:: F(x) = p_c

@@ -153,7 +153,7 @@ def dilate(mask: Bool[Tensor, "..."], *, faces: bool = True) -> Bool[Tensor, "..
 
     Reference: Serra, Image Analysis and Mathematical Morphology, 1982.
     """
-    return _grow(_mask("dilate", mask), faces)
+    return _grow(_mask("dilate", mask), check.flag("dilate", "faces", faces))
 
 
 def erode(mask: Bool[Tensor, "..."], *, faces: bool = True) -> Bool[Tensor, "..."]:
@@ -176,7 +176,7 @@ def erode(mask: Bool[Tensor, "..."], *, faces: bool = True) -> Bool[Tensor, "...
 
     Reference: Serra, Image Analysis and Mathematical Morphology, 1982.
     """
-    return ~_grow(~_mask("erode", mask), faces)
+    return ~_grow(~_mask("erode", mask), check.flag("erode", "faces", faces))
 
 
 def boundary(mask: Bool[Tensor, "..."], *, faces: bool = True) -> Bool[Tensor, "..."]:
@@ -198,6 +198,7 @@ def boundary(mask: Bool[Tensor, "..."], *, faces: bool = True) -> Bool[Tensor, "
     Reference: Serra, Image Analysis and Mathematical Morphology, 1982.
     """
     mask = _mask("boundary", mask)
+    check.flag("boundary", "faces", faces)
     return _grow(mask, faces) & _grow(~mask, faces)
 
 

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from esegeta._facts import named
 from esegeta._types import Method
 from esegeta.engine import check
+from esegeta.engine.gradient import name_of
 
 
 def on_trees(method: Method) -> Method:
@@ -32,7 +34,11 @@ def on_trees(method: Method) -> Method:
         ([[3.0, 3.0]], 3.0)
     """
 
+    check.function("on_trees", "a method", method, "Pass for example esegeta.gradient")
+
     def on_tree(score: Any, **static: Any) -> Any:
+        check.score("on_trees", score)
+
         def explain(tree: Any, *refs: Any, **kwargs: Any) -> Any:
             leaves, spec = tree_flatten(tree)
             for i, leaf in enumerate(leaves):
@@ -65,6 +71,6 @@ def on_trees(method: Method) -> Method:
 
             return part(method(lambda v: score(part(v)), **static)(join(tree), *map(join, refs), **kwargs))
 
-        return explain
+        return named(explain, f"on_trees({name_of(method)})")
 
     return on_tree

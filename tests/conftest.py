@@ -1,11 +1,17 @@
 import importlib
 import os
 
-import pytest
-import torch
+# The tensors of the tests are small, and pytest runs one worker a core: threads would only wait for each other.
+# In the environment, for what tests start as well. Whoever sets OMP_NUM_THREADS gets as many.
+THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1")
+for library in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+    os.environ.setdefault(library, THREADS)
 
-if os.environ.get("PYTEST_XDIST_WORKER"):
-    torch.set_num_threads(1)  # the workers share the cores
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+if THREADS.isdigit():
+    torch.set_num_threads(int(THREADS))  # a plugin may have imported torch before
 
 # What these register is for worker processes. Imported here it would be tested as if it were a method.
 collect_ignore = ["pipeline_parts.py", "pipeline_driver.py", "pool_tasks.py"]

@@ -394,9 +394,9 @@ RULES = (
     ),
     Mutant(
         "secants with the sign of the reference",
-        "esegeta.rules.deeplift",
-        "(y - y0) / torch.where(small, 1, apart)), shape)",
-        "(y0 - y) / torch.where(small, 1, apart)), shape)",
+        "esegeta.rules.secants",
+        "torch.where(small, middle, (y - y0) / torch.where(small, 1, a - b))",
+        "torch.where(small, middle, (y0 - y) / torch.where(small, 1, a - b))",
         "a difference the wrong way round",
         tests=("tests/test_rules_deeplift.py::test_complete",),
     ),
@@ -411,8 +411,8 @@ RULES = (
     Mutant(
         "softmax by the arithmetic mean",
         "esegeta.rules.deeplift",
-        "parts = (log_mean(x, x0) - log_mean(total, total0)).exp()",
-        "parts = ((x + x0) / 2 - (total + total0) / 2).exp()",
+        "mean = log_mean(likely, likely0).exp()",
+        "mean = (likely.exp() + likely0.exp()) / 2",
         "a mean that is nearly right",
         tests=("tests/test_rules_deeplift.py::test_complete",),
     ),

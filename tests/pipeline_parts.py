@@ -9,6 +9,7 @@ import time
 import torch
 from pipeline_network import network as network
 
+from esegeta import execution, occlusion
 from esegeta._registry import method
 
 
@@ -53,7 +54,43 @@ def slow(score, *, seconds: float | int = 0.5):
     return explain
 
 
+@method(refs=("baseline",), needs="values", paper="")
+def slow_occlusion(score, *, size: int = 2, seconds: float | int = 0.1):
+    """Occlusion of a score that takes its time."""
+
+    def late(x):
+        time.sleep(seconds)
+        return score(x)
+
+    def explain(x, baseline):
+        with execution(chunk=1, evaluation="whole"):
+            return occlusion(late, size=size)(x, baseline)
+
+    return explain
+
+
 @method(needs="values", paper="")
 def not_finite(score):
     """Divides by zero."""
     return lambda x: x / torch.zeros(())
+
+
+@method(needs="values", paper="")
+def fills_the_disk(score):
+    """Leaves no room for the file that tells of its map."""
+    import errno
+    from pathlib import Path
+
+    write = Path.write_bytes
+
+    def full(path, content):
+        if b"fills_the_disk" in content:
+            write(path, content[:7])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    def explain(x):
+        Path.write_bytes = full
+        return x * score(x)
+
+    return explain

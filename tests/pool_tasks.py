@@ -102,6 +102,11 @@ def eat_in_a_child(payload, context):
     subprocess.run([sys.executable, "-c", "import pool_tasks; pool_tasks.eat(0, 0)"], check=False)
 
 
+def eat_in_a_session(payload, context):
+    command = [sys.executable, "-c", "import pool_tasks; pool_tasks.eat(0, 0)"]
+    subprocess.run(command, check=False, start_new_session=True)
+
+
 def no_memory(payload, context):
     raise MemoryError
 
@@ -118,10 +123,27 @@ def not_json(payload, context):
     return object()
 
 
+# Ends at once, and leaves a process behind that has a session of its own and no parent that could be asked for it.
+ORPHAN = """
+import subprocess, sys
+sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+print(subprocess.Popen(sleep, start_new_session=True, stdout=subprocess.DEVNULL).pid)
+"""
+
+
 def start_a_child(payload, context):
-    """Leave a process behind, and say which."""
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    Path(payload["file"]).write_text(f"{os.getpid()} {child.pid}")
+    """Leave processes behind in every way, and say which."""
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    child = subprocess.Popen(sleep)
+    apart = subprocess.Popen(sleep, start_new_session=True, env={})
+    orphan = subprocess.run(
+        [sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    part = Path(payload["file"] + ".part")
+    part.write_text(f"{os.getpid()} {child.pid} {apart.pid} {orphan}")
+    part.rename(payload["file"])
     if payload["hang"]:
         hang(payload, context)
+    if payload.get("die"):
+        os.kill(os.getpid(), signal.SIGKILL)
     return child.pid

@@ -1,5 +1,8 @@
 """What users get wrong is refused with a text that names the function, the expectation, what came, what to do."""
 
+import contextlib
+import functools
+import inspect
 import re
 import warnings
 
@@ -10,7 +13,7 @@ from cases import make_case
 from torch import nn
 
 import esegeta as eg
-from esegeta._registry import METHODS
+from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
 from esegeta.conformance.subjects import built, subjects
 
 NAN, INF = float("nan"), float("inf")
@@ -50,54 +53,78 @@ def defaults(subject, x):
     return [kinds[k] for k in subject.refs]
 
 
-every = pytest.mark.parametrize("subject", SUBJECTS, ids=repr)
-with_refs = pytest.mark.parametrize("subject", [s for s in SUBJECTS if s.refs], ids=repr)
-evaluating = pytest.mark.parametrize(
-    "subject", [s for s in SUBJECTS if METHODS[s.name].needs != "activation"], ids=repr
+CHECKS = []
+
+
+def tried(applies):
+    """Decorators that let a check be tried on every method it applies to, with each of some values."""
+
+    def with_values(*values):
+        def add(check):
+            CHECKS.append((check, applies, values))
+            return check
+
+        return add
+
+    return with_values
+
+
+every = tried(lambda subject: True)
+with_refs = tried(lambda subject: subject.refs)
+with_key = tried(lambda subject: subject.key)
+without_key = tried(lambda subject: not subject.key)
+evaluating = tried(lambda subject: METHODS[subject.name].needs != "activation")
+differentiating = tried(lambda subject: METHODS[subject.name].needs == "gradient")
+# What a rule sends back is no gradient: where that is zero, it need not be.
+by_gradients = tried(
+    lambda subject: METHODS[subject.name].needs == "gradient" and METHODS[subject.name].differentiable
 )
-with_key = pytest.mark.parametrize("subject", [s for s in SUBJECTS if s.key], ids=repr)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=repr)
+def test_what_a_method_refuses(subject):
+    """All checks below, one after another: the traceback of a failure names the check and the value."""
+    for check, applies, values in CHECKS:
+        if applies(subject):
+            for given in [(value,) for value in values] or [()]:
+                check(subject, *given)
 
 
 # -- every method --------------------------------------------------------------------------------------------------
 
 
-@evaluating
-@pytest.mark.parametrize("score", [lambda z: z, lambda z: z.sum()[None], lambda z: 3.0, lambda z: None])
-def test_a_score_is_one_number(subject, score):
+@evaluating(lambda z: z, lambda z: z.sum()[None], lambda z: 3.0, lambda z: None)
+def a_score_is_one_number(subject, score):
     with refused((TypeError, ValueError), r"\w+", r"shape \(\)", ""):
         run(subject, score, TWO)
 
 
-@every
-@pytest.mark.parametrize("value", [None, 3, torch.ones(1), "unet"])
-def test_a_score_is_a_function(subject, value):
+@every(None, 3, [square], "unet")
+def a_score_is_a_function(subject, value):
     with refused(TypeError, subject.name, "a score: a function", "", "Compose a reducer"):
         subject.build(value)
 
 
-@every
-@pytest.mark.parametrize("value", [[1.0, 2.0], None, 3.0])
-def test_the_input_is_a_tensor(subject, value):
+@every([1.0, 2.0], None, 3.0)
+def the_input_is_a_tensor(subject, value):
     with refused(TypeError, subject.name, "x to be a torch.Tensor", type(value).__name__, "Convert"):
         run(subject, square, value)
 
 
-@every
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
-def test_the_input_is_floating(subject, dtype):
+@every(torch.int64, torch.uint8, torch.bool)
+def the_input_is_floating(subject, dtype):
     with refused(TypeError, subject.name, "x of a floating dtype", r"\(1, 2\)", r"x\.float\(\)"):
         run(subject, square, TWO.to(dtype))
 
 
-@every
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
-def test_the_input_is_finite(subject, value):
+@every(NAN, INF, -INF)
+def the_input_is_finite(subject, value):
     with refused(ValueError, subject.name, "finite values in x", "1 NaN or infinite of 2", "nan_to_num"):
         run(subject, square, torch.tensor([[1.0, value]]))
 
 
-@every
-def test_one_bad_example_of_a_batch_is_found(subject):
+@every()
+def one_bad_example_of_a_batch_is_found(subject):
     xs = torch.stack([TWO, TWO, torch.tensor([[NAN, INF]])])
     refs = defaults(subject, TWO)
     explain = eg.batched(subject.build(square), in_dims=(0, *[None] * len(refs)))
@@ -105,17 +132,16 @@ def test_one_bad_example_of_a_batch_is_found(subject):
         explain(xs, *refs, **subject.extra())
 
 
-@with_refs
-@pytest.mark.parametrize("value", [NAN, INF])
-def test_baselines_are_finite(subject, value):
+@with_refs(NAN, INF)
+def baselines_are_finite(subject, value):
     refs = defaults(subject, TWO)
     refs[0].view(-1)[0] = value
     with refused(ValueError, subject.name, f"finite values in {subject.refs[0]}", "1 NaN or infinite"):
         run(subject, square, TWO, refs)
 
 
-@with_refs
-def test_baselines_fit_the_input(subject):
+@with_refs()
+def baselines_fit_the_input(subject):
     many = subject.refs == ("baselines",)
     what = "baselines of shape" if many else "baseline with the shape of the input"
     for shape in [(1, 3), (2,), (2, 1), (1, 1, 1, 2), (), (0, 1, 2)]:
@@ -134,8 +160,8 @@ def test_baselines_fit_the_input(subject):
         run(subject, square, TWO, [0.0])
 
 
-@every
-def test_the_number_of_tensors(subject):
+@every()
+def the_number_of_tensors(subject):
     refs = defaults(subject, TWO)
     for given in ([*refs, ZERO], refs[:-1] if refs else [ZERO, ZERO]):
         with refused(
@@ -144,8 +170,8 @@ def test_the_number_of_tensors(subject):
             run(subject, square, TWO, given)
 
 
-@with_key
-def test_a_key_is_needed(subject):
+@with_key()
+def a_key_is_needed(subject):
     explain, refs = subject.build(square), defaults(subject, TWO)
     with refused(TypeError, subject.name, "key= ", "no key", "key=0"):
         explain(TWO, *refs)
@@ -157,16 +183,73 @@ def test_a_key_is_needed(subject):
             explain(TWO, *refs, key=bad)
 
 
-COUNTS = [
-    (s, name) for s in SUBJECTS for name in METHODS[s.name].example if name in ("steps", "samples", "most")
-]
+@every(0, -3, 2.5, 4.0, True, "8", None, 10**30)
+def numbers_of_steps_are_whole_and_positive(subject, value):
+    for name in {"steps", "samples", "most"} & set(METHODS[subject.name].example):
+        with refused(ValueError, subject.name, rf"{name} to be an int >= \d", re.escape(repr(value))):
+            built(METHODS[subject.name], {name: value})(square)
 
 
-@pytest.mark.parametrize(("subject", "name"), COUNTS, ids=str)
-@pytest.mark.parametrize("value", [0, -3, 2.5, 4.0, True, "8", None])
-def test_numbers_of_steps_are_whole_and_positive(subject, name, value):
-    with refused(ValueError, r"\w+", rf"{name} to be an int >= \d", re.escape(repr(value))):
-        built(METHODS[subject.name], {name: value})(square)
+@every(nn.Conv1d(1, 1, 1), nn.Sequential(nn.Dropout()), nn.Conv1d(1, 1, 1).forward, nn.Identity().eval())
+def a_network_is_not_a_score(subject, module):
+    place, advice = ["copy"] * METHODS[subject.name].place, r"esegeta\.from_module\(module\.eval"
+    for network in (module, functools.partial(module)):
+        with refused(TypeError, subject.name, "a score", "an nn.Module", advice):
+            METHODS[subject.name].fn(network, *place, **METHODS[subject.name].example)
+
+
+@every()
+def an_image_goes_into_what_comes_out(subject):
+    place = ["copy"] * METHODS[subject.name].place
+    with refused(
+        TypeError, subject.name, "positional argument", r"float32\(1, 2\)", r"what comes out: .*\)\(x"
+    ):
+        METHODS[subject.name].fn(square, *place, TWO)
+    with refused(TypeError, subject.name, "a score", r"float32\(1, 2\)", r"\(score\)\(x\)"):
+        METHODS[subject.name].fn(TWO, *place)
+
+
+@every()
+def tensors_have_names(subject):
+    explain, refs = subject.build(square), defaults(subject, TWO)
+    names = ["x", *subject.refs, *["key"] * subject.key]
+    assert list(inspect.signature(explain).parameters) == names
+    assert all(f"    {name}: " in explain.__doc__ for name in names)
+    settings = METHODS[subject.name].example
+    assert all(name in explain.__doc__.partition("\n")[0] for name in [subject.name, *settings])
+    by_name = explain(TWO, **dict(zip(subject.refs, refs, strict=True)), **subject.extra())
+    by_place = explain(TWO, *refs, **subject.extra())
+    assert torch.equal(by_name, by_place)
+    with refused(TypeError, subject.name, r"explain\(x", "the keyword 'basline'", ""):
+        explain(TWO, *refs[1:], basline=ZERO)
+    if refs:
+        with refused(TypeError, subject.name, r"explain\(x", f"{subject.refs[0]} twice", "once"):
+            explain(TWO, *refs, **{subject.refs[0]: refs[0]}, **subject.extra())
+
+
+@without_key()
+def a_key_that_nothing_is_drawn_from(subject):
+    with refused(TypeError, subject.name, r"explain\(x", "key=int 3", "leave the key out"):
+        subject.build(square)(TWO, *defaults(subject, TWO), key=3)
+
+
+@tried(lambda subject: subject.refs == ("baselines",))()
+def a_list_of_baselines(subject):
+    with refused(TypeError, subject.name, "baselines to be a torch.Tensor", "a list of 2", r"torch\.stack\("):
+        run(subject, square, TWO, [[ZERO, ZERO]])
+
+
+@tried(lambda subject: METHODS[subject.name].place)()
+def places_are_asked_for_by_the_method(subject):
+    method, settings = METHODS[subject.name].fn, METHODS[subject.name].example
+    for place in (3, "", "a#b#c", [], None):
+        with refused((TypeError, ValueError), subject.name, "a place", "", ""):
+            method(square, place, **settings)
+    with refused(TypeError, subject.name, "a place of the score", "none", "esegeta.places"):
+        method(square, **settings)
+    rewritten = lambda z: eg.name(torch.relu(z), "copy").sum()
+    with refused(ValueError, subject.name, "a place of this score", "'coyp'", ""):
+        method(rewritten, "coyp", **settings)(TWO, *defaults(subject, TWO), **subject.extra())
 
 
 @pytest.mark.parametrize(
@@ -183,31 +266,33 @@ def test_numbers_of_steps_are_whole_and_positive(subject, name, value):
         (lambda v: eg.adaptive_integrated_gradients(square, tolerance=v), "tolerance"),
     ],
 )
-@pytest.mark.parametrize("value", [-0.1, NAN, INF])
-def test_sizes_are_not_negative(make, name, value):
-    with refused(ValueError, r"\w+", f"{name} to be a finite number >= 0", re.escape(repr(value))):
-        make(value)
+def test_sizes_are_not_negative(make, name):
+    for value in (-0.1, NAN, INF, 10**30):
+        with refused(ValueError, r"\w+", f"{name} to be a finite number >= 0", re.escape(repr(value))):
+            make(value)
 
 
-@pytest.mark.parametrize("value", ["loud", None, [0.1], True])
-def test_noise_is_a_number_or_a_function(value):
-    with refused((TypeError, ValueError), r"\w+", "a number", "", ""):
-        eg.smooth(eg.gradient(square), noise=value)
+def test_noise_is_a_number_or_a_function():
+    for value in ("loud", None, [0.1], True):
+        with refused((TypeError, ValueError), r"\w+", "a number", "", ""):
+            eg.smooth(eg.gradient(square), noise=value)
 
 
 @pytest.mark.parametrize("make", [eg.smooth, eg.smooth_squared, eg.variance])
-@pytest.mark.parametrize("value", [0, -1, 2.0])
-def test_numbers_of_samples(make, value):
-    with refused(ValueError, make.__name__, "samples to be an int >= 1", re.escape(repr(value))):
-        make(eg.gradient(square), samples=value)
+def test_numbers_of_samples(make):
+    for value in (0, -1, 2.0):
+        with refused(ValueError, make.__name__, "samples to be an int >= 1", re.escape(repr(value))):
+            make(eg.gradient(square), samples=value)
 
 
 def test_quadrature_rules():
-    with refused(ValueError, "quadrature", "rule to be one of gauss-legendre, midpoint", "'simpson'"):
+    with refused(
+        ValueError, "integrated_gradients", "rule to be one of gauss-legendre, midpoint", "'simpson'"
+    ):
         eg.integrated_gradients(square, rule="simpson")
-    with refused(ValueError, "quadrature", "steps to be an int >= 2", "1"):
+    with refused(ValueError, "integrated_gradients", "steps to be an int >= 2", "1"):
         eg.integrated_gradients(square, rule="trapezoid", steps=1)
-    with refused(ValueError, "quadrature", "at most 4096 steps of gauss-legendre", "1000000000"):
+    with refused(ValueError, "integrated_gradients", "at most 4096 steps of gauss-legendre", "1000000000"):
         eg.integrated_gradients(square, steps=10**9)
     with refused(ValueError, "guided_integrated_gradients", "0 < fraction <= 1", "0"):
         eg.guided_integrated_gradients(square, fraction=0)
@@ -215,8 +300,8 @@ def test_quadrature_rules():
         eg.reduce_channels(eg.gradient(square), by="median")
 
 
-@every
-def test_statics_have_to_be_named(subject):
+@every()
+def statics_have_to_be_named(subject):
     with pytest.raises(TypeError, match="positional argument"):
         METHODS[subject.name].fn(square, *["copy"] * METHODS[subject.name].place, 3)
     with pytest.raises(TypeError, match="unexpected keyword"):
@@ -232,17 +317,13 @@ def test_a_name_that_is_almost_right():
 
 # -- scores without a gradient -------------------------------------------------------------------------------------
 
-differentiating = pytest.mark.parametrize(
-    "subject", [s for s in SUBJECTS if METHODS[s.name].needs == "gradient"], ids=repr
-)
-
 
 def logits(x):
     return torch.stack([-x[0], x[0]])
 
 
-@differentiating
-def test_a_count_is_refused_at_once(subject):
+@differentiating()
+def a_count_is_refused_at_once(subject):
     score = eg.reducers.predicted_count(logits, 1)
     with refused(
         ValueError, subject.name, "a differentiable score", "predicted_count.*identically zero", "soft_count"
@@ -250,11 +331,8 @@ def test_a_count_is_refused_at_once(subject):
         subject.build(score)
 
 
-@differentiating
-@pytest.mark.parametrize(
-    "score", [lambda z: square(z).detach(), lambda z: (z > 1).float().sum(), lambda z: torch.ones(())]
-)
-def test_a_score_that_is_cut_off_is_refused(subject, score):
+@differentiating(lambda z: square(z).detach(), lambda z: (z > 1).float().sum(), lambda z: torch.ones(()))
+def a_score_that_is_cut_off_is_refused(subject, score):
     with refused(ValueError, "gradient", "differentiable operations", "identically zero", "soft_count"):
         run(subject, score, TWO)
 
@@ -265,15 +343,12 @@ def otsu_count(z):
     return (kept / torch.where(kept == 0, 1.0, kept)).sum()
 
 
-# What a rule sends back is no gradient: where that is zero, it need not be.
-by_gradients = pytest.mark.parametrize(
-    "subject",
-    [s for s in SUBJECTS if METHODS[s.name].needs == "gradient" and METHODS[s.name].differentiable],
-    ids=repr,
-)
-
-# A method that integrates to a tolerance warns that it cannot before it gets to see that nothing can.
-patient = pytest.mark.filterwarnings("ignore::esegeta.ExecutionWarning")
+@contextlib.contextmanager
+def patient():
+    """A method that integrates to a tolerance warns that it cannot before it gets to see that nothing can."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", eg.ExecutionWarning)
+        yield
 
 
 def hasty(subject, score):
@@ -282,31 +357,24 @@ def hasty(subject, score):
     return built(METHODS[subject.name], few)(score)
 
 
-@patient
-@by_gradients
-def test_a_count_that_looks_differentiable_is_refused(subject):
+@by_gradients()
+def a_count_that_looks_differentiable_is_refused(subject):
     refs = defaults(subject, TWO)
-    with refused(
-        ValueError,
-        subject.name,
-        "a score with a gradient",
-        "varies although its gradient is zero",
-        "soft_count",
-    ):
+    varies = "varies although its gradient is zero"
+    with refused(ValueError, subject.name, "a score with a gradient", varies, "soft_count"), patient():
         hasty(subject, otsu_count)(TWO, *refs, **subject.extra())
 
 
-@patient
-@by_gradients
-def test_a_count_is_refused_in_a_batch_too(subject):
+@by_gradients()
+def a_count_is_refused_in_a_batch_too(subject):
     refs = defaults(subject, TWO)
     explain = eg.batched(hasty(subject, otsu_count), in_dims=(0, *[None] * len(refs)))
-    with refused(ValueError, subject.name, "a score with a gradient", "otsu_count"):
+    with refused(ValueError, subject.name, "a score with a gradient", "otsu_count"), patient():
         explain(torch.stack([TWO, 2 * TWO]), *refs, **subject.extra())
 
 
-@differentiating
-def test_a_saturated_score_is_not_refused(subject):
+@differentiating()
+def a_saturated_score_is_not_refused(subject):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         a = run(subject, lambda z: z.clamp(max=1).sum(), torch.full((1, 2), 2.0))
@@ -315,9 +383,8 @@ def test_a_saturated_score_is_not_refused(subject):
     assert torch.equal(local, ZERO)
 
 
-@evaluating
-@pytest.mark.parametrize("value", [NAN, INF])
-def test_a_score_is_finite(subject, value):
+@evaluating(NAN, INF)
+def a_score_is_finite(subject, value):
     with refused(ValueError, r"\w+", "finite", ""):
         run(subject, lambda z: square(z) * value, TWO)
 
@@ -343,16 +410,50 @@ def test_a_share_is_a_number():
 # -- transforms ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("subject", PLAIN, ids=repr)
-def test_transforms_refuse_what_methods_refuse(subject):
-    explain, refs = subject.build(square), defaults(subject, TWO)
-    with refused(ValueError, r"\w+", "finite values in x", "1 NaN or infinite"):
-        explain(torch.tensor([[1.0, NAN]]), *refs, **subject.extra())
-    with refused(TypeError, r"\w+", "x of a floating dtype", "int64"):
-        explain(TWO.long(), *refs, **subject.extra())
-    if subject.key:
-        with refused(TypeError, subject.name.partition("(")[0], "key= ", "no key"):
-            explain(TWO, *refs)
+def test_transforms_refuse_what_methods_refuse():
+    for subject in PLAIN:
+        explain, refs = subject.build(square), defaults(subject, TWO)
+        name = subject.name.partition("(")[0]
+        with refused(ValueError, r"\w+", "finite values in x", "1 NaN or infinite"):
+            explain(torch.tensor([[1.0, NAN]]), *refs, **subject.extra())
+        with refused(TypeError, r"\w+", "x of a floating dtype", "int64"):
+            explain(TWO.long(), *refs, **subject.extra())
+        if subject.key:
+            with refused(TypeError, name, "key= ", "no key"):
+                explain(TWO, *refs)
+        else:
+            with refused(TypeError, name, r"explain\(x", "key=int 3", "leave the key out"):
+                explain(TWO, *refs, key=3)
+        assert list(inspect.signature(explain).parameters) == ["x", *subject.refs, *["key"] * subject.key]
+        by_name = explain(TWO, **dict(zip(subject.refs, refs, strict=True)), **subject.extra())
+        assert torch.equal(by_name, explain(TWO, *refs, **subject.extra()))
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_take_explanations(name):
+    spec = TRANSFORMS[name]
+    for wrong, advice in [
+        (TWO, rf"not its map: {name}\(explain\)\(x\)"),
+        (None, "Pass the explanation"),
+        (3, "Pass the explanation"),
+        (nn.Conv1d(1, 1, 1), "from_module"),
+        (eg.gradient, r"gradient\(score\)"),
+        (eg.grad_cam, r"grad_cam\(score\)"),
+    ]:
+        with refused(TypeError, name, "an explanation", "", advice):
+            spec.fn(wrong, **spec.example)
+    for answer in (None, 3.0, (), [TWO], TWO.long()):
+        kinds = {"baseline": ZERO, "baselines": torch.zeros(3, 1, 2)}
+        refs = spec.refs(()) if spec.refs(()) is not None else spec.refs(("baseline",))
+        explain = spec.fn(lambda x, *refs, answer=answer, **extra: answer, **spec.example)
+        with refused(TypeError, name, "an explanation that returns a floating tensor", "", "one map like x"):
+            explain(TWO, *[kinds[r] for r in refs], **({"key": 7} if spec.key else {}))
+
+
+def test_what_is_done_to_values_is_done_at_every_place():
+    score = lambda x: (eg.name(2 * x, "a") * eg.name(-x, "b")).sum()
+    maps = eg.absolute(eg.layer_gradient(score, ["a", "b"]))(TWO)
+    assert [a.tolist() for a in maps] == [[[1.0, 2.0]], [[2.0, 4.0]]]
 
 
 def test_over_baselines_takes_a_stack():
@@ -481,6 +582,87 @@ def test_networks_map_batches_to_batches():
         eg.from_module(nn.Identity())(3)
     with refused(TypeError, "parametrised", r"an nn\.Module", "function"):
         eg.models.parametrised(lambda x: x)
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_reducers_refuse_networks(name):
+    """Taken for a model, a network would see the channels as its batch."""
+    spec = REDUCERS[name]
+    for network in (nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1).forward, functools.partial(nn.Dropout())):
+        with refused(
+            TypeError, name, "a model: a function", "an nn.Module", r"esegeta\.from_module\(module\.eval"
+        ):
+            spec.fn(network, **spec.example, **({"at": torch.ones(1, 4, 4)} if spec.mask else {}))
+
+
+def test_networks_are_refused_wherever_a_function_is_expected():
+    net, x = nn.Conv2d(1, 2, 1).eval(), torch.ones(1, 4, 4)
+    for name, call in {
+        **{
+            kind: lambda kind=kind: getattr(eg, kind)(net, "0")
+            for kind in ("split", "tap", "replace", "nudge")
+        },
+        **{k: lambda k=k: getattr(eg.rules, k)(net) for k in ("guided", "deconvnet", "lrp", "excitation")},
+        "places": lambda: eg.places(net, x),
+        "activation_and_gradient": lambda: eg.activation_and_gradient(net, "0"),
+        "at": lambda: eg.at("gradient", "0")(net),
+        "batched": lambda: eg.batched(net),
+        "explained": lambda: next(eg.explained(net, [x])),
+        "fuse": lambda: eg.fuse([net]),
+        "with_standard_error": lambda: eg.with_standard_error(net),
+        "on_trees": lambda: eg.on_trees(eg.gradient)(net),
+        "noise_grad": lambda: eg.noise_grad(lambda p: net, {"w": x}),
+        "deeplift": lambda: eg.rules.deeplift(net, x),
+        "coverage": lambda: eg.rules.coverage(net, x),
+        "locality": lambda: eg.locality(net, x),
+        "sliding_window": lambda: eg.models.sliding_window(net, 2),
+        "lime_fit": lambda: eg.lime_fit(net),
+        "full_gradient": lambda: eg.full_gradient(net),
+        "adaptive_integrated_gradients": lambda: eg.integrated(net),
+    }.items():
+        with refused(TypeError, name, "a function|a method", "an nn.Module, Conv2d", "from_module"):
+            call()
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_network_says_which_axis_is_missing_or_too_many(axes, channels):
+    for classes in (1, 3):
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+        net = nn.Sequential(
+            convolution(channels, 2, 3, padding=1), nn.ReLU(), convolution(2, classes, 1)
+        ).eval()
+        explain = eg.gradient(eg.reducers.class_sum(eg.from_module(net), 0))
+        x = torch.ones(channels, *[4] * axes)
+        assert explain(x).shape == x.shape
+        for wrong, advice in [
+            (x[None], "esegeta.batched"),
+            (x.expand(5, *x.shape), "esegeta.batched"),
+            (x[None, None], "one example"),
+            (x[0], r"x\[None\]"),
+            (torch.cat([x, x]), "how many there are"),
+        ]:
+            shape = rf"one example \(C,\*S\), here \({channels}, "
+            with refused(ValueError, "Sequential", shape, re.escape(f"float32{tuple(wrong.shape)}"), advice):
+                explain(wrong)
+            with refused(ValueError, "Sequential", shape, "", advice):
+                eg.batched(explain)(torch.stack([wrong, wrong]))
+
+
+class Adding(nn.Module):
+    """Adds the channel axis itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 2, 3, padding=1)
+
+    def forward(self, x):
+        return self.convolution(x[:, None]).mean((2, 3))
+
+
+def test_a_network_may_add_the_channels_itself():
+    explain = eg.gradient(eg.reducers.logit(eg.from_module(Adding().eval()), 1))
+    assert explain(torch.ones(4, 4)).shape == (4, 4)
 
 
 def test_a_module_is_not_a_score():

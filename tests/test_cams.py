@@ -1,11 +1,13 @@
 """Class activation maps against their published formulas as plain loops, on networks hooked by torch alone."""
 
 import itertools
+import warnings
 
 import jaxtyping
 import numpy as np
 import pytest
 import torch
+from rounding import assert_alike
 from torch import nn
 from torch.func import vmap
 
@@ -313,6 +315,7 @@ def test_every_setting_is_the_published_formula(name, static, kind, ndim, layer)
 # -- closed forms ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:shapley_cam. the second derivative of:esegeta.ExecutionWarning")
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 @pytest.mark.parametrize("label", [0, 2])
 def test_an_average_and_a_linear_map(ndim, label):
@@ -350,8 +353,8 @@ def test_behind_an_affine_rest_hires_cam_has_the_sum_of_the_score(ndim):
 def test_windows_go_from_hires_cam_to_grad_cam(ndim, layer):
     look = LOOKED["unet", ndim, torch.float64]
     one = eg.seg_xres_cam(look.score, layer)(look.x)
-    assert torch.equal(one, eg.hires_cam(look.score, layer)(look.x))
-    assert torch.equal(one, eg.seg_xres_cam(look.score, layer, pool="max")(look.x))
+    assert_alike(one, eg.hires_cam(look.score, layer)(look.x))
+    assert_alike(one, eg.seg_xres_cam(look.score, layer, pool="max")(look.x))
     for window in (12, 99):
         whole = eg.seg_xres_cam(look.score, layer, window=window)(look.x)
         close(whole, eg.grad_cam(look.score, layer)(look.x).numpy())
@@ -360,7 +363,22 @@ def test_windows_go_from_hires_cam_to_grad_cam(ndim, layer):
 def test_shapley_cam_of_a_piecewise_linear_score_is_grad_cam():
     look = LOOKED["unet", 2, torch.float64]
     score = eg.reducers.class_sum(eg.from_module(look.net), 1)
-    close(eg.shapley_cam(score, "bottom")(look.x), eg.grad_cam(score, "bottom")(look.x).numpy(), factor=10)
+    with pytest.warns(
+        eg.ExecutionWarning, match="^shapley_cam: the second derivative of .* is zero .*: this is grad_cam"
+    ):
+        map_ = eg.shapley_cam(score, "bottom")(look.x)
+    close(map_, eg.grad_cam(score, "bottom")(look.x).numpy(), factor=10)
+    with eg.execution() as run, pytest.warns(eg.ExecutionWarning):
+        eg.shapley_cam(score, "bottom")(look.x)
+    assert [e["event"] for e in run.events] == ["flat"]
+
+
+def test_shapley_cam_of_a_smoothed_score_has_a_second_order():
+    look = LOOKED["unet", 2, torch.float64]
+    score = eg.reducers.class_sum(eg.from_module(look.net), 1)
+    smooth = eg.rules.softplus(score, beta=5.0)
+    map_, first = (m(smooth, "bottom")(look.x) for m in (eg.shapley_cam, eg.grad_cam))
+    assert float((map_ - first).abs().max()) > 1e-3 * float(first.abs().max())
 
 
 def test_a_constant_channel_weighs_nothing_in_score_cam():
@@ -623,7 +641,7 @@ def test_fusion_passes_keys_on():
 def test_fusion_refuses_what_it_cannot_combine():
     score = lambda x: eg.name(torch.cat([x, x]), "a").sum()
     for wrong in (None, [], [3], "grad_cam"):
-        with pytest.raises(TypeError, match="fuse: expected an explanation or a sequence of them"):
+        with pytest.raises(TypeError, match="fuse: expected an explanation"):
             fuse(wrong)
     with pytest.raises(ValueError, match="fuse: expected by to be one of mean, product, max, got 'sum'"):
         fuse(eg.grad_cam(score, "a"), by="sum")
@@ -631,3 +649,95 @@ def test_fusion_refuses_what_it_cannot_combine():
         fuse(eg.at(eg.input_x_gradient, "a")(score))(torch.ones(1, 3))
     with pytest.raises(TypeError, match=r"fuse: expected x to be a torch\.Tensor"):
         fuse(eg.grad_cam(score, "a"))([1.0])
+
+
+# -- weights that are nothing but rounding -------------------------------------------------------------------------
+
+MEANS = {
+    "grad_cam": eg.grad_cam,
+    "xgrad_cam": eg.xgrad_cam,
+    "shapley_cam": eg.shapley_cam,
+    "seg_xres_cam": lambda score, place: eg.seg_xres_cam(score, place, window=64),
+}
+
+
+def normed(axes, norm="InstanceNorm", act=nn.LeakyReLU, dtype=torch.float32):
+    """Blocks of convolution, norm and activation, as in nnU-Net."""
+    torch.manual_seed(0)
+    conv, layer = getattr(nn, f"Conv{axes}d"), getattr(nn, f"{norm}{axes}d")
+    blocks = [
+        nn.Sequential(conv(1 if i == 0 else 6, 6, 3, padding=1), layer(6, affine=True), act())
+        for i in range(3)
+    ]
+    net = nn.Sequential(*blocks, conv(6, 2, 1)).to(dtype).eval()
+    x = normal(3, (1, *{1: (40,), 2: (16, 12), 3: (8, 10, 8)}[axes]), dtype=dtype)
+    return eg.reducers.predicted_class_sum(eg.from_module(net), 1, at=x), x
+
+
+def warned(explain, *args):
+    """What was recorded and what was warned of."""
+    with eg.execution() as run, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        explain(*args)
+    texts = [str(w.message) for w in said if issubclass(w.category, eg.ExecutionWarning)]
+    # Behind the last activation a score is linear, and shapley_cam says that it has no second derivative there.
+    texts = [text for text in texts if "the second derivative" not in text]
+    return [e for e in run.events if e["event"] == "vanishing weights"], texts
+
+
+@pytest.mark.parametrize("name", MEANS)
+@pytest.mark.parametrize(("axes", "dtype"), [(1, torch.float32), (2, torch.float64), (3, torch.float32)])
+def test_means_that_cancel_before_an_instance_norm_are_warned_of(name, axes, dtype):
+    act = nn.GELU if name == "shapley_cam" else nn.LeakyReLU
+    score, x = normed(axes, act=act, dtype=dtype)
+    for block in range(3):
+        (event,), (text,) = warned(MEANS[name](score, f"{block}.0"), x)
+        assert event["message"] == text
+        assert text.startswith(f"{name}: the weights of all channels at '{block}.0' are rounding errors")
+        assert f"Take a place after the norm and its activation, such as '{block}.2'" in text
+        assert "hires_cam or layer_cam" in text
+        assert event["instead"] == [f"{block}.2"]
+        for place in event["instead"]:
+            assert warned(MEANS[name](score, place), x) == ([], [])
+
+
+@pytest.mark.parametrize("name", sorted(set(CAMS) - set(MEANS) - {"cam"}))
+def test_cams_without_means_say_nothing_before_a_norm(name):
+    score, x = normed(2)
+    spec = METHODS[name]
+    extra = {"key": 0} if spec.key else {}
+    refs = (torch.zeros_like(x),) if spec.refs else ()
+    assert warned(lambda: spec.fn(score, "1.0", **spec.example)(x, *refs, **extra)) == ([], [])
+
+
+@pytest.mark.parametrize("norm", ["BatchNorm", "InstanceNorm"])
+def test_other_places_are_not_warned_of(norm):
+    score, x = normed(2, norm)
+    places = [f"{b}.{i}" for b in range(3) for i in (1, 2)] + ["0", "3"]
+    places += [f"{b}.0" for b in range(3)] if norm == "BatchNorm" else []
+    for name, make in MEANS.items():
+        if name != "shapley_cam":
+            for place in places:
+                assert warned(make(score, place), x) == ([], []), (name, place)
+    assert warned(eg.seg_xres_cam(score, "1.0", window=4), x) == ([], [])
+
+
+def test_batches_and_several_places_are_warned_of_once():
+    score, x = normed(2)
+    xs = torch.stack([x, 2 * x + 1, -x])
+    for explain in (
+        eg.batched(eg.grad_cam(score, "1.0")),
+        vmap(eg.grad_cam(score, "1.0")),
+        lambda xs: eg.batched(eg.smooth(eg.grad_cam(score, "1.0"), noise=0.1, samples=3))(xs, key=0),
+    ):
+        with eg.execution(chunk=1):
+            (event,), texts = warned(explain, xs)
+        assert texts == [event["message"]]
+        assert event["instead"] == ["1.2"]
+    events, _ = warned(eg.grad_cam(score, ["0.0", "0.2", "1.0", "2"]), x)
+    assert [e["place"] for e in events] == ["0.0", "1.0"]
+
+
+def test_the_means_of_a_gradient_that_is_zero_are_not_warned_of():
+    score = lambda x: eg.name(2 * x, "layer").relu().sum()
+    assert warned(eg.grad_cam(score, "layer"), -torch.ones(2, 5)) == ([], [])

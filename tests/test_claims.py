@@ -14,7 +14,7 @@ SUBJECTS = [*subjects(), *claims.by_rule()]
 SINGLE = [s for s in SUBJECTS if not s.composite]
 STORED = claims.stored()
 
-# Enough for what is wrong in most cases to be seen; the long profile looks for the rest.
+# Enough for what is wrong in most cases to be seen, too few to say that anything holds: the long profile does.
 CASES = 12
 
 
@@ -40,7 +40,8 @@ def pairs(chosen):
 @pytest.mark.parametrize(("subject", "axiom"), pairs(SUBJECTS))
 def test_a_claimed_axiom_holds(subject, axiom):
     verdict = verify(subject, axioms=[axiom], cases=CASES)[axiom]
-    assert verdict.kind == "holds", str(verdict)
+    assert verdict.kind == "undecided", str(verdict)
+    assert verdict.cases, str(verdict)
 
 
 @pytest.mark.long

@@ -17,7 +17,8 @@ from old_configurations import old
 import esegeta
 from esegeta import cli
 from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
-from esegeta.run import config
+from esegeta.run.config import loading as config
+from esegeta.run.executors import stopping
 
 COMMANDS = ("demo", "run", "init", "methods", "convert", "places", "verify")
 HELP_SECONDS = 0.5
@@ -187,6 +188,7 @@ def test_a_traceback_comes_only_if_asked_for(capsys):
         (RuntimeError("a\nb"), 1, "esegeta: RuntimeError: a b"),
         (OSError(28, "No space left on device"), 1, "esegeta: [Errno 28] No space left on device"),
         (KeyboardInterrupt(), 130, "esegeta: interrupted. What is finished is kept."),
+        (stopping.Terminated(signal.SIGTERM), 143, "esegeta: interrupted. What is finished is kept."),
         (ModuleNotFoundError("No module named 'jinja2'", name="jinja2"), 1, 'pip install "esegeta[viz]"'),
         (KeyError("x"), 1, "esegeta: KeyError: 'x'"),
     ],
@@ -303,10 +305,24 @@ def test_places_lists_what_a_configuration_can_name(study, capsys):
 
 def test_verify_tells_what_holds(tmp_path, capsys):
     report = tmp_path / "report.json"
-    words = ("--axioms", "linearity", "--cases", "5", "--json", str(report))
-    assert cli.main(["verify", "gradient", *words]) == 0
-    assert "linearity" in capsys.readouterr().out
-    assert json.loads(report.read_text())
+    words = ("--axioms", "linearity", "--json", str(report))
+    assert cli.main(["verify", "gradient", *words, "--cases", "40"]) == 0
+    assert "linearity                 holds          claimed" in capsys.readouterr().out
+    assert json.loads(report.read_text())["verdicts"][0]["kind"] == "holds"
+
+
+@pytest.mark.parametrize("few", [("--cases", "5"), ("--seconds", "0")])
+def test_verify_that_decides_nothing_says_so(few, capsys):
+    assert cli.main(["verify", "gradient", "--axioms", "linearity,dummy", *few]) == cli.UNDECIDED
+    out = capsys.readouterr().out
+    assert "gradient: 0 of 2 axioms hold, 2 undecided" in out
+    assert "linearity                 undecided      claimed" in out
+    assert "holds" not in out
+
+
+def test_verify_takes_what_is_no_method(capsys):
+    assert cli.main(["verify", "rules.guided", "--axioms", "same_values", "--cases", "50"]) == 0
+    assert "rules.guided: 1 of 1 laws hold" in capsys.readouterr().out
 
 
 def test_a_dry_run_writes_nothing(study, capsys):
@@ -352,7 +368,8 @@ def test_a_method_that_fails_fails_alone(study, capsys):
     assert not (study / "out").exists()
 
 
-def test_an_interrupted_run_ends_with_130(study):
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+def test_an_interrupted_run_ends_with_128_and_the_signal(study, name):
     text = (study / "study.toml").read_text()
     long = '[[methods]]\nname = "rise"\nparameters = { samples = 100000000 }\n[run]'
     (study / "study.toml").write_text(text.replace("[run]", long))
@@ -366,9 +383,10 @@ def test_an_interrupted_run_ends_with_130(study):
     done = study / "out" / ".jobs"
     while time.monotonic() < until and not (done.exists() and len(list(done.glob("*.json"))) >= 1):
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, name))
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == cli.INTERRUPTED, said
+    assert process.returncode == 128 + getattr(signal, name), said
+    assert "what is finished is kept" in said
     assert "Traceback" not in said
     assert list((study / "out").rglob("*statmap.nii.gz"))
 

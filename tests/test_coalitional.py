@@ -8,10 +8,11 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from rounding import assert_alike
 
 import esegeta as eg
-from esegeta import features, random
-from esegeta.engine.execution import Execution
+from esegeta import coalitions, features, random
+from esegeta.engine.execution import Execution, partial_share
 from esegeta.methods import hierarchy
 from esegeta.methods.lime import lime_fit
 from esegeta.methods.sobol import _points
@@ -454,7 +455,7 @@ def test_a_standard_error_is_what_answers_vary_by(name):
     assert 0.8 < float(errors.mean() / answers.std(0).mean()) < 1.2
     for times, share in ((1, 0.68), (2, 0.95)):
         assert abs(float((apart.abs() < times * errors).double().mean()) - share) < 0.06
-    assert torch.equal(found[0][0], explain(x, b, key=0))
+    assert_alike(found[0][0], explain(x, b, key=0))
 
 
 def test_too_few_samples_have_no_error_to_speak_of():
@@ -540,7 +541,7 @@ def clock(monkeypatch):
     """A deadline that passes after so many runs of the score."""
 
     class Clock:
-        runs, most = 0, 10**9
+        runs, most, share = 0, 10**9, None
 
         def watch(self, score):
             def watched(z):
@@ -563,48 +564,65 @@ def at_deadline(clock, most, explain, *args, **kwargs):
         a = explain(*args, **kwargs)
     clock.most = 10**9
     assert {e["event"] for e in execution.events} - {"evaluation"} == {"partial"}
+    clock.share = partial_share(execution.events)
+    assert 0 < clock.share < 1
     return a
 
 
-@pytest.mark.parametrize("most", [1, 2, 3, 9, 10, 25, 38])
-def test_sampling_at_a_deadline_is_complete(clock, most):
+@pytest.mark.parametrize("most", [10, 13, 20, 25, 38])
+def test_sampling_at_a_deadline_is_that_of_its_whole_samples(clock, most):
     score, x, b = game(4)
     explain = eg.shapley_sampling(clock.watch(score), samples=10)
     a = at_deadline(clock, most, explain, x, b, key=3)
-    assert clock.runs <= most + 2
+    assert clock.runs <= most
     close(a.sum(), score(x) - score(b))
-    if most == 10:  # whole samples are those of fewer samples
-        two = eg.shapley_sampling(score, samples=2)(x, b, key=3)
-        close(at_deadline(clock, 20, explain, x, b, key=3), two)
+    close(a, eg.shapley_sampling(score, samples=most // 10)(x, b, key=3))
+    assert clock.share == pytest.approx(most // 10 / 10)
 
 
-def test_parts_that_a_walk_did_not_reach_share_what_is_left(clock):
+def test_parts_that_the_first_walk_did_not_reach_are_nan(clock):
     w = torch.tensor([[1.0, 2.0, 4.0, 8.0]])
     explain = eg.shapley_sampling(clock.watch(lambda z: (w * z).sum()), samples=1)
     x = torch.ones(1, 4)
     # An order and its reverse are walked side by side: five runs are the baseline and one step of both, and one more.
     a = at_deadline(clock, 5, explain, x, 0 * x, key=0)[0]
     forth = random.permutation(random.fold_in(0, 0), 4)
-    first = torch.zeros(4)
-    for order in (forth, forth.flip(0)):
-        first[order[:1]] += w[0, order[:1]]
-        first[order[1:]] += w[0, order[1:]].mean()
-    close(a, first / 2, 1e-6)
+    # One step of both is a value of the first part of each order, and the other order did not come to it.
+    assert a.isnan().all()
+    assert clock.share == pytest.approx(5 / 10, abs=0.11)
+    a = at_deadline(clock, 8, explain, x, 0 * x, key=0)[0]
+    reached = forth[1:3]
+    close(a[reached], w[0, reached])
+    assert a[forth[[0, 3]]].isnan().all()
 
 
 def test_a_deadline_between_a_sample_and_its_first_run(clock, monkeypatch):
-    """Nothing is known of the sample but the end points: all parts share their difference."""
+    """The samples before it count; without any there is nothing to give."""
     score, x, b = game(4)
+    walker, late_from = coalitions.walker, 0
 
-    def late(*args, **kwargs):
-        clock.most = 0
-        raise eg.DeadlineExceeded
+    def watched(*args, **kwargs):
+        along, calls = walker(*args, **kwargs), []
 
-    monkeypatch.setattr("esegeta.coalitions.walker", lambda *args, **kwargs: late)
+        def walks(orders):
+            if len(calls) >= late_from:
+                clock.most = 0
+                raise eg.DeadlineExceeded("the deadline passed before a run")
+            calls.append(1)
+            return along(orders)
+
+        return walks
+
+    monkeypatch.setattr("esegeta.coalitions.walker", watched)
     clock.runs, clock.most = 0, 5
-    with pytest.warns(eg.ExecutionWarning, match="at the beginning of a sample"):
-        a = eg.shapley_sampling(score, samples=1)(x, b, key=3)
-    close(a, ((score(x) - score(b)) / 4).expand(1, 4))
+    with pytest.raises(eg.DeadlineExceeded):
+        eg.shapley_sampling(score, samples=3)(x, b, key=3)
+    late_from = 2
+    clock.runs, clock.most = 0, 5
+    with pytest.warns(eg.ExecutionWarning, match="the first 2 of 3 samples"):
+        a = eg.shapley_sampling(score, samples=3)(x, b, key=3)
+    clock.most = 10**9
+    close(a, eg.shapley_sampling(score, samples=2)(x, b, key=3))
 
 
 def test_kernel_shap_at_a_deadline_uses_what_there_is(clock):

@@ -9,12 +9,15 @@ import tomllib
 
 import pytest
 import torch
+from rounding import assert_alike
 
 from esegeta import reducers
 from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
 from esegeta.models import from_module
-from esegeta.run import building, catalogue, config, starter, volumes
-from esegeta.run.annotations import fits
+from esegeta.run.config import building, catalogue, starter
+from esegeta.run.config import loading as config
+from esegeta.run.config.annotations import fits
+from esegeta.run.volumes import files as volumes
 from esegeta.zoo import small_unet
 
 
@@ -123,7 +126,7 @@ def test_what_the_names_of_images_show_to_be_wrong_is_told_with_the_rest(plain, 
     assert "got -1" in only(plain, input={"files": str(tmp_path / "*.npy"), "frame": -1})
 
 
-def test_the_folder_of_a_configuration_may_have_brackets_in_its_name(plain, tmp_path):
+def test_the_folder_of_a_configuration_may_have_brackets_in_its_name(plain, tmp_path, monkeypatch):
     folder = tmp_path / "run[1]*"
     folder.mkdir()
     for name in ("a.npy", "b.npy", "c[2].npy"):
@@ -132,6 +135,7 @@ def test_the_folder_of_a_configuration_may_have_brackets_in_its_name(plain, tmp_
     found = config.load(folder / "c.json")
     names = [path.name for (path,) in volumes.expand(found.input.files)]
     assert names == ["a.npy", "b.npy", "c[2].npy"]
+    monkeypatch.chdir(folder)  # what tables may run is in the current folder
     assert config.load(config.dump(found)) == found
 
 
@@ -156,6 +160,7 @@ def test_files_of_parameters_are_relative_to_the_file_and_have_to_be_there(plain
 
 def test_a_tilde_is_the_home_folder_wherever_a_file_is_named(plain, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ESEGETA_TRUST", "~")
     for name in ("net.py", "w.pt", "a.npy"):
         (tmp_path / name).write_bytes(b"")
     plain["model"] = {"source": "net:build", "path": "~", "weights": "~/w.pt"}
@@ -442,7 +447,7 @@ def test_every_default_fits_its_parameter(name):
         ("a.json", b'{"run": 1, "run": 2}', "expected every key of a table once, got run twice"),
         ("a.json", b"[]", "to be a table, got list"),
         ("a.json", b"\xff\xfe", "to be text in UTF-8, got other bytes"),
-        ("a.json", b"[" * 100000, "levels"),
+        ("a.json", b"[" * 100000, "at most 32 tables inside one another"),
         ("a.yaml", b"", "to be a file .toml or .json"),
         (
             "a.json",
@@ -477,7 +482,8 @@ def test_nothing_in_a_configuration_is_executed(plain, tmp_path):
 
 def test_a_module_is_not_imported_before_the_run(plain, tmp_path):
     (tmp_path / "of_mine.py").write_text("raise RuntimeError('imported')")
-    assert faults(plain, model={"source": "of_mine:build", "path": str(tmp_path)}) == []
+    whole = {**plain, "model": {"source": "of_mine:build", "path": str(tmp_path)}}
+    assert config.load(whole, trust=[str(tmp_path)]).model.source == "of_mine:build"
 
 
 JUNK = [
@@ -588,10 +594,10 @@ def test_an_entry_is_built_as_a_script_would(plain, net):
     ]
     score, explain = built(plain, x, net)
     expected = eg.reducers.predicted_class_sum(net, 1, at=x)
-    assert torch.equal(score(x), expected(x))
+    assert_alike(score(x), expected(x))
     by_hand = eg.smooth(eg.over_baselines(eg.integrated_gradients(expected, steps=4)), noise=0.1, samples=3)
     baselines = torch.stack([torch.full_like(x, 0.5), torch.zeros_like(x)])
-    assert torch.equal(explain(x), by_hand(x, baselines, key=7))
+    assert_alike(explain(x), by_hand(x, baselines, key=7))
     assert explain.axioms >= {"linearity", "dummy"}
     assert "completeness" not in explain.axioms  # the mean over noise adds up to something else
     assert explain.keyed
@@ -603,12 +609,12 @@ def test_an_entry_at_a_place_is_built_as_a_script_would(plain, net):
     x = torch.randn(1, 8, 8)
     score = eg.reducers.predicted_class_sum(net, 1, at=x)
     plain["methods"] = [{"name": "gradcam", "place": "bottom.relu"}]
-    assert torch.equal(built(plain, x, net)[1](x), eg.grad_cam(score, "bottom.relu")(x))
+    assert_alike(built(plain, x, net)[1](x), eg.grad_cam(score, "bottom.relu")(x))
     plain["methods"] = [
         {"name": "ig", "parameters": {"steps": 3}, "place": "decoder.relu", "baseline": "zero"}
     ]
     by_hand = eg.at(eg.integrated_gradients, "decoder.relu")(score, steps=3)(x, torch.zeros_like(x))
-    assert torch.equal(built(plain, x, net)[1](x), by_hand)
+    assert_alike(built(plain, x, net)[1](x), by_hand)
 
 
 def test_functions_are_asked_for_by_name(plain, net):
@@ -626,14 +632,14 @@ def test_functions_are_asked_for_by_name(plain, net):
     by_hand = eg.feature_ablation(score, features=eg.features.grid(4, spacing=(2.0, 1.0)))(
         x, torch.zeros_like(x)
     )
-    assert torch.equal(explain(x), by_hand)
+    assert_alike(explain(x), by_hand)
     with pytest.raises(ValueError, match="expected an input with a size of voxels"):
         built(plain, x, net)
     plain["methods"] = [
         {"name": "gradient", "transforms": [{"name": "regions", "segments": {"name": "slic", "count": 5}}]}
     ]
     by_hand = eg.regions(eg.gradient(score), lambda x: eg.segmentation.slic(x, 5))(x)
-    assert torch.equal(built(plain, x, net)[1](x), by_hand)
+    assert_alike(built(plain, x, net)[1](x), by_hand)
 
 
 def test_baselines_that_draw_differ_and_repeat(plain, net):
@@ -667,7 +673,7 @@ def test_a_file_stands_for_a_tensor(plain, net, tmp_path):
     ]
     score, _ = built(plain, x, net, read=read)
     assert asked == ["l.npy"]
-    assert torch.equal(score(x), reducers.region(net, 1, mask)(x))
+    assert_alike(score(x), reducers.region(net, 1, mask)(x))
     with pytest.raises(ValueError, match="expected a reader of files, got none"):
         built(plain, x, net)
 

@@ -10,21 +10,11 @@ from torch.func import vmap
 import esegeta as eg
 from esegeta._registry import METHODS as REGISTERED
 from esegeta.conformance import Case, Network, contract, subjects
-from esegeta.conformance.contract import CHECKS, SMOOTH, answer, assert_near, examples, same
+from esegeta.conformance.contract import CHECKS, OF_TRANSFORMS, SMOOTH, answer, assert_near, examples, same
 from esegeta.conformance.subjects import TRANSFORMED
 
 SUBJECTS = list(subjects(hasty=True))
 METHODS = [s for s in SUBJECTS if not s.composite]
-# What a transform can break that the method inside keeps.
-OF_TRANSFORMS = (
-    "shape_and_dtype",
-    "repeatable",
-    "batched_equals_loop",
-    "chunk_free",
-    "key",
-    "keys_per_example",
-)
-
 VOLUME = Case(
     Network((2, 2, 2, 3), ("conv", "relu", ("add", "conv"), "max pool"), "sum", 5),
     torch.linspace(-2, 2, 24).reshape(2, 2, 2, 3).round(decimals=2),
@@ -67,6 +57,11 @@ def test_contract_of_transforms(subject, check):
     contract.check(check, subject)
 
 
+# The networks are piecewise linear, which a method of second derivatives warns of.
+FLAT = pytest.mark.filterwarnings("ignore:.*the second derivative of:esegeta.ExecutionWarning")
+
+
+@FLAT
 @pytest.mark.parametrize("subject", METHODS, ids=repr)
 @pytest.mark.parametrize("case", [VOLUME, SINGLE_LINE], ids=["volume", "line in single precision"])
 def test_contract_on_networks(case, subject):
@@ -74,6 +69,7 @@ def test_contract_on_networks(case, subject):
         CHECKS[check](subject, case)
 
 
+@FLAT
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", METHODS, ids=repr)
 @pytest.mark.parametrize("check", ["chunk_free", "mates_free", "any_strides", "differentiable"])

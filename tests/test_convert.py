@@ -10,8 +10,10 @@ from old_configurations import HEADERS, old
 from old_configurations import METHODS as ENTRIES
 
 from esegeta._registry import METHODS
-from esegeta.run import config, convert, original, preprocess
-from esegeta.run.volumes import Volume
+from esegeta.run.config import convert, original
+from esegeta.run.config import loading as config
+from esegeta.run.volumes import preprocess
+from esegeta.run.volumes.files import Volume
 
 DREAMS = {"lucent_render_vis", "cnn_vis_layer_visualization", "cnn_vis_DeepDream"}
 

@@ -19,7 +19,7 @@ README_HOLDS = """
 assert a.shape == calm.shape == x.shape and many.shape == xs.shape
 assert torch.allclose(many[0], a, atol=1e-3 * a.abs().max().item())
 assert layer.shape == (8, *x.shape[1:]) and [m.shape for m in maps] == [(1, 16, 16, 16)] * 2
-assert layer.isfinite().all() and torch.equal(head(trunk(x)), score(x))
+assert layer.isfinite().all() and torch.allclose(head(trunk(x)), score(x))
 assert torch.allclose(rest, a.sum() - (score(x) - score(baseline)), rtol=1e-3)
 """
 

@@ -15,8 +15,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from esegeta.run import volumes
-from esegeta.run.volumes import UnreadableInput, read
+from esegeta.run.volumes import files as volumes
+from esegeta.run.volumes.files import UnreadableInput, read
 
 MOST = 100 * 2**20  # bytes
 # Where the fields of a NIfTI-1 header begin, and how they are packed.

@@ -377,7 +377,7 @@ def test_a_false_claim_is_rejected(axiom, mutant):
 def test_a_missing_claim_is_rejected(axiom):
     modest = replace(plain(healthy), axioms=frozenset())
     assert axiom in claims.unclaimed(modest)
-    verdict = claims.counterexample(modest, axiom, cases=20)
+    verdict = claims.counterexample(modest, axiom, cases=60)
     assert not isinstance(verdict, str), "nothing shows that it is not kept"
     assert verdict.kind == "holds"
 
@@ -396,8 +396,8 @@ def test_the_checks_accept_a_healthy_method(check):
 
 
 def test_the_laws_accept_a_healthy_method():
-    report = verify(plain(healthy), axioms=["linearity", "dummy", "symmetry", "shift"], cases=20)
-    assert not report.broken, str(report)
+    report = verify(plain(healthy), axioms=["linearity", "dummy", "symmetry", "shift"], cases=60)
+    assert {v.kind for v in report.verdicts} == {"holds"}, str(report)
 
 
 @pytest.mark.usefixtures("fresh")

@@ -20,9 +20,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esegeta.run import names, outputs, volumes
-from esegeta.run.preprocess import apply
-from esegeta.run.reading import UnreadableInput, Volume
+from esegeta.run.jobs import names, outputs
+from esegeta.run.volumes import files as volumes
+from esegeta.run.volumes.preprocess import apply
+from esegeta.run.volumes.reading import UnreadableInput, Volume
 
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.4, -0.3, 0.2) @ np.diag([-1.0, 2.0, 1.5]), [5, -6, 7]
@@ -205,7 +206,8 @@ def test_the_same_map_is_the_same_bytes(tmp_path):
     code = """
         import sys, time, torch
         time.time = lambda: 1e9
-        from esegeta.run import outputs, volumes
+        from esegeta.run.jobs import outputs
+        from esegeta.run.volumes import files as volumes
         like = volumes.read(sys.argv[1])
         outputs.write_map(torch.load(sys.argv[2]), like, sys.argv[3])
     """
@@ -263,7 +265,7 @@ def test_a_killed_process_leaves_the_old_file_and_a_part_that_is_swept_away(tmp_
     outputs.write_text(tmp_path / "sub" / "x.txt", "old")
     code = """
         import sys, time
-        from esegeta.run import outputs
+        from esegeta.run.jobs import outputs
         with outputs.atomic(sys.argv[1]) as part:
             part.write_text("half")
             print("now", flush=True)
@@ -419,9 +421,13 @@ def test_labels_are_letters_and_digits_and_stay_apart(a, b):
     for text in (a, b):
         assert re.fullmatch(f"[A-Za-z0-9]{{1,{names.LONGEST}}}", names.label(text))
         assert names.label(names.label(text)) == names.label(text)
-        safe(names.subject(text + ".nii.gz"))
-    found = names.labels([a, b, a])
-    assert len({label.lower() for label in found.values()}) == len({a, b})
+        for path in (f"{text}.nii.gz", f"sub-{text}.nii.gz", f"sub-1_ses-{text}_run-{text}.nii"):
+            if "/" not in text:
+                safe(names.subject(path))
+                assert names.subject_of(names.subject(path)) == names.subject(path)
+    if a != b:
+        assert names.subject_label(a) != names.subject_label(b)
+        assert names.label(f"ä{a}") != names.label(f"ä{b}")
 
 
 def test_names_of_files_as_in_bids():
@@ -437,7 +443,7 @@ def test_names_of_files_as_in_bids():
     for path in (names.anatomy("sub-1_ses-2"), names.statmap("sub-1_ses-2", "t", "m", "overlay.png")):
         entities = path.name.split(".")[0].split("_")
         assert entities[:2] == ["sub-1", "ses-2"]
-        assert path.parts[0] == "sub-1_ses-2"
+        assert path.parts[:2] == ("sub-1", "ses-2")
     assert names.statmap("sub-1", "t", "m", "statmap.json").suffix == ".json"
 
 
@@ -445,17 +451,36 @@ def test_names_of_files_as_in_bids():
     ("name", "subject"),
     [
         ("sub-01_T1w.nii.gz", "sub-01"),
-        ("sub-AB12_ses-pre_run-1_T1w.nii", "sub-AB12_ses-pre"),
-        ("BraTS_001_t1.nii.gz", "sub-BraTS001T1"),
-        ("colin27_t1_128.nii.gz", "sub-colin27T1128"),
+        ("sub-AB12_run-1_ses-pre_T1w.nii", "sub-AB12_ses-pre_run-1"),
+        ("sub-1_space-MNI_desc-clean_T1w.nii", "sub-1"),
         ("photo.JPG", "sub-photo"),
-        (".nii", "sub-nii"),
         ("../../sub-9/../x.npy", "sub-x"),
-        ("sub-.nii", "sub-sub"),
     ],
 )
 def test_subjects_from_names(name, subject):
     assert names.subject(name) == subject
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("BraTS_001_t1.nii.gz", "sub-BraTS001T1x"),
+        (".nii", "sub-niix"),
+        ("sub-.nii", "sub-subx"),
+        ("sub-ä中.nii", "sub-ax"),
+        ("sub-中.nii", "sub-x"),
+        ("sub-A-1_T1w.nii", "sub-A1x"),
+        ("sub-01.T1.nii", "sub-01T1x"),
+        (
+            "sub-1_" + "_".join(f"{'ab'[i % 2]}{chr(99 + i)}-{'v' * 9}" for i in range(12)) + ".nii",
+            "sub-sub1",
+        ),
+    ],
+)
+def test_what_a_label_cannot_hold_is_marked(name, begins):
+    subject = names.subject(name)
+    assert re.fullmatch(re.escape(begins) + r"[A-Za-z0-9]*?x?[0-9a-f]{8}", subject), subject
+    safe(subject)
 
 
 def test_subjects_by_a_pattern():
@@ -471,23 +496,42 @@ def test_subjects_by_a_pattern():
         names.subject("b.nii", "(")
 
 
-def test_subjects_are_unique_and_do_not_depend_on_each_other_where_they_need_not():
+def test_a_subject_does_not_depend_on_other_files():
     files = [
-        "a/scan.nii",
-        "b/scan.nii",
+        "y/A-1.nii",
+        "y/A_1.nii",
+        "y/A1.nii",
+        "y/A12.nii",
+        "y/A-12.nii",
         "sub-1_T1w.nii",
-        "sub-1_T2w.nii",
-        "c/SCAN.nii",
-        "z.nii",
-        "x/a/scan.nii",
+        "sub-1_ses-1_T1w.nii",
     ]
-    found = names.subjects([[f] for f in files])
-    assert len({name.lower() for name in found}) == len(files)
-    assert found[1:4] == ["sub-bScan", "sub-1T1w", "sub-1T2w"]
-    assert found[5] == names.subjects([["z.nii"]])[0] == "sub-z"
-    assert found[0] == "sub-aScan"
-    assert found[6] == "sub-aScan2"
+    together = names.subjects([[f] for f in files])
+    assert together == [names.subjects([[f]])[0] for f in files] == [names.subject(f) for f in files]
+    assert len({name.lower() for name in together}) == len(files)
+    assert together[2:4] == ["sub-A1", "sub-A12"]
+    assert not set(together[:2]) & {"sub-A1", "sub-A12"}
     assert names.subjects([]) == []
-    for name in found:
+    for name in together:
         safe(name)
         assert names.subject_of(name) == name
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("a/scan.nii", "b/scan.nii"),
+        ("sub-1_T1w.nii", "sub-1_T2w.nii"),
+        ("scan.nii", "SCAN.nii"),
+        ("sub-1_desc-a_T1w.nii", "sub-1_desc-b_T1w.nii"),
+    ],
+)
+def test_two_files_of_one_subject_are_refused(pair):
+    """A number behind one of them would depend on the other."""
+    with pytest.raises(
+        UnreadableInput, match=r"expected files with a subject each, got .*, both sub-"
+    ) as caught:
+        names.subjects([[f] for f in pair])
+    assert all(f in str(caught.value) for f in pair)
+    pattern = str(caught.value).split("'")[1]
+    assert names.subjects([["/x/a/scan.nii"], ["/x/b/scan.nii"]], pattern) == ["sub-a", "sub-b"]

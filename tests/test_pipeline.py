@@ -2,9 +2,11 @@
 
 import contextlib
 import copy
+import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,8 +21,14 @@ import torch
 
 from esegeta._registry import METHODS
 from esegeta.engine.execution import current, record
-from esegeta.run import building, config, jobs, log, parts, pipeline, worker
-from esegeta.run.child import Context, RefusedError
+from esegeta.run import log, pipeline
+from esegeta.run.config import building
+from esegeta.run.config import loading as config
+from esegeta.run.executors import stopping
+from esegeta.run.executors.child import Context, RefusedError
+from esegeta.run.executors.local import Task
+from esegeta.run.jobs import parts, worker
+from esegeta.run.jobs import plan as jobs
 
 DRIVER = Path(__file__).with_name("pipeline_driver.py")
 GOOD = [
@@ -53,6 +61,12 @@ BAD = {
         "expected size",
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def trusting(monkeypatch):
+    """The networks of these tests lie beside them, whatever the current folder is."""
+    monkeypatch.setenv("ESEGETA_TRUST", f"esegeta.zoo,{Path(__file__).parent}")
 
 
 @pytest.fixture
@@ -175,14 +189,38 @@ def test_of_20_methods_four_go_wrong_and_16_are_delivered(tmp_path, scan):
 
 
 @pytest.mark.slow
-def test_a_map_that_is_not_finite_is_a_failure_and_a_mean_that_is_cut_short_is_none(tmp_path, scan):
+def test_a_map_that_is_not_finite_is_a_failure_and_one_that_is_cut_short_is_partial(tmp_path, scan):
     endless = {**GOOD[12], "parameters": {"samples": 5_000_000, "cells": 3}, "deadline": 6.0}
-    whole = settings(tmp_path / "out", scan, [{"name": "not_finite"}, GOOD[0], endless])
+    boxes = {
+        "name": "slow_occlusion", "baseline": "zero", "parameters": {"size": 2, "seconds": 0.1}, "deadline": 6.0
+    }  # fmt: skip
+    whole = settings(
+        tmp_path / "out", scan, [{"name": "not_finite"}, GOOD[0], endless, boxes],
+        output={"figures": True, "report": True},
+    )  # fmt: skip
     told, found, printed = run(whole)
-    assert told["counts"] == {"failed": 1, "done": 2}
+    assert (told["code"], told["counts"]) == (1, {"failed": 1, "done": 1, "partial": 2})
     assert [event["event"] for event in found["rise"]["events"]] == ["partial"]
     assert 5 < found["rise"]["seconds"] < 60
-    assert "cut short by its deadline" in printed
+    assert found["rise"]["share_done"] < 0.5
+    assert np.isfinite(nibabel.load(tmp_path / "out" / found["rise"]["map"]).get_fdata()).all()
+    cut = found["slow_occlusion"]
+    assert 0 < cut["share_done"] < 1
+    assert (cut["sum"], cut["residual"]) == (None, None)
+    values = nibabel.load(tmp_path / "out" / cut["map"]).get_fdata()
+    assert 0 < np.isnan(values).mean() < 1
+    assert abs((~np.isnan(values)).mean() - cut["share_done"]) < 0.05  # 120 boxes side by side, most within
+    assert cut["min"] == pytest.approx(np.nanmin(values), rel=1e-6)
+    sidecar = json.loads((tmp_path / "out" / cut["map"].replace(".nii.gz", ".json")).read_text())
+    assert (sidecar["status"], sidecar["share_done"]) == ("partial", cut["share_done"])
+    percent = f"partial: {100 * cut['share_done']:.2g} % done"
+    assert percent in printed
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count(percent) >= 2
+    assert "3 of 4 maps made, 2 of them in part" in page
+    rows = list(csv.DictReader((tmp_path / "out" / "summary.csv").read_text().splitlines()))
+    assert {row["method"]: row["status"] for row in rows}["slow_occlusion"] == "partial"
+    assert {row["method"]: float(row["share_done"]) for row in rows}["slow_occlusion"] == cut["share_done"]
     assert (
         found["not_finite"]["error"]
         == "FloatingPointError: not_finite: 960 of 960 values of the map are not finite"
@@ -190,6 +228,7 @@ def test_a_map_that_is_not_finite_is_a_failure_and_a_mean_that_is_cut_short_is_n
     assert sorted(p.name.split("_")[-2] for p in (tmp_path / "out").glob("sub-*/*statmap.nii.gz")) == [
         "desc-gradient",
         "desc-rise",
+        "desc-slowOcclusion",
     ]
 
 
@@ -285,18 +324,103 @@ def test_killed_at_random_moments_nothing_is_repeated_and_the_files_are_the_same
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_behind(tmp_path, scan):
-    whole = settings(tmp_path / "out", scan, [GOOD[0], {"name": "slow", "parameters": {"seconds": 600}}])
-    process = start(whole, mark="ctrl c")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_keeps_what_is_finished_and_leaves_nothing_behind(tmp_path, scan, name):
+    number = getattr(signal, name)
+    slow = {"name": "slow", "parameters": {"seconds": 600}}
+    whole = settings(tmp_path / "out", scan, [GOOD[0], slow], output={"report": True})
+    process = start(whole, mark=name)
     until = time.monotonic() + 120
     while "gradient" not in records(whole) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, _ = process.communicate()
-    assert json.loads(out.splitlines()[-1]) == {"code": 130, "counts": {"done": 1}, "repeated": 2}
-    assert process.returncode == 130
-    assert not marked("ctrl c")
+    assert json.loads(out.splitlines()[-1]) == {"code": 128 + number, "counts": {"done": 1}, "repeated": 2}
+    assert process.returncode == 128 + number
+    assert not marked(name)
     assert "missing" in json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_full_disk_is_named_and_nothing_of_the_job_stays(tmp_path, scan):
+    """A map is there already when its sidecar finds no room."""
+    whole = settings(tmp_path / "out", scan, [{"name": "fills_the_disk"}, GOOD[0]], workers=1)
+    said, found, _ = run(whole)
+    assert said["counts"] == {"done": 1, "failed": 1}
+    error = found["fills_the_disk"]["error"]
+    sidecar = r"[^ ]*/out/sub-01/[^ ]*_desc-fillsTheDisk_statmap\.json"
+    assert re.fullmatch(
+        rf"OSError: write: expected to write {sidecar} and room for its \d+ bytes, "
+        r"got no space left on device, \d+ bytes are free there\. Make room and start again, or write elsewhere\.",
+        error,
+    )
+    written = [path.name for path in (tmp_path / "out").rglob("*") if "fillsTheDisk" in path.name]
+    assert written == ["sub-01_spot_fillsTheDisk.json"]  # its record
+    assert not list((tmp_path / "out").rglob(".part-*"))
+
+
+def test_a_log_without_room_costs_no_run(tmp_path, capsys, monkeypatch):
+    written = log.Log("/dev/full") if Path("/dev/full").exists() else None
+    if written is None:
+        pytest.skip("the system has no device that is always full")
+    written.write("a line")
+    written.close()
+    assert capsys.readouterr().err == "log: No space left on device: a line\n"
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved"])
+def test_a_folder_that_goes_away_under_a_run_ends_it(tmp_path, scan, how):
+    whole = settings(tmp_path / "out", scan, [GOOD[0], {"name": "slow", "parameters": {"seconds": 8}}])
+    process = start(whole, mark=how)
+    until = time.monotonic() + 120
+    while "gradient" not in records(whole) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    if how == "deleted":
+        shutil.rmtree(tmp_path / "out")
+    else:
+        (tmp_path / "out").rename(tmp_path / "elsewhere")
+    _, err = process.communicate()
+    assert "to stay while the run writes into it, got it deleted or moved" in err.splitlines()[-1]
+    assert not (tmp_path / "out").exists(), "half a run"
+    assert not marked(how)
+
+
+def test_signals_that_ask_to_end_are_interruptions_once():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+
+    def work():
+        with stopping.terminable():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)  # while what is finished is put away
+                os.kill(os.getpid(), signal.SIGHUP)
+
+    with pytest.raises(stopping.Terminated) as raised:
+        work()
+    assert raised.value.exit_code == 143
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_a_signal_that_has_a_handler_keeps_it():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("own"))
+    try:
+        with stopping.terminable():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == ["own"]
+
+
+@pytest.mark.parametrize(("there", "each"), [(20, 6), (2, 1), (1, 0.9)])  # GiB, for three workers
+def test_a_job_without_a_limit_of_memory_gets_its_share(tmp_path, scan, monkeypatch, there, each):
+    monkeypatch.setattr(pipeline, "memory_here", lambda: there * 2**30)
+    whole = config.load(settings(tmp_path / "out", scan, [GOOD[0]], workers=3))
+    own = Task("own", "f", memory=2**20)
+    tasks, share = pipeline._limited([own, Task("none", "f")], whole)
+    assert tasks[0] == own
+    assert tasks[1].memory == share == int(each * 2**30)
 
 
 # ------------------------------------------------------------------ the plan
@@ -419,7 +543,7 @@ def test_what_a_deadline_cut_short_is_done_again_only_with_more_time(tmp_path, s
         (folder / name).write_bytes(b"")
     cut = {
         **jobs.about(job.payload),
-        "status": "done",
+        "status": "partial",
         "map": "a.nii.gz",
         "deadline": 5.0,
         "events": [{"event": "partial"}],
@@ -430,7 +554,7 @@ def test_what_a_deadline_cut_short_is_done_again_only_with_more_time(tmp_path, s
     (endless,) = plan(tmp_path, scan, [{"name": "gradient"}])
     assert jobs.finished(more, folder) is None
     assert jobs.finished(endless, folder) is None
-    worker.write_record(folder, {**cut, "events": []})
+    worker.write_record(folder, {**cut, "status": "done", "events": []})
     assert jobs.finished(more, folder) is not None
     worker.write_record(folder, {**cut, "status": "timeout"})
     assert jobs.finished(job, folder) is None
@@ -524,7 +648,7 @@ def test_maps_of_layers_come_to_the_grid_of_the_image():
 
 
 def test_lines_and_bars_and_functions_show_a_run(capsys):
-    from esegeta.run.pool import Outcome
+    from esegeta.run.executors.local import Outcome
 
     events = [
         {"event": "start", "task": "a", "device": "cpu", "process": 1},
@@ -553,11 +677,15 @@ def test_lines_and_bars_and_functions_show_a_run(capsys):
     assert "[1/2] a: failed after 1.2 s: KeyError: 'x'" in printed
     assert log.sentences(events[2]) == []
     assert log.sentences(events[3]) == ["a: failed after 1.2 s: KeyError: 'x', 0 MiB\ntrace"]
-    said = {"events": [{"event": "partial", "message": "3 of 9 samples"}]}
+    said = {
+        "status": "partial",
+        "share_done": 1 / 3,
+        "events": [{"event": "partial", "message": "3 of 9 samples"}],
+    }
     cut = Outcome("b", "done", said, seconds=1.25)
     assert log.sentences({"event": "end", "task": "b", "outcome": cut}) == [
         "b: 3 of 9 samples",
-        "b: done in 1.2 s, cut short by its deadline, 0 MiB",
+        "b: ended after 1.2 s, partial: 33 % done, 0 MiB",
     ]
 
 

@@ -10,8 +10,13 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from esegeta.run import config, jobs, outputs, pipeline, pool, report, worker
-from esegeta.run.child import Context, one_line, verdict
+from esegeta.run import pipeline
+from esegeta.run.config import loading as config
+from esegeta.run.executors import local as pool
+from esegeta.run.executors.child import Context, one_line, verdict
+from esegeta.run.jobs import outputs, worker
+from esegeta.run.jobs import plan as jobs
+from esegeta.run.report import page as report
 from esegeta.zoo.volumes import DATA
 
 CLASSES = [{"name": "lesion", "class": 1}, {"name": "rest", "class": 0}]
@@ -40,6 +45,12 @@ def done(whole):
 def planned(whole):
     """The first job of a configuration."""
     return jobs.plan(config.load(whole))[0]
+
+
+@pytest.fixture(autouse=True)
+def trusting(monkeypatch):
+    """The networks of these tests lie beside them, whatever the current folder is."""
+    monkeypatch.setenv("ESEGETA_TRUST", f"esegeta.zoo,{Path(__file__).parent}")
 
 
 @pytest.fixture

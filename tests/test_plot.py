@@ -278,10 +278,44 @@ def test_signed_colours_are_symmetric_in_what_they_cover():
 
 def test_what_is_no_number_has_a_colour_of_its_own():
     values = bumps((6, 6, 6))
-    values[0, 2, 2, 2], values[0, 3, 3, 3] = np.nan, np.inf
+    values[0, 2, 2, 2], values[0, 3, 3, 3] = np.inf, np.inf
     figure = plot.overlay(values, at=(2, 2, 2))
     assert any((np.abs(p - colours.BROKEN).max(-1) < 1e-6).sum() == 1 for p in pictures(figure))
-    assert "2 values are NaN or infinite" in words(figure).replace("\n", " ")
+    assert "2 values are infinite (green)" in words(figure).replace("\n", " ")
+
+
+def stripes_in(picture):
+    """Which pixels have the colours of what was not computed."""
+    return np.min([np.abs(picture - grey).max(-1) for grey in colours.UNKNOWN], 0) < 1e-6
+
+
+def test_what_was_not_computed_is_hatched_and_its_share_is_said():
+    values = bumps((8, 8, 8)) + 1
+    values[0, :4] = np.nan
+    said = "50 % of the values are NaN: they were not computed (hatched)"
+    for draw in (plot.overlay, plot.montage, plot.projections):
+        figure = draw(values)
+        assert said in words(figure).replace("\n", " ")
+        assert any(stripes_in(p).any() for p in pictures(figure))
+    across, along = (pictures(plot.overlay(values, at=(6, 2, 2)))[i] for i in (0, 2))
+    assert stripes_in(across).sum() == 32, "half of a plane, in both greys"
+    assert len(np.unique(across[stripes_in(across)], axis=0)) == 2
+    assert not stripes_in(along).any(), "a plane that is whole"
+    # Along the first axis every line of sight meets what is not known, but no line is without what is.
+    figure = plot.projections(values)
+    assert "Thinly hatched: known on a part" in words(figure).replace("\n", " ")
+    thin = stripes_in(pictures(figure)[2])
+    assert 0 < thin.mean() < 0.5
+    assert not any(stripes_in(p).any() for p in pictures(plot.projections(bumps((8, 8, 8)))))
+
+
+def test_a_signal_hatches_what_was_not_computed():
+    values = np.ones((1, 20))
+    values[0, 15:] = np.nan
+    figure = plot.signal(values)
+    assert "5 values are NaN: not computed (hatched)" in words(figure)
+    (span,) = [patch for patch in figure.axes[0].patches if patch.get_hatch()]
+    assert (span.get_x(), span.get_width()) == (14.5, 5.0)
 
 
 # -- odd maps --------------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from esegeta.run import child, pool
-from esegeta.run.pool import Task
+from esegeta.run.executors import child, processes
+from esegeta.run.executors import local as pool
+from esegeta.run.executors.local import Task
 
 
 def task(name, function=None, payload=None, **limits):
@@ -181,7 +182,7 @@ def test_a_result_that_is_there_in_time_may_be_put_away():
     assert found["b"].status == "timeout"  # asked for less than it took
 
 
-@pytest.mark.parametrize("function", ["eat", "eat_in_a_child"])
+@pytest.mark.parametrize("function", ["eat", "eat_in_a_child", "eat_in_a_session"])
 def test_a_task_that_eats_memory_is_ended_at_its_limit(function):
     limit = 300 * 2**20
     found, _ = run([task("eats", function, memory=limit), task("good", "double", 1, memory=limit)])
@@ -219,19 +220,26 @@ def test_verdicts_of_errors_of_torch():
 # ------------------------------------------------------------------ nothing is left behind
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a subreaper")
 def test_what_a_task_has_started_ends_with_its_worker(tmp_path):
-    # One that returns and one that is ended.
-    payload = {"file": str(tmp_path / "a"), "hang": False}
-    other = {"file": str(tmp_path / "b"), "hang": True}
-    found, _ = run([task("a", "start_a_child", payload), task("b", "start_a_child", other, deadline=0.5)])
-    assert (found["a"].status, found["b"].status) == ("done", "timeout")
-    for name in "ab":
-        assert gone(*map(int, (tmp_path / name).read_text().split()))
+    """Also what has a session and an environment of its own, and what has lost its parent."""
+    # One that returns, one that is ended, and one whose worker is killed.
+    ways = {"a": {"hang": False}, "b": {"hang": True}, "c": {"hang": False, "die": True}}
+    payloads = {name: {"file": str(tmp_path / name), **how} for name, how in ways.items()}
+    tasks = [
+        task(n, "start_a_child", payload, deadline=4 if n == "b" else None) for n, payload in payloads.items()
+    ]
+    found, _ = run(tasks)
+    assert [found[name].status for name in "abc"] == ["done", "timeout", "crashed"]
+    for name in "abc":
+        started = list(map(int, (tmp_path / name).read_text().split()))
+        assert len(started) == 4
+        assert gone(*started)
 
 
 DRIVER = """
 import sys
-from esegeta.run import pool
+from esegeta.run.executors import local as pool
 payloads = [{"file": name, "hang": True} for name in sys.argv[1:]]
 pool.run([pool.Task(p["file"], "pool_tasks:start_a_child", p) for p in payloads], workers=2)
 """
@@ -247,12 +255,12 @@ def test_workers_end_when_the_one_who_started_them_does(tmp_path, end):
         stderr=subprocess.PIPE,
     )
     until = time.monotonic() + 60
-    while not all(f.exists() and len(f.read_text().split()) == 2 for f in files):
+    while not all(f.exists() for f in files):
         assert time.monotonic() < until
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
-    processes = [int(word) for f in files for word in f.read_text().split()]
-    assert all(map(alive, processes))
+    started = [int(word) for f in files for word in f.read_text().split()]
+    assert all(map(alive, started))
     name, _, group = end.partition(" ")
     if group:
         os.killpg(process.pid, signal.Signals[name])
@@ -260,4 +268,106 @@ def test_workers_end_when_the_one_who_started_them_does(tmp_path, end):
         process.send_signal(signal.Signals[name])
     process.communicate()
     assert process.returncode != 0
-    assert gone(*processes)
+    assert gone(*started)
+
+
+# ------------------------------------------------------------------ what it costs
+
+
+def steps_of_a_hand_out(count):
+    """The most lines of the pool that one hand-out of tasks executes, of ``count`` tasks."""
+    inside, most, now = 0, 0, 0
+
+    def local(frame, event, _):
+        nonlocal inside, most, now
+        if event == "line":
+            now += inside > 0
+        elif event == "return" and frame.f_code.co_name == "hand_out":
+            inside -= 1
+            most = max(most, now)
+        return local
+
+    def follow(frame, event, _):
+        nonlocal inside, now
+        if frame.f_code.co_filename != pool.__file__:
+            return None
+        if frame.f_code.co_name == "hand_out":
+            inside, now = inside + 1, 0
+        return local
+
+    before = sys.gettrace()
+    sys.settrace(follow)
+    try:
+        pool.run([task(str(i), "count") for i in range(count)])
+    finally:
+        sys.settrace(before)
+    return most
+
+
+def test_what_handing_out_a_task_costs_does_not_depend_on_how_many_wait():
+    few, many = steps_of_a_hand_out(10), steps_of_a_hand_out(200)
+    assert 0 < many <= few
+
+
+def test_tasks_keep_their_order_among_those_that_a_place_may_do():
+    todo = [
+        task("a", device="cuda:0"),
+        task("b"),
+        task("c", device="cpu"),
+        task("d"),
+        task("e", device="cuda:0"),
+    ]
+    waiting = pool.Waiting(todo)
+    assert [waiting.take({"cpu"}).id for _ in range(3)] == ["b", "c", "d"]
+    assert waiting.take({"cpu"}) is None
+    assert waiting.take(set()) is None
+    assert len(waiting) == 2
+    assert [waiting.take({"cpu", "cuda:0"}).id for _ in range(2)] == ["a", "e"]
+
+
+def test_other_processes_are_looked_for_only_when_there_may_be_new_ones(monkeypatch):
+    """To look at every process takes long on a machine with many: a hundredth of the time is spent on it."""
+    looks, now, newest = [], [0.0], ["7"]
+
+    def parents():
+        looks.append(now[0])
+        now[0] += 0.02  # as with some thousand processes
+        return {os.getpid(): 1}
+
+    monkeypatch.setattr(processes, "parents", parents)
+    monkeypatch.setattr(processes, "_newest", lambda: newest[0])
+    members = processes.Members(clock=lambda: now[0])
+
+    def watch(seconds):
+        looks.clear()
+        for _ in range(10 * seconds):
+            assert members.resident({os.getpid()})[os.getpid()] > 2**20
+            now[0] += 0.1
+        return len(looks)
+
+    assert watch(60) == 1  # nothing was started
+    newest[0] = "8"
+    assert watch(60) == 1
+
+    def always():
+        newest[0] += "1"
+        return newest[0]
+
+    monkeypatch.setattr(processes, "_newest", always)
+    assert 25 <= watch(60) <= 31  # every two seconds: 100 times what a look takes
+
+
+def test_memory_is_that_of_the_container(tmp_path):
+    assert processes.memory_here() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    job = tmp_path / "batch" / "job 7"
+    job.mkdir(parents=True)
+    (job / "memory.max").write_text("max\n")
+    (job.parent / "memory.max").write_text("4096\n")
+    (tmp_path / "memory.max").write_text("8192\n")
+    assert processes._allowed("0::/batch/job 7", tmp_path) == [4096, 8192]
+    assert processes._allowed("0::/of/the/outer/system", tmp_path) == [8192]
+    assert processes._allowed("3:cpu:/batch\n", tmp_path) == []
+    old = tmp_path / "memory" / "docker"
+    old.mkdir(parents=True)
+    (old / "memory.limit_in_bytes").write_text("1024")
+    assert processes._allowed("4:memory:/docker\n0::/\n", tmp_path) == [1024, 8192]

@@ -14,10 +14,10 @@ import torch
 from regridding import regrid, regrid_affine
 
 from esegeta import zoo
-from esegeta.run import grids
-from esegeta.run.preprocess import STEPS, apply, problems, step
-from esegeta.run.reading import Volume, spacing_of
-from esegeta.run.steps import content, crop, fit, pad, reorient, resample, resize, slice_
+from esegeta.run.volumes import grids
+from esegeta.run.volumes.preprocess import STEPS, apply, problems, step
+from esegeta.run.volumes.reading import Volume, spacing_of
+from esegeta.run.volumes.steps import content, crop, fit, pad, reorient, resample, resize, slice_
 
 TURN = nib.eulerangles.euler2mat(0.4, -0.3, 0.2)
 AFFINES = {

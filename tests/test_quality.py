@@ -11,6 +11,8 @@ import esegeta
 
 ROOT = Path(esegeta.__file__).parent.parent
 IMPORT_SECONDS = 0.2
+# Of what torch takes in the same process: a machine that is busy slows both.
+IMPORT_SHARE = 0.15
 HEAVY = ("nibabel", "scipy.ndimage", "matplotlib", "captum", "hypothesis")
 
 
@@ -33,16 +35,20 @@ def test_the_import_is_cheap(tmp_path):
     # Both in one interpreter, so that a busy machine slows both; the least of several, because load only adds.
     script = (
         "import time; a = time.perf_counter(); import torch; b = time.perf_counter(); "
-        "import esegeta; esegeta.gradient; print(time.perf_counter() - b)"
+        "import esegeta; esegeta.gradient; c = time.perf_counter() - b; print(c, c / (b - a))"
     )
-    seconds = []
+    seconds, shares = [], []
     for _ in range(8):
         done = python("-c", script, env=env)
         assert done.returncode == 0, done.stderr
-        seconds.append(float(done.stdout))
-        if len(seconds) >= 3 and min(seconds) <= IMPORT_SECONDS:
+        for values, value in zip((seconds, shares), done.stdout.split(), strict=True):
+            values.append(float(value))
+        if len(seconds) >= 3 and (min(seconds) <= IMPORT_SECONDS or min(shares) <= IMPORT_SHARE):
             break
-    assert min(seconds) <= IMPORT_SECONDS, f"import esegeta takes {min(seconds):.2f} s beyond torch"
+    else:
+        raise AssertionError(
+            f"import esegeta takes {min(seconds):.2f} s beyond torch, {min(shares):.0%} of what torch takes"
+        )
 
 
 def test_the_import_leaves_heavy_packages_alone():

@@ -25,11 +25,12 @@ pytest.importorskip("captum")
 # The run-time type checks of these tests draw from Python's generator, in strategies too.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
+# Where something is to be found. That nothing is, is said of all cases, whatever time they take.
 SECONDS = 60
 
 
-def verdict(method, axiom, cases=200, scores=None):
-    report = verify(method, axioms=[axiom], cases=cases, scores=scores, seconds=SECONDS)
+def verdict(method, axiom, cases=200, scores=None, seconds=None):
+    report = verify(method, axioms=[axiom], cases=cases, scores=scores, seconds=seconds)
     print(f"\n{report}")
     return report[axiom]
 
@@ -70,6 +71,11 @@ FOUND = [
     ("deconvolution", "parameter_dependence", 400),
     ("captum:GuidedBackprop", "parameter_dependence", 400),
     ("captum:Deconvolution", "parameter_dependence", 400),
+    # a rectifier in other words has no hook
+    ("captum:GuidedBackprop", "implementation_invariance", 100),
+    # slopes jump at kinks
+    ("gradient", "continuity", 100),
+    ("captum:Saliency", "continuity", 100),
 ]
 FOUND_ELSEWHERE = [
     ("zennit:IntegratedGradients", "completeness", 200),
@@ -87,7 +93,7 @@ HOLDS = [
 
 @pytest.mark.parametrize(("method", "axiom", "cases"), FOUND)
 def test_found(method, axiom, cases):
-    assert_found(verdict(method, axiom, cases))
+    assert_found(verdict(method, axiom, cases, seconds=SECONDS))
 
 
 @pytest.mark.peers
@@ -142,7 +148,7 @@ def test_captums_deep_lift_lets_examples_change_each_other_where_there_is_a_soft
     print(f"\n{found}")
     assert found.kind == "violated"
     assert any(word in found.counterexample.code for word in ("Probability", "softmax"))
-    assert_holds(examples_apart("captum:IntegratedGradients", seconds=SECONDS))
+    assert_holds(examples_apart("captum:IntegratedGradients"))
 
 
 def conductance_inside() -> Subject:
@@ -275,7 +281,7 @@ def rebuilt_here(code):
 def test_the_library_itself_refuses_a_count():
     """Where others give zeros, it says that there is no gradient."""
     found = verdict("integrated_gradients", "completeness", 15, segmented("count"))
-    assert found.kind in ("holds", "not applicable")
+    assert found.kind in ("undecided", "not applicable")
     assert found.refused > 0
     assert "gradient is zero" in found.why
     score = eg.reducers.predicted_count(lambda x: x, 1)

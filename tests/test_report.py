@@ -15,7 +15,8 @@ from nibabel.nifti1 import Nifti1Image
 
 from esegeta import plot
 from esegeta.plot import canvas
-from esegeta.run import display, report
+from esegeta.run.report import display
+from esegeta.run.report import page as report
 
 pytest.importorskip("jinja2", reason="reports need the extra viz")
 pytest.importorskip("matplotlib", reason="reports need the extra viz")
@@ -313,7 +314,7 @@ def test_an_empty_folder_has_a_report(tmp_path):
 
 def test_without_jinja2_one_line_says_what_to_install(tmp_path):
     script = (
-        "import sys; sys.modules['jinja2'] = None; from esegeta.run import report\n"
+        "import sys; sys.modules['jinja2'] = None; from esegeta.run.report import page as report\n"
         "try:\n    report.write(sys.argv[1])\nexcept ModuleNotFoundError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True)

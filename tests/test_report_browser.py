@@ -11,7 +11,7 @@ from regridding import regrid, regrid_affine
 
 import esegeta as eg
 from esegeta import plot, zoo
-from esegeta.run import report
+from esegeta.run.report import page as report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
 Image = pytest.importorskip("PIL.Image", reason="screenshots are read with pillow")

@@ -9,7 +9,19 @@ import pytest
 import torch
 
 import esegeta as eg
-from esegeta.conformance import LAWS, Report, Subject, contract, of, rebuilt, strategies, verify
+from esegeta import conformance
+from esegeta.conformance import (
+    LAWS,
+    Report,
+    Subject,
+    contract,
+    drawing,
+    of,
+    rebuilt,
+    search,
+    strategies,
+    verify,
+)
 from esegeta.conformance.contract import unchecked_types
 
 slope = torch.func.grad
@@ -34,7 +46,7 @@ def noisy(score):
 @pytest.fixture(scope="module")
 def report():
     axioms = ["completeness", "linearity", "shift", "efficiency_of_regions"]
-    return verify(gradient_times_input, axioms=axioms, cases=30)
+    return verify(gradient_times_input, axioms=axioms, cases=40)
 
 
 def test_a_report_says_what_holds_and_what_does_not(report):
@@ -72,7 +84,7 @@ def test_reports_as_text_table_and_json(report):
 
 
 def test_the_same_seed_gives_the_same_verdicts(report):
-    again = verify(gradient_times_input, axioms=[v.axiom for v in report.verdicts], cases=30)
+    again = verify(gradient_times_input, axioms=[v.axiom for v in report.verdicts], cases=40)
     assert again.verdicts == report.verdicts
 
 
@@ -167,19 +179,157 @@ def test_a_counterexample_has_the_input_from_before_the_method_wrote_to_it():
     assert torch.equal(contract.SMOOTH.x, contract.waves(2, 3, 4, step=7).double())
 
 
-def test_a_budget_of_time_is_kept():
+def slowly(seconds, method):
     def slow(score):
-        def explain(x):
-            time.sleep(0.05)
-            return slope(score)(x)
+        explain = method(score)
 
-        return explain
+        def run(x):
+            time.sleep(seconds)
+            return explain(x)
 
+        return run
+
+    return slow
+
+
+def half_of_it(score):
+    return lambda x: x * slope(score)(x) / 2
+
+
+def test_a_budget_of_time_is_kept():
     started = time.monotonic()
-    report = verify(slow, cases=1000, seconds=3)
+    report = verify(slowly(0.05, slope), cases=1000, seconds=3)
     assert not report.complete
     assert time.monotonic() - started < 30  # the first draws of a process take their time
     assert "stopped before all cases were tried" in str(report)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.01, 0.1, 0.5, 2])
+def test_no_budget_makes_an_axiom_hold(seconds):
+    """Of the first cases some are trivial: any method keeps anything there."""
+    axioms = ["completeness", "linearity", "shift"]
+    for method in ("gradient", half_of_it, slowly(0.02, half_of_it)):
+        report = verify(method, axioms=axioms, cases=1000, seconds=seconds)
+        assert report["completeness"].kind in ("violated", "undecided"), report
+        assert "completeness" not in report.axioms
+        for verdict in report.verdicts:
+            assert verdict.kind != "holds", "of 1000 cases all would have been tried"
+            assert verdict.counterexample or "the time was over after" in verdict.why
+    assert verify("gradient", axioms=axioms, cases=1000, seconds=0).undecided == tuple(axioms)
+
+
+def seen_by(seconds, cases, delay=0.0):
+    """The situations that a search puts to a method, in order."""
+    seen = []
+
+    def measure(situation):
+        seen.append(repr(situation))
+        time.sleep(delay)
+        return 0.0, 1.0
+
+    found = search.smallest(
+        drawing.situations("completeness", of("gradient")),
+        measure,
+        search.Search(cases, time.monotonic() + seconds, 3),
+    )
+    return seen, found
+
+
+def test_a_budget_tries_the_first_of_the_same_cases():
+    whole, found = seen_by(float("inf"), 60)
+    assert (found.complete, found.tried, len(set(whole))) == (True, 60, 60)
+    some, cut = seen_by(0.4, 60, delay=0.02)
+    assert not cut.complete
+    assert 0 < len(some) < 60
+    assert some == whole[: len(some)]
+    fewer, _ = seen_by(float("inf"), 20)
+    assert fewer == whole[:20]
+    # The trivial are few, the first of all among them.
+    assert sum(rebuilt(code).trivial for code in whole[:20]) < 8
+
+
+def test_a_budget_can_only_leave_a_verdict_undecided():
+    axioms = ["linearity", "completeness", "continuity"]
+    whole = {v.axiom: v.kind for v in verify(half_of_it, axioms=axioms, cases=60).verdicts}
+    assert whole == {"linearity": "holds", "completeness": "violated", "continuity": "violated"}
+    for seconds in (0, 0.3, 1, 600):
+        for verdict in verify(half_of_it, axioms=axioms, cases=60, seconds=seconds).verdicts:
+            assert verdict.kind in (whole[verdict.axiom], "undecided")
+            assert seconds < 600 or verdict.kind == whole[verdict.axiom]
+
+
+def test_few_cases_decide_nothing():
+    few = verify("gradient", axioms=["linearity"], cases=10)["linearity"]
+    assert few.kind == "undecided"
+    assert few.claimed
+    assert not few.broken
+    assert "25 are needed: try more than 10" in few.why
+    # Of scores that do not vary there is nothing to explain, however many there are.
+    constant = lambda shape: strategies.functions(shape=shape, kinds=("Linear",)).map(
+        lambda f: conformance.Linear((0,) * f.size)
+    )
+    flat = verify("gradient", axioms=["linearity"], cases=60, scores=constant)["linearity"]
+    assert (flat.kind, flat.cases) == ("not applicable", 0)
+
+
+def test_an_undecided_verdict_shows_in_every_form():
+    report = verify("gradient", axioms=["linearity"], cases=10)
+    assert "0 of 1 axioms hold, 1 undecided" in str(report)
+    assert "| linearity | undecided | yes | kept on" in report.table()
+    assert json.loads(report.json())["verdicts"][0]["kind"] == "undecided"
+    assert report.undecided == ("linearity",)
+
+
+@pytest.mark.parametrize("method", ["gradient", "captum:Saliency"])
+def test_a_gradient_jumps_at_kinks(method, monkeypatch):
+    monkeypatch.setattr(search, "SHRINKS", 5)
+    if ":" in method:
+        pytest.importorskip("captum")
+    found = verify(method, axioms=["continuity"], cases=100)["continuity"]
+    assert found.kind == "violated"
+    assert found.cases <= 100
+    assert not found.claimed
+
+
+def test_integrated_gradients_do_not():
+    assert verify("integrated_gradients", axioms=["continuity"], cases=60)["continuity"].kind == "holds"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_hooks_at_modules_depend_on_how_a_rectifier_is_written(seed, monkeypatch):
+    monkeypatch.setattr(search, "SHRINKS", 5)
+    pytest.importorskip("captum")
+    report = verify("captum:GuidedBackprop", axioms=["implementation_invariance"], cases=100, seed=seed)
+    found = report["implementation_invariance"]
+    assert found.kind == "violated", report
+    assert "Rebuilt(" in found.counterexample.code
+
+
+@pytest.mark.parametrize(
+    ("answer", "got"),
+    [
+        (lambda x: None, "NoneType None of named"),
+        (lambda x: (x, x), "of named. Return one tensor"),
+        (lambda x: x[None], "float64(1, 2, 4, 4) of named"),
+        (lambda x: 3.0, "float 3.0 of named"),
+    ],
+)
+def test_what_is_no_explanation_is_refused(answer, got):
+    def named(score):
+        return lambda x, key=None: answer(x)
+
+    with pytest.raises(TypeError, match="verify: expected an explanation to be one tensor like x") as caught:
+        verify(named)
+    assert got in str(caught.value)
+    with pytest.raises(TypeError, match="verify: expected an explanation"):  # also where a subject is given
+        verify(Subject("given", named), axioms=["linearity"])
+
+
+def test_one_map_for_all_channels_is_recognised():
+    flat = lambda score: lambda x: slope(score)(x).sum(0, keepdim=True)
+    assert of(flat).one_channel
+    assert verify(flat, axioms=["linearity"], cases=40)["linearity"].kind == "holds"
+    assert verify(flat, axioms=["monotonicity"])["monotonicity"].kind == "not applicable"
 
 
 def test_progress_is_that_of_the_cases():
@@ -261,7 +411,7 @@ def test_chosen_scores_are_what_is_tried():
     )
     bent = lambda shape: strategies.networks(shape=shape, operators=["softplus"], layers=1)
     axioms = ["conservation", "dummy", "linearity", "sensitivity_n", "implementation_invariance"]
-    report = verify(straight_through_zero, axioms=axioms, cases=20, scores=straight)
+    report = verify(straight_through_zero, axioms=axioms, cases=32, scores=straight)
     assert report["conservation"].kind == "holds", report
     assert report["sensitivity_n"].why == "it says nothing about any of these scores"
     report = verify(straight_through_zero, axioms=["conservation"], cases=20, scores=bent)
@@ -292,7 +442,7 @@ def test_a_function_of_the_working_directory_is_named():
     assert (subject.name, subject.refs) == ("mine_to_verify:halved", ())
     x = torch.ones(1, 2)
     assert subject.build(lambda z: 3 * z.sum())(x).tolist() == [[1.5, 1.5]]
-    code, out = command("verify", "mine_to_verify:halved", "--axioms", "linearity", "--cases", "5")
+    code, out = command("verify", "mine_to_verify:halved", "--axioms", "linearity", "--cases", "40")
     assert code == 0, out
     assert "mine_to_verify:halved: 1 of 1 axioms hold" in out, out
 
@@ -368,7 +518,7 @@ def suite(folder, *options, claim=""):
         "-p",
         "my_method",
         "-o",
-        "esegeta_cases=10",
+        "esegeta_cases=40",
         "-k",
         "linearity or dummy or repeatable or differentiable",
     ]

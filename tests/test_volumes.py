@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from esegeta.run import volumes
-from esegeta.run.volumes import UnreadableInput, read
+from esegeta.run.volumes import files as volumes
+from esegeta.run.volumes.files import UnreadableInput, read
 from esegeta.zoo import head
 
 AFFINE = np.array([[0.0, -2, 0, 10], [1.5, 0, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rounding import assert_alike
 from torch import nn
 
 import esegeta as eg
@@ -1306,7 +1307,7 @@ def test_two_threads_at_once():
     for t in threads:
         t.join()
     for i, w in enumerate(want):
-        assert torch.equal(got[i], w)
+        assert_alike(got[i], w)
 
 
 def test_chunks_and_memory_change_nothing():
@@ -1345,7 +1346,7 @@ def test_a_deadline_gives_what_is_done(monkeypatch):
     with pytest.warns(ExecutionWarning, match="the deadline passed"):
         got, events = forced(score, x, features.grid(3), chunk=1)
     assert events[-1]["event"] == "partial"
-    done = got != 0
+    done = ~got.isnan()
     assert int(done[0].sum()) == 5 * 9
     agree(got[done], full[done], 1e-12)
     with pytest.raises(DeadlineExceeded):
@@ -1367,7 +1368,7 @@ PARTS = {
     "supervoxels": features.supervoxels(6),
     "windows": features.windows(4),
     "overlapping": features.windows((3, 4), stride=(2, 1)),
-    "apart": features.windows(3, stride=5),
+    "side by side": features.windows(3),
     "separate": features.windows(4, stride=3, separate=True),
     "fading": features.windows(5, stride=2, fade=0.25),
     "fading and separate": features.windows(4, stride=4, fade=0.5, separate=True),

@@ -1,19 +1,25 @@
 """Which axioms a method keeps: a search for counterexamples, and the suite that every method has to pass.
 
-``verify`` puts a method to random situations; ``pytest --pyargs esegeta.conformance -p my_method`` runs the suite.
+``verify`` puts a method, transform, reducer or rewrite to random situations;
+``pytest --pyargs esegeta.conformance -p my_method`` runs the suite.
 ``esegeta.conformance.strategies`` draws the scores, networks and images, for tests of your own.
 """
 
 from esegeta.conformance.cases import Case
 from esegeta.conformance.functions import Additive, Extremum, Ignoring, Linear, Perceptron, Polynomial
-from esegeta.conformance.laws import LAWS, rebuilt
+from esegeta.conformance.kinds import TransformSubject, laws_of, subject_of
+from esegeta.conformance.laws import LAWS
 from esegeta.conformance.networks import Network
 from esegeta.conformance.report import Counterexample, Report, Verdict
+from esegeta.conformance.scoring import REDUCER_LAWS, REWRITE_LAWS, ReducerSubject, RewriteSubject
+from esegeta.conformance.situations import rebuilt
 from esegeta.conformance.subjects import Subject, of, subjects
 from esegeta.conformance.verify import verify
 
 __all__ = [
     "LAWS",
+    "REDUCER_LAWS",
+    "REWRITE_LAWS",
     "Additive",
     "Case",
     "Counterexample",
@@ -23,11 +29,16 @@ __all__ = [
     "Network",
     "Perceptron",
     "Polynomial",
+    "ReducerSubject",
     "Report",
+    "RewriteSubject",
     "Subject",
+    "TransformSubject",
     "Verdict",
+    "laws_of",
     "of",
     "rebuilt",
+    "subject_of",
     "subjects",
     "verify",
 ]

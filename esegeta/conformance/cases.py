@@ -29,6 +29,8 @@ DEVIATIONS = 6
 PASSES = 4
 NEAR = 2.0**-20  # where the other side of a kink is looked for
 GOLDEN = (5**0.5 - 1) / 2  # a point of the path where nobody puts a kink
+LOOKS = 33  # how many points are looked at for a kink, again and again
+CLOSE = 2.0**-50  # and how close to it that ends: before it nothing but rounding is left
 FINER = 4  # a quadrature is judged by one with so many times more nodes
 
 Values = Any  # nested lists of numbers, or a tensor
@@ -192,6 +194,28 @@ def differentiable(score: Score, x: Tensor, step: float = NEAR) -> bool:
     slope = gradients(score, torch.stack([x, x + aside, x - aside]))
     # A kink changes the gradient by a part of it, whatever the step; a curve by about the step.
     return bool((slope[1:] - slope[0]).abs().amax() <= step**0.5 * (1 + slope.abs().amax()))
+
+
+def kink(score: Score, x: Tensor, start: Tensor) -> float | None:
+    """The share of the way from start to x after which the gradient jumps next, None if it is not seen to.
+
+    >>> one = torch.ones(1, 1, dtype=torch.float64)
+    >>> round(kink(lambda z: (z - 0.3).relu().sum(), one, 0 * one), 9)
+    0.3
+    """
+    if torch.equal(x, start):
+        return None
+    low, width = 0.0, 1.0
+    while width > CLOSE:
+        at = low + width * torch.linspace(0, 1, LOOKS, dtype=x.dtype)
+        slopes = gradients(score, torch.stack([start + t * (x - start) for t in at])).flatten(1)
+        jumps = slopes.diff(dim=0).abs().amax(1)
+        where = int(jumps.argmax())
+        # A curve changes the gradient by less from look to look, a kink by the same.
+        if jumps[where] <= NEAR**0.5 * (1 + slopes.abs().amax()):
+            return None
+        low, width = float(at[where]), width / (LOOKS - 1)
+    return low
 
 
 def numbers(values: Tensor) -> str:

@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from esegeta._registry import METHODS, TRANSFORMS
-from esegeta.conformance.laws import LAWS, rebuilt
+from esegeta.conformance.laws import LAWS
 from esegeta.conformance.report import Verdict
+from esegeta.conformance.situations import rebuilt
 from esegeta.conformance.subjects import TRANSFORMED, Subject, of_transform, subjects
 from esegeta.conformance.subjects import by_rule as rules_of_relevance
 from esegeta.conformance.verify import verify

@@ -10,12 +10,20 @@ from typing import Any
 
 import pytest
 
-from esegeta._registry import METHODS
-from esegeta.conformance import contract, laws
-from esegeta.conformance.subjects import Subject, of, of_method
+from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
+from esegeta.conformance import contract
+from esegeta.conformance.kinds import (
+    AnySubject,
+    TransformSubject,
+    laws_of,
+    of_reducer,
+    of_transforms,
+    subject_of,
+)
+from esegeta.conformance.subjects import Subject, of_method
 
 OPTIONS = {
-    "esegeta_methods": "names of the methods to test, beside those that were registered by plugins (-p)",
+    "esegeta_methods": "names of methods, transforms, reducers and rewrites, beside what plugins (-p) register",
     "esegeta_xfails": "file of tests that are known to fail, one a line; a line that matches no test is an error",
     "esegeta_cases": "how many random cases each axiom is tried on (100)",
     "esegeta_seed": "of the random cases: a number (0), or random for new ones in every run",
@@ -29,10 +37,28 @@ def pytest_addoption(parser: Any) -> None:
         parser.addini(name, text, type="linelist" if name == "esegeta_methods" else "string", default=None)
 
 
-def under_test(config: Any) -> list[Subject]:
-    """The methods that plugins registered, and those that are named."""
-    foreign = [of_method(spec) for spec in METHODS.values() if not spec.fn.__module__.startswith("esegeta.")]
-    return foreign + [of(name) for name in config.getini("esegeta_methods") or []]
+def under_test(config: Any) -> list[AnySubject]:
+    """What plugins registered, methods, transforms and reducers, and what is named."""
+    made: tuple[tuple[Any, Any], ...] = (
+        (METHODS, of_method),
+        (TRANSFORMS, of_transforms),
+        (REDUCERS, of_reducer),
+    )
+    foreign = [
+        subject(spec)
+        for table, subject in made
+        for spec in table.values()
+        if not spec.fn.__module__.startswith("esegeta.")
+    ]
+    return foreign + [subject_of(name) for name in config.getini("esegeta_methods") or []]
+
+
+def checked(subject: AnySubject) -> Iterator[tuple[Subject, str]]:
+    """What the contract is put to: methods, and what transforms make of one method of each form."""
+    if isinstance(subject, Subject):
+        yield from ((subject, check) for check in contract.CHECKS)
+    elif isinstance(subject, TransformSubject):
+        yield from ((member, check) for member in subject.members for check in contract.OF_TRANSFORMS)
 
 
 def setting(config: Any, name: str, otherwise: str) -> str:
@@ -54,8 +80,7 @@ def search(request: Any) -> dict[str, Any]:
 
 def pytest_generate_tests(metafunc: Any) -> None:
     """A test for every method and every check, or every axiom."""
-    second: dict[str, Any] = {"check": contract.CHECKS, "axiom": laws.LAWS}
-    for name, table in second.items():
+    for name in ("check", "axiom"):
         if name in metafunc.fixturenames and "subject" in metafunc.fixturenames:
             chosen = under_test(metafunc.config)
             if not chosen and metafunc.config.getoption("pyargs"):
@@ -63,7 +88,12 @@ def pytest_generate_tests(metafunc: Any) -> None:
                     "esegeta.conformance: expected methods to test, got none. Register yours with @esegeta.method in "
                     "a module that is given with -p, or name some with -o esegeta_methods=..."
                 )
-            pairs = [pytest.param(s, n, id=f"{s.name}-{n}") for s in chosen for n in table]
+            asked: list[tuple[AnySubject, str]] = [
+                pair
+                for s in chosen
+                for pair in (checked(s) if name == "check" else ((s, law) for law in laws_of(s)))
+            ]
+            pairs = [pytest.param(s, n, id=f"{s.name}-{n}") for s, n in asked]
             metafunc.parametrize(("subject", name), pairs)
 
 

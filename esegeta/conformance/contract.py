@@ -320,7 +320,9 @@ def check_module_untouched(subject: Subject, case: Case) -> None:
     for i, p in enumerate(module.parameters()):
         p.requires_grad_(i > 0)
     before = _snapshot(module)
-    subject.build(from_module(module))(case.x, *case.refs(subject.refs), **subject.extra())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExecutionWarning)  # of a network that is piecewise linear
+        subject.build(from_module(module))(case.x, *case.refs(subject.refs), **subject.extra())
     _unchanged(before, _snapshot(module))
     explain = subject.build(from_module(Failing(module).eval()))
     with warnings.catch_warnings():
@@ -367,6 +369,17 @@ def check_half_precision(subject: Subject, case: Case) -> None:
 CHECKS: dict[str, Callable[[Subject, Case], None]] = {
     name.removeprefix("check_"): check for name, check in dict(globals()).items() if name.startswith("check_")
 }
+
+
+# What a transform can break that the method inside keeps.
+OF_TRANSFORMS = (
+    "shape_and_dtype",
+    "repeatable",
+    "batched_equals_loop",
+    "chunk_free",
+    "key",
+    "keys_per_example",
+)
 
 
 def waves(*shape: int, step: float | int) -> Tensor:

@@ -10,11 +10,15 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from esegeta.conformance import laws, strategies
+from esegeta.conformance import cases, laws, strategies
 from esegeta.conformance.cases import Case
 from esegeta.conformance.functions import BENDS, Additive, Linear
+from esegeta.conformance.kinds import AnySubject
 from esegeta.conformance.networks import Network
+from esegeta.conformance.operators import OPERATORS
 from esegeta.conformance.pairs import REWRITES
+from esegeta.conformance.scoring import REDUCER_LAWS, REWRITE_LAWS, ReducerSubject, RewriteSubject
+from esegeta.conformance.segmentations import Classification
 from esegeta.conformance.strategies import Shape
 from esegeta.conformance.subjects import Subject
 
@@ -49,6 +53,43 @@ def situations(axiom: str, subject: Subject, chosen: Scores | None = None) -> Se
     # What compares voxels needs two.
     shapes = [s for s in SHAPES if axiom != "symmetry" or math.prod(s[1:]) > 1]
     return st.sampled_from(shapes).flatmap(lambda shape: _of_shape(axiom, kind, shape))
+
+
+def of_kind(name: str, subject: AnySubject, chosen: Scores | None = None) -> SearchStrategy[Any]:
+    """Situations of one law for a subject of whatever kind."""
+    if isinstance(subject, ReducerSubject):
+        return st.sampled_from(SHAPES).flatmap(lambda shape: _reduced(name, subject.output, shape))
+    if isinstance(subject, RewriteSubject):
+        return st.sampled_from(SHAPES).flatmap(lambda shape: _rewritten(name, chosen, shape))
+    assert isinstance(subject, Subject)
+    return situations(name, subject, chosen)
+
+
+@_kept
+def _rewritten(name: str, chosen: Scores | None, shape: Shape) -> SearchStrategy[Any]:
+    if chosen is not None:
+        made: SearchStrategy[Any] = chosen(shape)
+    else:  # most have what rewrites are about
+        active, any_score = (
+            strategies.networks(shape=shape, where=_is_active),
+            scores(Kind(False, False), shape),
+        )
+        # Not ``active | active | any_score``: Hypothesis takes equal alternatives for one.
+        made = st.integers(0, 3).flatmap(lambda i: active if i < 3 else any_score)
+    return st.builds(REWRITE_LAWS[name], strategies.cases(made, shape=shape))
+
+
+def _is_active(net: Network) -> bool:
+    return any(n in OPERATORS and OPERATORS[n].family == "activation" for n in net.operators)
+
+
+@_kept
+def _reduced(name: str, output: str, shape: Shape) -> SearchStrategy[Any]:
+    # A gradient adds up to what its quadrature leaves only where it is smooth, and a jump is found in the smooth too.
+    model: SearchStrategy[Any] = strategies.segmentations(shape=shape, smooth=True)
+    if output == "vector":
+        model = model.map(Classification)
+    return st.builds(REDUCER_LAWS[name], model, strategies.images(shape), strategies.images(shape))
 
 
 @_kept
@@ -194,8 +235,20 @@ def _scale(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
 
 
 def _continuity(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:
-    either = _kinked_case(kind, shape) | _kinked_case(kind, shape) | _case(kind, shape)
-    return st.builds(law, either, strategies.images(shape))
+    # What jumps does so at kinks, where no image lies by chance.
+    kinks = st.builds(law, _kinked_case(kind, shape), strategies.images(shape)).map(_at_a_kink)
+    return kinks | st.builds(law, _case(kind, shape), strategies.images(shape))
+
+
+def _at_a_kink(situation: Any) -> Any:
+    """The image moved towards the baseline right before a kink, and the step across it; as it was without any."""
+    case = situation.case
+    place = cases.kink(case.score, case.x, case.baseline)
+    if place is None:
+        return situation
+    line = case.x - case.baseline
+    moved = replace(case, x=case.baseline + place * line)
+    return replace(situation, case=moved, direction=line.tolist())
 
 
 def _regions(law: Any, kind: Kind, shape: Shape) -> SearchStrategy[Any]:

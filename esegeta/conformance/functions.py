@@ -226,6 +226,9 @@ BENDS: dict[str, Bend] = {
     "relu by where": _kinked(lambda x: torch.where(x > 0, x, torch.zeros_like(x)), _STEP),
     "relu by product": _kinked(lambda x: x * (x > 0), _STEP),
     "relu by abs": _kinked(lambda x: (x + x.abs()) / 2, lambda x: (1 + torch.sign(x)) / 2),
+    "relu by function": _kinked(functional.relu, _STEP),
+    "relu by method": _kinked(lambda x: x.relu(), _STEP),
+    "relu by negation": _kinked(lambda x: x + torch.relu(-x), lambda x: 1 - _STEP(-x)),
 }
 
 _COST = 4  # about as many operations as a bend takes

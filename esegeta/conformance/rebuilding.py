@@ -322,9 +322,10 @@ REBUILDINGS: dict[str, Rebuilding] = {
     "identity convolution": Rebuilding(identity_convolution, ("conv",)),
     "norm as affine": Rebuilding(norm_as_affine, ("batch norm",)),
     "scaled rectifier": Rebuilding(scaled_rectifier, ("relu",)),
+    # Between two convolutions, so that slopes of both signs arrive at it.
     **{
-        f"rectifier by {how}": Rebuilding(_rectifier_by(how), ("relu",))
-        for how in ("clamp", "maximum", "where", "product", "abs")
+        f"rectifier by {how}": Rebuilding(_rectifier_by(how), ("conv", "relu", "conv"))
+        for how in ("clamp", "maximum", "where", "product", "abs", "function", "method", "negation")
     },
     "rectified difference": Rebuilding(rectified_difference, ("conv",), kinked=True),
     "softened difference": Rebuilding(softened_difference, ("conv",), curved=True),
@@ -374,8 +375,8 @@ class Rebuilt(OfModule):
     """A network in another form: the same function by another graph.
 
     >>> net = Network((1, 3), ("conv", "relu"))
-    >>> same = Rebuilt(net, "scaled rectifier")
-    >>> same, same(torch.ones(1, 3, dtype=torch.float64)).item() == net(torch.ones(1, 3, dtype=torch.float64)).item()
+    >>> same, x = Rebuilt(net, "scaled rectifier"), torch.ones(1, 3, dtype=torch.float64)
+    >>> same, torch.allclose(same(x), net(x))
     (Rebuilt(Network((1, 3), layers=('conv', 'relu')), 'scaled rectifier'), True)
     """
 

@@ -4,7 +4,11 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-Kind = Literal["holds", "violated", "not applicable"]
+from esegeta._registry import AXIOMS
+
+Kind = Literal["holds", "violated", "undecided", "not applicable"]
+# Without so many cases that could have failed nothing is said to hold.
+ENOUGH = 25
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,9 @@ class Counterexample:
 class Verdict:
     """What was found about one axiom.
 
-    cases: how many were put to the method; refused: how many of them it did not accept, ``why`` says for which
-    reason, or why the axiom says nothing about it; claimed: whether the method claims the axiom.
+    kind: "undecided" if nothing was found in too few cases or in too little time; cases: how many were put to it
+    that could have failed; refused: how many of them it did not accept, ``why`` says for which reason, or why there
+    is no verdict; claimed: whether the method claims the axiom.
     """
 
     axiom: str
@@ -34,8 +39,8 @@ class Verdict:
 
     @property
     def broken(self) -> bool:
-        """A claim that does not hold, or of which nothing could be found out."""
-        return self.claimed and self.kind != "holds"
+        """A claim that does not hold, or that nothing can be said about."""
+        return self.claimed and self.kind in ("violated", "not applicable")
 
     def __str__(self) -> str:
         claim = {True: "claimed", False: ""}[self.claimed]
@@ -47,7 +52,8 @@ class Verdict:
             rest = self.why
         else:
             found = self.counterexample
-            rest = f"{found.residual:.3g} where rounding allows {found.allowed:.2g}\n    {found.code}"
+            by = f", {self.why}" if self.why.startswith("by ") else ""
+            rest = f"{found.residual:.3g} where rounding allows {found.allowed:.2g}{by}\n    {found.code}"
         return f"{self.axiom:<26}{self.kind:<15}{claim:<9}{rest}".rstrip()
 
 
@@ -78,13 +84,20 @@ class Report:
         """Claims that do not hold."""
         return tuple(v.axiom for v in self.verdicts if v.broken)
 
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """Axioms of which too few cases were tried to say anything."""
+        return tuple(v.axiom for v in self.verdicts if v.kind == "undecided")
+
     def __str__(self) -> str:
         return self.text()
 
     def text(self) -> str:
         """For a terminal: a line for each axiom, and below it the call that rebuilds a counterexample."""
         end = "" if self.complete else ", stopped before all cases were tried"
-        head = f"{self.method}: {len(self.axioms)} of {len(self.verdicts)} axioms hold{end}"
+        open_ones = f", {len(self.undecided)} undecided" if self.undecided else ""
+        what = "axioms" if all(v.axiom in AXIOMS for v in self.verdicts) else "laws"
+        head = f"{self.method}: {len(self.axioms)} of {len(self.verdicts)} {what} hold{open_ones}{end}"
         return "\n".join([head, "", *(str(v) for v in self.verdicts)])
 
     def table(self) -> str:

@@ -14,10 +14,17 @@ from hypothesis.errors import Flaky, Unsatisfiable
 from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
+from esegeta.conformance.subjects import NoExplanation
 from esegeta.engine import progress
 
 # How often a counterexample is tried to be made smaller.
 SHRINKS = 150
+# Situations are drawn in blocks, each of the simplest one of all and of others at random. Hypothesis begins a longer
+# block with a tenth of tiny situations, which is where a search that ends early would end; and its order would depend
+# on the number of cases.
+BLOCK = 9
+# A search ends after so many blocks without anything new.
+BARREN = 3
 
 
 @dataclass
@@ -32,9 +39,10 @@ class Search:
 @dataclass
 class Found:
     """What a search has seen. ``failed`` is the smallest situation that fails, as the code that rebuilds it, with
-    residual and what is allowed."""
+    residual and what is allowed; ``cases`` are those that could have failed, of all that were ``tried``."""
 
     cases: int = 0
+    tried: int = 0
     refused: int = 0
     why: str = ""
     complete: bool = True
@@ -50,15 +58,21 @@ class _Over(BaseException):
 
 
 def smallest(
-    situations: SearchStrategy[Any], measure: Callable[[Any], tuple[float, float]], search: Search
+    situations: SearchStrategy[Any],
+    measure: Callable[[Any], tuple[float, float]],
+    search: Search,
+    trivial: Callable[[Any], bool] = lambda _: False,
 ) -> Found:
     """Draw situations until one has a residual above what is allowed there, and make that one smaller.
 
-    A situation in which the method raises is refused, and counted as such. The answers to situations are
-    remembered, so that a search whose time is over ends with the smallest failure that it has.
+    The order of the situations depends on the seed alone: a search that ends early has seen the first of those that
+    a longer one sees. A situation in which the method raises is refused, and counted as such; one of which the axiom
+    says nothing, or that is ``trivial`` and kept, is no case. The answers to situations are remembered, so that a
+    search whose time is over ends with the smallest failure that it has.
     """
     found = Found()
     known: dict[str, tuple[str, float, float] | None] = {}
+    wrong: list[NoExplanation] = []
     after = 0
 
     def failure(situation: Any) -> tuple[str, float, float] | None:
@@ -70,43 +84,59 @@ def smallest(
         if time.monotonic() > search.until or after > SHRINKS:
             found.complete = found.failed is not None
             raise _Over
+        if found.failed is None and found.tried >= search.cases:
+            raise _Over
         known[name] = None
-        tried = min(len(known), search.cases)
-        try:
-            with progress.step(bar, (tried - 1) / search.cases, tried / search.cases):
-                bar.at(0.0)
-                residual, allowed = measure(situation)
-        except Exception as refusal:  # whatever it is: the method does not accept this case
-            found.refused += 1
-            found.why = found.why or _line(refusal)
-            return None
-        found.cases += allowed < math.inf  # else the axiom says nothing here
-        if not residual <= allowed:  # NaN fails
-            known[name] = name, residual, allowed
+        found.tried += found.failed is None
+        with progress.step(bar, (found.tried - 1) / search.cases, found.tried / search.cases):
+            bar.at(0.0)
+            known[name] = judged(name, situation)
         return known[name]
 
-    @seed(search.start)
-    @settings(
-        max_examples=search.cases,
-        deadline=None,
-        database=None,
-        phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
-        report_multiple_bugs=False,
-        verbosity=Verbosity.quiet,
-    )
-    @given(situations)
-    def run(situation: Any) -> None:
-        seen = failure(situation)
-        if seen is not None:
-            found.failed = seen
-            raise _Fails
+    def judged(name: str, situation: Any) -> tuple[str, float, float] | None:
+        try:
+            residual, allowed = measure(situation)
+            fails = not residual <= allowed  # NaN fails
+            counts = fails or (allowed < math.inf and not trivial(situation))
+        except NoExplanation as error:  # not one case, the whole method: Hypothesis is not to make it smaller
+            wrong.append(error)
+            raise _Over from error
+        except Exception as refusal:  # whatever it is: the method does not accept this case
+            found.refused += found.failed is None
+            found.why = found.why or _line(refusal)
+            return None
+        found.cases += counts and found.failed is None
+        return (name, residual, allowed) if fails else None
+
+    def run(block: int) -> None:
+        @seed(search.start * 1_000_003 + block)
+        @settings(
+            max_examples=BLOCK,
+            deadline=None,
+            database=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False,
+            verbosity=Verbosity.quiet,
+        )
+        @given(situations)
+        def one_block(situation: Any) -> None:
+            seen = failure(situation)
+            if seen is not None:
+                found.failed = seen
+                raise _Fails
+
+        one_block()
 
     try:
         with warnings.catch_warnings(), _whatever_is_imported(), progress.loop("search") as bar:
             # Run-time type checks draw from Python's generator, which Hypothesis warns of.
             warnings.simplefilter("ignore")
-            run()
+            block, barren = 0, 0
+            while barren < BARREN:
+                before = len(known)
+                run(block)
+                block, barren = block + 1, barren + 1 if len(known) == before else 0
     except (_Fails, _Over):
         pass
     except Unsatisfiable:
@@ -114,6 +144,8 @@ def smallest(
     except Flaky:
         if found.failed is None:
             raise
+    if wrong:
+        raise wrong[0]
     return found
 
 

@@ -67,6 +67,24 @@ class Segmentation(OfModule):
         return majorant(self.module, x.detach().abs().to(TYPES[self.network.dtype])[None]).amax()
 
 
+@dataclass(frozen=True, repr=False)
+class Classification:
+    """The means of a segmentation's classes, as a model: ``(C,*S) -> (2,)``."""
+
+    inner: Segmentation
+
+    def __repr__(self) -> str:
+        return call(self)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The value at one example."""
+        return self.inner(x).flatten(1).mean(1)
+
+    def majorant(self, x: Tensor) -> Tensor:
+        """A mean is no larger than the largest."""
+        return self.inner.majorant(x)
+
+
 class _Classes(nn.Module):
     """Two classes: the sum of all channels, and what is left of one."""
 

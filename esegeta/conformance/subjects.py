@@ -6,7 +6,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -198,9 +198,7 @@ def _named(name: str) -> Subject:
 
         if name.partition(":")[0].strip() in adapters.LIBRARIES:
             return adapters.find(name)
-        return replace(
-            of(_imported(name.strip(), nearest(name, adapters.names(), cutoff=0.4))), name=name.strip()
-        )
+        return replace(of(imported(name.strip())), name=name.strip())
     by_rules = {s.name: s for s in by_rule()}
     if name in by_rules:
         return by_rules[name]
@@ -216,8 +214,11 @@ def _named(name: str) -> Subject:
     return of_method(find_method(name))
 
 
-def _imported(name: str, advice: str) -> Callable[..., Explain]:
+def imported(name: str) -> Callable[..., Any]:
     """The function ``"my_module:my_method"``; a module of the working directory too."""
+    from esegeta.conformance import adapters
+
+    advice = nearest(name, adapters.names(), cutoff=0.4)
     module, _, function = name.partition(":")
     here = os.getcwd()
     if here not in sys.path:
@@ -234,7 +235,7 @@ def _imported(name: str, advice: str) -> Callable[..., Explain]:
         known = sorted(n for n, v in vars(found).items() if callable(v) and not n.startswith("_"))
         expected = f"a function of {module}"
         raise ValueError(check.problem("verify", expected, repr(function), nearest(function, known)))
-    return cast("Callable[..., Explain]", getattr(found, function))
+    return cast("Callable[..., Any]", getattr(found, function))
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -243,12 +244,59 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     return f"Nearest: {', '.join(near) or 'none'}"
 
 
+class NoExplanation(TypeError):
+    """What was returned is no explanation at all, so that no axiom says anything about it."""
+
+
+def tried(where: str, name: str, a: Any, shape: Sequence[Any]) -> bool:
+    """Refuse what is no explanation of an input of this shape; whether it is one map for all channels."""
+    if isinstance(a, Tensor) and tuple(a.shape) in (tuple(shape), (1, *shape[1:])):
+        return tuple(a.shape) != tuple(shape)
+    got = f"{check.describe(a)} of {name}"
+    expected = f"an explanation to be one tensor like x, {tuple(shape)}, or one map for all channels"
+    raise NoExplanation(check.problem(where, expected, got, "Return one tensor"))
+
+
+def shaped(subject: Subject) -> Subject:
+    """The same, whose explanations are refused where they are no explanations."""
+
+    def watched(build: Build) -> Build:
+        def made(score: Score) -> Explain:
+            explain = build(score)
+
+            @functools.wraps(explain)
+            def run(x: Tensor, *refs: Tensor, **key: Any) -> Tensor:
+                a = explain(x, *refs, **key)
+                if subject.wants == "module" and isinstance(a, Tensor):
+                    return a  # it may explain a layer of the network, and be like that
+                if tried("verify", subject.name, a, x.shape) != (subject.one_channel and x.shape[0] > 1):
+                    expected = f"an explanation of the shape {'(1, *S)' if subject.one_channel else 'of x'}"
+                    raise NoExplanation(
+                        check.problem(
+                            "verify", expected, f"{check.describe(a)} of {subject.name}", "Return that"
+                        )
+                    )
+                return a
+
+            return run
+
+        return made
+
+    parts = subject.parts
+    return replace(
+        subject,
+        build=watched(subject.build),
+        finer=watched(subject.finer) if subject.finer else None,
+        parts=(lambda given: watched(parts(given))) if parts else None,
+    )
+
+
 def _foreign(method: Callable[..., Explain]) -> Subject:
     """A function that nobody registered: what it takes is read off the explanation that it makes."""
     name = getattr(method, "__name__", type(method).__name__)
     expected = "a method: a function of a score that returns an explanation (x, *refs) -> like x"
     try:
-        explain = method(Network((1, 4, 4), ("conv", "relu")))
+        explain = method(Network((2, 4, 4), ("conv", "relu")))
     except Exception as error:  # whatever it is
         got = f"{name}, which raised {type(error).__name__}: {error}"
         advice = "Take a score (C,*S) -> (), or pass a Subject, which says what the explanation takes"
@@ -258,7 +306,8 @@ def _foreign(method: Callable[..., Explain]) -> Subject:
         raise TypeError(check.problem("verify", expected, got, "Return a function of the input"))
     says = getattr(explain, "refs", None)
     if says is not None:
-        return Subject(name, method, tuple(says), bool(getattr(explain, "takes_key", False)))
+        found = Subject(name, method, tuple(says), bool(getattr(explain, "takes_key", False)))
+        return _looked_at(found, explain)
     try:
         taken = list(inspect.signature(explain).parameters.values())
     except ValueError:  # builtins do not say what they take
@@ -276,7 +325,18 @@ def _foreign(method: Callable[..., Explain]) -> Subject:
                 "Rename its parameters, or pass a Subject, which says what they are",
             )
         )
-    return Subject(name, method, refs, any(p.name == "key" for p in taken))
+    return _looked_at(Subject(name, method, refs, any(p.name == "key" for p in taken)), explain)
+
+
+def _looked_at(subject: Subject, explain: Explain) -> Subject:
+    """A subject whose first explanation shows whether it is one map for all channels, or none at all."""
+    x = torch.linspace(-1, 1, 32, dtype=torch.float64).reshape(2, 4, 4)
+    known = {"baseline": torch.zeros_like(x), "baselines": torch.stack([0 * x, x.flip(-1)])}
+    try:
+        a = explain(x, *(known[kind] for kind in subject.refs), **subject.extra())
+    except Exception:  # what it refuses here it may accept elsewhere
+        return subject
+    return replace(subject, one_channel=tried("verify", subject.name, a, x.shape))
 
 
 def by_rule() -> Iterator[Subject]:

@@ -1,16 +1,18 @@
 """Which axioms a method keeps, and the smallest counterexample found where it does not."""
 
 import math
+import operator
 import os
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esegeta._types import Explain
-from esegeta.conformance.laws import LAWS, rebuilt
-from esegeta.conformance.report import Counterexample, Report, Verdict
-from esegeta.conformance.subjects import Subject, of
+from esegeta.conformance.kinds import AnySubject, TransformSubject, laws_of, subject_of
+from esegeta.conformance.report import ENOUGH, Counterexample, Kind, Report, Verdict
+from esegeta.conformance.situations import rebuilt
+from esegeta.conformance.subjects import Subject, shaped
 from esegeta.engine import check, progress
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    method: "str | Subject | Callable[..., Explain]",
+    method: "str | AnySubject | Callable[..., Any]",
     *,
     axioms: Iterable[str] | None = None,
     cases: int = 100,
@@ -29,19 +31,26 @@ def verify(
 ) -> Report:
     """Put a method to random scores, networks and images, and tell which axioms it keeps on all of them.
 
-    A verdict is **holds** on so many cases, **violated** with the smallest counterexample that was found, as the
-    call that rebuilds it, or **not applicable** with the reason. What is allowed to remain of an axiom is derived
-    from each case: from the rounding of its arithmetic and, where a method sums over a path, from what its number
-    of nodes can leave. "Holds" is no proof; "violated" is one.
+    A transform is put to methods that keep an axiom, and has to preserve it; reducers and rewrites have laws of their
+    own, ``conformance.REDUCER_LAWS`` and ``conformance.REWRITE_LAWS``, and have to keep all of them.
 
-    The same seed draws the same cases, so that a verdict can be repeated.
+    A verdict is **holds** on so many cases, at least 25 that could have failed; **violated** with the smallest
+    counterexample that was found, as the call that rebuilds it; **undecided** where too few cases were tried, or the
+    time was over before all of them were; or **not applicable** with the reason. What is allowed to remain of an
+    axiom is derived from each case: from the rounding of its arithmetic and, where a method sums over a path, from
+    what its number of nodes can leave. "Holds" is no proof; "violated" is one.
+
+    The same seed draws the same cases in the same order, so that a verdict can be repeated. A budget of time tries
+    the first of them: it can leave a verdict undecided, and change none.
 
     Args:
         method: ``Score -> Explain``; the name of a registered method; ``"my_module:my_method"``;
-            ``"captum:DeepLift"`` and the like for other libraries; or a ``conformance.Subject``.
-        axioms: names in ``esegeta.axioms``, by default all.
+            ``"captum:DeepLift"`` and the like for other libraries; or a ``conformance.Subject``. Also a transform,
+            whose first argument is ``explain``, a reducer, whose first argument is ``model``, a rewrite, or the name
+            of one (``"smooth"``, ``"class_sum"``, ``"rules.guided"``).
+        axioms: names in ``esegeta.axioms``, or of the laws of a reducer or a rewrite; by default all.
         cases: how many to try for each axiom.
-        seconds: after which the search ends with what it has.
+        seconds: after which the search ends, shared by the axioms. What takes its time once does not count.
         seed: of the random cases.
         scores: from a shape ``(C,*S)`` to a Hypothesis strategy of scores, such as
             ``lambda shape: strategies.networks(shape=shape, operators=["conv", "relu"])``: only on these; by
@@ -53,12 +62,12 @@ def verify(
 
     Example:
         >>> import esegeta as eg
-        >>> report = eg.verify(eg.input_x_gradient, axioms=["linearity", "shift"], cases=20)
+        >>> report = eg.verify(eg.input_x_gradient, axioms=["linearity", "shift"], cases=40)
         >>> [v.kind for v in report.verdicts]
         ['holds', 'violated']
     """
-    subject = of(method)
-    names = _chosen(axioms)
+    subject = subject_of(method)
+    names = _chosen(axioms, tuple(laws_of(subject)))
     if scores is not None and not callable(scores):
         raise TypeError(
             check.problem(
@@ -69,10 +78,14 @@ def verify(
             )
         )
     cases = check.positive_count("verify", "cases", cases)
-    started = time.monotonic()
-    until = math.inf if seconds is None else started + check.non_negative("verify", "seconds", seconds)
-    verdicts, complete = [], True
+    budget = math.inf if seconds is None else check.non_negative("verify", "seconds", seconds)
     from esegeta.conformance.search import Search  # it needs hypothesis
+
+    if seconds is not None:
+        _warm_up(subject, names, scores)
+    started = time.monotonic()
+    until = started + budget
+    verdicts, complete = [], True
 
     with progress.loop(f"verify {subject.name}") as bar:
         for i, axiom in enumerate(names):
@@ -91,43 +104,110 @@ def verify(
     return Report(subject.name, tuple(verdicts), time.monotonic() - started, complete)
 
 
-def _chosen(axioms: Iterable[str] | None) -> list[str]:
-    names = list(LAWS) if axioms is None else [axioms] if isinstance(axioms, str) else list(axioms)
+def _warm_up(
+    subject: AnySubject, names: Iterable[str], scores: "Callable[[tuple[Any, ...]], Any] | None"
+) -> None:
+    """What takes its time once, whatever is searched: the first draws for each axiom, and the first explanation."""
+    from esegeta.conformance import drawing, search
+
+    measured = 0
     for name in names:
-        check.one_of("verify", "axioms", name, tuple(LAWS))
+        for one in _members(subject, name)[:1]:
+            measure = operator.methodcaller("measure", one) if not measured else lambda _: (0.0, 0.0)
+            search.smallest(drawing.of_kind(name, one, scores), measure, search.Search(2))
+            measured += 1
+
+
+def _chosen(axioms: Iterable[str] | None, known: tuple[str, ...]) -> list[str]:
+    names = list(known) if axioms is None else [axioms] if isinstance(axioms, str) else list(axioms)
+    for name in names:
+        check.one_of("verify", "axioms", name, known)
     return names
 
 
+def _members(subject: AnySubject, name: str) -> list[Any]:
+    """What a law is put to: the subject, or what a transform makes of the methods that keep it."""
+    if isinstance(subject, TransformSubject):
+        return [shaped(s) for s in subject.of(name)]
+    if laws_of(subject)[name].applies(subject):
+        return []
+    return [shaped(subject)] if isinstance(subject, Subject) else [subject]
+
+
 def _verdict(
-    subject: Subject,
+    subject: AnySubject,
     axiom: str,
     scores: "Callable[[tuple[Any, ...]], Any] | None",
     settings: "Search",
     before: Iterable[str],
 ) -> tuple[Verdict, bool]:
-    claimed, law = axiom in subject.axioms, LAWS[axiom]
-    reason = law.applies(subject)
-    if reason:
+    claimed, members = axiom in subject.axioms, _members(subject, axiom)
+    if not members:
+        reason = (
+            "it is kept by none of the methods that transforms are tried on"
+            if isinstance(subject, TransformSubject)
+            else laws_of(subject)[axiom].applies(subject)
+        )
         return Verdict(axiom, "not applicable", claimed=claimed, why=reason), True
     for code in before:
-        again = _again(subject, code)
-        if again is not None:
-            return Verdict(axiom, "violated", 1, 0, claimed, counterexample=again), True
+        for member in members:
+            again = _again(member, code)
+            if again is not None:
+                return Verdict(axiom, "violated", 1, 0, claimed, _of(subject, member), again), True
     from esegeta.conformance import drawing, search  # they need hypothesis
 
-    found = search.smallest(
-        drawing.situations(axiom, subject, scores), lambda situation: situation.measure(subject), settings
-    )
+    # A transform of several methods shares the cases, and the time, among them.
+    share = -(-settings.cases // len(members))
+    total = search.Found()
+    for i, member in enumerate(members):
+        until = time.monotonic() + (settings.until - time.monotonic()) / (len(members) - i)
+        found = search.smallest(
+            drawing.of_kind(axiom, member, scores),
+            operator.methodcaller("measure", member),
+            search.Search(share, until, settings.start),
+            lambda situation: situation.trivial,
+        )
+        total = search.Found(
+            total.cases + found.cases,
+            total.tried + found.tried,
+            total.refused + found.refused,
+            total.why or found.why,
+            total.complete and found.complete,
+            found.failed,
+        )
+        if found.failed is not None:
+            verdict = decided(axiom, total, settings.cases, claimed)
+            return replace(verdict, why=_of(subject, member) or verdict.why), True
+    return decided(axiom, total, settings.cases, claimed), total.complete
+
+
+def _of(subject: AnySubject, member: Any) -> str:
+    return f"by {member.name}" if isinstance(subject, TransformSubject) else ""
+
+
+def decided(axiom: str, found: "Found", wanted: int, claimed: bool = False) -> Verdict:
+    """What follows from a search of ``wanted`` cases. One that ended early, or saw too little, decides nothing."""
+
+    def verdict(kind: Kind, why: str, example: Counterexample | None = None) -> Verdict:
+        return Verdict(axiom, kind, found.cases, found.refused, claimed, why, example)
+
     if found.failed is not None:
-        example = Counterexample(*found.failed)
-        why = found.why if found.refused else ""
-        return Verdict(axiom, "violated", found.cases, found.refused, claimed, why, example), True
+        return verdict("violated", found.why if found.refused else "", Counterexample(*found.failed))
+    if not found.complete:
+        looked = f"{found.cases} cases said something and kept it" if found.cases else "none said anything"
+        return verdict(
+            "undecided", f"the time was over after {found.tried} of {wanted}, {looked}: give it more seconds"
+        )
     if not found.cases:
-        return Verdict(axiom, "not applicable", 0, found.refused, claimed, _why_none(found)), found.complete
-    return Verdict(axiom, "holds", found.cases, found.refused, claimed, found.why), found.complete
+        return verdict("not applicable", _why_none(found))
+    if found.cases < ENOUGH:
+        refused = f"; {found.refused} refused: {found.why}" if found.refused else ""
+        more = f"kept on {found.cases} cases, {ENOUGH} are needed: try more than {wanted}{refused}"
+        return verdict("undecided", more)
+    return verdict("holds", found.why)
 
 
-def _again(subject: Subject, code: str) -> Counterexample | None:
+def _again(subject: Any, code: str) -> Counterexample | None:
     """What failed at another time, if it still does."""
     try:
         residual, allowed = rebuilt(code).measure(subject)
@@ -156,4 +236,4 @@ def _keep(kept: Path | None, verdict: Verdict) -> None:
 def _why_none(found: "Found") -> str:
     if found.refused:
         return f"all {found.refused} cases were refused: {found.why}"
-    return "it says nothing about any of these scores" if found.complete else "no time for a single case"
+    return "it says nothing about any of these scores"

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esegeta._facts import explanation, facts_of, named
 from esegeta.engine import check, levels, stream
 from esegeta.engine.execution import current
 
@@ -22,8 +23,9 @@ def batched(explain: Explain, in_dims: Axes = 0) -> Explain:
             examples share it.
 
     Returns:
-        ``(xs, *refs, key=) -> like xs``. Each answer is that of ``explain`` on its example alone, whatever
-        the chunk and the other examples. An int key is shared by all; a tensor of keys gives each its own.
+        ``(xs, *refs, key=) -> like xs``; references also by name. Each answer is that of ``explain`` on its
+        example alone, whatever the chunk and the other examples. An int key is shared by all; a tensor of
+        keys gives each its own.
 
     Example:
         >>> import torch, esegeta as eg
@@ -33,12 +35,15 @@ def batched(explain: Explain, in_dims: Axes = 0) -> Explain:
         [[[1.0, 4.0]], [[9.0, 16.0]]]
     """
 
+    facts = facts_of(check.explanation("batched", explain))
+
     def many(xs: Tensor, *refs: Tensor, key: "int | Tensor | None" = None) -> Tensor:
         tensors = (xs, *refs)
         for i, t in enumerate(tensors):
             check.tensor("batched", "xs" if i == 0 else f"argument {i + 1}", t)
         dims = (in_dims,) * len(tensors) if not isinstance(in_dims, tuple) else in_dims
-        if len(dims) != len(tensors) or dims[0] is None:
+        whole = all(d is None or (isinstance(d, int) and not isinstance(d, bool)) for d in dims)
+        if not whole or len(dims) != len(tensors) or dims[0] is None:
             raise ValueError(
                 check.problem(
                     "batched",
@@ -91,7 +96,10 @@ def batched(explain: Explain, in_dims: Axes = 0) -> Explain:
         stream.fold(one, tuple(mapped), absorb, 0, label=_label(explain))
         return torch.cat(pieces) if out is None else out
 
-    return many
+    if facts.refs is None:
+        return named(many, f"batched({_label(explain)})")
+    face = explanation(many, "batched", facts.refs, key=facts.key, doc=explain.__doc__, first="xs")
+    return named(face, f"batched({_label(explain)})")
 
 
 def explained(
@@ -115,6 +123,7 @@ def explained(
         >>> [a.tolist() for a in explained(explain, (torch.full((1, 1), float(i)) for i in range(3)))]
         [[[0.0]], [[2.0]], [[4.0]]]
     """
+    check.explanation("explained", explain)
     together = current().chunk or 2  # on CPU a pair takes the time of one large volume (see layout.lonely)
     waiting: list[tuple[Tensor, ...]] = []
     extra = {} if key is None else {"key": key}
@@ -126,8 +135,15 @@ def explained(
             yield from batched(explain)(*[torch.stack(ts) for ts in zip(*waiting, strict=True)], **extra)
         waiting.clear()
 
+    if not isinstance(examples, Iterable) or (isinstance(examples, Tensor) and examples.ndim == 0):
+        got = check.describe(examples)
+        raise TypeError(
+            check.problem("explained", "examples, one after another", got, "Pass a list of tensors")
+        )
     for example in examples:
         tensors = tuple(example) if isinstance(example, (tuple, list)) else (example,)
+        for t in tensors or (example,):
+            check.tensor("explained", "every example", t)
         if waiting and [_kind(t) for t in tensors] != [_kind(t) for t in waiting[0]]:
             yield from flush()
         waiting.append(tensors)
@@ -141,4 +157,4 @@ def _kind(t: Tensor) -> tuple[Any, ...]:
 
 
 def _label(explain: Explain) -> str:
-    return getattr(explain, "__qualname__", "explain").split(".")[0]
+    return getattr(explain, "__name__", "explain")

@@ -1,11 +1,21 @@
 """Checks of what users pass in. Each message names the function, the expectation, what came, what to do."""
 
-from collections.abc import Sequence
+import contextlib
+import difflib
+import functools
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esegeta.engine import levels
+
+_MOST = 2**31  # of anything that is counted
 
 
 def problem(where: str, expected: str, got: str, advice: str) -> str:
@@ -15,6 +25,41 @@ def problem(where: str, expected: str, got: str, advice: str) -> str:
     'gradient: expected a scalar score, got shape (2,). Apply a reducer.'
     """
     return f"{where}: expected {expected}, got {got}. {advice.rstrip('.')}."
+
+
+@contextlib.contextmanager
+def calling(name: str, inside: Collection[str]) -> Iterator[None]:
+    """Let errors name the function that was called, not one of those inside of it.
+
+    >>> with calling("grad_cam", ["tap"]):
+    ...     raise ValueError(problem("tap", "a place", "nothing", "Name one"))
+    Traceback (most recent call last):
+    ValueError: grad_cam: expected a place, got nothing. Name one.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        where, colon, rest = str(error).partition(": expected ")
+        if colon and where in inside:
+            error.args = (f"{name}{colon}{rest}",)
+        raise
+
+
+def not_written(path: str | os.PathLike[str], size: int | None, error: OSError) -> OSError:
+    """Return the error of a file that could not be written, such as one for which the disk has no room.
+
+    What the system raises then names neither the file nor how much room it takes.
+    """
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    with contextlib.suppress(OSError):
+        reason += f", {shutil.disk_usage(Path(path).parent).free} bytes are free there"
+    room = "room for it" if size is None else f"room for its {size} bytes"
+    text = problem(
+        "write", f"to write {path} and {room}", reason, "Make room and start again, or write elsewhere"
+    )
+    told = OSError(text)
+    told.errno = error.errno
+    return told
 
 
 def describe(value: object) -> str:
@@ -29,6 +74,77 @@ def tensor(where: str, name: str, value: object) -> Tensor:
     """Refuse anything but a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(problem(where, f"{name} to be a torch.Tensor", describe(value), "Convert it first"))
+    return value
+
+
+def function(where: str, expected: str, value: object, advice: str) -> Any:
+    """Refuse what is no function of one example: a network above all, which takes batches."""
+    if not callable(value):
+        raise TypeError(problem(where, expected, describe(value), advice))
+    inner: Any = value
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if getattr(inner, "__name__", "") in ("forward", "__call__"):
+        inner = getattr(inner, "__self__", inner)
+    if isinstance(inner, nn.Module):
+        raise TypeError(
+            problem(
+                where,
+                expected,
+                f"an nn.Module, {type(inner).__name__}, which takes batches",
+                f"{'Make' if 'model' in expected else 'Explain a score of'} a model of it with "
+                "esegeta.from_module(module.eval())",
+            )
+        )
+    return value
+
+
+def score(where: str, value: object) -> Any:
+    """Refuse what is no score: anything but a function of one example."""
+    if isinstance(value, Tensor):
+        advice = f"The image goes into what comes out: {where}(score)(x)"
+        raise TypeError(problem(where, "a score: a function of one example", describe(value), advice))
+    return function(where, "a score: a function of one example", value, "Compose a reducer")
+
+
+def model(where: str, value: object) -> Any:
+    """Refuse what is no model: anything but a function of one example."""
+    expected = "a model: a function of one example"
+    return function(where, expected, value, "Wrap a network with esegeta.from_module")
+
+
+def runs(where: str, value: object) -> Any:
+    """Refuse what is neither a score nor a model."""
+    expected = "a score or a model: a function of one example"
+    return function(where, expected, value, "Wrap a network with esegeta.from_module")
+
+
+def explanation(where: str, value: object) -> Any:
+    """Refuse what is no explanation, a finished map above all."""
+    advice = "Pass the explanation, for example esegeta.gradient(score)"
+    if isinstance(value, Tensor):
+        advice = f"Pass the explanation, not its map: {where}(explain)(x)"
+    return function(where, "an explanation: a function (x, *refs) -> map", value, advice)
+
+
+def values(value: "int | Tensor") -> str:
+    """A number, or those of all examples, as text."""
+    if not isinstance(value, Tensor):
+        return str(value)
+    base = levels.base(value)
+    return describe(value) if levels.fake(value) or base.numel() > 8 else str(base.tolist())
+
+
+def whole(where: str, name: str, value: Tensor, shape: tuple[int, ...], advice: str) -> Tensor:
+    """Refuse a tensor of anything but whole numbers from 0 on, in that shape; for each of the mapped examples."""
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(problem(where, f"{name} of an integer dtype", describe(value), "Use .long()"))
+    if tuple(value.shape) != shape:
+        more = "For one of each example use esegeta.batched"
+        raise ValueError(problem(where, f"{name}, for one example of shape {shape}", describe(value), more))
+    value = value.detach().long()
+    if levels.true_anywhere(value < 0):
+        raise ValueError(problem(where, f"{name} 0, 1, ...", values(value), advice))
     return value
 
 
@@ -102,6 +218,9 @@ def like(where: str, name: str, value: object, x: Tensor) -> Tensor:
 
 def stack_of(where: str, name: str, value: object, x: Tensor) -> Tensor:
     """Refuse anything but ``n >= 1`` tensors like the input, stacked on a new first axis."""
+    if isinstance(value, (list, tuple)):
+        got = f"a {type(value).__name__} of {len(value)}"
+        raise TypeError(problem(where, f"{name} to be a torch.Tensor", got, f"Use torch.stack({name})"))
     value = tensor(where, name, value)
     if value.ndim != x.ndim + 1 or value.shape[0] == 0:
         raise ValueError(
@@ -118,41 +237,98 @@ def stack_of(where: str, name: str, value: object, x: Tensor) -> Tensor:
 
 def scalar(where: str, value: object) -> Tensor:
     """Refuse a score that is not one floating number."""
-    if not isinstance(value, Tensor) or value.ndim:
-        raise ValueError(
-            problem(
-                where,
-                "a score with a value of shape ()",
-                describe(value),
-                "Put a reducer on the model, for example esegeta.reducers.class_sum(model, 1)",
-            )
-        )
+    if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+        expected = "a score with a value of shape ()"
+        advice = "Put a reducer on the model, for example esegeta.reducers.class_sum(model, 1)"
+        if isinstance(value, Tensor) and not value.ndim:
+            expected, advice = f"{expected} and a floating dtype", "Convert a count with .float()"
+        raise ValueError(problem(where, expected, describe(value), advice))
     return value
+
+
+def flag(where: str, name: str, value: object) -> bool:
+    """Refuse anything but True and False."""
+    if not isinstance(value, bool):
+        raise TypeError(problem(where, f"{name} to be True or False", describe(value), "Pass one of them"))
+    return value
+
+
+def each_axis(value: Any, axes: int) -> tuple[Any, ...]:
+    """One number for each axis, from one for all or from a sequence; nothing where it is neither.
+
+    >>> each_axis(2, 2), each_axis((1, 2.5), 2), each_axis(None, 2)
+    ((2, 2), (1, 2.5), ())
+    """
+    if isinstance(value, (np.ndarray, np.generic)) or (
+        isinstance(value, Tensor) and not levels.wrapped(value)
+    ):
+        value = value.tolist()
+    if isinstance(value, (int, float)):
+        return (value,) * axes
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return ()
+    return tuple(v.item() if isinstance(v, (np.generic, Tensor)) and v.ndim == 0 else v for v in value)
+
+
+def fill(where: str, value: object) -> Any:
+    """Refuse what is no way to fill the place of a part."""
+    expected = "fill: a function (x, baseline, kept) -> like x"
+    return function(where, expected, value, "Use for example esegeta.baselines.inpainted")
+
+
+def features(where: str, value: object) -> Any:
+    """Refuse what does not divide an image into parts."""
+    advice = "Use esegeta.features, for example features.grid(8) or features.labels(map)"
+    return function(where, "features: a function of the image", value, advice)
+
+
+def maps(where: str, a: object) -> Any:
+    """Refuse an explanation that is neither a map nor a tuple of maps."""
+    for one in a if isinstance(a, tuple) and a else (a,):
+        if not isinstance(one, Tensor) or not one.is_floating_point():
+            expected, advice = "an explanation that returns a floating tensor", "Return one map like x"
+            raise TypeError(problem(where, expected, describe(one), advice))
+    return a
 
 
 def positive_count(where: str, name: str, value: object, least: int = 1) -> int:
     """Refuse a number of steps or samples that is not a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(
-            problem(where, f"{name} to be an int >= {least}", repr(value), "Pass a larger whole number")
-        )
-    return value
+    right = isinstance(value, int) and not isinstance(value, bool)
+    if not right or not least <= value <= _MOST:  # type: ignore[operator]
+        advice = "Pass a smaller one" if right and value > _MOST else "Pass a larger whole number"  # type: ignore[operator]
+        raise ValueError(problem(where, f"{name} to be an int >= {least}", repr(value), advice))
+    return value  # type: ignore[return-value]
 
 
 def non_negative(where: str, name: str, value: object) -> float:
     """Refuse a negative or non-finite size."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 <= value < float("inf")
+        or (isinstance(value, int) and value >= 2**63)
+    ):
         raise ValueError(
             problem(where, f"{name} to be a finite number >= 0", repr(value), "Pass such a number")
         )
     return float(value)
 
 
+def nearest(word: object, choices: Iterable[str], otherwise: str = "Choose one of them") -> str:
+    """Advice for a word that is not among the choices.
+
+    >>> nearest("linaer", ["linear", "nearest"]), nearest(3, ["linear"])
+    ('Nearest: linear', 'Choose one of them')
+    """
+    near = difflib.get_close_matches(word, list(choices), n=3, cutoff=0.5) if isinstance(word, str) else []
+    return f"Nearest: {', '.join(near)}" if near else otherwise
+
+
 def one_of(where: str, name: str, value: object, choices: Sequence[str]) -> str:
     """Refuse a word that is not in the list."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(
-            problem(where, f"{name} to be one of {', '.join(choices)}", repr(value), "Choose one of them")
+            problem(where, f"{name} to be one of {', '.join(choices)}", repr(value), nearest(value, choices))
         )
     return value
 

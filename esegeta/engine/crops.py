@@ -1,5 +1,6 @@
 """A network as one operator on windows: run on the part of the image that a change reaches, and no further."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from esegeta.engine.locality import Locality
-from esegeta.engine.windows import Missing, Window, fit, region
+from esegeta.engine.windows import Missing, TooWide, Window, fit, region
 
 # An opaque network counts as this many multiplications for an element.
 OPAQUE = 1e3
@@ -18,6 +19,21 @@ def through(model: Callable[[Tensor], Tensor], x: Window, locality: Locality) ->
     """``model``, from (C,*S) to (K,*S), on crops that begin at multiples of its shift period."""
     run = x.run
     step = run.next("crops")
+    shape = tuple(x.shape[1:])
+    ends = np.array(
+        [
+            [locality.affected(a, int(low), int(low) + n, length) for a, (low, n, length) in enumerate(each)]
+            for each in (list(zip(lo[1:], x.extent[1:], shape, strict=True)) for lo in x.lo)
+        ]
+    )
+    lo, size = fit(ends[..., 0], ends[..., 1], shape)
+    alike: dict[tuple[int, ...], list[tuple[int, list[int]]]] = defaultdict(list)
+    for b in range(len(lo)):
+        needed = [locality.needs(a, int(lo[b, a]), int(lo[b, a]) + n, shape[a]) for a, n in enumerate(size)]
+        alike[tuple(high - low for low, high in needed)].append((b, [low for low, _ in needed]))
+    share = sum(math.prod(extent) * len(members) for extent, members in alike.items()) / len(lo)
+    if share > run.most * math.prod(shape):
+        raise TooWide(f"changes that each need {100 * share / math.prod(shape):.0f} % of the image")
     if run.recording:
         with torch.no_grad():
             whole = model(x.clean[0])
@@ -29,19 +45,7 @@ def through(model: Callable[[Tensor], Tensor], x: Window, locality: Locality) ->
         raise Missing
     clean = run.kept[step][0]
     assert clean is not None
-    shape = tuple(x.shape[1:])
-    ends = np.array(
-        [
-            [locality.affected(a, int(low), int(low) + n, length) for a, (low, n, length) in enumerate(each)]
-            for each in (list(zip(lo[1:], x.extent[1:], shape, strict=True)) for lo in x.lo)
-        ]
-    )
-    lo, size = fit(ends[..., 0], ends[..., 1], shape)
     out = torch.empty((len(lo), clean.shape[1], *size), dtype=clean.dtype, device=clean.device)
-    alike: dict[tuple[int, ...], list[tuple[int, list[int]]]] = defaultdict(list)
-    for b in range(len(lo)):
-        needed = [locality.needs(a, int(lo[b, a]), int(lo[b, a]) + n, shape[a]) for a, n in enumerate(size)]
-        alike[tuple(high - low for low, high in needed)].append((b, [low for low, _ in needed]))
     for extent, members in alike.items():
         parts = [
             region(_only(x, b), np.array([[0, *start]]), (x.shape[0], *extent))[0].contiguous()

@@ -1,13 +1,13 @@
 """How certain a Monte Carlo answer is: its standard error, for whoever asks."""
 
-import functools
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
 
-from esegeta.engine import check
+from esegeta._facts import explanation, facts_of
+from esegeta.engine import check, gradient
 
 # The answers given while somebody asks for errors; None while nobody does.
 _asked: ContextVar[list[tuple[Tensor, Tensor]] | None] = ContextVar("esegeta_estimates", default=None)
@@ -43,25 +43,32 @@ def with_standard_error(explain: Callable[..., Tensor]) -> Callable[..., tuple[T
         ([[1.0, 1.0]], [[0.0, 0.0]])
     """
 
-    def both(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        token = _asked.set([])
-        try:
-            value = explain(*args, **kwargs)
-            found = _asked.get()
-        finally:
-            _asked.reset(token)
-        mine = [error for answer, error in found or () if answer is value]
-        if not mine:
-            raise TypeError(
-                check.problem(
-                    "with_standard_error",
-                    "the explanation of a method that estimates by sampling",
-                    getattr(explain, "__name__", "an explanation") + ", which gives no error",
-                    "Ask the method itself, inside of transforms: they change what the error means",
-                )
-            )
-        return value, mine[-1]
+    facts = facts_of(check.explanation("with_standard_error", explain))
 
-    functools.update_wrapper(both, explain, assigned=("__name__", "__qualname__"), updated=())
-    both.takes_key = getattr(explain, "takes_key", False)  # type: ignore[attr-defined]
-    return both
+    def both(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return _asking(explain, *args, **kwargs)
+
+    if facts.refs is None:
+        return both
+    name = f"with_standard_error({gradient.name_of(explain)})"
+    return explanation(both, name, facts.refs, key=facts.key, doc=explain.__doc__)
+
+
+def _asking(explain: Callable[..., Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    token = _asked.set([])
+    try:
+        value = explain(*args, **kwargs)
+        found = _asked.get()
+    finally:
+        _asked.reset(token)
+    mine = [error for answer, error in found or () if answer is value]
+    if not mine:
+        raise TypeError(
+            check.problem(
+                "with_standard_error",
+                "the explanation of a method that estimates by sampling",
+                f"{gradient.name_of(explain)}, which gives no error",
+                "Ask the method itself, inside of transforms: they change what the error means",
+            )
+        )
+    return value, mine[-1]

@@ -7,7 +7,7 @@ asked for by name. Scoped to the running thread or task through a context variab
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -65,6 +65,23 @@ def record(event: str, message: str, **details: Any) -> None:
     if here is not None:
         here.events.append({"event": event, "message": message, **details})
     warnings.warn(message, ExecutionWarning, stacklevel=3)
+
+
+def record_partial(message: str, done: int, total: int, share: float | None = None) -> None:
+    """Write down that a deadline cut something short, and which share of it is done."""
+    record("partial", message, done=done, total=total, share=done / total if share is None else share)
+
+
+def partial_share(events: Sequence[Mapping[str, Any]]) -> float | None:
+    """How much was done of what a deadline cut short, None if nothing was.
+
+    An outer loop is recorded after those inside of it, and counts what they did.
+
+    >>> partial_share([{"event": "layer"}]), partial_share([{"event": "partial", "share": 0.25}])
+    (None, 0.25)
+    """
+    shares = [float(event["share"]) for event in events if event.get("event") == "partial"]
+    return shares[-1] if shares else None
 
 
 def note(event: str, message: str, **details: Any) -> None:
@@ -127,7 +144,8 @@ def execution(
         progress: True or False for bars, or a function of (label, fraction done); None shows bars on
             terminals, for work that takes longer than two seconds.
         deadline: seconds from now. Sampling methods then return the mean of the samples that they have and
-            warn; a quadrature, whose partial sum means nothing, raises ``DeadlineExceeded``.
+            warn; methods that look at one part of the image after another return NaN for those that they did
+            not come to, and warn; a quadrature, whose partial sum means nothing, raises ``DeadlineExceeded``.
 
     Returns:
         The settings; their ``events`` list says afterwards what was retried, cut short or done otherwise.

@@ -14,20 +14,19 @@ when either is. Higher orders run again: nothing but inputs is saved between ord
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from esegeta.engine import levels
+from esegeta.engine import levels, severed
 from esegeta.engine.execution import current, record
+from esegeta.engine.second_order import second_order
+from esegeta.engine.severed import NoGradient
 
 BatchFn = Callable[..., tuple[Tensor, ...]]
 Host = Callable[[Callable[[], Any]], Any]
-
-
-class NoGradient(RuntimeError):
-    """A derivative was asked of a function that autograd cannot see through."""
 
 
 class Run:
@@ -58,6 +57,7 @@ class Op:
 
     def __init__(self, fn: BatchFn, name: str, host: Host | None = None, full: BatchFn | None = None) -> None:
         self.fn, self.name, self.full = fn, name, full
+        self.network = name  # the derivatives of a network are still called by its name
         self.host: Host = host or (lambda work: work())
 
     def run(self, run: Run, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -96,7 +96,7 @@ class Op:
             # has a second derivative has this; forward-mode rules are missing for many.
             xs, tangents = arguments[:count], arguments[count:]
             recording = torch.is_grad_enabled() and any(a.requires_grad for a in arguments)
-            with torch.enable_grad():
+            with torch.enable_grad(), second_order(self.name):
                 leaves = [x if recording and x.requires_grad else _leaf(x) for x in xs]
                 ys = self.fn(*leaves)
                 floats = [y for y in ys if _smooth(y)]
@@ -104,6 +104,7 @@ class Op:
                 if not seen:
                     raise self.no_gradient()
                 dual = [torch.zeros_like(y).requires_grad_() for y in seen]
+                severed.mark(self.network, severed.custom_functions(seen), dual)
                 inner = [x for x in leaves if _smooth(x)]
                 pulled = torch.autograd.grad(seen, inner, dual, create_graph=True, allow_unused=True)
                 used = [
@@ -123,14 +124,17 @@ class Op:
             return tuple(torch.zeros_like(y) if p is None else p for p, y in zip(out, floats, strict=True))
 
         op = Op(push, f"pushforward of {self.name}", self.host)
-        op.derived = True
+        op.derived, op.network = True, self.network
         return op
 
     def no_gradient(self) -> NoGradient:
         """The error for a function that autograd cannot see through."""
         return NoGradient(
             f"{self.name}: expected a differentiable model, got outputs that autograd does not connect to the "
-            "input. Use a method that needs only values (perturbation methods), or a model that torch differentiates."
+            "input. Use a method that needs only values (perturbation methods), or a model that torch "
+            "differentiates. "
+            "A model of another framework has a gradient if it is called in a torch.autograd.Function whose backward "
+            "asks that framework for it; the page on models shows one."
         )
 
 
@@ -146,6 +150,7 @@ class _Pullback(Op):
         forward: Run | None = None,
     ) -> None:
         super().__init__(self._pull, f"pullback of {of.name}", of.host)
+        self.network = of.network
         self.of, self.count, self.wanted, self.given, self.forward = of, count, wanted, given, forward
 
     def run(self, run: Run, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -172,7 +177,8 @@ class _Pullback(Op):
                 x if recording and x.requires_grad else _leaf(x, i in self.wanted) for i, x in enumerate(xs)
             ]
             try:
-                ys = self.of.fn(*leaves)
+                with second_order(self.of.name) if recording else nullcontext():
+                    ys = self.of.fn(*leaves)
             except RuntimeError as error:
                 if "numpy() on Tensor that requires grad" in str(error):
                     raise self.of.no_gradient() from error
@@ -191,6 +197,8 @@ class _Pullback(Op):
                 if self.of.derived or any(y.requires_grad for y in self.of.fn(*map(_leaf, leaves))):
                     return tuple(map(torch.zeros_like, inner))
             raise self.of.no_gradient()
+        if create_graph:
+            severed.mark(self.network, severed.custom_functions(seen), [*gs, *(y for y, _ in pairs)])
         with torch.enable_grad():
             grads = torch.autograd.grad(
                 [y for y, _ in pairs],

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from esegeta.engine import check, levels
+from esegeta.engine import check, levels, severed
+from esegeta.engine.execution import record
 
 Score = Callable[[Tensor], Tensor]
 
@@ -61,6 +62,7 @@ def value_gradients_and_more(
 
     def outside(*xs: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Any]:
         watched = levels.differentiating()
+        functions: list[Any] = []
 
         def traced(*zs: Tensor) -> tuple[Tensor, Any]:
             y, more = fn(*zs)
@@ -74,10 +76,14 @@ def value_gradients_and_more(
                         FORWARD_ONLY,
                     )
                 )
+            if watched or levels.watched(y):
+                functions.extend(severed.custom_functions([y]))
             return y, more
 
         y, pull, more = vjp(traced, *xs, has_aux=True)  # type: ignore[misc]
         graph = watched or levels.base(y).requires_grad
+        if graph:
+            severed.mark(name, functions, [y])
         gs = pull(torch.ones_like(y), retain_graph=graph, create_graph=graph)
         return y, gs, more
 
@@ -105,6 +111,25 @@ def refuse_forward_only(where: str, score: Score) -> None:
                 f"{name_of(score)}, whose gradient is identically zero",
                 FORWARD_ONLY,
             )
+        )
+
+
+def warn_flat(where: str, score: Callable[..., Any], first: Tensor, second: Tensor, instead: str) -> None:
+    """Say that a second derivative is zero everywhere although the first is not: ReLUs and max-pools are linear.
+
+    Args:
+        where: the method that is made of second derivatives.
+        score: what it differentiates.
+        first, second: the first derivative, and the second one along some direction.
+        instead: what the method is then.
+    """
+    flat = (second.detach() == 0).all() & (first.detach() != 0).any()
+    if levels.true_anywhere(flat):
+        record(
+            "flat",
+            f"{where}: the second derivative of {name_of(score)} is zero at this input, as that of everything "
+            f"piecewise linear, such as ReLUs and max-pools: {instead}. Explain a probability, or smooth the score "
+            "with esegeta.rules.softplus(score, beta=10).",
         )
 
 

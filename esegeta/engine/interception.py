@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -24,8 +24,9 @@ from torch.func import vjp
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
-from esegeta.engine import check, levels
+from esegeta.engine import check, execution, levels
 from esegeta.engine.operators import Rewrite, Tracer, refuse_unseen
+from esegeta.engine.second_order import second_order
 
 Kind = Literal["tap", "replace", "nudge", "bias"]
 
@@ -99,10 +100,17 @@ class Address:
     path: str
     call: int = 0
     leaf: str = ""
+    numbered: bool = field(
+        default=True, compare=False, repr=False
+    )  # whether the call was named, or is the first
 
     def __str__(self) -> str:
-        call = f"#{self.call}" if self.call else ""
-        return self.path + call + (f":{self.leaf}" if self.leaf else "")
+        return self.path + (f"#{self.call}" if self.call else "") + (f":{self.leaf}" if self.leaf else "")
+
+    @property
+    def in_full(self) -> str:
+        """With the number of the call, also if that is the first."""
+        return f"{self.path}#{self.call}" + (f":{self.leaf}" if self.leaf else "")
 
     @property
     def side(self) -> str:
@@ -124,7 +132,7 @@ def parse(where: str, text: object) -> Address:
             )
         )
     path, call, leaf = found.groups()
-    return Address(path, int(call or 0), leaf or "")
+    return Address(path, int(call or 0), leaf or "", call is not None)
 
 
 @dataclass(frozen=True)
@@ -196,6 +204,20 @@ class View:
             if i not in self.met:
                 return self._why(edit.at)
         return None
+
+    def say_which_calls(self) -> None:
+        """Tell whoever named a place without the number of a call that there are several."""
+        known = {edit.at.side for edit in self.edits if edit.at.numbered}
+        for edit in self.edits:
+            calls = self.counts[edit.at.side]
+            if calls < 2 or edit.at.side in known:
+                continue
+            message = (
+                f"{self.where}: {str(edit.at)!r} is passed {calls} times, and this is the first of them. Write "
+                f"{edit.at.in_full!r} for it, or a number up to {calls - 1}; esegeta.places(score, x) lists them."
+            )
+            if all(event.get("message") != message for event in execution.current().events):
+                execution.record("place", message)
 
     def _why(self, at: Address) -> Exception:
         where, path = self.where, at.path
@@ -278,6 +300,7 @@ class Session:
         self._held: list[tuple[Address, Tensor, int]] = []
         self._versions: dict[str, list[int | None]] = {}
         self._busy = False
+        self._fed: dict[Any, bool] = {}  # by node of autograd's graph: whether it comes from the input
         self.tracer: Tracer | None = None
         self.left: list[tuple[bool, Any]] = []
 
@@ -329,7 +352,7 @@ class Session:
                         leaves[i] = self._changed(view, edit, leaves[i], written)
                         view.met[number] = None
                     else:
-                        seen = _bias(made, leaves[i]) if edit.kind == "bias" else leaves[i]
+                        seen = self._bias(made, leaves, i) if edit.kind == "bias" else leaves[i]
                         view.met[number] = self._taken(view, edit, seen)
                         view.fresh = sorted({*view.fresh, number})
         if self.listing is not None and kind != "input":
@@ -340,6 +363,63 @@ class Session:
             if view.done:
                 raise Stop(view)
         return tree_unflatten(leaves, spec) if asked else value
+
+    def _bias(self, made: Call | None, out: list[Any], which: int) -> Tensor:
+        """What an operation adds to its linear part at this input: ``f(z) - J(z) z``, with its weights fixed."""
+        if made is None or _is_homogeneous(made[0]):
+            return torch.zeros_like(out[which])
+        function, args, kwargs = made
+        leaves, spec = tree_flatten((args, kwargs))
+        data = [i for i, leaf in enumerate(leaves) if self._comes_from_input(leaf)]
+
+        def again(*zs: Tensor) -> Tensor:
+            changed = list(leaves)
+            for i, z in zip(data, zs, strict=True):
+                changed[i] = z
+            positional, named = tree_unflatten(changed, spec)
+            once_more = function(
+                *positional, **{**named, **({"inplace": False} if "inplace" in named else {})}
+            )
+            found: Tensor = tree_flatten(once_more)[0][which]
+            return found
+
+        zs = tuple(leaves[i] for i in data)
+        if not zs:
+            return out[which]
+        # Reverse mode twice, as everywhere: forward-mode rules are missing for many operations.
+        with second_order(operation(function) or "full_grad"):
+            value, pull, _ = vjp(lambda *zs: (again(*[z * 1 for z in zs]), ()), *zs, has_aux=True)  # type: ignore[misc]
+            (linear,) = vjp(pull, torch.zeros_like(value))[1](zs)
+        return (value - linear).detach()
+
+    def _comes_from_input(self, leaf: Any) -> bool:
+        """Whether an argument of an operation is data: computed from the input, which is being differentiated.
+
+        Weights are not told by their type: plain functions have them as plain tensors, weight norm computes them,
+        and the statistics of a norm are buffers.
+        """
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or isinstance(leaf, nn.Parameter):
+            return False
+        if levels.wrapped(leaf):
+            return levels.differentiated(leaf)
+        if levels.depth():
+            return False
+        if leaf.grad_fn is None:
+            return leaf.requires_grad
+        seen, stack = {leaf.grad_fn}, [leaf.grad_fn]
+        while stack:
+            node = stack.pop()
+            known = self._fed.get(node)
+            start = getattr(node, "variable", None)
+            if known or (start is not None and not isinstance(start, nn.Parameter)):
+                self._fed[leaf.grad_fn] = True
+                return True
+            for below, _ in () if known is False else node.next_functions:
+                if below is not None and below not in seen:
+                    seen.add(below)
+                    stack.append(below)
+        self._fed.update(dict.fromkeys(seen, False))
+        return False
 
     def _list(self, at: Address, kind: str, t: Tensor, leaf: bool) -> None:
         assert self.listing is not None
@@ -444,7 +524,7 @@ class Session:
         found = [view.met[i] for view in self.views for i in view.fresh]
         for view in self.views:
             view.met = dict.fromkeys(view.met)
-        self._held = []
+        self._held, self._fed = [], {}  # what would keep the graph alive
         return [t for t in found if t is not None]
 
     def join(self, inner: "Session", seen: Sequence[Tensor]) -> None:
@@ -700,6 +780,7 @@ def observe(
     error = view.missing()
     if error is not None:
         raise error
+    view.say_which_calls()
     return result, [t for _, t in sorted(view.met.items()) if t is not None]
 
 
@@ -768,31 +849,6 @@ def operation(func: Any) -> str:
     return "" if name in _SILENT or name.startswith(("is_", "has_")) else name
 
 
-def _bias(made: Call | None, value: Tensor) -> Tensor:
-    """What an operation adds to its linear part at this input: ``f(z) - J(z) z``, with its weights fixed."""
-    if made is None or _is_homogeneous(made[0]):
-        return torch.zeros_like(value)
-    function, args, kwargs = made
-    leaves, spec = tree_flatten((args, kwargs))
-    data = [i for i, leaf in enumerate(leaves) if _may_be_data(leaf)]
-
-    def again(*zs: Tensor) -> Tensor:
-        changed = list(leaves)
-        for i, z in zip(data, zs, strict=True):
-            changed[i] = z
-        positional, named = tree_unflatten(changed, spec)
-        out = function(*positional, **{**named, **({"inplace": False} if "inplace" in named else {})})
-        return next(t for t in tree_flatten(out)[0] if isinstance(t, Tensor))
-
-    zs = tuple(leaves[i] for i in data)
-    if not zs:
-        return value
-    # Reverse mode twice, as everywhere: forward-mode rules are missing for many operations.
-    value, pull, _ = vjp(lambda *zs: (again(*[z * 1 for z in zs]), ()), *zs, has_aux=True)  # type: ignore[misc]
-    (linear,) = vjp(pull, torch.zeros_like(value))[1](zs)
-    return (value - linear).detach()
-
-
 # Layers and operations with f(c z) = c f(z) for c > 0: nothing is added, and there is no need to look.
 _HOMOGENEOUS = re.compile(
     r"(ReLU|LeakyReLU|(Adaptive)?(Max|Avg)Pool\dd|(Alpha)?Dropout\dd?|Identity|Upsample|Flatten|PixelShuffle)"
@@ -804,10 +860,6 @@ def _is_homogeneous(function: Callable[..., Any]) -> bool:
     owner = getattr(function, "__self__", None)
     name = type(owner).__name__ if isinstance(owner, nn.Module) else operation(function)
     return _HOMOGENEOUS.fullmatch(name) is not None
-
-
-def _may_be_data(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point() and not isinstance(leaf, nn.Parameter)
 
 
 def _holds_tensor(out: Any) -> bool:

@@ -69,6 +69,18 @@ def watched(tensor: Tensor) -> bool:
     return tensor.requires_grad
 
 
+def differentiated(tensor: Tensor) -> bool:
+    """Whether an enclosing ``grad`` or ``vjp`` differentiates through this tensor.
+
+    Unlike ``watched`` it is not so for a weight that ordinary autograd alone watches.
+    """
+    while is_functorch_wrapped_tensor(tensor):
+        if tensor.requires_grad:
+            return True
+        tensor = get_unwrapped(tensor)
+    return False
+
+
 def wrapped(tensor: Tensor) -> bool:
     """Whether a functorch transform stands between this tensor and its values."""
     return is_functorch_wrapped_tensor(tensor)

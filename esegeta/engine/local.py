@@ -6,7 +6,8 @@ so that the same call takes the same way every time, and the answer is compared 
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from esegeta.engine import check, layout, levels, memory, progress, stream
 from esegeta.engine import window_operators as window_operators  # puts the operators into their table
-from esegeta.engine.execution import DeadlineExceeded, current, note, record
-from esegeta.engine.windows import Missing, Offsets, Refused, Run, Window, paste
+from esegeta.engine.execution import DeadlineExceeded, current, note, record_partial
+from esegeta.engine.windows import Missing, Offsets, Refused, Run, TooWide, Unforeseen, Window, paste
 
 Box = tuple[slice, ...]
 Patch = Callable[[int, Box], Tensor]
@@ -26,6 +27,13 @@ Patch = Callable[[int, Box], Tensor]
 SMALL = 3e7
 # What a local evaluation may cost of a whole one to be worth its trouble.
 WORTHWHILE = 0.6
+# Whole evaluations that a local one takes beside its changes: the clean activations, and two to compare with.
+BESIDE = 3
+# Whole evaluations that it takes at most to find out by running: the clean activations, and a change of everything
+# beside none.
+PROBING = 3
+# What finding out whether it is worth its trouble may cost, of what whole evaluations cost.
+DECIDING = 0.1
 # What the comparison with a whole evaluation may differ by, relative to the score.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 MOST_AT_ONCE = 64
@@ -35,7 +43,7 @@ FRESH_PAGES = 32 * 2**20
 
 @dataclass(frozen=True)
 class Changed:
-    """The score of the image itself, and of every change of it: that of the image where a deadline came first."""
+    """The score of the image itself, and of every change of it: NaN where a deadline came first."""
 
     clean: Tensor
     values: Tensor
@@ -148,7 +156,8 @@ def changed(
         if asked not in ("auto", way):
             continue
         try:
-            return _followed(score, x, boxes, patch, label, way, forced=asked == way)
+            with _remembered(score, way, x, boxes) as known:
+                return _followed(score, x, boxes, patch, label, way, forced=asked == way, known=known)
         except (DeadlineExceeded, MemoryError, torch.OutOfMemoryError):
             raise
         except _NotFinite as odd:
@@ -166,10 +175,6 @@ def changed(
 def _line(error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else ""
     return text if isinstance(error, (Refused, TooWide)) else f"{type(error).__name__}: {text}"
-
-
-class TooWide(Exception):
-    """What changes reach is so much that whole evaluations are as cheap."""
 
 
 def walked(
@@ -199,7 +204,8 @@ def walked(
         why = _obstacle(start)
         if why or way in ("whole", "crops"):
             raise Refused(why or f"asked for {way}")
-        return _walked(score, start, boxes, patch, orders, label, forced=way == "windows")
+        with _remembered(score, "walks", start, boxes) as known:
+            return _walked(score, start, boxes, patch, orders, label, forced=way == "windows", known=known)
     except (DeadlineExceeded, MemoryError, torch.OutOfMemoryError):
         raise
     except _NotFinite as odd:
@@ -217,10 +223,15 @@ def _walked(
     orders: Sequence[Sequence[int]],
     label: str,
     forced: bool,
+    known: bool,
 ) -> Tensor:
     shape, count = tuple(start.shape), len(orders)
     whole = tuple(slice(0, min(1, n)) for n in shape)
     boxes = [box if all(n > 0 for n in _extent(box)) else whole for box in boxes]
+    # The boxes of the parts differ, so the mean over all is what counts.
+    typical = [boxes[j] for j in sorted(range(len(boxes)), key=lambda j: _class(boxes[j], shape))]
+    typical = typical[:: max(1, len(boxes) // 4)]
+    certain = forced or known or _foreseen(score, start, typical, len(boxes))
     follow = Followed(score, start, count)
 
     def at(step: int) -> tuple[Offsets, Tensor]:
@@ -228,29 +239,28 @@ def _walked(
         return lo, torch.stack([patch(w, step, box) for w, box in enumerate(wide)])
 
     lo, wide = _common([boxes[order[0]] for order in orders], shape)
-    first = follow(lo, torch.stack([start[box] for box in wide]))
-    # A typical step: the boxes of the parts differ, so the mean over all is what counts.
-    shares = []
-    for j in sorted(range(len(boxes)), key=lambda j: _class(boxes[j], shape))[:: max(1, len(boxes) // 4)]:
-        lo, wide = _common([boxes[j]] * count, shape)
+    values = [follow(lo, torch.stack([start[box] for box in wide]))]
+    shares = [follow.run.cost / count / max(follow.run.whole, 1.0)]
+    for box in () if certain else typical:
+        lo, wide = _common([box] * count, shape)
         follow(lo, torch.stack([start[box] for box in wide]))
         shares.append(follow.run.cost / count / max(follow.run.whole, 1.0))
     share = sum(shares) / len(shares)
-    if not forced:
+    if not certain:
         _refuse_if_too_wide(follow.run, share, len(boxes))
     note(
         "evaluation",
-        f"{label}: {count} walks of {len(boxes)} steps window by window, at {share:.3f} of a whole evaluation each.",
+        f"{label}: {count} walks of {len(boxes)} steps window by window, at {share:.3f} of a whole evaluation.",
         evaluation="windows",
         share=share,
     )
-    values = [first]
     with progress.loop(label) as bar:
         for step in range(1, len(boxes) + 1):
             if current().left() <= 0:
-                record(
-                    "partial",
+                record_partial(
                     f"{label}: the deadline passed after {step - 1} of {len(boxes)} steps of a walk.",
+                    step - 1,
+                    len(boxes),
                 )
                 break
             values.append(follow.advance(*at(step)))
@@ -316,30 +326,35 @@ def _followed(
     label: str,
     way: str,
     forced: bool,
+    known: bool,
 ) -> Changed:
     shape = tuple(x.shape)
     real = [j for j, box in enumerate(boxes) if all(n > 0 for n in _extent(box))]
     if not real:
         raise TooWide("nothing is changed")
+    first = real[_central([boxes[j] for j in real], shape)]
+    if not forced and not known:
+        if WORTHWHILE * len(real) <= BESIDE:
+            raise TooWide(f"{len(real)} changes, too few to save anything")
+        if way == "windows" and not _many(len(real)):
+            _foreseen(score, x, [boxes[first]], len(real))
     follow = Followed(score, x)
     follow.run.by_crops = way == "crops"
+    if not forced:
+        follow.run.most = WORTHWHILE - BESIDE / len(real)
+        follow.run.probing = DECIDING * (len(real) + 1) * x.numel()
 
     def evaluated(numbers: Sequence[int]) -> Tensor:
         lo, wide = _common([boxes[j] for j in numbers], shape)
         return follow(lo, torch.stack([patch(j, box) for j, box in zip(numbers, wide, strict=True)]))
 
     # The change nearest to the centre reaches most. Beside it the image itself, in the same box.
-    middle = np.array(shape) / 2
-    first = min(
-        real,
-        key=lambda j: sum(abs((s.start + s.stop) / 2 - m) for s, m in zip(boxes[j], middle, strict=True)),
-    )
     lo, (wide,) = _common([boxes[first]], shape)
     here = torch.stack([x[wide], patch(first, wide)])
     clean, central = follow(np.repeat(lo, 2, 0), here)
     share = follow.run.cost / 2 / max(follow.run.whole, 1.0)
     if not forced:
-        _refuse_if_too_wide(follow.run, share, len(real), beside=3)
+        _refuse_if_too_wide(follow.run, share, len(real), BESIDE)
     _compare(score, x, wide, here[1], clean, central)
     note(
         "evaluation",
@@ -349,7 +364,8 @@ def _followed(
         operators=len(follow.run.names),
     )
     numbers = sorted(real, key=lambda j: _class(boxes[j], shape))
-    values = clean.repeat(len(boxes))
+    values = torch.full_like(clean, torch.nan).repeat(len(boxes))
+    values[sorted({*range(len(boxes))} - {*real})] = clean  # nothing is changed there
 
     def absorb(_: None, new: Tensor, piece: Tensor) -> None:
         odd = (~torch.isfinite(new)).nonzero().flatten().tolist()
@@ -371,9 +387,98 @@ def _followed(
         None,
         label=label,
         partial=True,
+        what=stream.MISSING,
         chunk=_at_once(follow.run, x.device),
     )
     return Changed(clean, values)
+
+
+def _central(boxes: Sequence[Box], shape: Sequence[int]) -> int:
+    """The number of the box nearest to the centre."""
+    off = [sum(abs(s.start + s.stop - n) for s, n in zip(box, shape, strict=True)) for box in boxes]
+    return min(range(len(boxes)), key=off.__getitem__)
+
+
+def _foreseen(score: Callable[[Tensor], Tensor], x: Tensor, boxes: Sequence[Box], count: int) -> bool:
+    """Refuse what would save little, or cannot be followed, before much is computed; False if that is not known.
+
+    The score is followed on tensors that have a size but no values, with a change in each of these boxes: what is
+    counted, and most of what is refused, depends on sizes alone. As that takes its time too, a look at whether the
+    network is small comes first.
+    """
+    glance = Followed(score, x)
+    glance.run.allowance = SMALL
+    try:
+        _trace(glance, x, boxes[0])
+    except Unforeseen:
+        pass
+    else:
+        _refuse_if_too_wide(glance.run, 0.0, count)
+    follow = Followed(score, x.to("meta"))
+    follow.run.counting = x.device
+    try:
+        shares = [_trace(follow, x.to("meta"), box) for box in boxes]
+    except Unforeseen:
+        return False
+    except (Refused, MemoryError):
+        raise
+    except Exception as error:  # some operators have no form without values
+        if _many(count):
+            return False
+        raise Refused(f"{_line(error)}; {count} changes are too few to find out more") from None
+    _refuse_if_too_wide(follow.run, sum(shares) / len(shares), count, BESIDE)
+    return True
+
+
+def _many(count: int) -> bool:
+    """Whether to find out by running costs little beside so many whole evaluations."""
+    return DECIDING * (count + 1) >= PROBING
+
+
+def _trace(follow: Followed, x: Tensor, box: Box) -> float:
+    """Run the score once with a box that is as it was, and say at what share of a whole evaluation."""
+    lo, (wide,) = _common([box], x.shape)
+    follow._record(lo, x[wide][None])
+    return follow.run.cost / max(follow.run.whole, 1.0)
+
+
+# What was decided for a score: None to go ahead, or what to raise. A score that is gone leaves nothing behind.
+_Decision = tuple[type[Exception], str] | None
+_decided: weakref.WeakKeyDictionary[Any, dict[Any, _Decision]] = weakref.WeakKeyDictionary()
+_MOST_DECISIONS = 256
+
+
+@contextlib.contextmanager
+def _remembered(
+    score: Callable[[Tensor], Tensor], way: str, x: Tensor, boxes: Sequence[Box]
+) -> Iterator[bool]:
+    """Refuse what was refused before, and say whether it went ahead before; remember how it ends this time.
+
+    What is decided depends on the sizes of the image and of the changes. Whoever asks for one way by name wants
+    to know afresh.
+    """
+    if current().evaluation != "auto" or not boxes:
+        yield False
+        return
+    box = boxes[_central(boxes, x.shape)]
+    at = tuple((s.start, s.stop) for s in box)
+    kind = (tuple(x.shape), x.dtype, x.device, current().layout, torch.is_grad_enabled())
+    key = (way, kind, at, len(boxes))
+    try:
+        known = _decided.setdefault(score, {})
+    except TypeError:  # a score without identity
+        known = {}
+    before = known.get(key)
+    if before is not None:
+        raise before[0](before[1])
+    try:
+        yield key in known
+    except (Refused, TooWide) as why:
+        if len(known) >= _MOST_DECISIONS:
+            known.clear()
+        known[key] = (type(why), str(why))
+        raise
+    known[key] = None
 
 
 def _refuse_if_too_wide(run: Run, share: float, count: int, beside: int = 0) -> None:

@@ -1,6 +1,7 @@
 """How far a network sees: found by planes of NaN, which nothing that sums or compares can hide."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esegeta.engine import check
+from esegeta.engine import check, layout
 
 PHASES = 16  # the longest shift period that is looked for: four halvings
 # Lengths of the axis that is probed, and of the others, until one is long enough and one is taken.
@@ -41,6 +42,10 @@ def listening() -> Iterator[list[tuple[Any, tuple[Any, ...]]]]:
 
 class NotLocal(ValueError):
     """A network has no locality that could be used; the text says why."""
+
+
+class TooDear(Exception):
+    """Finding out how far a network sees takes more than may be spent on it."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +88,36 @@ class Locality:
         return low // p * p, min(length, -(-high // p) * p)
 
 
-def probe(model: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Locality:
-    """The locality of a function from (C,*S) to (K,*S); ``NotLocal`` where it has none."""
+def probe(model: Callable[[Tensor], Tensor], x: Tensor, name: str, allowed: float = math.inf) -> Locality:
+    """The locality of a function from (C,*S) to (K,*S); ``NotLocal`` where it has none.
+
+    ``TooDear`` where more than ``allowed`` elements have to go through it.
+    """
     axes = range(1, x.ndim)
-    found = [_along(model, x, axis, name) for axis in axes]
+    spent = 0
+    least = len(axes) * (2 * PHASES + 1) * _cost(x.new_zeros(()).expand(_slab(x, 1, LENGTHS[0], THIN[0])))
+
+    def counted(slab: Tensor) -> Tensor:
+        nonlocal spent
+        spent += _cost(slab)
+        if max(spent, least) > allowed:
+            raise TooDear(f"to find out how far {name} sees takes more than a tenth of whole evaluations")
+        with torch.no_grad():
+            return model(slab)
+
+    found = [_along(counted, x, axis, name) for axis in axes]
     return Locality(tuple(p for p, _ in found), tuple(r for _, r in found))
+
+
+def _cost(slab: Tensor) -> int:
+    return slab.numel() * (2 if layout.lonely(slab[None]) else 1)
+
+
+def _slab(x: Tensor, axis: int, length: int, thin: int | None) -> list[int]:
+    shape = [x.shape[0], *(x.shape[1:] if thin is None else [thin] * (x.ndim - 1))]
+    if thin is not None:
+        shape[axis] = length
+    return shape
 
 
 def _along(
@@ -97,13 +127,11 @@ def _along(
     for length in LENGTHS:
         base = None
         for thin in (*THIN, None):
-            shape = [x.shape[0], *(x.shape[1:] if thin is None else [thin] * (x.ndim - 1))]
-            if thin is not None:
-                shape[axis] = length
-            candidate = check.wave(x.new_zeros(shape))
+            candidate = check.wave(x.new_zeros(_slab(x, axis, length, thin)))
             try:
-                with torch.no_grad():
-                    out = model(candidate)  # also settles what the model finds out at its first batch
+                out = model(candidate)  # also settles what the model finds out at its first batch
+            except TooDear:
+                raise
             except Exception as error:
                 why = error
                 continue
@@ -114,11 +142,8 @@ def _along(
         if base is None:
             raise NotLocal(f"{name} takes no slab of an image ({why})")
         ranges = _ranges(model, base, axis, name)
-        n = base.shape[axis]
-        if all(low > 0 and high < n for _, low, high in ranges):
+        if ranges is not None:
             return _periodic([(i, low - i, high - i) for i, low, high in ranges], name)
-        if all(low == 0 and high == n for _, low, high in ranges) and length == LENGTHS[-1]:
-            break
         if thin is None:
             break
     raise NotLocal(f"{name} is global along axis {axis}: one element reaches everything that was looked at")
@@ -126,8 +151,8 @@ def _along(
 
 def _ranges(
     model: Callable[[Tensor], Tensor], base: Tensor, axis: int, name: str
-) -> list[tuple[int, int, int]]:
-    """For elements around the middle: which outputs a plane of NaN there reaches."""
+) -> list[tuple[int, int, int]] | None:
+    """For elements around the middle: which outputs a plane of NaN there reaches; None if that is a border."""
     n = base.shape[axis]
     middle = n // 2 // PHASES * PHASES
     out = []
@@ -135,12 +160,14 @@ def _ranges(
     for i in range(max(0, middle - PHASES), min(n, middle + PHASES)):
         odd = base.clone()
         odd.select(axis, i).fill_(torch.nan)
-        with torch.no_grad():
-            reached = model(odd).isnan()
+        reached = model(odd).isnan()
         where = reached.any(dim=others).nonzero().flatten()
         if not len(where):
             raise NotLocal(f"{name} hides NaN (torch.where or nan_to_num), so that its reach cannot be seen")
-        out.append((i, int(where[0]), int(where[-1]) + 1))
+        low, high = int(where[0]), int(where[-1]) + 1
+        if low == 0 or high == n:
+            return None  # it sees farther, or everything: the first plane says so as well as all
+        out.append((i, low, high))
     return out
 
 

@@ -44,10 +44,15 @@ class Native:
         self.one_at_a_time: bool | None = None  # unknown until a batch comes
         self.writes_buffers: bool | None = None  # unknown until a run
         self.channels_last = True
+        self.channelless: set[tuple[int, ...]] = set()  # shapes without a channel axis that the network takes
         # Compiled code runs only outside of functorch's interpreters, and checkpointing only without their
         # ban on saved-tensor hooks. A thread of one's own is outside.
         self.outside = any(type(m).__name__ == "OptimizedModule" for m in self.tree)
         self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies find out anew what the network takes."""
+        return Native, (self.module, self.output)
 
     @property
     def tree(self) -> list[nn.Module]:
@@ -290,6 +295,61 @@ class Native:
                     f"Use x.to({str(device)!r})",
                 )
             )
+
+    def misfit(self, tensors: Sequence[Tensor], error: Exception) -> ValueError | None:
+        """What to say of an error of the network if the input has not the axes of an example."""
+        axes, convolution = self._convolutions()
+        if memory.is_out_of_memory(error) or convolution is None:
+            return None
+        x = tensors[0]
+        shape = f"({convolution.in_channels}, {', '.join(['*'] * axes)})"
+        if len(tensors) > 1 or x.ndim == axes + 1:
+            ours = len(tensors) > 1 or ": expected " in str(error)
+            if ours or not self._is_first(convolution) or x.shape[0] == convolution.in_channels:
+                return None
+            advice = f"The first convolution, of {convolution.in_channels} channels, says how many there are"
+        elif x.ndim == axes + 2:
+            advice = "Pass one example without its batch axis; for many use esegeta.batched"
+        elif x.ndim == axes:
+            advice = "Add the channel axis: x[None]"
+        else:
+            advice = "Pass one example"
+        got = f"{check.describe(x)}, on which the network fails ({_line(error)})"
+        return ValueError(check.problem(self.name, f"one example (C,*S), here {shape}", got, advice))
+
+    def refuse_missing_channels(self, tensors: Sequence[Tensor], spec: Any) -> None:
+        """Refuse an image without a channel axis, whose batch axis a convolution would take for the channels.
+
+        Networks that add the axis themselves take a batch of two as well.
+        """
+        axes, convolution = self._convolutions()
+        x = tensors[0]
+        if convolution is None or len(tensors) > 1 or x.ndim != axes or levels.fake(x) or self.outside:
+            return
+        if tuple(x.shape) not in self.channelless:
+            two = torch.zeros((2, *x.shape), dtype=x.dtype, device=x.device)
+            try:
+                with torch.no_grad():
+                    self.guarded([two], self.plain(spec), torch.clone)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                told = self.misfit(tensors, error)
+                if told is None:
+                    raise
+                raise told from error
+            self.channelless.add(tuple(x.shape))
+
+    def _convolutions(self) -> tuple[int, Any]:
+        """How many axes the convolutions go along, and the first of them; None without, or with different ones."""
+        found = [m for m in self.tree if isinstance(m, nn.modules.conv._ConvNd)]
+        axes = {len(m.kernel_size) for m in found}
+        return (axes.pop(), found[0]) if len(axes) == 1 else (0, None)
+
+    def _is_first(self, convolution: nn.Module) -> bool:
+        """Whether nothing with parameters comes before it in a plain sequence."""
+        inner = self.module
+        while isinstance(inner, nn.Sequential) and len(inner):
+            inner = inner[0]
+        return inner is convolution
 
 
 def pick(result: Any, output: Pick, where: str) -> Tensor:

@@ -34,6 +34,8 @@ _LOOKS = frozenset(
 )
 # Values of data as Python's own.
 _NUMBERS = frozenset({"item", "tolist", "numpy", "__float__", "__int__", "__index__", "__array__"})
+# Values of data as another framework's.
+_LEAVES = frozenset({"numpy", "__array__", "__dlpack__"})
 # What Python asks to choose its way.
 _ASKED = frozenset({"__bool__", "is_nonzero"})
 # Only the first argument has values in these, the second one a shape or a type.
@@ -260,6 +262,8 @@ class Tracer(TorchFunctionMode):
             return func(*args, **kwargs)
         name, plain, written = _spelled(func, args, kwargs)
         raw = getattr(func, "__name__", "")
+        if data and raw in _LEAVES:
+            raise self._leaves_torch(raw)
         if self.rewrite.paired and raw in _NUMBERS | _ASKED:
             return self._known_to_python(raw, func, leaves, spec, data)
         if not name or name in _LOOKS or name.startswith(("is_", "has_")):
@@ -364,6 +368,8 @@ class Tracer(TorchFunctionMode):
     def _go_the_same_way(self, raw: str, out: Any, there: Any) -> None:
         """Refuse Python that takes another way for the reference: it would be compared with what it is not."""
         if not _same(out, there):
+            if raw in _LEAVES:
+                raise self._leaves_torch(raw)
             what = "an if or while" if raw in _ASKED else f"{raw.strip('_')}()"
             raise NotImplementedError(
                 check.problem(
@@ -374,6 +380,19 @@ class Tracer(TorchFunctionMode):
                     "Write the choice with operations, such as relu or maximum, or take a reference nearer to x",
                 )
             )
+
+    def _leaves_torch(self, raw: str) -> NotImplementedError:
+        """The error for values that go on in another framework."""
+        where = f" in {place!r}" if (place := self.where()) else ""
+        return NotImplementedError(
+            check.problem(
+                self.rewrite.name,
+                "a network whose operations can be seen",
+                f"values that leave torch by {raw.strip('_')}(){where}",
+                "NumPy, ONNX, JAX and other frameworks show no operations: take the same network in torch, or a "
+                "method that needs only gradients or values, such as integrated_gradients or occlusion",
+            )
+        )
 
     def _twin_copy(self, t: Tensor) -> Tensor | None:
         return self.twin(t).clone() if self.rewrite.paired else None
@@ -495,7 +514,7 @@ def _spelled(func: Any, args: Any, kwargs: Any) -> tuple[str, Any, bool]:
         name = getattr(owner, "__name__", "")
         return (name if name in (*_VIEWS_BY_NAME, "data") else ""), func, False
     raw = raw.split(".")[0]
-    name = _COMMUTE.get(raw, raw.strip("_"))
+    name = _COMMUTE.get(raw, raw.strip("_")).removeprefix("special_")
     in_place = raw in _IN_PLACE
     if in_place:
         name = _IN_PLACE[raw]
@@ -640,7 +659,19 @@ class _Reroute(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        value, *tensors = ctx.saved_tensors
+        try:
+            value, *tensors = ctx.saved_tensors
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise NotImplementedError(
+                check.problem(
+                    "rules",
+                    "a network that leaves what its rules are made of as it is",
+                    "one that writes in place into the input of an operation",
+                    "Switch inplace off at that layer, or write x = x + y for x += y",
+                )
+            ) from error
         grads = ctx.weigh(g, value, *tensors)
         grads = grads if isinstance(grads, tuple) else (grads,)
         rest = (None,) * (len(tensors) - ctx.count)
@@ -711,7 +742,8 @@ def refuse_unseen(where: str, y: Tensor, tracer: Tracer) -> None:
                 where,
                 "a network whose operations can be seen",
                 "an output to which no operation leads",
-                "TorchScript, numpy and other frameworks show none: use the Python module",
+                "TorchScript, NumPy, ONNX, JAX and other frameworks show none: take the same network as a torch "
+                "module, or a method that needs only gradients or values, such as integrated_gradients or occlusion",
             )
         )
     seen, stack = set(), [y.grad_fn] if y.grad_fn is not None and not levels.wrapped(y) else []

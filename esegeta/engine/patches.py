@@ -31,7 +31,7 @@ from esegeta.engine.execution import DeadlineExceeded, current
 from esegeta.engine.folded import Op, Run
 from esegeta.engine.locality import NotLocal, hear, listening
 from esegeta.engine.tiles import Tiling, cropped_by, cut, margins_of, padded_by, patch_of
-from esegeta.engine.windows import Missing, Refused, Window, fit, region
+from esegeta.engine.windows import Missing, Refused, TooWide, Unforeseen, Window, fit, region
 
 Row = tuple[int, int]  # the number of an image, and of a tile
 
@@ -224,7 +224,14 @@ class SlidingWindow:
         patch = patch_of(WHERE, self.patch, x)
         if any(map(any, margins_of(grid, patch))):
             raise Refused("an image smaller than the patch")
+        if run.counting:
+            raise Unforeseen  # the patches' own network runs on values only; what it may cost is looked at below
         step = run.next(WHERE)
+        tiling = Tiling(grid, patch, self.overlap, self.weights, self.steps, x.patch)
+        touched = [tiling.touched(low[1:], x.extent[1:]) for low in x.lo.tolist()]
+        share = 2 * sum(map(len, touched)) / len(touched) / len(tiling.boxes)
+        if share > run.most:
+            raise TooWide(f"changes that each need {100 * share:.0f} % of the patches")
         if run.recording:
             with torch.no_grad():
                 whole = self(x.clean[0])
@@ -235,11 +242,9 @@ class SlidingWindow:
             raise Missing
         clean = run.kept[step][0]
         assert clean is not None
-        tiling = Tiling(grid, patch, self.overlap, self.weights, self.steps, clean)
         work = crops.OPAQUE * x.shape[0] * math.prod(patch)
         if run.recording:
             run.whole += work * len(tiling.boxes)
-        touched = [tiling.touched(low[1:], x.extent[1:]) for low in x.lo.tolist()]
         ends = [tiling.around(tiles) for tiles in touched]
         lo, size = fit(np.array([low for low, _ in ends]), np.array([high for _, high in ends]), grid)
         offsets = np.concatenate([np.zeros((len(lo), 1), dtype=np.int64), lo], 1)
@@ -310,7 +315,7 @@ class SlidingWindow:
             )
         ) from why
 
-    def locality(self, x: Tensor) -> Any:  # noqa: ARG002
+    def locality(self, x: Tensor, allowed: float = math.inf) -> Any:  # noqa: ARG002
         """There is none that shifts with the image: what an element reaches depends on its place in the tiles."""
         raise NotLocal("a sliding window's reach depends on where the tiles lie")
 

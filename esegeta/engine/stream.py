@@ -14,7 +14,7 @@ from torch.func import vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from esegeta.engine import check, levels, memory, progress
-from esegeta.engine.execution import DeadlineExceeded, current, record
+from esegeta.engine.execution import DeadlineExceeded, current, partial_share, record, record_partial
 
 State = TypeVar("State")
 Tree = Any
@@ -28,6 +28,8 @@ def fold(
     *,
     label: str,
     partial: bool = False,
+    already: int = 0,
+    what: str = "samples",
     together: bool = True,
     chunk: int | None = None,
 ) -> State:
@@ -40,7 +42,10 @@ def fold(
         start: the first state.
         label: what progress bars and errors call the loop.
         partial: whether the state means something before the last node. If so, the deadline ends the loop
-            early with a warning; if not, it raises ``DeadlineExceeded``.
+            early with a warning; if not, it raises ``DeadlineExceeded``. A chunk in which something was cut
+            short is left out if there are others, so that every element is of the same samples.
+        already: how many nodes the first state holds.
+        what: what the warning calls the nodes.
         together: False where several nodes cannot share a call (each its own weights): one at a time.
         chunk: how many nodes go together, where ``fn`` itself takes them stacked.
 
@@ -63,27 +68,46 @@ def fold(
         many = lambda piece: tree_map(lambda t: t[None], fn(tree_map(lambda t: t[0], piece)))
     state, done = start, 0
     plan = _Plan(total if together else 1, chunk)
+    whole, inner = total + already, 1.0
+
+    def cut_short() -> None:
+        first = f"the first {done + already} of {whole} {what}"
+        if inner < 1:
+            message = f"{label}: the deadline passed within {first}; what it came before is NaN."
+        else:
+            message = f"{label}: the deadline passed; the result is that of {first}."
+        record_partial(message, done + already, whole, inner * (done + already) / whole)
+
     with progress.loop(label) as bar:
         while done < total:
+            some = partial and done + already > 0
             if current().left() <= 0:
-                if not (partial and done):
+                if not some:
                     raise DeadlineExceeded(
                         f"{label}: the deadline passed after {done} of {total} steps, and a part of them has no "
                         "meaning of its own. Allow more time, or ask for fewer steps."
                     )
-                record(
-                    "partial",
-                    f"{label}: the deadline passed; the result is that of the first {done} of {total} samples.",
-                    done=done,
-                    total=total,
-                )
+                cut_short()
                 break
             size = min(plan.size, total - done)
             piece = tree_map(lambda t, lo=done, hi=done + size: t[lo:hi], nodes)
+            before = len(current().events)
             with progress.step(bar, done / total, (done + size) / total):
-                values = plan.attempt(many, piece, size, label)
+                try:
+                    values = plan.attempt(many, piece, size, label)
+                except DeadlineExceeded:
+                    if not some:
+                        raise
+                    cut_short()
+                    break
                 if values is None:  # out of memory: the plan is smaller now
                     continue
+                within = partial_share(current().events[before:])
+                if within is not None and current().left() <= 0:
+                    if some:
+                        cut_short()
+                        break
+                    inner = within
                 state = absorb(state, values, piece)
             done += size
             bar.at(done / total)
@@ -226,12 +250,17 @@ def extrema(fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str) -> tuple[T
 
 
 def collect(
-    fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str, meaning: str = "perturbation"
+    fn: Callable[[Tree], Tensor],
+    nodes: Tree,
+    *,
+    label: str,
+    meaning: str = "perturbation",
+    what: str = "samples",
 ) -> Tensor:
     """``fn(node_i)`` for every node, where each is one number: the values of a score, in the order of the nodes.
 
-    At the deadline those that are done come back, fewer than there are nodes. A value that is not finite is an
-    error that names its node.
+    At the deadline those that are done come back, fewer than there are nodes: for values that are samples.
+    ``answers`` is for values that are answers. A value that is not finite is an error that names its node.
 
     >>> import torch
     >>> collect(lambda i: 2.0 * i, torch.arange(3), label="demo").tolist()
@@ -254,7 +283,23 @@ def collect(
         return [*state, values]
 
     nothing: list[Tensor] = []
-    return torch.cat(fold(fn, nodes, absorb, nothing, label=label, partial=True))
+    return torch.cat(fold(fn, nodes, absorb, nothing, label=label, partial=True, what=what))
+
+
+# What events call answers, of which some are missing.
+MISSING = "perturbations, and NaN for the others"
+
+
+def answers(fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str) -> Tensor:
+    """``fn(node_i)`` for every node, where each is an answer of its own: NaN for those that a deadline cut off.
+
+    >>> import torch
+    >>> answers(lambda i: 2.0 * i, torch.arange(3), label="demo").tolist()
+    [0.0, 2.0, 4.0]
+    """
+    found = collect(fn, nodes, label=label, what=MISSING)
+    missing = len(tree_leaves(nodes)[0]) - len(found)
+    return torch.cat([found, found.new_full((missing,), torch.nan)]) if missing else found
 
 
 def estimate(
@@ -336,7 +381,9 @@ def estimate_of(
     def advance(start: int, stop: int) -> tuple[Tensor, Tensor, int]:
         nonlocal state
         piece = tree_map(lambda t: t[start:stop], nodes)
-        count, centre, spread = state = fold(fn, piece, absorb, state, label=label, partial=True)
+        count, centre, spread = state = fold(
+            fn, piece, absorb, state, label=label, partial=True, already=state[0]
+        )
         value, pull, *_ = vjp(of, centre)
         (slope,) = pull(torch.ones_like(value))
         variance = torch.einsum("i...,j...,ij...->...", slope, slope, spread).clamp(min=0)
@@ -364,14 +411,26 @@ def until_settled(
     kept: tuple[Tensor, Tensor] | None = None
     settled: Tensor | None = None
     done, end = 0, total if tolerance is None else min(least, total)
+
+    def cut_short(done: int) -> None:
+        message = f"{label}: the deadline passed; the result is that of the first {done} of {total} samples."
+        record_partial(message, done, total)
+
     with progress.loop(label) as bar:
         while done < total:
             if kept is not None and current().left() <= 0:
-                message = f"{label}: the deadline passed; the result is that of the first {done} of {total} samples."
-                record("partial", message, done=done, total=total)
+                cut_short(done)
                 break
-            with progress.step(bar, done / total, end / total):
-                value, error, reached = advance(done, end)
+            try:
+                with progress.step(bar, done / total, end / total):
+                    value, error, reached = advance(done, end)
+            except DeadlineExceeded:
+                if kept is None:
+                    raise
+                cut_short(done)
+                break
+            if reached < end < total:  # what is recorded counts to the next look only
+                cut_short(reached)
             if kept is None or settled is None:
                 kept = (value, error)
             else:
@@ -410,4 +469,4 @@ def _moments(
         spread = spread + (wide - here).square().sum(0) + step.square() * (count * new / both)
         return both, centre, spread, values.dtype
 
-    return fold(fn, nodes, absorb, start, label=label, partial=True, together=together)
+    return fold(fn, nodes, absorb, start, label=label, partial=True, already=start[0], together=together)

@@ -16,12 +16,15 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from esegeta.engine.windows import (
     INSIDE,
+    POINTWISE,
     Offsets,
     Operator,
     Size,
     Window,
     arranged,
     aten,
+    beside,
+    empty,
     fit,
     on,
     paired,
@@ -48,6 +51,7 @@ _POINTWISE = (
 
 
 INSIDE.update(_POINTWISE)
+POINTWISE.update(_POINTWISE)
 
 
 @on(*_POINTWISE)
@@ -75,14 +79,14 @@ def _pointwise(op: Operator) -> Any:
         elif extent == tuple(leaf.shape):
             here = leaf[None]
         else:
-            here = torch.stack([leaf[_at(start[b], extent)] for b in range(len(lo))])
+            here = beside([leaf[_at(start[b], extent)] for b in range(len(lo))])
         if not leaf.ndim:
             here = here.to(_beside_grids(leaf.dtype, grids))
         return here.reshape(here.shape[0], *(1,) * lead, *here.shape[1:])
 
     positional, named = tree_unflatten([part(leaf) for leaf in leaves], spec)
     named.pop("memory_format", None)
-    out = op.func(*positional, **named)
+    out = op.compute(*positional, **named)
     return lo, out.expand(len(lo), *size), shape
 
 
@@ -114,7 +118,7 @@ def _batch_norm(op: Operator) -> Any:
     x = op.args[0]
     if training or not isinstance(x, Window) or windows_in(op.args[1:]) or not x.full(1):
         return NotImplemented
-    out = op.func(x.patch.flatten(0, 1), *op.args[1:], **op.kwargs)[0]
+    out = op.compute(x.patch.flatten(0, 1), *op.args[1:], **op.kwargs)[0]
     unused = (zeros(len(x.lo), 1), out.new_zeros(len(x.lo), 0), (0,))
     return [(x.lo, out.reshape(x.patch.shape), tuple(x.shape)), unused, unused]
 
@@ -208,7 +212,7 @@ def _reduced(op: Operator) -> Any:
         whole = _summed(x, dims, keep, terms)
         whole = whole / count if name == "mean" else whole
         op.run.kept[op.step] = (whole,)
-    base = torch.stack([whole[b % len(whole)][_at(lo[b], extent)] for b in range(len(lo))])
+    base = beside([whole[b % len(whole)][_at(lo[b], extent)] for b in range(len(lo))])
     total = base + (difference / count if name == "mean" else difference)
     if _cancelled(terms, total * count, before.abs().sum(along, keep), after.abs().sum(along, keep)):
         return NotImplemented
@@ -226,13 +230,14 @@ def _cancelled(dtype: torch.dtype, total: Tensor, before: Tensor, after: Tensor)
     if not (dtype.is_floating_point or dtype.is_complex):
         return False
     digits = 1e3 if torch.finfo(dtype).eps < 1e-10 else 1e6
-    return not bool((before <= digits * torch.maximum(total.abs(), after)).all())
+    near = before <= digits * torch.maximum(total.abs(), after)
+    return not near.is_meta and not bool(near.all())
 
 
 def region_of_clean(x: Window) -> Tensor:
     """The clean values in the boxes of a window, (B, *size)."""
     clean = x.clean
-    return torch.stack([clean[b % len(clean)][_at(x.lo[b], x.extent)] for b in range(len(x.lo))])
+    return beside([clean[b % len(clean)][_at(x.lo[b], x.extent)] for b in range(len(x.lo))])
 
 
 def _summed(x: Window, dims: list[int], keep: bool, terms: torch.dtype) -> Tensor:
@@ -312,7 +317,7 @@ def _convolution(op: Operator) -> Any:
     if (offset == offset[0]).all():
         out = out[(slice(None), slice(None), slice(None), *_at(offset[0], size))]
     else:
-        out = torch.stack([out[b][(slice(None), slice(None), *_at(offset[b], size))] for b in range(len(lo))])
+        out = beside([out[b][(slice(None), slice(None), *_at(offset[b], size))] for b in range(len(lo))])
     shape = (x.shape[0], out.shape[2], *spatial)
     return np.concatenate([keep, lo], 1), out, shape
 
@@ -371,15 +376,16 @@ def _avg_pool(op: Operator) -> Any:
         return lo, total / divisor, shape
     rows = []
     for b in range(len(lo)):
-        share = torch.ones((1,) * lead, dtype=total.dtype, device=total.device)
+        where = "cpu" if total.is_meta else total.device
+        share = torch.ones((1,) * lead, dtype=total.dtype, device=where)
         for a in range(axes):
             n, k, s, p = x.shape[lead + a], kernel[a], stride[a], padding[a]
             start = (int(lo[b, lead + a]) + np.arange(size[a])) * s - p
             end = np.minimum(start + k, n + p)
             counted = end - start if include else np.minimum(end, n) - np.maximum(start, 0)
-            share = share[..., None] / torch.as_tensor(counted, dtype=total.dtype, device=total.device)
+            share = share[..., None] / torch.as_tensor(counted, dtype=total.dtype, device=where)
         rows.append(share)
-    return lo, total * torch.stack(rows), shape
+    return lo, total * torch.stack(rows).to(total.device), shape
 
 
 @on("constant_pad_nd")
@@ -419,7 +425,7 @@ def _separable(x: Window, matrices: dict[int, Tensor], shape: Size) -> Any:
         )
         in_lo[:, axis], in_size[axis] = box_lo[:, 0], box_size[0]
     out = region(x, in_lo, tuple(in_size))
-    if not bool(torch.isfinite(out).all()):
+    if not out.is_meta and not bool(torch.isfinite(out).all()):
         return NotImplemented  # nothing times infinity is not nothing
     for axis, matrix in matrices.items():
         matrix = matrix.to(out.dtype)
@@ -428,14 +434,16 @@ def _separable(x: Window, matrices: dict[int, Tensor], shape: Size) -> Any:
         ]
         moved = out.movedim(axis + 1, -1)
         flat = moved.reshape(len(lo), -1, in_size[axis])
-        out = torch.bmm(flat, torch.stack(local).transpose(1, 2))
+        out = torch.bmm(flat, torch.stack(local).to(flat.device).transpose(1, 2))
         out = out.reshape(*moved.shape[:-1], size[axis]).movedim(-1, axis + 1)
     return lo, out, shape
 
 
 def _eye(n: int, like: Tensor) -> Tensor:
     return torch.eye(
-        n, dtype=like.dtype if like.dtype.is_floating_point else torch.float32, device=like.device
+        n,
+        dtype=like.dtype if like.dtype.is_floating_point else torch.float32,
+        device="cpu" if like.is_meta else like.device,
     )
 
 
@@ -580,9 +588,7 @@ def _joined(op: Operator) -> Any:
     dtype = functools.reduce(
         torch.promote_types, (t.patch.dtype if isinstance(t, Window) else t.dtype for t in tensors)
     )
-    out = torch.empty_permuted(
-        (len(lo), *whole), (0, *(a + 1 for a in order)), dtype=dtype, device=source.device
-    )
+    out = empty(source, (len(lo), *whole), (0, *(a + 1 for a in order)), dtype)
     start = 0
     for t, length in zip(tensors, lengths, strict=True):
         part = out.select(axis + 1, start) if stacking else out.narrow(axis + 1, start, length)

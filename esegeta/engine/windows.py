@@ -33,6 +33,14 @@ class Refused(Exception):
     """The function cannot be followed window by window; the text says why."""
 
 
+class TooWide(Exception):
+    """What changes reach is so much that whole evaluations are as cheap."""
+
+
+class Unforeseen(Exception):
+    """What a run would cost is not known yet, and it may not go on without."""
+
+
 class Missing(Exception):
     """A clean activation is read that no earlier run has kept."""
 
@@ -50,6 +58,12 @@ class Run:
         self.kinds: list[tuple[tuple[Size, torch.dtype] | None, ...]] = []  # shape and dtype of each result
         self.recording = False
         self.by_crops = False  # whether a network counts as one operator
+        self.counting: torch.device | None = (
+            None  # where values would be, if nothing has any: work is only counted
+        )
+        self.allowance = math.inf  # how much work may be done
+        self.most = math.inf  # the share of a whole evaluation that a window may cost, before anything is run
+        self.probing = math.inf  # how many elements may go through a network to find out how far it sees
         self.begun = 0  # how often
         self.refused: Refused | None = None
         self.step = 0
@@ -112,6 +126,7 @@ class Window(Tensor):
     patch: Tensor
     family: list[Any]
     born: int
+    stale: bool
 
     # Results that are plain tensors stay plain.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -128,10 +143,11 @@ class Window(Tensor):
         dtype: torch.dtype | None = None,
     ) -> "Window":
         """Make one of a patch of shape (B, *size); ``dtype`` is what it counts as, a single number may be wider."""
-        made = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype or patch.dtype, device=patch.device)
+        where = run.counting or patch.device
+        made = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype or patch.dtype, device=where)
         made.run, made.at, made.clean_ = run, at, clean
         made.lo, made.extent, made.patch = lo, tuple(patch.shape[1:]), patch
-        made.family, made.born = [weakref.ref(made)], run.begun
+        made.family, made.born, made.stale = [weakref.ref(made)], run.begun, False
         size = patch.numel() * patch.element_size()
         run.live += size
         run.peak = max(run.peak, run.live)
@@ -199,13 +215,10 @@ def region(
     if out is None:
         like = window.patch if clean is None else clean
         order = sorted(range(len(shape)), key=lambda a: -like.stride(a + 1))
-        out = torch.empty_permuted(
-            (len(lo), *size),
-            (0, *(a + 1 for a in order)),
-            dtype=window.patch.dtype,
-            device=window.patch.device,
-        )
+        out = empty(window.patch, (len(lo), *size), (0, *(a + 1 for a in order)))
     window.run.cost += MOVING * out.numel()
+    if out.is_meta:
+        return out
     outside = (lo < 0).any() or (lo + np.array(size) > np.array(shape)).any()
     origin = [0] * len(shape)
     for b, (start, own) in enumerate(zip(lo.tolist(), window.lo.tolist(), strict=True)):
@@ -225,6 +238,16 @@ def region(
         if put is not None:
             here[put] = window.patch[b][take]
     return out
+
+
+def empty(
+    like: Tensor, shape: Sequence[int], order: Sequence[int], dtype: torch.dtype | None = None
+) -> Tensor:
+    """An uninitialised tensor whose axes lie in memory in this order; without values if ``like`` has none."""
+    strides, step = [0] * len(shape), 1
+    for axis in reversed(order):
+        strides[axis], step = step, step * max(1, shape[axis])
+    return like.new_empty_strided(tuple(shape), strides, dtype=dtype)
 
 
 def _around(
@@ -280,6 +303,7 @@ class Operator:
     run: Run
     step: int
     cleans: tuple[Tensor | None, ...] | None
+    compute: Any  # ``func``, or what stands for it where nothing has values
 
     def clean(self) -> Tensor:
         """The first clean result; reading it keeps it for later runs."""
@@ -294,6 +318,8 @@ Handler = Callable[[Operator], Any]
 HANDLERS: dict[str, Handler] = {}
 # Operators that read nothing from beyond the box of what they are given.
 INSIDE: set[str] = set()
+# Operators that take each element by itself.
+POINTWISE: set[str] = set()
 
 
 def on(*names: str) -> Callable[[Handler], Handler]:
@@ -319,6 +345,8 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     try:
         if any(w.run is not run or w.born != run.begun for w in found):
             raise Refused("a tensor that another run has left behind takes part")
+        if any(w.stale for w in found):
+            raise Refused("a tensor takes part of which a view was written into")
         return _step(func, args, kwargs, found, run)
     except Refused as refused:
         run.refused = refused
@@ -327,6 +355,10 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def _step(func: Any, args: Any, kwargs: dict[str, Any], found: list[Window], run: Run) -> Any:
     name = func.overloadpacket.__name__
+    if run.cost + run.whole > run.allowance:
+        raise Unforeseen
+    if run.counting:
+        args, kwargs = tree_map(_without_values, (args, kwargs))
     if name in ("_local_scalar_dense", "is_nonzero", "equal", "item"):
         raise Refused("the network looks at values")
     if torch.Tag.nondeterministic_seeded in func.tags and "attention" not in name:
@@ -346,12 +378,13 @@ def _step(func: Any, args: Any, kwargs: dict[str, Any], found: list[Window], run
     if target is not None:
         func = _functional(func)
         name = name.rstrip("_")
+    compute = _sized(func, name) if run.counting else func
     step = run.next(name)
     whole = all(w.everywhere for w in found)
     cleans: tuple[Tensor | None, ...] | None = run.kept.get(step)
     if run.recording:
         # The clean activations may be laid out otherwise than a view expects.
-        plain, change = _layout_free(func, name)
+        plain, change = _layout_free(compute, name)
         out = plain(*change(_unwrapped(args)), **change(_unwrapped(kwargs)))
         if target is not None:
             out = out.to(target.dtype)
@@ -363,7 +396,7 @@ def _step(func: Any, args: Any, kwargs: dict[str, Any], found: list[Window], run
         if len(found) > 1 or not (name in INSIDE or (aliases and name != "slice")):
             # Other boxes will be read around, whether or not these are.
             run.read.update(w.at for w in found)
-    op = Operator(func, name, args, kwargs, run, step, cleans)
+    op = Operator(func, name, args, kwargs, run, step, cleans, compute)
     local = not whole and name in HANDLERS and func.namespace == "aten"
     results = HANDLERS[name](op) if local else NotImplemented
     if results is NotImplemented:
@@ -386,8 +419,7 @@ def _step(func: Any, args: Any, kwargs: dict[str, Any], found: list[Window], run
     if target is not None:
         if tuple(made[0].shape) != tuple(target.shape):
             raise Refused(f"{name}_ changes the shape of a tensor")
-        for slot in ("at", "clean_", "lo", "extent", "patch"):
-            setattr(target, slot, getattr(made[0], slot))
+        _write(target, made[0])
         return target
     if not is_list:
         return made[0]
@@ -401,6 +433,51 @@ _CONSTANT = {
 }
 
 
+def _without_values(leaf: Any) -> Any:
+    if isinstance(leaf, torch.device):
+        return torch.device("meta")
+    return leaf.to("meta") if isinstance(leaf, Tensor) and not isinstance(leaf, Window) else leaf
+
+
+def _sized(func: Any, name: str) -> Any:
+    """An operator for tensors without values, for which torch would load a compiler and take a second."""
+    if name in POINTWISE:
+        return functools.partial(_by_size, func)
+    return {"cat": _cat_by_size, "native_batch_norm": _norm_by_size}.get(name, func)
+
+
+def _norm_by_size(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+
+
+def _cat_by_size(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    shape = list(tensors[0].shape)
+    shape[dim] = sum(t.shape[dim] for t in tensors)
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def beside(rows: Sequence[Tensor]) -> Tensor:
+    """``torch.stack``, also of tensors without values."""
+    first = rows[0]
+    return first.new_empty((len(rows), *first.shape)) if first.is_meta else torch.stack(list(rows))
+
+
+def _by_size(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """What an operator that takes each element by itself gives: its dtype is found on one element."""
+    kwargs = {name: value for name, value in kwargs.items() if name not in ("device", "memory_format")}
+    shapes = []
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        shapes.append(leaf.shape)
+        return torch.ones((1,) * leaf.ndim, dtype=leaf.dtype)
+
+    small = func(*tree_map(one, args), **tree_map(one, kwargs))
+    return torch.empty(torch.broadcast_shapes(*shapes), dtype=small.dtype, device="meta")
+
+
 def _constant(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     def bare(leaf: Any) -> Any:
         if not isinstance(leaf, Window):
@@ -411,17 +488,29 @@ def _constant(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
 
 
 def _written(func: Any, name: str, args: Any) -> Window:
-    """The window that an operator writes into, if nothing else sees that."""
+    """The window that an operator writes into."""
     places = [
         i for i, a in enumerate(func._schema.arguments) if a.alias_info is not None and a.alias_info.is_write
     ]
     target = args[0] if args else None
     if not isinstance(target, Window) or places != [0] or name == "copy_" or not name.endswith("_"):
         raise Refused(f"{name} writes into a tensor that is not followed")
-    alive = [w for w in (ref() for ref in target.family) if w is not None and w is not target]
-    if alive:
-        raise Refused(f"{name} writes into a tensor of which there are views")
     return target
+
+
+def _write(target: Window, new: Window) -> None:
+    """Give a window, and every alias of it, new values.
+
+    Other views of the same memory change too. As a rule nobody reads them again: autograd keeps the tensor that a
+    view was made of, also where a norm makes one on the way to an activation in place. So they are only marked.
+    """
+    was = target.at
+    for relative in [w for w in (ref() for ref in target.family) if w is not None]:
+        if relative is target or relative.at == was:
+            for slot in ("at", "clean_", "lo", "extent", "patch"):
+                setattr(relative, slot, getattr(new, slot))
+        else:
+            relative.stale = True
 
 
 def _as_known(op: Operator, i: int, patch: Tensor, shape: Size) -> tuple[Tensor, torch.dtype]:
@@ -540,14 +629,14 @@ def _entirely(op: Operator) -> Any:
     ]
     count = next(len(leaf.lo) for leaf in leaves if isinstance(leaf, Window))
     mapped = {i for i, leaf in enumerate(leaves) if isinstance(leaf, Window)}
-    func, change = _layout_free(op.func, op.name)
+    func, change = _layout_free(op.compute, op.name)
     rows = []
     for b in range(count):
         positional, named = tree_unflatten([t[b] if i in mapped else t for i, t in enumerate(whole)], spec)
         rows.append(several(func(*change(positional), **change(named))))
     if not all(isinstance(value, Tensor) for value in rows[0]):
         raise Refused(f"{op.name} gives no tensor")
-    columns = [torch.stack(column) for column in zip(*rows, strict=True)]
+    columns = [beside(column) for column in zip(*rows, strict=True)]
     found = [(zeros(count, t.ndim - 1), t, tuple(t.shape[1:])) for t in columns]
     return found if len(op.func._schema.returns) > 1 or _gives_list(op.func) else found[0]
 

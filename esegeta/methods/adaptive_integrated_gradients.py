@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from esegeta import partition
+from esegeta._facts import explanation
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, levels, progress
@@ -89,7 +90,7 @@ def integrated(
     where = "adaptive_integrated_gradients"
     tolerance = check.non_negative(where, "tolerance", tolerance)
     most = check.positive_count(where, "most", most, least=3)
-    both = value_and_gradient(score)
+    both = value_and_gradient(check.score(where, score))
 
     def explain(x: Tensor, baseline: Tensor) -> Integrated:
         check.image(where, "x", x)
@@ -138,4 +139,4 @@ def integrated(
             )
         return Integrated(line * average, residual, evaluations)
 
-    return explain
+    return explanation(explain, "integrated", ("baseline",), key=False)

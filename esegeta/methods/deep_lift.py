@@ -12,7 +12,7 @@ from esegeta.rules import deeplift
 @method(
     refs=("baseline",),
     axioms=(
-        "completeness sensitivity_a linearity sensitivity_n shift scale_of_output continuity "
+        "completeness sensitivity_a linearity sensitivity_n shift scale_of_output "
         "class_sensitivity translation_equivariance affine_equivariance"
     ),
     differentiable=False,

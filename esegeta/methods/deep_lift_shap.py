@@ -13,7 +13,7 @@ from esegeta.rules import deeplift
 @method(
     refs=("baselines",),
     axioms=(
-        "completeness linearity shift scale_of_output continuity "
+        "completeness linearity shift scale_of_output "
         "class_sensitivity translation_equivariance affine_equivariance"
     ),
     differentiable=False,

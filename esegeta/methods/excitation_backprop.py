@@ -9,7 +9,7 @@ from torch.func import vjp
 from esegeta import rules
 from esegeta._registry import method
 from esegeta._types import Explain, Score
-from esegeta.places import Names, activation_and_gradient, grid, local, nudge, tap
+from esegeta.places import Names, activation_and_gradient, at_each, grid, local, nudge, tap
 from esegeta.rules.composites import quotient
 
 
@@ -60,7 +60,7 @@ def excitation_backprop(score: Score, place: Names) -> Explain:
     paper="Zhang, Lin, Brandt, Shen, Sclaroff 2016, arXiv:1608.00507",
     also=("contrastive_excitation_backpropagation", "c_ebp", "contrastive_marginal_winning_probability"),
 )
-def contrastive_excitation_backprop(score: Score, place: str, *, contrast: str | None = None) -> Explain:
+def contrastive_excitation_backprop(score: Score, place: Names, *, contrast: str | None = None) -> Explain:
     r"""Excitation for the target less excitation for everything but the target, where that is positive.
 
     .. math:: L_u = \sum_d [P_{d,u} - \bar P_{d,u}]_+
@@ -71,11 +71,11 @@ def contrastive_excitation_backprop(score: Score, place: str, *, contrast: str |
 
     Args:
         score: ``(C,*S) -> ()``, for example the logit of a class.
-        place: a layer before the last one, whose activation is ``(D,*U)``.
+        place: a layer before the last one, whose activation is ``(D,*U)``; several for several maps.
         contrast: the layer, between the place and the score, where the difference is truncated at zero.
 
     Returns:
-        ``explain(x) -> (1,*U)``, not negative.
+        ``explain(x) -> (1,*U)``, not negative; a tuple of maps for several places.
 
     Example:
         >>> import torch, esegeta as eg
@@ -88,20 +88,24 @@ def contrastive_excitation_backprop(score: Score, place: str, *, contrast: str |
         Zhang, Lin, Brandt, Shen, Sclaroff 2016, section 3.4, arXiv:1608.00507.
     """
     target, others = rules.excitation(score), rules.excitation(score, contrast=True)
-    where = place if contrast is None else contrast
-    both = [activation_and_gradient(s, where) for s in (target, others)]
 
-    def explain(x: Tensor) -> Any:
-        (a, g), (_, h) = (run(x) for run in both)
-        difference = (a * (g - h)).clamp(min=0)
-        if contrast is None:
-            return _summed(difference, torch.ones_like(difference))
-        z = tap(score, place)(x)
-        below = nudge(tap(target, contrast), place)
-        (g,) = vjp(lambda d: below(x, d), torch.zeros_like(z))[1](quotient(difference, a))
-        return _summed(z, g)
+    def explaining(place: str) -> Explain:
+        where = place if contrast is None else contrast
+        both = [activation_and_gradient(s, where) for s in (target, others)]
 
-    return explain
+        def explain(x: Tensor) -> Any:
+            (a, g), (_, h) = (run(x) for run in both)
+            difference = (a * (g - h)).clamp(min=0)
+            if contrast is None:
+                return _summed(difference, torch.ones_like(difference))
+            z = tap(score, place)(x)
+            below = nudge(tap(target, contrast), place)
+            (g,) = vjp(lambda d: below(x, d), torch.zeros_like(z))[1](quotient(difference, a))
+            return _summed(z, g)
+
+        return explain
+
+    return at_each("contrastive_excitation_backprop", explaining, place)
 
 
 def _summed(a: Tensor, g: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from esegeta import coalitions
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
+from esegeta.engine import check
 from esegeta.features import Features, Lengths, Spacing, elements, windows
 
 
@@ -46,7 +47,8 @@ def feature_ablation(score: Score, *, features: Features | None = None, fill: Fi
     Reference:
         Zeiler, Fergus 2014, section 4.2, arXiv:1311.2901.
     """
-    return _dropped(score, elements() if features is None else features, fill or mixed, "feature_ablation")
+    shown = mixed if fill is None else check.fill("feature_ablation", fill)
+    return _dropped(score, elements() if features is None else features, shown, "feature_ablation")
 
 
 @method(
@@ -77,7 +79,7 @@ def occlusion(
     Args:
         score: ``(C,*S) -> ()``; no derivative is needed.
         size: of the box, one number or one for each axis, in voxels or in the unit of ``spacing``.
-        stride: of its steps, by default its size.
+        stride: of its steps, at most its size, which is the default.
         spacing: of the voxels, if sizes are lengths.
 
     Returns:
@@ -119,7 +121,7 @@ def gaussian_occlusion(
     Args:
         score: ``(C,*S) -> ()``; no derivative is needed.
         size: of the box, one number or one for each axis, in voxels or in the unit of ``spacing``.
-        stride: of its steps, by default its size.
+        stride: of its steps, at most its size, which is the default.
         spacing: of the voxels, if sizes are lengths.
         fade: :math:`\sigma` as a fraction of the size.
 

@@ -52,9 +52,10 @@ def feature_permutation(score: Score, *, features: Features | None = None) -> Ex
         Breiman 2001, section 10, doi:10.1023/A:1010933404324; Fisher, Rudin, Dominici 2019, arXiv:1801.01489.
     """
     label = "feature_permutation"
+    chosen = elements() if features is None else features
 
     def explain(x: Float[Tensor, "*dims"], baselines: Float[Tensor, "n *dims"]) -> Float[Tensor, "*dims"]:
-        parts = coalitions.parts(label, features or elements(), x, runs=lambda d: len(baselines) * (d + 1))
+        parts = coalitions.parts(label, chosen, x, runs=lambda d: len(baselines) * (d + 1))
         run = lambda sample: coalitions.drops(score, x, sample, parts, label=label)
         return _averaged(run, baselines, parts, x, label)
 
@@ -99,7 +100,9 @@ def feature_shuffling(score: Score, *, features: Features | None = None, samples
     n = check.positive_count(label, "samples", samples)
 
     def explain(x: Float[Tensor, "*dims"], *, key: int | Tensor) -> Float[Tensor, "*dims"]:
-        parts = coalitions.parts(label, features or grid(8), x, runs=lambda d: n * (d + 1))
+        parts = coalitions.parts(
+            label, grid(8) if features is None else features, x, runs=lambda d: n * (d + 1)
+        )
 
         def run(t: Tensor) -> Tensor:
             fill = shuffled(key=random.fold_in(key, t))

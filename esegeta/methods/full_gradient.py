@@ -6,8 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from esegeta._facts import explanation
 from esegeta._registry import method
 from esegeta._types import Explain, Score
+from esegeta.engine import check
 from esegeta.engine.gradient import gradient
 from esegeta.engine.operators import once
 from esegeta.places import bias_and_gradient, operations
@@ -53,17 +55,18 @@ def full_gradient(score: Score) -> Callable[[Tensor], FullGradient]:
     Reference:
         Srinivas, Fleuret 2019, proposition 1, arXiv:1905.00780.
     """
-    slope = gradient(score)
+    slope = gradient(check.score("full_gradient", score))
 
     def explain(x: Tensor) -> FullGradient:
+        check.image("full_gradient", "x", x)
         found = operations(score, x)
         if not found:
             return FullGradient(x * slope(x), {})
-        biases, gradients = bias_and_gradient(score, found)(x)
-        parts = {name: b * g for name, b, g in zip(found, biases, gradients, strict=True)}
-        return FullGradient(x * slope(x), parts)
+        biases, gradients, g = bias_and_gradient(score, found)(x)
+        parts = {name: b * at for name, b, at in zip(found, biases, gradients, strict=True)}
+        return FullGradient(x * g, parts)
 
-    return explain
+    return explanation(explain, "full_gradient", (), key=False)
 
 
 @method(

@@ -26,7 +26,8 @@ def grad_cam(score: Score, place: Names) -> Explain:
 
     Raw: signed, on the grid of the layer. The picture of the paper is ``positive`` of it, brought to the image
     by ``upsample``. The mean over the grid is the approximation that makes it smooth: it may light up where
-    the network did not look (``hires_cam`` does not). For segmentation take the reducer of your question: the
+    the network did not look (``hires_cam`` does not). Before an instance norm all means are zero and the map is
+    rounding: a warning says so and names a place after it. For segmentation take the reducer of your question: the
     sum over a region, an instance or one voxel (Seg-Grad-CAM), or ``class_mean``.
 
     Args:
@@ -45,7 +46,7 @@ def grad_cam(score: Score, place: Names) -> Explain:
     Reference:
         Selvaraju et al. 2017, equations 1 and 2 without the ReLU, arXiv:1610.02391.
     """
-    return local(score, place, weighted)
+    return local(score, place, weighted, name="grad_cam", averaged=lambda _, g: g)
 
 
 def weighted(a: Tensor, g: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,8 +10,8 @@ from esegeta._types import Explain, Score
 from esegeta.engine import check
 from esegeta.engine.gradient import gradient
 from esegeta.methods.grad_cam import weighted
-from esegeta.places import Names, local, tap
-from esegeta.rules.guided import deconvnet, guided
+from esegeta.places import Names, at_each, local, tap
+from esegeta.rules.guided import deconvnet, guided, guided_where_possible
 from esegeta.spatial import upsample
 
 
@@ -102,16 +101,19 @@ def deconvolution(score: Score) -> Explain:
     example={"unit": 0},
     paper="Springenberg et al. 2015, arXiv:1412.6806",
 )
-def layer_activation_guided_backprop(score: Score, place: str, *, unit: int | None = None) -> Explain:
+def layer_activation_guided_backprop(score: Score, place: Names, *, unit: int | None = None) -> Explain:
     r"""Guided backpropagation of how active a filter is: :math:`F = \sum_u |A_{d,u}|`.
+
+    Only activations between the input and the layer are guided. Below the first one there is none, and this is
+    the plain gradient of F.
 
     Args:
         score: a score or a model; it runs only as far as the layer.
-        place: the layer. For all layers, one after the other: ``[... for place in every(score, x)]``.
+        place: the layer; several for several explanations, such as all of ``every(score, x)``.
         unit: which filter (channel) d; all of them by default.
 
     Returns:
-        ``explain(x) -> like x``, signed.
+        ``explain(x) -> like x``, signed; a tuple for several places.
 
     Example:
         >>> import torch, esegeta as eg
@@ -119,25 +121,34 @@ def layer_activation_guided_backprop(score: Score, place: str, *, unit: int | No
         >>> layer_activation_guided_backprop(net, "layer", unit=0)(torch.tensor([[3., -1.]])).tolist()
         [[1.0, 0.0]]
 
+        All layers, one after the other:
+
+        >>> x, deep = torch.tensor([[3., -1.]]), lambda x: torch.relu(3 * x).sum()
+        >>> for place in eg.every(deep, x):
+        ...     print(place, layer_activation_guided_backprop(deep, place)(x).tolist())
+        mul [[3.0, -3.0]]
+        relu [[3.0, 0.0]]
+
     Reference:
         Springenberg et al. 2015, section 4, arXiv:1412.6806.
     """
-    look = tap(score, place)
+    where = "layer_activation_guided_backprop"
+    if unit is not None:
+        check.positive_count(where, "unit", unit, least=0)
 
-    def active(x: Tensor) -> Tensor:
-        a: Any = look(x)
-        if unit is not None and not 0 <= unit < a.shape[0]:
-            raise ValueError(
-                check.problem(
-                    "layer_activation_guided_backprop",
-                    f"a unit below the {a.shape[0]} channels of {place!r}",
-                    repr(unit),
-                    "Count from 0",
-                )
-            )
-        return (a if unit is None else a[unit]).abs().sum()
+    def explaining(place: str) -> Explain:
+        look = tap(score, place)
 
-    return guided_backprop(active)
+        def active(x: Tensor) -> Tensor:
+            a: Any = look(x)
+            if unit is not None and (a.ndim == 0 or unit >= a.shape[0]):
+                expected = f"a unit of the channels of {place!r}, whose shape is {tuple(a.shape)}"
+                raise ValueError(check.problem(where, expected, repr(unit), "Count from 0"))
+            return (a if unit is None else a[unit]).abs().sum()
+
+        return gradient(guided_where_possible(active))
+
+    return at_each(where, explaining, place)
 
 
 @method(
@@ -154,10 +165,11 @@ def guided_grad_cam(score: Score, place: Names) -> Explain:
 
     Args:
         score: ``(C,*S) -> ()``.
-        place: a layer whose activation is ``(D,*U)``.
+        place: a layer whose activation is ``(D,*U)``; several for several maps.
 
     Returns:
-        ``explain(x) -> like x``, signed. The map is brought to the image by ``upsample``.
+        ``explain(x) -> like x``, signed; a tuple for several places. Each map is brought to the image by
+        ``upsample``.
 
     Example:
         >>> import torch, esegeta as eg
@@ -171,7 +183,11 @@ def guided_grad_cam(score: Score, place: Names) -> Explain:
     fine = gradient(guided(score))
     coarse = local(score, place, weighted)
 
-    def explain(x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
-        return fine(x) * upsample(torch.clamp(coarse(x), min=0), like=x)
+    def explain(x: Float[Tensor, "*dims"]) -> Any:
+        sharp, found = fine(x), coarse(x)
+        shown = [
+            sharp * upsample(m.clamp(min=0), like=x) for m in ([found] if isinstance(place, str) else found)
+        ]
+        return shown[0] if isinstance(place, str) else tuple(shown)
 
     return explain

@@ -64,6 +64,7 @@ def hsic_attribution(score: Score, *, features: Features | None = None, samples:
         signs = 2 * present[:done] - 1
         signs = signs - signs.mean(0)
         dependence = (signs * (_alike(v) @ signs)).sum(0) / (2 * max(done - 1, 1) ** 2)
+        dependence = coalitions.compared(dependence, present[:done], n)
         return parts.spread(dependence.to(x.dtype)).expand_as(x).clone()
 
     return explain

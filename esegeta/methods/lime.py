@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esegeta import coalitions, random
+from esegeta._facts import explanation
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine import check
@@ -77,7 +78,8 @@ def lime(
         x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"], *, key: int | Tensor
     ) -> Float[Tensor, "*dims"]:
         parts, z, v, solve = fit(x, baseline, key)
-        return parts.spread(solve(z, v)[0].to(x.dtype)).expand_as(x).clone()
+        found = coalitions.compared(solve(z, v)[0], z, samples)
+        return parts.spread(found.to(x.dtype)).expand_as(x).clone()
 
     return explain
 
@@ -120,18 +122,20 @@ def lime_fit(
     Reference:
         Ribeiro, Singh, Guestrin 2016, arXiv:1602.04938; intervals: Efron 1979, doi:10.1214/aos/1176344552.
     """
+    check.score("lime_fit", score)
     fit = _fitting(score, elements() if features is None else features, samples, width, ridge, "lime_fit")
     again = check.positive_count("lime_fit", "resamples", resamples, 2)
 
     def run(x: Tensor, baseline: Tensor, *, key: Any = None) -> LimeFit:
+        check.image("lime_fit", "x", x)
         check.finite("lime_fit", "baseline", check.like("lime_fit", "baseline", baseline, x), "Repair it")
-        _, z, v, solve = fit(check.image("lime_fit", "x", x), baseline, check.key("lime_fit", key))
+        _, z, v, solve = fit(x, baseline, check.key("lime_fit", key))
         draw = lambda b: random.integers(random.fold_in(key, b), v.shape, low=0, high=len(v))
         others = torch.stack([solve(z[rows], v[rows])[0] for rows in map(draw, range(again))]).sort(0).values
         cut = round(0.025 * (again - 1))
         return LimeFit._make([*solve(z, v), others[cut], others[-1 - cut]])
 
-    return run
+    return explanation(run, "lime_fit", ("baseline",), key=True)
 
 
 def _fitting(score: Score, features: Features, samples: int, width: float, ridge: float, label: str) -> Any:

@@ -9,10 +9,14 @@ from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
 from esegeta.engine import check
+from esegeta.engine.ascent import Best, ascend, better, refuse_late
 from esegeta.engine.gradient import value_and_gradient
 from esegeta.features import Lengths, Spacing
-from esegeta.methods.extremal_perturbation import counted
 
+_PLACES, _AREAS = (
+    27,
+    (0.02, 0.05, 0.1, 0.2, 0.4),
+)  # of a coarse grid, and of its shapes, that are looked at first
 _RATE, _FAST, _SLOW, _TINY = 0.1, 0.9, 0.999, 1e-16  # Adam
 
 
@@ -41,9 +45,11 @@ def meaningful_perturbation(
 
     over what is hidden of blocks G of the image, :math:`\uparrow` multilinear interpolation to its grid and
     :math:`\Delta_a` the difference of neighbouring blocks along axis a. A search, of which no result is exact:
-    Adam with rate 0.1 from nothing hidden. At a deadline the mask so far comes back. The score counts by its own
-    difference, and the two terms are means: so the defaults, which are those of the paper on probabilities and 28
-    by 28 blocks, fit any score and any size.
+    Adam with rate 0.1 from the cheapest of nothing and of balls and boxes of five areas at 27 places. The cheapest
+    that was seen comes back: none of those costs less. The search ends early when its mask has stayed the same for a
+    fifth of the steps, and at a deadline. It takes ``steps`` gradients at most and beside them some 320 values. The
+    score counts by its own difference, and the two terms are means: so the defaults, which are those of the paper on
+    probabilities and 28 by 28 blocks, fit any score and any size.
 
     Args:
         score: ``(C,*S) -> ()``.
@@ -67,10 +73,12 @@ def meaningful_perturbation(
         Fong, Vedaldi 2017, equation 6, arXiv:1704.03296, without its random shifts.
     """
     name = "meaningful_perturbation"
+    check.fill(name, fill)
     n = check.positive_count(name, "steps", steps)
     small, smooth = check.non_negative(name, "least", least), check.non_negative(name, "edges", edges)
 
     def explain(x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"]) -> Float[Tensor, "..."]:
+        refuse_late(name)
         wide = torch.promote_types(x.dtype, torch.float32)
         like = x.to(wide)
 
@@ -86,12 +94,28 @@ def meaningful_perturbation(
 
         slope = value_and_gradient(cost)
         h = like.new_zeros((1, *masks.coarse(name, x, size, spacing)))
-        first = second = torch.zeros_like(h)
-        for k in counted(name, n):
+        worth_of = lambda h: Best(-cost(h), h)
+
+        def first() -> Best:
+            shapes = masks.Shapes(h, _PLACES, _apart(h, x, spacing))
+            best = masks.best_shape(worth_of, shapes, areas=_AREAS, finer=0, label=name)
+            return better(worth_of(h), best)
+
+        def step(k: int, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            h, first, second = state
             g = slope(h)[1]
             first, second = _FAST * first + (1 - _FAST) * g, _SLOW * second + (1 - _SLOW) * g.square()
             size_of_g = (second / (1 - _SLOW ** (k + 1)) + _TINY).sqrt()
-            h = (h - _RATE * first / (1 - _FAST ** (k + 1)) / size_of_g).clamp(0, 1)
-        return spatial.upsample(h, like=like).to(x.dtype)
+            return (h - _RATE * first / (1 - _FAST ** (k + 1)) / size_of_g).clamp(0, 1), first, second
+
+        start = lambda h: (h, torch.zeros_like(h), torch.zeros_like(h))
+        _, best = ascend(step, start, lambda state: worth_of(state[0]), label=name, steps=n, first=first)
+        return spatial.upsample(best.point, like=like).to(x.dtype)
 
     return explain
+
+
+def _apart(h: Tensor, x: Tensor, spacing: Spacing | None) -> tuple[float, ...]:
+    """How far blocks are apart along each axis."""
+    units = (1.0,) * (x.ndim - 1) if spacing is None else tuple(spacing)
+    return tuple(u * n / g for u, n, g in zip(units, x.shape[1:], h.shape[1:], strict=True))

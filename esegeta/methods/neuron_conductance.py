@@ -7,8 +7,8 @@ from torch.func import vjp
 
 from esegeta._registry import method
 from esegeta._types import Explain, Score
-from esegeta.engine import check, stream
-from esegeta.places import activation_and_gradient, tap
+from esegeta.engine import check, levels, stream
+from esegeta.places import Names, activation_and_gradient, at_each, tap
 from esegeta.quadrature import nodes_and_weights
 
 
@@ -25,9 +25,9 @@ from esegeta.quadrature import nodes_and_weights
 )
 def neuron_conductance(
     score: Score,
-    place: str,
+    place: Names,
     *,
-    neuron: int | tuple[int, ...] = (),
+    neuron: int | Tensor | tuple[int | Tensor, ...] = (),
     steps: int = 32,
     rule: str = "gauss-legendre",
 ) -> Explain:
@@ -41,13 +41,14 @@ def neuron_conductance(
 
     Args:
         score: ``(C,*S) -> ()``.
-        place: the layer.
-        neuron: which units: a channel, or an index such as ``(channel, i, j)``; all of them by default.
+        place: the layer; several for several explanations.
+        neuron: which units: a channel, or an index such as ``(channel, i, j)``; all of them by default. Numbers are
+            tensors where examples differ.
         steps: number of gradients.
         rule: ``gauss-legendre``, ``midpoint``, ``trapezoid``, ``left`` or ``right``.
 
     Returns:
-        ``explain(x, baseline) -> like x``, signed.
+        ``explain(x, baseline) -> like x``, signed; a tuple for several places.
 
     Example:
         >>> import torch, esegeta as eg
@@ -59,33 +60,56 @@ def neuron_conductance(
     Reference:
         Dhamdhere, Sundararajan, Yan 2019, equation 2, arXiv:1805.12233.
     """
-    both, activation = activation_and_gradient(score, place), tap(score, place)
     t, w = nodes_and_weights(rule, steps)
-    index = (neuron,) if isinstance(neuron, int) else tuple(neuron)
+    index = _index(neuron)
 
-    def through(z: Tensor) -> Tensor:
-        a, g = both(z)
-        if len(index) > a.ndim or any(not -n <= i < n for i, n in zip(index, a.shape, strict=False)):
-            raise ValueError(
-                check.problem(
-                    "neuron_conductance",
-                    f"a neuron within {tuple(a.shape)}",
-                    str(index),
-                    "Count channels from 0",
+    def explaining(place: str) -> Explain:
+        both, activation = activation_and_gradient(score, place), tap(score, place)
+
+        def through(z: Tensor) -> Tensor:
+            a, g = both(z)
+            if len(index) > a.ndim or any(_outside(i, n) for i, n in zip(index, a.shape, strict=False)):
+                raise ValueError(
+                    check.problem(
+                        "neuron_conductance",
+                        f"a neuron within {tuple(a.shape)}",
+                        f"({', '.join(map(check.values, index))})",
+                        "Count channels from 0",
+                    )
                 )
+            chosen = torch.ones(a.shape, dtype=torch.bool, device=a.device)
+            for axis, i in enumerate(index):
+                here = torch.arange(a.shape[axis], device=a.device) == i % a.shape[axis]
+                chosen = chosen & here.reshape(-1, *[1] * (a.ndim - axis - 1))
+            return vjp(activation, z)[1](torch.where(chosen, g, 0))[0]
+
+        def explain(x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
+            line = x - baseline
+            average = stream.integral(
+                lambda t: through(baseline + t * line),
+                x.new_tensor(t),
+                x.new_tensor(w),
+                label="neuron_conductance",
             )
-        chosen = torch.zeros(a.shape, dtype=torch.bool, device=a.device)
-        chosen[index] = True
-        return vjp(activation, z)[1](torch.where(chosen, g, 0))[0]
+            return line * average
 
-    def explain(x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
-        line = x - baseline
-        average = stream.integral(
-            lambda t: through(baseline + t * line),
-            x.new_tensor(t),
-            x.new_tensor(w),
-            label="neuron_conductance",
-        )
-        return line * average
+        return explain
 
-    return explain
+    return at_each("neuron_conductance", explaining, place)
+
+
+def _index(neuron: object) -> tuple[int | Tensor, ...]:
+    given = tuple(neuron) if isinstance(neuron, (tuple, list)) else (neuron,)
+    for i in given:
+        whole = isinstance(i, int) and not isinstance(i, bool)
+        if isinstance(i, Tensor):
+            whole = i.ndim == 0 and not (i.is_floating_point() or i.is_complex() or i.dtype == torch.bool)
+        if not whole:
+            expected, advice = "neuron: a channel or an index", "Pass for example 3 or (3, 10, 12)"
+            raise TypeError(check.problem("neuron_conductance", expected, check.describe(neuron), advice))
+    return given
+
+
+def _outside(i: int | Tensor, n: int) -> bool:
+    wrong = torch.as_tensor((i < -n) | (i >= n))
+    return levels.true_anywhere(wrong)

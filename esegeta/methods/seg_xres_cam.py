@@ -59,4 +59,7 @@ def seg_xres_cam(score: Score, place: Names, *, window: int = 1, pool: str = "me
             g = torch.cat([pooled(part, axis) for part in g.split(window, axis)], axis)
         return (g * a).sum(0, keepdim=True)
 
-    return local(score, place, weighted)
+    def averaged(a: Tensor, g: Tensor) -> Tensor | None:
+        return g if pool == "mean" and window >= max(a.shape[axis] for axis in grid(a)) else None
+
+    return local(score, place, weighted, name="seg_xres_cam", averaged=averaged)

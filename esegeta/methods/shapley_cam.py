@@ -1,12 +1,15 @@
 """Shapley-CAM."""
 
 from torch import Tensor
-from torch.func import jvp
+from torch.func import vjp
 
 from esegeta._registry import method
 from esegeta._types import Explain, Score
-from esegeta.engine.gradient import gradient
-from esegeta.places import Names, grid, split, tap
+from esegeta.engine import levels
+from esegeta.engine.gradient import gradient, warn_flat
+from esegeta.engine.interception import parse
+from esegeta.engine.second_order import second_order
+from esegeta.places import Names, at_each, grid, refuse_unused, split, vanishing
 
 
 @method(
@@ -28,7 +31,8 @@ def shapley_cam(score: Score, place: Names) -> Explain:
     The bracket times A is what a second-order expansion around x gives to the elements of the layer when all of
     them go to zero: half of what each loses together with others. Everything beside the layer stays as it is at
     x. One Hessian-vector product, no Hessian. Equal to ``grad_cam`` where the score is piecewise linear in the
-    layer, as behind ReLUs and max-pools without a softmax.
+    layer, as behind ReLUs and max-pools without a softmax: that is warned of, and ``rules.softplus`` gives such a
+    score its curvature back.
 
     Args:
         score: ``(C,*S) -> ()``; a probability rather than a logit, or there is no second order.
@@ -46,16 +50,25 @@ def shapley_cam(score: Score, place: Names) -> Explain:
     Reference:
         Cai 2025, arXiv:2501.06261.
     """
-    if not isinstance(place, str):
-        tap(score, place)  # refuses what is no sequence of places
-        each = [shapley_cam(score, p) for p in place]
-        return lambda x: tuple(explain(x) for explain in each)  # type: ignore[return-value]
 
-    def explain(x: Tensor) -> Tensor:
-        trunk, head = split(score, place, at=x)
-        a = trunk(x)
-        axes = grid(a)
-        g, change = jvp(gradient(head), (a,), (a,))  # type: ignore[misc]
-        return ((g - change / 2).mean(axes, keepdim=True) * a).sum(0, keepdim=True)
+    def explaining(place: str) -> Explain:
+        watch = vanishing("shapley_cam", score, place)
 
-    return explain
+        def explain(x: Tensor) -> Tensor:
+            trunk, head = split(score, place, at=x)
+            a = trunk(x)
+            axes = grid(a)
+            with second_order("shapley_cam"):
+                # The Hessian is symmetric, so the pullback of the gradient is its product with a vector;
+                # forward-mode rules are missing for many operations.
+                g, pull = vjp(gradient(head), a)  # type: ignore[misc]
+                (change,) = pull(a)
+            if not levels.true_anywhere(g.detach() != 0):
+                refuse_unused("shapley_cam", score, parse("shapley_cam", place), x)
+            watch(x, g - change / 2)
+            warn_flat("shapley_cam", score, g, change, "this is grad_cam")
+            return ((g - change / 2).mean(axes, keepdim=True) * a).sum(0, keepdim=True)
+
+        return explain
+
+    return at_each("shapley_cam", explaining, place)

@@ -9,7 +9,6 @@ from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
 from esegeta.engine.estimates import answered
-from esegeta.engine.execution import DeadlineExceeded, record
 from esegeta.features import Features, elements
 
 
@@ -35,8 +34,8 @@ def shapley_sampling(
 
     A Monte Carlo mean that is unbiased for the Shapley value, and exact where at most two parts interact: each
     sample walks one random order forwards and backwards, 2 (d + 1) runs for d parts. The sum is exact with any
-    number of samples, because every walk leads from the baseline to the image. Parts that a walk did not reach
-    before a deadline share equally what was left.
+    number of samples, because every walk leads from the baseline to the image. At a deadline it is the mean of the
+    samples that are whole; if not even the first one is, parts that its walks did not reach are NaN.
 
     Args:
         score: ``(C,*S) -> ()``; no derivative is needed.
@@ -74,17 +73,10 @@ def shapley_sampling(
         def sample(i: Tensor) -> Tensor:
             order = random.permutation(random.fold_in(key, i), parts.count, device=x.device)
             orders = torch.stack([order, order.flip(0)])
-            try:
-                v = walks(orders)
-            except DeadlineExceeded:  # after the sample began and before its first run
-                record("partial", f"{label}: the deadline passed at the beginning of a sample.")
-                v = x.new_zeros(2, 0)
+            v = walks(orders)
             steps = v[:, 1:] - v[:, :-1]
-            left = parts.count - steps.shape[1]
-            if left:
-                reached = v[:, -1:] if v.shape[1] else check.scalar(label, score(baseline))
-                rest = (check.scalar(label, score(x)) - reached) / left
-                steps = torch.cat([steps, rest.expand(2, left)], 1)
+            left = steps.new_full((2, parts.count - steps.shape[1]), torch.nan)
+            steps = torch.cat([steps, left], 1)
             return steps.gather(1, torch.argsort(orders, 1)).mean(0)
 
         nodes = torch.arange(n, device=x.device)

@@ -94,9 +94,14 @@ def save(figure: "Figure", path: "str | os.PathLike[str]") -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{os.getpid()}.{path.name}")
+    content = png(figure)
     try:
-        part.write_bytes(png(figure))
+        part.write_bytes(content)
         os.replace(part, path)
+    except OSError as error:
+        if error.filename is not None:  # it names its file by itself
+            raise
+        raise check.not_written(path, len(content), error) from error
     finally:
         part.unlink(missing_ok=True)
     return path

@@ -14,7 +14,8 @@ STEPS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "negative": ((8, 48, 120), (20, 96, 196), (46, 158, 240), (190, 244, 255)),
     "size": ((72, 14, 110), (150, 40, 160), (222, 96, 176), (255, 222, 238)),
 }
-BROKEN = (0.35, 0.62, 0.35)  # where a value is NaN or infinite
+BROKEN = (0.35, 0.62, 0.35)  # where a value is infinite
+UNKNOWN = ((0.28, 0.28, 0.28), (0.58, 0.58, 0.58))  # the stripes where a value is NaN: it was not computed
 # Lines on white: Okabe and Ito, Color Universal Design, 2008.
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999900")
 
@@ -46,8 +47,31 @@ def cover(share: np.ndarray) -> np.ndarray:
     return 0.95 * np.clip(share, 0, 1) ** 0.8
 
 
+def stripes(shape: tuple[int, ...], wide: int) -> np.ndarray:
+    """Whether a pixel lies on one of the diagonal stripes, every second one so wide.
+
+    >>> stripes((2, 4), 1).tolist()
+    [[True, False, True, False], [False, True, False, True]]
+    """
+    found: np.ndarray = np.indices(shape[-2:]).sum(0) // wide % 2 == 0
+    return found
+
+
+def hatched(picture: np.ndarray, where: np.ndarray, thin: bool = False) -> np.ndarray:
+    """A picture ``(..., 3)`` with grey stripes where something is not known; thin ones leave most of it visible.
+
+    >>> hatched(np.zeros((1, 4, 3)), np.array([[True, True, True, False]]))[0, :, 0].tolist()
+    [0.58, 0.58, 0.28, 0.0]
+    """
+    light = stripes(where.shape, 2)
+    if thin:
+        light = light & stripes(where.shape, 1)
+        return np.where((where & light)[..., None], UNKNOWN[1], picture)
+    return np.where(where[..., None], np.where(light[..., None], UNKNOWN[1], UNKNOWN[0]), picture)
+
+
 def blend(values: np.ndarray, scale: Scale, below: np.ndarray) -> np.ndarray:
-    """Values in colour over a picture ``(..., 3)``.
+    """Values in colour over a picture ``(..., 3)``; what is NaN is hatched.
 
     >>> blend(np.zeros((1, 1)), Scale("signed", 1.0), np.full((1, 1, 3), 0.5)).tolist()
     [[[0.5, 0.5, 0.5]]]
@@ -64,4 +88,5 @@ def blend(values: np.ndarray, scale: Scale, below: np.ndarray) -> np.ndarray:
     else:
         colour = np.where((seen < 0)[..., None], ramp("negative", share), ramp("positive", share))
     hidden = cover(share)[..., None]
-    return np.where(broken[..., None], BROKEN, below * (1 - hidden) + colour * hidden)
+    drawn = np.where(broken[..., None], BROKEN, below * (1 - hidden) + colour * hidden)
+    return hatched(drawn, np.isnan(values)) if broken.any() else drawn

@@ -58,17 +58,25 @@ def _place(scene: grids.Scene, axis: int, index: int) -> str:
 def _words(scenes: Sequence[grids.Scene], limit: float | None, percentile: float, how: str) -> str:
     """What has to be known to read a picture, from its colours to the side that the patient's right is on."""
     said = [f"{how[0].upper()}{how[1:]}."]
-    if not any(np.nan_to_num(scene.values).any() for scene in scenes):
-        said.append("The map is zero everywhere.")
+    known = np.concatenate([scene.values[~np.isnan(scene.values)] for scene in scenes])
+    whole = known.size == sum(scene.values.size for scene in scenes)
+    if not known.size:
+        said.append("Nothing of the map is known.")
+    elif not known.any():
+        said.append(f"The map is zero {'everywhere' if whole else 'wherever it is known'}.")
     elif limit is not None:
         most = max(float(np.nanmax(np.abs(_finite(scene.values)), initial=0)) for scene in scenes)
         share = f" ({percentile:g} % of the non-zero sizes are smaller)" if most > limit else ""
         said.append(f"The scale ends at {numeral(limit)}{share}; the largest size is {numeral(most)}.")
     else:
         said.append("Each map has its own scale.")
-    broken = sum(int((~np.isfinite(scene.values)).sum()) for scene in scenes)
-    if broken:
-        said.append(f"{broken} values are NaN or infinite (green).")
+    unknown = sum(int(np.isnan(scene.values).sum()) for scene in scenes)
+    if unknown:
+        percent = 100 * unknown / sum(scene.values.size for scene in scenes)
+        said.append(f"{numeral(percent)} % of the values are NaN: they were not computed (hatched).")
+    infinite = sum(int(np.isinf(scene.values).sum()) for scene in scenes)
+    if infinite:
+        said.append(f"{infinite} values are infinite (green).")
     if scenes[0].channels > 1:
         said.append(f"Sum of {scenes[0].channels} channels.")
     if scenes[0].affine is not None:
@@ -142,7 +150,7 @@ def projections(
     """
     scene = grids.scene("projections", map, anatomy, spacing, affine)
     turned = scene.affine is not None
-    broken = ~np.isfinite(scene.values)
+    broken, unknown = ~np.isfinite(scene.values), np.isnan(scene.values)
     clean = np.where(broken, 0, scene.values)
     parts = {"size": np.abs(clean), "positive": np.maximum(clean, 0), "negative": np.maximum(-clean, 0)}
     flat = {kind: [part.max(axis) for axis in scene.across] for kind, part in parts.items()}
@@ -156,10 +164,13 @@ def projections(
         scale, sign = Scale(kind, end), -1 if kind == "negative" else 1
         row: list[Cell | None] = []
         for axis, picture, below in zip(scene.across, pictures, faint, strict=True):
-            picture = np.where(broken.all(axis), np.nan, sign * picture)
+            picture = np.where(unknown.all(axis), np.nan, sign * picture)
+            picture = np.where(broken.all(axis) & ~unknown.all(axis), np.inf, picture)
             drawn = colours.blend(
                 grids.upright(picture, axis, turned), scale, grids.upright(below, axis, turned)
             )
+            in_part = unknown.any(axis) & ~unknown.all(axis)
+            drawn = colours.hatched(drawn, grids.upright(in_part, axis, turned), thin=True)
             row.append(_cell(scene, axis, drawn))
         rows.append(row)
     names = ("size |a|", "for (a > 0)", "against (a < 0)")
@@ -167,6 +178,8 @@ def projections(
     single = len(scene.across) == 1
     how = "the map as it is" if scene.titles[0] == "" else "the largest value along each line of sight"
     caption = _words([scene], end, percentile, how)
+    if unknown.any() and not single:
+        caption += " Thinly hatched: known on a part of the line of sight only."
     if single:  # side by side reads better than three rows of one
         return sheet(
             "projections",

@@ -156,8 +156,14 @@ def signal(
     if title:
         (first or axes).set_title(title, color=TEXT, fontsize=11, loc="left", parse_math=False)
     said = f"Orange for the score, blue against; colours end at ±{canvas.numeral(limit)}."
-    broken = int((~np.isfinite(values)).sum())
-    said += f" {broken} values are NaN or infinite." if broken else ""
+    unknown = np.isnan(values)
+    ends = np.flatnonzero(np.diff(np.concatenate([[False], unknown, [False]]).astype(int)))
+    for start, stop in ends.reshape(-1, 2):
+        where = ((start - 0.5) * size, (stop - 0.5) * size)
+        axes.axvspan(*where, facecolor="#c9ccd1", edgecolor="#55585e", hatch="///", linewidth=0)
+    said += f" {unknown.sum()} values are NaN: not computed (hatched)." if unknown.any() else ""
+    infinite = int(np.isinf(values).sum())
+    said += f" {infinite} values are infinite." if infinite else ""
     figure.supxlabel(said, fontsize=8, color="#55585e", x=0.01, ha="left")
     return figure
 

@@ -1,4 +1,7 @@
-"""Rewrites: scores of the same values with other derivatives, made at the level of operations."""
+"""Rewrites: scores with other derivatives, made at the level of operations; of the same values, but for smoothing.
+
+The same up to rounding: where an operation is computed in other words, its sums have another order.
+"""
 
 from esegeta.rules.composites import (
     COMPOSITES,
@@ -25,6 +28,7 @@ from esegeta.rules.guided import deconvnet, guided
 from esegeta.rules.lrp import lrp, relevances
 from esegeta.rules.reveal_cancel import reveal_cancel
 from esegeta.rules.rewriting import coverage, rule
+from esegeta.rules.softplus import softplus
 
 __all__ = [
     "COMPOSITES",
@@ -53,4 +57,5 @@ __all__ = [
     "relevances",
     "reveal_cancel",
     "rule",
+    "softplus",
 ]

@@ -220,10 +220,10 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     pos_weight: Any = None,
 ) -> Tensor:
-    """Of logits, as softplus."""
+    """Of logits. As softplus less a product it would be a small difference of large values for what is certain."""
     if pos_weight is not None:
         raise _refuse("binary_cross_entropy_with_logits", "pos_weight=")
-    loss = functional.softplus(x, threshold=torch.inf) - x * target
+    loss = -(target * functional.logsigmoid(x) + (1 - target) * functional.logsigmoid(-x))
     return _reduced(loss if weight is None else loss * weight, reduction)
 
 
@@ -247,6 +247,7 @@ def attention(
 
 
 def _attending(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: Any) -> Tensor:
+    k = k - k.mean(-2, keepdim=True)  # what all keys have in common is the same for all, and may be large
     scores = torch.matmul(q * (q.size(-1) ** -0.5 if scale is None else scale), k.transpose(-2, -1))
     if causal and mask is None:
         mask = torch.ones(q.size(-2), k.size(-2), dtype=torch.bool, device=q.device).tril()

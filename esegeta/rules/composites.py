@@ -78,6 +78,11 @@ def _one(x: Tensor) -> Tensor:
     return reroute(torch.ones_like(x), [x], lambda g, _, x: quotient(g, x))
 
 
+def _beyond(x: Tensor, bound: float | Tensor) -> Tensor:
+    """How far x is from a bound, all of whose relevance is that of x."""
+    return reroute(x - bound, [x], lambda g, apart, x: quotient(g * apart, x))
+
+
 @dataclass(frozen=True)
 class Zero:
     r""":math:`R_j = \sum_k a_j w_{jk} R_k / z_k`: the derivative itself."""
@@ -195,10 +200,9 @@ class ZBox:
 
     def __call__(self, layer: Layer) -> Tensor:
         """The value with this rule."""
-        one = _one(layer.x)
-        z = layer.linear(layer.x, layer.weight)
-        z = z - layer.linear(one * self.low, _above(layer.weight))
-        z = z - layer.linear(one * self.high, _below(layer.weight))
+        # The differences first: an input may be nearer to its bound than to zero by orders of magnitude.
+        z = layer.linear(_beyond(layer.x, self.low), _above(layer.weight))
+        z = z + layer.linear(_beyond(layer.x, self.high), _below(layer.weight))
         return shared(layer.value, [z], (1.0,), self.epsilon)
 
 

@@ -2,6 +2,7 @@
 """DeepLIFT's Rescale rule for every operation: multipliers that carry differences from a reference exactly."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,16 +26,11 @@ from esegeta.rules.operations import (
     rectified,
 )
 from esegeta.rules.rewriting import Rewriting, rewritten, rule, spelled_out
+from esegeta.rules.secants import SMOOTH, chord, closed_form, log_mean
 
 RANDOM = frozenset(name for name in MOVES if "dropout" in name)
 # Linear whatever of its arguments is data.
 _LINEAR = (MOVES | SUMS) - RANDOM - {"lerp"}
-# Piecewise linear, so that a secant is exact however close its ends.
-BENT = frozenset({"relu", "relu6", "leaky_relu", "rrelu", "prelu", "hardtanh", "hardshrink", "softshrink"})
-BENT |= {"threshold", "clamp", "clamp_min", "clamp_max", "clip", "abs", "absolute", "hardsigmoid"}
-BENT |= {"maximum", "minimum", "fmax", "fmin", "max", "min", "nan_to_num"}
-# Differences smaller than this, relative to the values, are mostly rounding.
-NEAR = 1e-6
 
 
 class DeepLift(Rewriting):
@@ -68,10 +64,14 @@ def deeplift(score: Score, baseline: Tensor) -> Score:
     :math:`f(x) - f(x') = \sum_i m_i (x_i - x'_i)`, and they chain like derivatives:
 
     - linear operations: their own derivative;
-    - functions of one value: the secant :math:`\Delta a / \Delta x`;
+    - functions of one value: the secant :math:`\Delta a / \Delta x`, in a form that keeps its digits where both
+      values are large or nearly the same;
     - products: each factor with the mean of the other, so that also gates and attention are exact;
+    - quotients: the numerator over the mean denominator, the denominator with the mean quotient;
     - maxima: a difference belongs to the larger of the two winners;
-    - softmax: the secants of exp and log, on the logarithmic scale, where nothing overflows;
+    - log-sum-exp: weights that add up to 1, the logarithmic means :math:`\Delta p / \Delta \log p` of both
+      probabilities over their sum; softmax: the secant of exp after them. What is added to all logits, a different
+      amount for x and for the reference too, has no part in the result;
     - norms over groups: secants of mean square and inverse root, in closed form.
 
     All of them tend to the derivative as x approaches the baseline. What has no rule is refused.
@@ -107,24 +107,22 @@ def _secant(op: Operation) -> Any:
 
 
 def _of_one_value(op: Operation) -> Any:
-    """The secant of a function that is applied to every element; the midpoint's slope where that is no number."""
+    """The secant of a function that is applied to every element."""
     if rectified(op):
         return _relu(op)
-    if op.name == "exp":
-        (x,), (x0,) = op.inputs, op.twins
-        return reroute(op.call(x), [x], lambda g, y, x, x0: g * log_mean(x, x0).exp(), x0)
-    if op.name == "square" or (op.name == "pow" and _is(op.argument(1, "exponent"), 2.0)):
-        (x,), (x0,) = op.inputs, op.twins
-        return reroute(op.call(x), [x], lambda g, y, x, x0: g * (x + x0), x0)
-    near = 0.0 if op.name in BENT else NEAR
+    form = closed_form(op.name, op.argument(1, "exponent"))
 
     def weigh(g: Tensor, y: Tensor, x: Tensor, x0: Tensor, y0: Tensor, *others: Tensor) -> Tensor:
         shape, x, x0 = x.shape, x.expand_as(y), x0.expand_as(y)
-        apart = x - x0
-        small = apart.abs() <= near * torch.maximum(x.abs(), x0.abs())
-        slope = vjp(lambda t: op.call(t, others=others), (x + x0) / 2)[1](torch.ones_like(y))[0]
-        slope = torch.where(slope.isfinite(), slope, 0)  # at the ends of roots and logarithms
-        return fold_up(g * torch.where(small, slope, (y - y0) / torch.where(small, 1, apart)), shape)
+
+        def slope(at: Tensor) -> Tensor:
+            return vjp(lambda t: op.call(t, others=others), at)[1](torch.ones_like(y))[0]
+
+        if form is None:
+            return fold_up(g * chord(y, y0, x, x0, slope, smooth=op.name in SMOOTH), shape)
+        made = form(x, x0)
+        other = torch.where(x == x0, 0, (y - y0) / torch.where(x == x0, 1, x - x0))
+        return g * torch.where(made.isfinite(), made, other)
 
     return reroute(op.call(*op.inputs), op.inputs, weigh, *op.twins, op.there, *op.others)
 
@@ -144,17 +142,6 @@ def _relu_secant(g: Tensor, y: Tensor, x: Tensor, x0: Tensor) -> Tensor:
         return torch.maximum(x, x0).div_(apart).clamp(0, 1).mul_(g)
 
     return blockwise(weighted, g, x, x0)
-
-
-def log_mean(a: Tensor, b: Tensor) -> Tensor:
-    r"""The logarithm of the secant of exp, :math:`\log \frac{e^a - e^b}{a - b}`, without overflow.
-
-    >>> log_mean(torch.tensor([2., 1000.]), torch.tensor([2., 1.])).tolist()[0]
-    2.0
-    """
-    apart = torch.where(a == b, 0, a - b).abs()  # also of -inf and -inf
-    some = torch.where(apart == 0, 1, apart)
-    return torch.maximum(a, b) + torch.where(apart == 0, -apart / 2, (-torch.expm1(-some) / some).log())
 
 
 # -- products and quotients ----------------------------------------------------------------------------------------
@@ -198,11 +185,52 @@ def _quotient(op: Operation) -> Any:
     if len(op.inputs) == 1:
         return op.call(*op.inputs) if op.is_data(op.argument(0, "input")) else _of_one_value(op)
 
-    def weigh(g: Tensor, y: Tensor, a: Tensor, b: Tensor, a0: Tensor, b0: Tensor) -> tuple[Tensor, Tensor]:
-        r, r0 = 1 / b, 1 / b0
-        return fold_up(g * (r + r0) / 2, a.shape), fold_up(-g * (a + a0) / 2 * r * r0, b.shape)
+    def weigh(
+        g: Tensor, y: Tensor, a: Tensor, b: Tensor, a0: Tensor, b0: Tensor, y0: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        # The product rule for a and 1 / b, with shares of b and b0 for its two ways: what grows in both cancels
+        # before anything large is made of it, as in the norms below. Only a pole in between needs equal shares.
+        same = (b > 0) == (b0 > 0)
+        whole = torch.where(same, b + b0, 1)
+        to_a = torch.where(same, 2 / whole, (1 / b + 1 / b0) / 2)
+        to_b = torch.where(same, (y + y0) / whole, (a + a0) / 2 / b / b0)
+        return fold_up(g * to_a, a.shape), fold_up(-g * to_b, b.shape)
 
-    return reroute(op.call(*op.inputs), op.inputs, weigh, *op.twins)
+    return reroute(op.call(*op.inputs), op.inputs, weigh, *op.twins, op.there)
+
+
+# -- over some of the axes -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The values along some axes of a tensor as the last axis of another one."""
+
+    shape: tuple[int, ...]
+    kept: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    @classmethod
+    def along(cls, x: Tensor, dims: Any) -> "Rows":
+        """Along one axis, several, or (with None) all."""
+        chosen = range(x.ndim) if dims in (None, (), []) else [dims] if isinstance(dims, int) else dims
+        axes = tuple(sorted({d % x.ndim for d in chosen})) if x.ndim else ()
+        return cls(tuple(x.shape), tuple(d for d in range(x.ndim) if d not in axes), axes)
+
+    def of(self, x: Tensor) -> Tensor:
+        """The tensor with these axes as the last one."""
+        return x.permute(*self.kept, *self.axes).reshape(*(self.shape[d] for d in self.kept), -1)
+
+    def each(self, y: Tensor) -> Tensor:
+        """What there is one of for each row."""
+        return y.reshape(*(self.shape[d] for d in self.kept), 1)
+
+    def back(self, rows: Tensor) -> Tensor:
+        """As the tensor was."""
+        order = (*self.kept, *self.axes)
+        return rows.reshape([self.shape[d] for d in order]).permute(
+            [order.index(d) for d in range(len(order))]
+        )
 
 
 # -- maxima --------------------------------------------------------------------------------------------------------
@@ -239,26 +267,18 @@ def _of_many(op: Operation) -> Any:
         return _of_two(op)
     if len(op.inputs) != 1:
         return NotImplemented
-    dims = op.argument(1, "dim")
     (x,), (x0,) = op.inputs, op.twins
-    chosen = range(x.ndim) if dims in (None, (), []) else [dims] if isinstance(dims, int) else dims
-    axes = sorted({d % x.ndim for d in chosen}) if x.ndim else []
-    kept = [d for d in range(x.ndim) if d not in axes]
-    order = [*kept, *axes]
-    back = [order.index(d) for d in range(x.ndim)]
-    sign = -1 if "min" in op.name else 1
+    rows, sign = Rows.along(x, op.argument(1, "dim")), -1 if "min" in op.name else 1
     out, there = op.call(x), op.there
     named = not isinstance(out, Tensor)
 
     def weigh(g: Tensor, y: Tensor, x: Tensor, x0: Tensor, y0: Tensor) -> Tensor:
-        outer = [x.shape[d] for d in kept]
-        rows = x.permute(order).reshape(*outer, -1), x0.permute(order).reshape(*outer, -1)
-        g, y, y0 = (t.reshape(outer)[..., None] for t in (g, y, y0))
-        here, before = ((sign * r).argmax(-1, keepdim=True) for r in rows)
+        x, x0 = rows.of(x), rows.of(x0)
+        g, y, y0 = (rows.each(t) for t in (g, y, y0))
+        here, before = ((sign * t).argmax(-1, keepdim=True) for t in (x, x0))
         at = torch.where(sign * y >= sign * y0, here, before)
-        each = g * _share(y, y0, (rows[0] - rows[1]).gather(-1, at))
-        spread = torch.zeros_like(rows[0]).scatter_add(-1, at, each)
-        return spread.reshape([x.shape[d] for d in order]).permute(back)
+        each = g * _share(y, y0, (x - x0).gather(-1, at))
+        return rows.back(torch.zeros_like(x).scatter_add(-1, at, each))
 
     value = reroute(out[0] if named else out, [x], weigh, x0, there[0] if named else there)
     return type(out)((value, out[1])) if named else value
@@ -297,27 +317,40 @@ def _max_pool(op: Operation) -> Any:
 
 @rule("deeplift", "softmax", "log_softmax", "softmin", "logsumexp")
 def _softmax(op: Operation) -> Any:
-    r"""log-sum-exp L has the weights ``secant of exp at x / secant of exp at L``, which add up exactly."""
+    r"""By the logarithmic means of both probabilities, of which every one is small where its difference is.
+
+    With :math:`\bar p = \Delta p / \Delta \log p` the change of :math:`\log p_i = x_i - L` has
+    :math:`\sum_i \bar p_i \Delta \log p_i = \sum_i \Delta p_i = 0`, so that
+    :math:`\Delta L = \sum_i w_i \Delta x_i` with :math:`w_i = \bar p_i / \sum_j \bar p_j`.
+    """
     if len(op.inputs) != 1 or op.kwargs.get("dtype") is not None:
         return NotImplemented
     (x,), (x0,) = op.inputs, op.twins
     dim = op.argument(1, "dim")
     if dim is None:  # what functional.softmax guesses, with a warning
         dim = 0 if x.ndim in (0, 1, 3) else 1
-    sign = -1 if op.name == "softmin" else 1
+    sign, rows = -1 if op.name == "softmin" else 1, Rows.along(x, dim)
 
     def weigh(g: Tensor, y: Tensor, x: Tensor, x0: Tensor) -> Tensor:
-        x, x0 = sign * x, sign * x0
-        total, total0 = x.logsumexp(dim, keepdim=True), x0.logsumexp(dim, keepdim=True)
-        parts = (log_mean(x, x0) - log_mean(total, total0)).exp()
+        likely, likely0 = (rows.of(sign * t).log_softmax(-1) for t in (x, x0))
+        mean = log_mean(likely, likely0).exp()
+        top = mean.argmax(-1, keepdim=True)
+        weights = _balanced(mean / mean.sum(-1, keepdim=True), top, 1)
         if op.name == "logsumexp":
-            return parts * g.reshape(total.shape)
-        if op.name != "log_softmax":
-            g = g * log_mean(x - total, x0 - total0).exp()
-        dims = [dim] if isinstance(dim, int) else list(dim)
-        return sign * (g - parts * g.sum(dims, keepdim=True))
+            return rows.back(weights * rows.each(g))
+        g = rows.of(g)
+        if op.name == "log_softmax":
+            return rows.back(_balanced(g - weights * g.sum(-1, keepdim=True), top, 0))
+        g = g - g.gather(-1, top)  # what is common to all goes nowhere
+        return sign * rows.back(_balanced(mean * (g - (weights * g).sum(-1, keepdim=True)), top, 0))
 
     return reroute(op.call(x), [x], weigh, x0)
+
+
+def _balanced(t: Tensor, top: Tensor, total: int) -> Tensor:
+    """The largest one as what the others leave of a sum that is known, with their precision."""
+    rest = t.scatter(-1, top, 0).sum(-1, keepdim=True)
+    return t.scatter(-1, top, total - rest)
 
 
 # -- norms ---------------------------------------------------------------------------------------------------------
@@ -353,7 +386,7 @@ def _norm(op: Operation) -> Any:
         q = g * weights[0] if weights else g
         rows = (x.shape[0], groups, -1) if groups else (*x.shape[: x.ndim - many], -1)
         u, u0, q = x.reshape(rows), x0.reshape(rows), q.reshape(rows)
-        if centred:
+        for _ in range(2 * centred):  # once more for what rounding left of the mean of large values
             u, u0 = u - u.mean(-1, keepdim=True), u0 - u0.mean(-1, keepdim=True)
         s, s0 = (t.square().mean(-1, keepdim=True).add(eps).rsqrt() for t in (u, u0))
         # In the product of u and s each has the other one's mean with weights 1 / s: a group of hardly any size,
@@ -413,7 +446,3 @@ def fold_up(g: Tensor, shape: torch.Size) -> Tensor:
     g = g.sum(list(range(lead))) if lead else g
     wide = [d for d, n in enumerate(shape) if n == 1 and g.shape[d] != 1]
     return g.sum(wide, keepdim=True) if wide else g
-
-
-def _is(value: object, number: float) -> bool:
-    return isinstance(value, (int, float)) and value == number

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from esegeta._facts import carry, named
 from esegeta._types import Score
-from esegeta.engine import interception
+from esegeta.engine import check, interception
 from esegeta.engine.gradient import name_of
 from esegeta.engine.operators import Operation, reroute
 from esegeta.rules.composites import Composite, Layer, quotient
@@ -98,9 +99,16 @@ def _summed(op: Operation) -> Any:
     """Weights that are not negative: what the positive inputs give, less what there would be without any."""
     if op.argument(3, "mode") == "bicubic" or op.kwargs.get("alpha", 1) < 0:
         raise op.unknown(NAME)
-    nothing = op.call(*[torch.zeros_like(t) for t in op.inputs])
-    positive = op.call(*[t.clamp(min=0) for t in op.inputs]) - nothing
-    return _excited(op.call(*op.inputs), positive)
+    value, excites = op.call(*op.inputs), [t.clamp(min=0) for t in op.inputs]
+    if op.name == "add":  # a constant would have to be taken off again, and may be the larger part
+        parts = dict(zip(map(id, op.inputs), excites, strict=True))
+        a, b = (parts.get(id(t)) for t in (op.argument(0, "input"), op.argument(1, "other")))
+        b = None if b is None else op.argument(2, "alpha", 1) * b
+        excited = a + b if a is not None and b is not None else b if a is None else a
+        assert excited is not None
+        return _excited(value, excited.expand_as(value))
+    constants = [torch.zeros_like(t) if t.is_floating_point() else t for t in op.others]
+    return _excited(value, op.call(*excites, others=constants))
 
 
 @rule(NAME, "upsample_bicubic2d", "lerp", "diff", "neg", "negative")
@@ -186,12 +194,12 @@ def excitation(score: Score, *, contrast: bool = False) -> Score:
         Zhang, Lin, Brandt, Shen, Sclaroff 2016, equation 4, arXiv:1608.00507.
     """
 
+    check.score(NAME, score)
+
     def changed(x: Tensor) -> Tensor:
         last = last_layers(NAME, score, x)
         y = rewritten(score, lambda: Excitation(contrast, last))(x)
         return y if last or not isinstance(y, Tensor) else reroute(y, [y], lambda g, _, y: quotient(g, y))
 
-    changed.__name__ = f"{NAME} of {name_of(score)}"
-    changed.differentiable = getattr(score, "differentiable", True)  # type: ignore[attr-defined]
-    changed.rewritten = True  # type: ignore[attr-defined]
-    return changed
+    changed.of = score  # type: ignore[attr-defined]
+    return named(carry(changed, score, rewritten=True), f"{NAME} of {name_of(score)}")

@@ -34,8 +34,8 @@ def _deconvnet(op: Operation) -> Any:
     return reroute(op.call(*op.inputs), op.inputs, lambda g, *_: g.clamp(min=0))
 
 
-def _rewrite(name: str) -> Callable[[Score], Score]:
-    return lambda score: rewritten(score, lambda: Rewriting(name, KNOWN), hits=ACTIVATIONS)
+def _rewrite(name: str, hits: frozenset[str] | None = ACTIVATIONS) -> Callable[[Score], Score]:
+    return lambda score: rewritten(score, lambda: Rewriting(name, KNOWN), hits=hits)
 
 
 def guided(score: Score) -> Score:
@@ -62,6 +62,11 @@ def guided(score: Score) -> Score:
         Springenberg et al. 2015, arXiv:1412.6806.
     """
     return _rewrite("guided")(score)
+
+
+def guided_where_possible(score: Score) -> Score:
+    """The same for a score that may have no activation: then nothing is guided, and its derivative is its own."""
+    return _rewrite("guided", None)(score)
 
 
 def deconvnet(score: Score) -> Score:

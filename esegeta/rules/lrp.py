@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import vjp
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from esegeta._facts import carry, named
 from esegeta._types import Score
 from esegeta.engine import check, interception, levels
 from esegeta.engine.gradient import name_of
@@ -23,6 +24,7 @@ from esegeta.engine.operators import Operation, Tracer, reroute
 from esegeta.places import activation_and_gradient
 from esegeta.rules.composed import ADDED, biased_after, lerp, multi_head_attention
 from esegeta.rules.composites import (
+    TINY,
     Composite,
     Layer,
     composite_of,
@@ -43,6 +45,7 @@ from esegeta.rules.operations import (
     rectified,
 )
 from esegeta.rules.rewriting import Rewriting, rewritten, rule, spelled_out
+from esegeta.rules.secants import SMOOTH, chord, closed_form
 
 # What opens and closes other values, as a factor in a product.
 GATES = frozenset({"sigmoid", "expit", "hardsigmoid", "softmax", "softmin"})
@@ -106,6 +109,7 @@ class Relevance(Rewriting):
     def share(self, layer: Layer) -> Tensor:
         """The value of an affine operation by the rule for it."""
         chosen = self.composite.rule_for(layer.kind, layer.where, depth=layer.depth, last=layer.last)
+        self.chosen = chosen
         return chosen(layer)
 
     def affine(self, op: Operation, parts: "Parts") -> Tensor:
@@ -404,11 +408,20 @@ def _passed(op: Operation) -> Any:
     if op.name in _RATIOS:
         return reroute(op.call(x), [x], lambda g, y, x: g * quotient(y, x))
 
-    def weigh(g: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        start = op.call(torch.zeros_like(x))
-        return g * quotient(torch.where(start.isfinite(), y - start, y), x)
+    form = closed_form(op.name, op.argument(1, "exponent"))
 
-    return reroute(op.call(x), [x], weigh)
+    def weigh(g: Tensor, y: Tensor, x: Tensor, *others: Tensor) -> Tensor:
+        zero = torch.zeros_like(x)
+        start = op.call(zero, others=others)
+        if form is None:
+            slope = lambda at: vjp(lambda t: op.call(t, others=others), at)[1](torch.ones_like(y))[0]
+            made = chord(y, start, x, zero, slope, smooth=op.name in SMOOTH)
+        else:
+            made = form(x, zero)
+        made = torch.where(made.isfinite() & start.isfinite(), made, quotient(y, x))
+        return g * torch.where(x.abs() < TINY, 0, made)
+
+    return reroute(op.call(x), [x], weigh, *op.others)
 
 
 def _gate_only(op: Operation) -> Tensor:
@@ -441,7 +454,7 @@ def centred(op: Operation) -> tuple[Tensor, Tensor, Tensor] | None:
         if not own:
             return None
         axes, shape = tuple(range(2, x.ndim)), (-1, *[1] * (x.ndim - 2))
-        c = x - x.mean(axes, keepdim=True)
+        c = _less_mean(x, axes)
         size = c.square().mean(axes, keepdim=True)
     elif op.name == "group_norm":
         groups, weight, eps = (
@@ -451,7 +464,7 @@ def centred(op: Operation) -> tuple[Tensor, Tensor, Tensor] | None:
         )
         shape = (-1, *[1] * (x.ndim - 2))
         split = x.reshape(x.shape[0], groups, -1)
-        split = split - split.mean(-1, keepdim=True)
+        split = _less_mean(split, (-1,))
         size = split.square().mean(-1, keepdim=True).expand_as(split).reshape(x.shape)
         c = split.reshape(x.shape)
     else:
@@ -459,10 +472,16 @@ def centred(op: Operation) -> tuple[Tensor, Tensor, Tensor] | None:
         last = 4 if op.name == "layer_norm" else 3
         weight, eps, shape = op.argument(2, "weight"), op.argument(last, "eps"), tuple(x.shape[axes[0] :])
         eps = eps if eps is not None else 1e-5 if op.name == "layer_norm" else torch.finfo(x.dtype).eps
-        c = x - x.mean(axes, keepdim=True) if op.name == "layer_norm" else x
+        c = _less_mean(x, axes) if op.name == "layer_norm" else x
         size = c.square().mean(axes, keepdim=True)
     gain = torch.ones((), dtype=x.dtype, device=x.device) if weight is None else weight.reshape(shape)
     return c, torch.rsqrt(size + eps) * gain, gain
+
+
+def _less_mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Without the mean; once more for what rounding left of the mean of large values."""
+    c = x - x.mean(axes, keepdim=True)
+    return c - c.mean(axes, keepdim=True)
 
 
 def _norm(op: Operation) -> Any:
@@ -589,16 +608,15 @@ def relevant(score: Score, make: Callable[[frozenset[Any]], Relevance], *, last:
 
     name = make(frozenset()).name
 
+    check.score(name, score)
+
     def changed(x: Tensor) -> Tensor:
         found = last_layers(name, score, x) if last else frozenset()
         return rewritten(score, lambda: make(found))(x)
 
     if not last:
         return rewritten(score, lambda: make(frozenset()))
-    changed.__name__ = f"{name} of {name_of(score)}"
-    changed.differentiable = getattr(score, "differentiable", True)  # type: ignore[attr-defined]
-    changed.rewritten = True  # type: ignore[attr-defined]
-    return changed
+    return named(carry(changed, score, rewritten=True), f"{name} of {name_of(score)}")
 
 
 def lrp(score: Score, composite: Composite | str = "epsilon") -> Score:
@@ -669,5 +687,7 @@ def relevances(
         >>> {k: v.item() for k, v in relevances(score, "zero", torch.tensor([[1., -1.]]), ["hidden"]).items()}
         {'hidden': 6.0}
     """
-    values, gradients = activation_and_gradient(lrp(score, composite), list(places))(x)
+    if isinstance(places, str):
+        places = [places]
+    values, gradients = activation_and_gradient(lrp(score, composite), places)(x)
     return {p: (a * g).sum() for p, a, g in zip(places, values, gradients, strict=True)}

@@ -16,10 +16,11 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from esegeta._types import Score
 from esegeta.engine.operators import Operation, reroute
-from esegeta.rules.deeplift import BENT, NEAR, RANDOM, DeepLift, fold_up, scale_of
+from esegeta.rules.deeplift import RANDOM, DeepLift, fold_up, scale_of
 from esegeta.rules.lrp import MATRICES, editing, parts_of
 from esegeta.rules.operations import AFFINE, ELEMENTWISE, MOVES, rectified
 from esegeta.rules.rewriting import rewritten, rule
+from esegeta.rules.secants import SMOOTH, chord, near
 
 NAME = "reveal_cancel"
 Two = tuple[Tensor, Tensor]
@@ -80,6 +81,7 @@ def reveal_cancel(score: Score, baseline: Tensor) -> Score:
 
 def _split(t: Tensor, twin: Tensor) -> Two:
     """A whole difference by its sign. Where it is zero each part has half of the multiplier."""
+    t = t * 1  # what a rule leads to is kept, and the network may write into its own tensor later
     apart = (t - twin).detach()
 
     def part(sign: int) -> Tensor:
@@ -156,13 +158,13 @@ def _of_one_value(op: Operation) -> Any:
         op.there = torch.relu(x0)  # a spelling by x > 0 asks that of the input alone
     ((up, down),) = _parts(op)
     with torch.no_grad():
-        a, b = _effects(call, 0.0 if op.name in BENT else NEAR, x, x0, up, down, op.there)
+        a, b = _effects(call, op.name in SMOOTH, x, x0, up, down, op.there)
     parts = _scaled_by(op, a, b, x, x0)
     return _carrying(op, reroute(op.call(x), parts, lambda g, *_: (g, g)), *parts)
 
 
 def _effects(
-    f: Callable[[Tensor], Tensor], near: float, x: Tensor, x0: Tensor, up: Tensor, down: Tensor, y0: Tensor
+    f: Callable[[Tensor], Tensor], smooth: bool, x: Tensor, x0: Tensor, up: Tensor, down: Tensor, y0: Tensor
 ) -> Two:
     """What each part does to the value, over the part."""
     y, above, below = f(x), f(x0 + up), f(x0 + down)
@@ -174,19 +176,18 @@ def _effects(
         found = vjp(f, at)[1](torch.ones_like(y))[0]
         return torch.where(found.isfinite(), found, 0)
 
-    def over(effect: Tensor, part: Tensor, slope: Tensor, *ends: Tensor) -> Tensor:
-        size = torch.stack([e.abs() for e in ends]).amax(0)
-        small = part.abs() <= near * size
+    def over(effect: Tensor, part: Tensor, slope: Tensor) -> Tensor:
+        small = near(x0 + part, x0) if smooth else part == 0
         return torch.where(small, slope, effect / torch.where(small, 1, part))
 
     first, second = ((above - y0) + (y - below)) / 2, ((below - y0) + (y - above)) / 2
     middles = [[(x0 + part / 2), (x0 + part / 2 + other)] for part, other in ((up, down), (down, up))]
     a, b = (
-        over(effect, part, (slope(start) + slope(after)) / 2, x0, x0 + part)
+        over(effect, part, (slope(start) + slope(after)) / 2)
         for effect, part, (start, after) in zip((first, second), (up, down), middles, strict=True)
     )
     defined = (first + second).isfinite() | ~(y - y0).isfinite()
-    whole = over(y - y0, x - x0, slope((x + x0) / 2), x, x0)
+    whole = chord(y, y0, x, x0, slope, smooth=smooth)
     return torch.where(defined, a, whole), torch.where(defined, b, whole)
 
 

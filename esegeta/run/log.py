@@ -1,5 +1,6 @@
 """What a run tells while it goes on: everything into a file, what matters onto the screen."""
 
+import contextlib
 import sys
 import threading
 import time
@@ -8,7 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from esegeta.run.pool import Outcome
+from esegeta.run.executors.local import Outcome
+from esegeta.run.jobs.marks import marks
 
 Event = dict[str, Any]
 
@@ -43,12 +45,16 @@ class Log:
         first, *rest = text.splitlines() or [""]
         now = datetime.now().isoformat(sep=" ", timespec="milliseconds")
         with self._lock:
-            self._file.write("".join([f"{now}  {first}\n", *(f"    {line}\n" for line in rest)]))
-            self._file.flush()
+            try:
+                self._file.write("".join([f"{now}  {first}\n", *(f"    {line}\n" for line in rest)]))
+                self._file.flush()
+            except OSError as error:  # no line of a log is worth the run, but it has to be seen
+                print(f"log: {error.strerror}: {text}", file=sys.stderr)
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what is left in its buffer was printed
+            self._file.close()
 
 
 def sentences(event: Event) -> list[str]:
@@ -83,13 +89,16 @@ def notes(ended: Outcome) -> list[dict[str, Any]]:
 def ending(ended: Outcome) -> str:
     """How a job has ended, in a few words.
 
+    >>> ending(Outcome("a", "done", {"status": "partial", "share_done": 0.25}, seconds=9.0))
+    'ended after 9.0 s, partial: 25 % done'
     >>> ending(Outcome("a", "done", seconds=3.14159)), ending(Outcome("a", "timeout", error="not done", seconds=9.0))
     ('done in 3.1 s', 'timeout after 9.0 s: not done')
     """
     if ended.status != "done":
         return f"{ended.status} after {ended.seconds:.1f} s: {ended.error}"
-    cut = any(said.get("event") == "partial" for said in notes(ended))
-    return f"done in {ended.seconds:.1f} s{', cut short by its deadline' if cut else ''}"
+    record = ended.value if isinstance(ended.value, dict) else {}
+    cut = record.get("status") == "partial"
+    return ", ".join([f"{'ended after' if cut else 'done in'} {ended.seconds:.1f} s", *marks(record)])
 
 
 class Lines(Display):
@@ -177,7 +186,8 @@ class Table(Display):
                 self._progress.remove_task(self._bars.pop(task))
             self._progress.advance(self._all)
             ended = event["outcome"]
-            colour = "green" if ended.status == "done" else "red"
+            record = ended.value if isinstance(ended.value, dict) else {}
+            colour = "red" if ended.status != "done" else "yellow" if marks(record) else "green"
             self._progress.console.print(Text(f"{task}: {ending(ended)}", style=colour))
 
 

@@ -1,27 +1,38 @@
 """A whole run: from a configuration to maps, figures, tables and a report."""
 
 import contextlib
+import dataclasses
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from esegeta.engine import check
-from esegeta.run import catalogue, jobs, outputs, pool
-from esegeta.run import config as configuration
-from esegeta.run.config import Config
-from esegeta.run.jobs import Job, Record, about
+from esegeta.run.config import catalogue
+from esegeta.run.config import loading as configuration
+from esegeta.run.config.loading import Config
+from esegeta.run.executors import local as pool
+from esegeta.run.executors.local import Outcome, Task
+from esegeta.run.executors.processes import memory_here
+from esegeta.run.executors.stopping import Terminated, terminable
+from esegeta.run.jobs import outputs
+from esegeta.run.jobs import plan as jobs
+from esegeta.run.jobs.plan import Job, Record, about
 from esegeta.run.log import Event, Log, display, sentences
-from esegeta.run.pool import Outcome, Task
 
 COLUMNS = (
     *("id", "subject", "target", "method", "title", "status", "error", "score", "residual", "difference"),
+    *("missed", "share_done"),
     *("min", "max", "sum", "sum_kept", "seconds", "peak_memory", "device", "precision"),
     *("map", "prediction", "anatomy"),
 )
 ALL_DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+# The rest of the memory is for this process and the system.
+_MEMORY_SHARE = 0.9
+# Much of what an interpreter with torch occupies is shared with the others: below this the sum says little.
+_LEAST_MEMORY = 2**30
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,8 @@ class Planned:
 @dataclass(frozen=True)
 class Summary:
     """What came of a run. records: one for each job, in the order of the configuration; repeated: how many jobs
-    were done in this call; exit_code: 0 if all that were asked for are done, 1 if not, 130 if it was interrupted.
+    were done in this call; exit_code: 0 if all that were asked for are done, 1 if not or only in part, 130 if it was
+    interrupted by Ctrl-C, 143 by SIGTERM.
     """
 
     folder: Path
@@ -74,6 +86,7 @@ def run(
     only: Sequence[str] | None = None,
     threads: int | None = None,
     progress: bool | Callable[[Event], None] | None = None,
+    trust: Iterable[str] = (),
 ) -> Summary:
     """Do what a configuration says: every image, target and method is a job in a worker process.
 
@@ -89,11 +102,15 @@ def run(
             rounded in another order with another number of threads: the same number gives the same bytes.
         progress: False shows nothing, True prints lines, a function gets every event; None shows bars on a
             terminal and prints lines elsewhere.
+        trust: which code may run besides that in the folder of the configuration, as for ``config.load``.
 
     Returns:
         The summary.
     """
-    config = config if isinstance(config, Config) else configuration.load(config)
+    if isinstance(config, Config):
+        config = configuration.trusting(config, trust)
+    else:
+        config = configuration.load(config, trust=trust)
     folder = Path(config.run.output).absolute()
     planned = jobs.plan(config)
     chosen = _chosen(planned, only)
@@ -101,9 +118,9 @@ def run(
     if dry:
         return Summary(folder, [], plan=examined(config, chosen, finished))
     _writable(folder)
-    with _alone(folder):
+    with terminable(), _alone(folder) as lock:
         outputs.sweep(folder)
-        return _run(config, folder, planned, chosen, finished, threads, progress)
+        return _run(config, folder, lock, planned, chosen, finished, threads, progress)
 
 
 def _chosen(planned: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
@@ -130,8 +147,11 @@ def _writable(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second run out of a folder while this one works in it; the system lets go of the lock at our end."""
+def _alone(folder: Path) -> Iterator[int]:
+    """Keep a second run out of a folder while this one works in it, and give the open file that is the lock.
+
+    The system lets go of it at our end.
+    """
     import fcntl
 
     (folder / ".jobs").mkdir(exist_ok=True)
@@ -144,14 +164,34 @@ def _alone(folder: Path) -> Iterator[None]:
             raise ValueError(
                 check.problem("run", f"{folder} for itself", "another run that works there", advice)
             ) from None
-        yield
+        yield lock
     finally:
         os.close(lock)
+
+
+def _check_that_it_stays(folder: Path, lock: int) -> None:
+    """Notice that the folder was deleted or moved: another one of its name would hold half a run."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.stat(folder / ".jobs" / "lock"), os.fstat(lock)):
+            return
+    expected = f"the folder {folder} to stay while the run writes into it"
+    advice = "What was finished there is not there any more: start the run again"
+    raise OSError(check.problem("run", expected, "it deleted or moved", advice))
+
+
+def _limited(tasks: Sequence[Task], config: Config) -> tuple[list[Task], int]:
+    """Give tasks that have no limit of memory their share of what there is, which is returned as well."""
+    places = len(pool.slots(config.run.devices, config.run.workers, config.run.per_device))
+    whole = int(_MEMORY_SHARE * memory_here())
+    share = min(whole, max(whole // max(1, places), _LEAST_MEMORY))
+    limited = [t if t.memory is not None else dataclasses.replace(t, memory=share) for t in tasks]
+    return limited, share
 
 
 def _run(
     config: Config,
     folder: Path,
+    lock: int,
     planned: Sequence[Job],
     chosen: Sequence[Job],
     finished: Mapping[str, Record | None],
@@ -164,43 +204,49 @@ def _run(
     by_id = {job.id: job for job in todo}
     log = Log(folder / "log.txt")
     log.write(f"esegeta {jobs.releases()['esegeta']}: {len(todo)} of {len(planned)} jobs to do")
+    tasks, share = _limited([job.task() for job in todo], config)
+    if any(job.memory is None for job in todo):
+        log.write(f"a job without a limit of memory may occupy {pool.size(share)}, its share of this machine")
     shown = display(len(todo), len(chosen) - len(todo), progress)
+    begun: dict[str, Job] = {}
 
     def hear(event: Event) -> None:
+        _check_that_it_stays(folder, lock)
         job = by_id.get(event["task"] or "")
         if job is not None and event["event"] == "start":
             jobs.clear(job, folder)
-        if job is not None and event["event"] == "end" and event["outcome"].status != "done":
-            jobs.clear(job, folder)  # a worker may have died between two of its files
-            outputs.write_json(jobs.record_path(folder, job.id), failed(job, event["outcome"]))
+            begun[job.id] = job
+        if job is not None and event["event"] == "end":
+            if event["outcome"].status != "done":
+                jobs.discard(job, folder)  # a worker may have ended between two of its files
+                outputs.write_json(jobs.record_path(folder, job.id), failed(job, event["outcome"]))
+            del begun[job.id]
         for line in sentences(event):
             log.write(line)
         shown.show(event)
 
-    interrupted = False
+    interrupted: int | None = None
     try:
         with shown:
             pool.run(
-                [job.task() for job in todo],
+                tasks,
                 workers=config.run.workers,
                 devices=config.run.devices,
                 per_device=config.run.per_device,
                 threads=config.run.threads if threads is None else threads,
                 on_event=hear,
             )
-    except KeyboardInterrupt:
-        interrupted = True
+    except KeyboardInterrupt as error:
+        interrupted = error.exit_code if isinstance(error, Terminated) else INTERRUPTED
         log.write("interrupted: what is finished is kept")
     finally:
-        summary = _summed_up(config, folder, planned, chosen, len(todo), log)
-        log.close()
-    return summary if not interrupted else _interrupted(summary)
-
-
-def _interrupted(summary: Summary) -> Summary:
-    return Summary(
-        summary.folder, summary.records, summary.repeated, INTERRUPTED, summary.report, summary.plan
-    )
+        with contextlib.closing(log):
+            _check_that_it_stays(folder, lock)
+            for job in begun.values():
+                if jobs.record_of(folder, job.id) is None:
+                    jobs.discard(job, folder)
+            summary = _summed_up(config, folder, planned, chosen, len(todo), log)
+    return summary if interrupted is None else dataclasses.replace(summary, exit_code=interrupted)
 
 
 def failed(job: Job, outcome: Outcome) -> Record:
@@ -213,7 +259,8 @@ def failed(job: Job, outcome: Outcome) -> Record:
         "figures": {},
         "prediction": None,
         "anatomy": None,
-        **dict.fromkeys(("score", "residual", "difference", "min", "max", "sum", "sum_kept")),
+        **dict.fromkeys(("score", "residual", "difference", "missed", "min", "max", "sum", "sum_kept")),
+        "share_done": 0.0,
         "seconds": outcome.seconds,
         "peak_memory": outcome.peak_memory,
         "device": outcome.device,
@@ -249,7 +296,7 @@ def _summed_up(
 
 def _report(folder: Path, ids: list[str], log: Log) -> Path | None:
     try:
-        from esegeta.run import report
+        from esegeta.run.report import page as report
 
         return report.write(folder, only=ids)
     except ImportError as error:
@@ -273,11 +320,13 @@ def examined(config: Config, chosen: Sequence[Job], finished: Mapping[str, Recor
     for job in chosen:
         subjects.setdefault(job.subject, []).append(job)
     tasks = [
-        Task(subject, "esegeta.run.worker:examine", [job.payload for job in together], _allowed(together))
+        Task(
+            subject, "esegeta.run.jobs.worker:examine", [job.payload for job in together], _allowed(together)
+        )
         for subject, together in subjects.items()
     ]
     found: dict[str, dict[str, Any]] = {}
-    for outcome in pool.run(tasks, workers=config.run.workers):
+    for outcome in pool.run(_limited(tasks, config)[0], workers=config.run.workers):
         for job in subjects[outcome.id]:
             said = (outcome.value or {}).get(job.id)
             found[job.id] = said or {"problem": outcome.error}

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from esegeta import spatial
+from esegeta._facts import explanation, facts_of
 from esegeta._types import Explain
 from esegeta.engine import check
+from esegeta.engine.gradient import name_of
 
 _WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda maps: maps.mean(0),
@@ -42,13 +44,11 @@ def fuse(explains: Explain | Sequence[Explain], *, by: str = "mean") -> Explain:
     Reference:
         The mean is that of pytorch-grad-cam over target layers, the product that of its RefineCAM.
     """
-    several = [explains] if callable(explains) else explains
-    if not isinstance(several, Sequence) or not several or not all(map(callable, several)):
-        raise TypeError(
-            check.problem(
-                "fuse", "an explanation or a sequence of them", check.describe(explains), "Pass grad_cam(...)"
-            )
-        )
+    several = [explains] if not isinstance(explains, Sequence) else explains
+    if not several:
+        raise TypeError(check.problem("fuse", "an explanation or several", "none", "Pass grad_cam(...)"))
+    for one in several:
+        check.explanation("fuse", one)
     combine = _WAYS[check.one_of("fuse", "by", by, tuple(_WAYS))]
 
     def on_image(a: Any, x: Tensor) -> Tensor:
@@ -66,5 +66,10 @@ def fuse(explains: Explain | Sequence[Explain], *, by: str = "mean") -> Explain:
         maps = [a for one in found for a in (one if isinstance(one, tuple) else (one,))]
         return combine(torch.stack([on_image(a, x) for a in maps]))
 
-    fused.takes_key = any(getattr(e, "takes_key", False) for e in several)  # type: ignore[attr-defined]
-    return fused
+    facts = [facts_of(one) for one in several]
+    key = any(f.key for f in facts)
+    if facts[0].refs is None or any(f.refs != facts[0].refs for f in facts):
+        fused.takes_key = key  # type: ignore[attr-defined]
+        return fused
+    doc = "\n\n".join(str(one.__doc__) for one in several)
+    return explanation(fused, f"fuse({', '.join(map(name_of, several))})", facts[0].refs, key=key, doc=doc)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -21,8 +22,9 @@ def _after(explain: Explain, change: Callable[[Tensor], Tensor]) -> Explain:
     """``change`` after ``explain``, with its signature."""
 
     @functools.wraps(explain)
-    def changed(*args: Tensor, **kwargs: int | Tensor) -> Tensor:
-        return change(explain(*args, **kwargs))
+    def changed(*args: Tensor, **kwargs: int | Tensor) -> Any:
+        a = explain(*args, **kwargs)
+        return tuple(map(change, a)) if isinstance(a, tuple) else change(a)  # of several places several maps
 
     return changed
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from esegeta import random
+from esegeta._facts import explanation, facts_of
 from esegeta._registry import takes_key
 from esegeta._types import Explain
 from esegeta.engine import check, stream
@@ -47,12 +48,17 @@ def noise_grad(
     name = "noise_grad"
     sigma = check.non_negative(name, "noise", noise)
     n = check.positive_count(name, "samples", samples)
+    check.function(name, "a function from weights to an explanation", build, "Pass for example lambda p: ...")
+    if not isinstance(parameters, Mapping):
+        advice = "See esegeta.models.parametrised"
+        raise TypeError(check.problem(name, "parameters by name", check.describe(parameters), advice))
     if not parameters:
         raise ValueError(
             check.problem(name, "parameters to disturb", "none", "See esegeta.models.parametrised")
         )
     names = sorted(parameters)
-    random_inside = takes_key(build(parameters))
+    example = check.explanation(name, build(parameters))
+    random_inside = takes_key(example)
 
     def explain(x: Tensor, *refs: Tensor, key: int | Tensor | None = None) -> Tensor:
         known = check.key(name, key)
@@ -69,7 +75,8 @@ def noise_grad(
 
         return stream.mean(once, torch.arange(n, device=x.device), label=name, together=False)
 
-    return explain
+    refs = facts_of(example).refs
+    return explain if refs is None else explanation(explain, name, refs, key=True, doc=example.__doc__)
 
 
 def fusion_grad(
@@ -107,6 +114,9 @@ def fusion_grad(
     Reference:
         Bykov, Hedstroem, Nakajima, Hoehne 2022, equation 5, arXiv:2106.10185.
     """
+    check.function(
+        "fusion_grad", "a function from weights to an explanation", build, "Pass for example lambda p: ..."
+    )
     return noise_grad(
         lambda p: smooth(build(p), noise=input_noise, samples=input_samples),
         parameters,

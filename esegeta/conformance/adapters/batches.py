@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from esegeta.conformance.functions import call
 from esegeta.conformance.laws import Law
-from esegeta.conformance.report import Counterexample, Kind, Verdict
+from esegeta.conformance.report import Verdict
 from esegeta.conformance.subjects import Subject, of
+from esegeta.conformance.verify import decided
 from esegeta.engine import check
 
 
@@ -115,7 +116,7 @@ def examples_apart(
         A verdict with the smallest counterexample.
 
     Example:
-        >>> examples_apart("captum:InputXGradient", cases=5).kind
+        >>> examples_apart("captum:InputXGradient", cases=40).kind
         'holds'
     """
     subject = of(method)
@@ -136,11 +137,6 @@ def examples_apart(
         strategies.shapes().flatmap(situations),
         lambda situation: situation.measure(subject),
         search.Search(cases, until, seed),
+        lambda situation: situation.trivial,
     )
-    if found.failed is not None:
-        example = Counterexample(*found.failed)
-        return Verdict(
-            "examples_apart", "violated", found.cases, found.refused, why=found.why, counterexample=example
-        )
-    kind: Kind = "holds" if found.cases else "not applicable"
-    return Verdict("examples_apart", kind, found.cases, found.refused, why=found.why)
+    return decided("examples_apart", found, cases)

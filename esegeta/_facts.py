@@ -1,0 +1,163 @@
+"""What functions say of themselves: the names of their tensors, whether they draw at random, what they are called.
+
+Scores and explanations are plain functions; what is known of one is written on it once, here, and carried over to
+what is made of it. It is also what ``help``, ``inspect.signature`` and error messages show.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from esegeta.engine import check
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# What a score or an explanation may have written on it. ``unchecked`` is left out: it is the score itself.
+_CARRIED = ("takes_key", "refs", "differentiable", "rewritten", "changes_values", "module", "batched")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a score or an explanation.
+
+    key: whether it takes a random key; refs: the names of its tensors besides the first, None if they are not
+    known; differentiable: whether it has a derivative; rewritten: whether its derivatives follow rules.
+    """
+
+    key: bool = False
+    refs: tuple[str, ...] | None = None
+    differentiable: bool = True
+    rewritten: bool = False
+
+
+def facts_of(fn: Callable[..., Any]) -> Facts:
+    """What a function says of itself, or else what its signature says.
+
+    >>> facts_of(lambda x, baseline: x).refs, facts_of(lambda x, *, key=None: x).key, facts_of(lambda *xs: xs).refs
+    (('baseline',), True, None)
+    """
+    key, refs = _by_signature(fn)
+    return Facts(
+        bool(getattr(fn, "takes_key", key)),
+        getattr(fn, "refs", refs),
+        getattr(fn, "differentiable", True) is not False,
+        bool(getattr(fn, "rewritten", False)),
+    )
+
+
+def _by_signature(fn: Callable[..., Any]) -> tuple[bool, tuple[str, ...] | None]:
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):
+        return False, None
+    key = any(p.name == "key" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
+    tensors = [p for p in parameters if p.name != "key"]
+    plain = all(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in tensors)
+    return key, tuple(p.name for p in tensors[1:]) if plain and tensors else None
+
+
+def named(fn: Function, name: str, doc: str | None = None) -> Function:
+    """Call a closure by its public name, with advice for those who hand it to ``pickle``.
+
+    Pickle finds functions by their names, which closures do not have; the only text of ours in its error is
+    ``__qualname__``.
+    """
+    fn.__qualname__ = f"{name}.<locals>.{fn.__name__} (use cloudpickle)"
+    fn.__name__ = name
+    if doc is not None:
+        fn.__doc__ = doc
+    return fn
+
+
+def carry(fn: Function, like: Callable[..., Any], **changes: Any) -> Function:
+    """Write on a function what is known of the one it was made of, and what has changed.
+
+    >>> score = lambda x: x.sum()
+    >>> facts_of(carry(lambda x: 2 * score(x), score, rewritten=True)).rewritten
+    True
+    """
+    for fact in _CARRIED:
+        if fact in changes or hasattr(like, fact):
+            setattr(fn, fact, changes.get(fact, getattr(like, fact, None)))
+    return fn
+
+
+def explanation(
+    run: Callable[..., Any],
+    name: str,
+    refs: tuple[str, ...],
+    *,
+    key: bool,
+    doc: str | None = None,
+    first: str = "x",
+) -> Callable[..., Any]:
+    """Give an explanation its face: tensors by position or by name, a signature, a name and a docstring.
+
+    Args:
+        run: ``(x, *refs, key=) -> anything``, called with tensors by position.
+        name: what errors call it.
+        refs: the names of its tensors besides the first.
+        key: whether it takes a random key.
+        doc: what ``help`` says.
+        first: the name of the first tensor.
+    """
+    names = (first, *refs)
+
+    def explain(*args: Any, **kwargs: Any) -> Any:
+        if len(args) != len(names) or len(kwargs) > key or (kwargs and "key" not in kwargs):
+            args, kwargs = _arranged(name, names, key, args, kwargs)
+        return run(*args, **kwargs)
+
+    parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
+    if key:
+        parameters.append(inspect.Parameter("key", inspect.Parameter.KEYWORD_ONLY))
+    explain.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    explain.__module__ = run.__module__
+    explain.takes_key, explain.refs = key, refs  # type: ignore[attr-defined]
+    return named(explain, name, doc)
+
+
+def _arranged(
+    name: str, names: tuple[str, ...], key: bool, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The tensors in order, and the key; what does not fit is refused."""
+    given = dict(kwargs)
+    extra = {"key": given.pop("key")} if "key" in given and "key" not in names else {}
+    call = f"explain({', '.join([*names, *(['key=...'] if key else [])])})"
+    if extra and not key:
+        advice = "It draws nothing at random: leave the key out"
+        raise TypeError(check.problem(name, call, f"key={check.describe(extra['key'])}", advice))
+    for other in given:
+        if other not in names:
+            advice = check.nearest(other, names, "Settings belong to the method, not to its explanation")
+            raise TypeError(check.problem(name, call, f"the keyword {other!r}", advice))
+        if names.index(other) < len(args):
+            raise TypeError(check.problem(name, call, f"{other} twice", f"Pass {other} once"))
+    missing = [n for n in names[len(args) :] if n not in given]
+    if len(args) > len(names) or missing:
+        got = f"{len(args) + len(given)} tensors"
+        advice = "Baselines are made by esegeta.baselines, for example baselines.zero(x)"
+        raise TypeError(check.problem(name, call, got, advice))
+    return (*args, *(given[n] for n in names[len(args) :])), extra
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """Settings as a call would have them.
+
+    >>> settings({"steps": 32, "rule": "left"})
+    "steps=32, rule='left'"
+    """
+    return ", ".join(f"{k}={short(v)}" for k, v in values.items())
+
+
+def short(value: object) -> str:
+    """One setting in a few words."""
+    if isinstance(value, Tensor):
+        return check.describe(value)
+    if callable(value):
+        return str(getattr(value, "__name__", type(value).__name__))
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,226 @@
+"""What kind of thing is put to the test: a method, a transform, a reducer or a rewrite, and which laws it has."""
+
+import functools
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+import esegeta.rules as rewrites
+from esegeta import reducers as reducers  # imported, they are registered
+from esegeta._registry import (
+    METHODS,
+    REDUCERS,
+    REFS,
+    TRANSFORMS,
+    ReducerSpec,
+    TransformSpec,
+    takes_key,
+)
+from esegeta._types import Score
+from esegeta.conformance import adapters
+from esegeta.conformance.laws import LAWS
+from esegeta.conformance.networks import Network
+from esegeta.conformance.scoring import REDUCER_LAWS, REWRITE_LAWS, ReducerSubject, RewriteSubject
+from esegeta.conformance.subjects import TRANSFORMED, Subject, imported, of, of_transform, tried
+from esegeta.engine import check
+
+RULES = "rules."  # before the names of rewrites: one of them is also the name of a method
+NET = Network((2, 4, 4), ("conv", "relu"))
+
+
+@dataclass(frozen=True, repr=False)
+class TransformSubject:
+    """A transform under test, as what it makes of one method of each form. ``axioms``: what it says to preserve."""
+
+    name: str
+    axioms: frozenset[str]
+    members: tuple[Subject, ...]
+    keeping: Mapping[str, frozenset[str]]  # by member, what the method inside keeps
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def of(self, axiom: str) -> list[Subject]:
+        """The members whose methods keep an axiom that says something about them."""
+        return [m for m in self.members if axiom in self.keeping[m.name] and not LAWS[axiom].applies(m)]
+
+
+AnySubject = Subject | TransformSubject | ReducerSubject | RewriteSubject
+Some = TypeVar("Some", bound=AnySubject)
+
+
+def laws_of(subject: AnySubject) -> Mapping[str, Any]:
+    """What is asked of a subject: the axioms, or the laws of its kind."""
+    if isinstance(subject, ReducerSubject):
+        return REDUCER_LAWS
+    return REWRITE_LAWS if isinstance(subject, RewriteSubject) else LAWS
+
+
+def subject_of(what: "str | AnySubject | Callable[..., Any]") -> AnySubject:
+    """The subject that a name or a function stands for, of whatever kind.
+
+    What is registered is what it was registered as. Of others the name of the first argument tells: ``explain`` for
+    a transform, ``model`` for a reducer. What makes a number of a score and an image is a rewrite, and everything
+    else a method.
+
+    Args:
+        what: as for ``of``; also the name of a transform or of a reducer, ``"rules.guided"`` for a rewrite.
+
+    Returns:
+        A subject.
+
+    Example:
+        >>> import esegeta as eg
+        >>> [type(subject_of(f)).__name__ for f in (eg.gradient, eg.smooth, eg.reducers.class_sum, eg.rules.guided)]
+        ['Subject', 'TransformSubject', 'ReducerSubject', 'RewriteSubject']
+    """
+    if isinstance(what, AnySubject):
+        return what
+    if isinstance(what, str):
+        return _named(what.strip())
+    if not callable(what) or any(spec.fn is what for spec in METHODS.values()):
+        return of(what)
+    for change in TRANSFORMS.values():
+        if change.fn is what:
+            return of_transforms(change)
+    for reducer in REDUCERS.values():
+        if reducer.fn is what:
+            return of_reducer(reducer)
+    first = _first(what)
+    if first == "explain":
+        return of_transforms(_foreign_transform(what))
+    if first == "model":
+        return _foreign_reducer(what)
+    return _as_rewrite(what) or of(what)
+
+
+def _named(name: str) -> AnySubject:
+    if name in TRANSFORMS:
+        return of_transforms(TRANSFORMS[name])
+    if name in REDUCERS:
+        return of_reducer(REDUCERS[name])
+    if name.startswith(RULES):
+        made = _as_rewrite(getattr(rewrites, name.removeprefix(RULES), None))
+        if made is None:
+            known = [n for n in rewrites.__all__ if n.islower() and _as_rewrite(getattr(rewrites, n))]
+            raise ValueError(
+                check.problem(
+                    "verify",
+                    "the name of a rewrite",
+                    repr(name),
+                    f"There are {', '.join(RULES + n for n in known)}",
+                )
+            )
+        return replace(made, name=name)
+    if ":" in name and name.partition(":")[0].strip() not in adapters.LIBRARIES:
+        return _renamed(subject_of(imported(name)), name)
+    return of(name)
+
+
+def _renamed(subject: Some, name: str) -> Some:
+    return replace(subject, name=name)
+
+
+def _first(function: Callable[..., Any]) -> str:
+    try:
+        return next(iter(inspect.signature(function).parameters), "")
+    except (TypeError, ValueError):
+        return ""
+
+
+def _called(function: Any) -> str:
+    inner = function.func if isinstance(function, functools.partial) else function
+    return str(getattr(inner, "__name__", type(inner).__name__))
+
+
+# -- transforms ----------------------------------------------------------------------------------------------------
+
+
+def of_transforms(change: TransformSpec) -> TransformSubject:
+    """A transform, as what it makes of one method of each form that it applies to."""
+    made = [(of_transform(change, METHODS[name]), METHODS[name].axioms) for name in sorted(TRANSFORMED)]
+    applying = [(s, kept) for s, kept in made if s is not None]
+    return TransformSubject(
+        change.name, change.preserves, tuple(s for s, _ in applying), {s.name: kept for s, kept in applying}
+    )
+
+
+def _foreign_transform(function: Callable[..., Any]) -> TransformSpec:
+    """A transform that nobody registered preserves nothing that it would say; what it draws, its explanation says."""
+    explain = METHODS["gradient"].fn(NET)
+    try:
+        outer = function(explain)
+        one = outer(torch.ones(NET.shape, dtype=torch.float64), **({"key": 7} if takes_key(outer) else {}))
+    except Exception as error:  # whatever it is
+        got = f"{_called(function)}, which raised {type(error).__name__}: {error}"
+        advice = "Take an explanation (x, *refs) -> like x, give the others defaults, and return such a one"
+        raise TypeError(check.problem("verify", "a transform: explain -> explain", got, advice)) from error
+    flat = tried("verify", _called(function), one, NET.shape)
+    named = functools.wraps(function)(lambda inner, **static: function(inner, **static))
+    named.__name__ = _called(function)
+    return TransformSpec(
+        named, lambda refs: refs, takes_key(outer), frozenset(), {}, "", "one channel" if flat else "input"
+    )
+
+
+# -- reducers ------------------------------------------------------------------------------------------------------
+
+
+def of_reducer(spec: ReducerSpec) -> ReducerSubject:
+    """A registered reducer with the settings of its example, fitted to the output of each model."""
+
+    def build(model: Any, at: Tensor) -> Score:
+        grid = tuple(model(at).shape[1:])
+        static = {name: _fitted(value, grid) for name, value in spec.example.items()}
+        return spec.fn(model, **static, **({"at": at} if spec.mask else {}))
+
+    return ReducerSubject(spec.name, build, spec.output, spec.mask, spec.differentiable)
+
+
+def _fitted(value: Any, grid: Sequence[Any]) -> Any:
+    """Masks and labels of an example repeated, and a place in it moved, so that they fit another grid."""
+    if isinstance(value, Tensor) and value.ndim and grid:
+        places = torch.arange(math.prod(grid)) % value.numel()
+        return value.flatten()[places].reshape(tuple(grid))
+    if isinstance(value, tuple) and grid and all(isinstance(i, int) for i in value):
+        return tuple(i % n for i, n in zip(itertools.cycle(value), grid, strict=False))
+    return value
+
+
+def _foreign_reducer(function: Callable[..., Any]) -> ReducerSubject:
+    """A reducer that nobody registered: it freezes a mask if it takes ``at``, and has a gradient."""
+    mask = "at" in inspect.signature(function).parameters
+    build = lambda model, at: function(model, **({"at": at} if mask else {}))
+    return ReducerSubject(_called(function), build, "map", mask)
+
+
+# -- rewrites ------------------------------------------------------------------------------------------------------
+
+
+def _as_rewrite(function: Any) -> RewriteSubject | None:
+    """A function as a rewrite, if it makes a number of a score and an image; None if it does not."""
+    if not callable(function):
+        return None
+    try:
+        needed = [
+            p.name
+            for p in list(inspect.signature(function).parameters.values())[1:]
+            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        if any(name not in REFS for name in needed):
+            return None
+        x = torch.linspace(-1, 1, math.prod(NET.shape), dtype=torch.float64).reshape(NET.shape)
+        refs = [torch.zeros_like(x) if name == "baseline" else torch.zeros_like(x)[None] for name in needed]
+        made = function(NET, *refs)
+        says = getattr(made, "rewritten", False)  # even if one of its rules refuses to run
+        value = None if says else made(x)
+    except Exception:  # whatever it is, it is none
+        return None
+    scalar = isinstance(value, Tensor) and value.ndim == 0
+    return RewriteSubject(_called(function), function, tuple(needed)) if says or scalar else None

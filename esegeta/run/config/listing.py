@@ -1,0 +1,124 @@
+"""What can be named in a configuration, in words."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
+from esegeta.engine import check
+from esegeta.run.config import catalogue
+from esegeta.run.config.catalogue import Parameter
+
+Rows = list[tuple[str, ...]]
+
+
+def first_line(fn: Callable[..., Any]) -> str:
+    """What a function is, in its own words."""
+    return (inspect.getdoc(fn) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def _parameters(known: dict[str, Parameter]) -> str:
+    return ", ".join(map(str, known.values()))
+
+
+def tables() -> Iterator[tuple[str, tuple[str, ...], Rows]]:
+    """Title, head and rows of a table for each kind.
+
+    >>> [title for title, _, _ in tables()]
+    ['METHODS', 'TRANSFORMS', 'REDUCERS', 'BASELINES']
+    """
+    rows: Rows = [
+        (
+            name,
+            " ".join([*(["place"] if spec.place else []), *spec.refs, *(["key"] if spec.key else [])]) or "-",
+            _parameters(catalogue.of_method(spec)) or "-",
+            first_line(spec.fn),
+        )
+        for name, spec in sorted(METHODS.items())
+    ]
+    yield "METHODS", ("name", "needs", "parameters", "what it is"), rows
+    rows = [
+        (name, _parameters(catalogue.parameters(spec.fn, 1)) or "-", first_line(spec.fn))
+        for name, spec in sorted(TRANSFORMS.items())
+    ]
+    yield "TRANSFORMS", ("name", "parameters", "what it is"), rows
+    rows = [
+        (name, _parameters(catalogue.parameters(spec.fn, 1)) or "-", first_line(spec.fn))
+        for name, spec in sorted(REDUCERS.items())
+    ]
+    yield "REDUCERS", ("name", "parameters", "what it is"), rows
+    rows = [
+        (name, _parameters(catalogue.parameters(fn, 1)) or "-", first_line(fn))
+        for name, fn in sorted(catalogue.of_baselines().items())
+    ]
+    yield "BASELINES", ("name", "parameters", "what it is"), rows
+
+
+def entry(name: str) -> str:
+    """All about one of them; the nearest names if there is none.
+
+    >>> print(entry("ig").splitlines()[0])
+    integrated_gradients: a method
+    """
+    by_name = catalogue.methods_by_name()
+    if name in by_name:
+        spec = by_name[name]
+        facts = {
+            "also called": ", ".join(spec.also),
+            "explains by": "the activations at a place" if spec.place else "",
+            "needs": " and ".join([*spec.refs, *(["a random key (run.key)"] if spec.key else [])]),
+            "of the score": {"gradient": "gradients", "values": "values", "activation": "activations"}[
+                spec.needs
+            ],
+            "keeps": ", ".join(sorted(spec.axioms)) or "no axiom that is claimed",
+            "reference": spec.paper,
+        }
+        return _text(spec.name, "method", facts, catalogue.of_method(spec), spec.fn)
+    if name in TRANSFORMS:
+        change = TRANSFORMS[name]
+        facts = {"preserves": ", ".join(sorted(change.preserves)) or "no axiom", "reference": change.paper}
+        return _text(name, "transform", facts, catalogue.parameters(change.fn, 1), change.fn)
+    if name in REDUCERS:
+        reducer = REDUCERS[name]
+        facts = {
+            "outputs": {"map": "maps", "vector": "of classifiers", "any": "of every kind"}[reducer.output],
+            "gradient": "" if reducer.differentiable else "none: for methods that need only values",
+        }
+        return _text(name, "reducer", facts, catalogue.parameters(reducer.fn, 1), reducer.fn)
+    if name in catalogue.of_baselines():
+        fn = catalogue.of_baselines()[name]
+        facts = {"count": "how many are drawn, default 1" if catalogue.draws(fn) else ""}
+        return _text(name, "baseline", facts, catalogue.parameters(fn, 1), fn)
+    known = [*by_name, *TRANSFORMS, *REDUCERS, *catalogue.of_baselines()]
+    expected = "the name of a method, transform, reducer or baseline"
+    raise ValueError(check.problem("methods", expected, repr(name), catalogue.nearest(name, known)))
+
+
+def _text(
+    name: str, kind: str, facts: dict[str, str], known: dict[str, Parameter], fn: Callable[..., Any]
+) -> str:
+    lines = [f"{name}: a {kind}", f"  {first_line(fn)}"]
+    lines += [f"  {key}: {value}" for key, value in facts.items() if value]
+    lines.append("  parameters:" if known else "  parameters: none")
+    words = _explained(fn)
+    for parameter in known.values():
+        default = "no default" if parameter.required else f"default {str(parameter).partition('=')[2]}"
+        lines.append(
+            f"    {parameter.name} ({catalogue.wanted(parameter)}; {default}): {words.get(parameter.name, '')}"
+        )
+    return "\n".join(lines)
+
+
+def _explained(fn: Callable[..., Any]) -> dict[str, str]:
+    """What the docstring says about each parameter."""
+    text = inspect.getdoc(fn) or ""
+    section = text.partition("\nArgs:\n")[2].partition("\nReturns:")[0]
+    found: dict[str, str] = {}
+    name = ""
+    for line in section.splitlines():
+        if line.startswith("    ") and not line.startswith("     ") and ": " in line:
+            name, _, said = line.strip().partition(": ")
+            found[name] = said
+        elif name and line.strip():
+            found[name] += f" {line.strip()}"
+    return found

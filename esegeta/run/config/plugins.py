@@ -1,0 +1,92 @@
+"""Methods, transforms and reducers of one's own: files that register them when they are imported.
+
+The process that reads a configuration imports them, to check what it names, and so does every worker. They have to
+be trusted as a network's file has to be.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
+from esegeta.engine import check
+from esegeta.run.config.annotations import shown
+from esegeta.run.config.catalogue import fault
+from esegeta.run.config.trust import NAME, Trust, UntrustedError, imported
+
+WHERE = "plugins"
+_TABLES: tuple[dict[str, Any], ...] = (METHODS, TRANSFORMS, REDUCERS)
+_loaded: dict[str, str] = {}  # what was in the files that this process has imported
+
+
+def registered(module: str) -> list[str]:
+    """The names of what a module has registered."""
+    return [name for table in _TABLES for name, spec in table.items() if spec.fn.__module__ == module]
+
+
+def load(files: Iterable[str | Path], trust: Trust) -> None:
+    """Import files that register methods, transforms and reducers; one that has changed since is imported again.
+
+    Args:
+        files: Python files.
+        trust: which code may run.
+    """
+    for file in files:
+        _one(Path(os.path.abspath(os.path.expanduser(file))), trust)
+
+
+def _problem(expected: str, got: str, advice: str) -> ValueError:
+    return ValueError(" ".join(check.problem(WHERE, expected, got, advice).split()))
+
+
+def _one(path: Path, trust: Trust) -> None:
+    if path.suffix != ".py" or not NAME.fullmatch(path.stem) or path.stem in sys.stdlib_module_names:
+        advice = "Name it with letters, digits and _, and not as a module of Python"
+        raise _problem("a file name.py", shown(path.name), advice)
+    try:
+        now = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        got = f"{shown(str(path))}: {(error.strerror or 'an error').lower()}"
+        raise _problem("a file that can be read", got, "Check its name") from None
+    real = os.path.realpath(path)
+    if _loaded.get(real) == now:
+        return
+    if real in _loaded:
+        _forget(path.stem)
+    try:
+        found = imported(path.stem, path.parent, trust)
+    except UntrustedError:
+        raise
+    except (Exception, SystemExit) as error:
+        _forget(path.stem)
+        got = f"{type(error).__name__}: {error}".removesuffix(".")
+        raise _problem(f"{path.name} to import", got, f"Try it in Python: import {path.stem}") from error
+    if found is None or os.path.realpath(str(found.__file__)) != real:
+        got = f"a module {path.stem} that is installed"
+        raise _problem(f"{path.name} to be the only one of its name", got, "Give it another name")
+    _loaded[real] = now
+
+
+def _forget(module: str) -> None:
+    sys.modules.pop(module, None)
+    for table in _TABLES:
+        for name in [name for name, spec in table.items() if spec.fn.__module__ == module]:
+            del table[name]
+
+
+def plugin_faults(given: Any, folder: Path, trust: Trust) -> list[str]:
+    """What is wrong with the plugins of a configuration. Those that are trusted are imported."""
+    if not isinstance(given, (list, tuple)) or not all(isinstance(name, str) for name in given):
+        return [fault(WHERE, "a list of Python files", shown(given), 'Write ["my_methods.py"]')]
+    found = []
+    for number, name in enumerate(given):
+        try:
+            load([folder / os.path.expanduser(name)], trust)
+        except UntrustedError as error:
+            found.append(fault(f"{WHERE}[{number}]", error.expected, error.got, error.advice))
+        except ValueError as error:
+            found.append(f"{WHERE}[{number}]: {str(error).removeprefix(f'{WHERE}: ')}")
+    return found

@@ -1,0 +1,1 @@
+"""Where jobs run: processes with limits of time and memory."""

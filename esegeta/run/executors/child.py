@@ -1,0 +1,195 @@
+"""The other side of ``esegeta.run.executors.local``: a worker process that does one task after another.
+
+Tasks come as lines of JSON on standard input, events and results leave as lines of JSON through a pipe of its
+own. What tasks print, and what dies with a message, goes to standard error, which the pool writes into its log.
+"""
+
+import contextlib
+import faulthandler
+import gc
+import importlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from esegeta.run.executors import keeper
+
+_REPORT_SECONDS = 0.1
+# What torch and the libraries below it say of memory where they raise no error of that kind.
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+# The one shape of every error message of the library: what was asked for is not possible.
+_REFUSAL = re.compile(r"[^\n]*?: expected .*, got ", re.DOTALL)
+
+
+class RefusedError(ValueError):
+    """A task that cannot be done as it is put: nothing went wrong, and trying again would change nothing."""
+
+
+@dataclass
+class Context:
+    """What a task may know and use besides its payload.
+
+    device: where to compute, as this process sees it; seconds: how long it may take, None for as long as it
+    likes; memory: how much it may occupy, in bytes; cache: kept for the next task of this worker.
+    """
+
+    device: str
+    seconds: float | None
+    memory: int | None
+    cache: dict[str, Any]
+    send: Callable[..., None]
+    _shown: float = field(default=0.0)
+
+    def progress(self, label: str, fraction: float) -> None:
+        """Say how far the task is; at most ten times a second it is passed on."""
+        now = time.monotonic()
+        if now - self._shown >= _REPORT_SECONDS or fraction >= 1:
+            self._shown = now
+            self.send(event="progress", label=label, fraction=round(float(fraction), 4))
+
+    def finishing(self, seconds: float) -> None:
+        """Say that the result is there, and that it needs at most so long to be put away, deadline or not."""
+        self.send(event="finishing", seconds=seconds)
+
+    def note(self, message: str) -> None:
+        """Say something for the log."""
+        self.send(event="note", message=message)
+
+
+def resolve(name: str) -> Callable[[Any, Context], Any]:
+    """The function that ``package.module:name`` names.
+
+    >>> resolve("math:sqrt")(9.0)
+    3.0
+    """
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def one_line(error: BaseException) -> str:
+    """Type and message of an error; what is refused says by itself what it is about.
+
+    >>> one_line(ValueError("first\\n  second")), one_line(ValueError("size: expected 1, got 2. Change it."))
+    ('ValueError: first second', 'size: expected 1, got 2. Change it.')
+    """
+    message = " ".join(str(error).split())
+    if message and verdict(error) == "refused":
+        return message
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def verdict(error: BaseException) -> str:
+    """How a task that raised has ended.
+
+    >>> verdict(MemoryError()), verdict(KeyError("x")), verdict(ValueError("ig: expected steps >= 1, got 0. More."))
+    ('memory', 'failed', 'refused')
+    """
+    # By name, so that a pool of tasks without torch does not import it.
+    named = {kind.__name__ for kind in type(error).__mro__}
+    no_memory = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in named or no_memory:
+        return "memory"
+    if "DeadlineExceeded" in named:
+        return "timeout"
+    if isinstance(error, RefusedError):
+        return "refused"
+    if isinstance(error, (ValueError, TypeError, NotImplementedError)) and _REFUSAL.match(str(error)):
+        return "refused"
+    return "failed"
+
+
+def reset_peak() -> None:
+    """Let ``peak`` begin anew, where the system can do that."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    """The most memory that this process has occupied since ``reset_peak``, in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def tidy() -> None:
+    """Give memory back that the last task has left behind, so that it does not count for the next."""
+    gc.collect()
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        sys.modules["torch"].cuda.empty_cache()
+    if sys.platform == "linux":
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def perform(task: dict[str, Any], context: Context) -> dict[str, Any]:
+    """Do one task: what it returned, or how it ended."""
+    started = time.monotonic()
+    try:
+        work = resolve(task["function"])  # its imports are not the task's time
+        context.send(event="begin")
+        started = time.monotonic()
+        value = work(task["payload"], context)
+        json.dumps(value)
+        ended = {"status": "done", "value": value}
+    except BaseException as error:  # also SystemExit: it is the task that ends, not the worker
+        cause = error.__cause__ if isinstance(error, RefusedError) and error.__cause__ else error
+        trace = "".join(traceback.format_exception(cause))
+        ended = {"status": verdict(error), "error": one_line(error), "trace": trace}
+    return {**ended, "seconds": time.monotonic() - started, "peak_memory": peak()}
+
+
+def serve(tasks: BinaryIO, events: BinaryIO, device: str) -> None:
+    """Do tasks until there are no more."""
+    cache: dict[str, Any] = {}
+    for line in tasks:
+        task = json.loads(line)
+
+        def send(task: str = task["id"], **event: Any) -> None:
+            events.write(json.dumps({"task": task, **event}).encode() + b"\n")
+            events.flush()
+
+        tidy()
+        reset_peak()
+        result = perform(task, Context(device, task["deadline"], task["memory"], cache, send))
+        send(event="result", **result)
+        if result["status"] == "memory":  # who knows what is left of it
+            return
+
+
+def main() -> None:
+    """Run as a worker: ``python -m esegeta.run.executors.child EVENTS LIFE DEVICE``."""
+    channel, life = int(sys.argv[1]), int(sys.argv[2])
+    keeper.keep(life, channel)
+    tasks = os.fdopen(os.dup(0), "rb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.set_inheritable(channel, False)  # what a task starts must not keep the pipe open
+    faulthandler.enable()
+    # Before a task that hangs is ended it is asked where it hangs.
+    faulthandler.register(signal.SIGTERM, chain=True)
+    with contextlib.suppress(OSError):  # if the system runs out of memory, it is the worker that has to go
+        Path("/proc/self/oom_score_adj").write_text("900")
+    with os.fdopen(channel, "wb") as events, contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        serve(tasks, events, sys.argv[3])
+    sys.stdout.flush()
+    os._exit(0)  # nothing that a task has left running can hold it
+
+
+if __name__ == "__main__":
+    from esegeta.run.executors import child  # what tasks import is that module and not this copy of it
+
+    child.main()

@@ -1,0 +1,489 @@
+"""Tasks in processes of their own, each with a deadline and a memory limit. Knows nothing of attributions.
+
+A worker is a fresh interpreter. It does the next task of the same kind too, which saves importing torch again;
+a crash, a time-out or memory running out ends one task and its worker, and another worker takes its place.
+
+Deadlines end in three steps. The task knows its deadline and may stop by itself with something useful. A grace
+later, of some seconds and a tenth of the deadline, it gets SIGTERM, upon which the worker writes where it hangs; then
+SIGKILL. A task that has its result in time can ask for a while to put it away.
+
+Memory is watched from here: what the worker occupies, with all that it has started. A limit on the address
+space (RLIMIT_AS) is not used: torch and CUDA reserve far more addresses than they ever occupy, and a refused
+reservation ends in any error at all. Watching reports what happened.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, Literal
+
+from esegeta.engine import check
+from esegeta.run.executors.processes import Members, bury, how_it_ended
+
+Status = Literal["done", "failed", "timeout", "memory", "crashed", "refused"]
+Event = dict[str, Any]
+
+_POLL_SECONDS = 0.05
+# A look at the memory of all processes takes some milliseconds.
+_LOOK_SECONDS = 0.1
+_IDLE_LOOK_SECONDS = 1.0
+_TERM_SECONDS = 2.0
+# As much as a pipe holds, and more, so that what a process has left behind is read at once.
+_READS, _READ_BYTES = 4, 1 << 16
+_LONGEST_LINE = 1 << 16
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to do in a worker: ``function`` is ``package.module:name`` and called as (payload, context).
+
+    payload and what the function returns go through JSON. deadline: in seconds, from its beginning; memory: in
+    bytes, resident; device: "cpu", "cuda:0"..., or None for any that the pool has.
+    """
+
+    id: str
+    function: str
+    payload: Any = None
+    deadline: float | int | None = None
+    memory: int | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended. error: one line; trace: everything that is known; peak_memory: in bytes, resident."""
+
+    id: str
+    status: Status
+    value: Any = None
+    error: str | None = None
+    trace: str = ""
+    seconds: float = 0.0
+    peak_memory: int = 0
+    device: str = "cpu"
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _share(workers: int) -> int:
+    """The threads of each worker: its share of the cores, or fewer if OMP_NUM_THREADS says so."""
+    share = max(1, cores() // workers)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(asked)) if asked.isdigit() and int(asked) else share
+
+
+def slots(devices: Sequence[str], workers: int, per_device: int) -> list[str]:
+    """The device of every worker: ``workers`` on the CPU, ``per_device`` on each GPU.
+
+    >>> slots(["cpu"], 2, 1), slots(["cuda:0", "cuda:1"], 9, 2)
+    (['cpu', 'cpu'], ['cuda:0', 'cuda:0', 'cuda:1', 'cuda:1'])
+    """
+    return [device for device in devices for _ in range(workers if device == "cpu" else per_device)]
+
+
+def environment(device: str, threads: int, outer: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a worker: it sees its own GPU only, or none, and starts so many threads.
+
+    >>> environment("cuda:1", 4, {"CUDA_VISIBLE_DEVICES": "5,7"})["CUDA_VISIBLE_DEVICES"]
+    '7'
+    """
+    visible = ""
+    if device.startswith("cuda"):
+        index = int(device.partition(":")[2] or 0)
+        listed = [part.strip() for part in outer.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+        visible = listed[index] if index < len(listed) else str(index)
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return {
+        **outer,
+        **dict.fromkeys(_THREADS, str(threads)),
+        "CUDA_VISIBLE_DEVICES": visible,
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it products of matrices on GPUs are not repeatable
+        "PYTHONPATH": paths,
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+class _Worker:
+    """One worker process, and the task that it is doing."""
+
+    def __init__(self, device: str, threads: int) -> None:
+        self.device = device
+        ours, theirs = os.pipe()
+        life, self.life = os.pipe()  # while we hold the end that nothing is written to, the worker may live
+        inside = "cuda:0" if device.startswith("cuda") else device
+        # -P: the folder that it is started in is not searched for modules unless ours is.
+        command = [sys.executable, "-P", "-m", "esegeta.run.executors.child", str(theirs), str(life), inside]
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs, life],
+                env=environment(device, threads, os.environ),
+                start_new_session=True,
+            )
+        finally:
+            os.close(theirs)
+            os.close(life)
+        self.events: IO[bytes] = os.fdopen(ours, "rb", buffering=0)
+        assert self.process.stdout is not None
+        self.prints: IO[bytes] = self.process.stdout
+        os.set_blocking(self.prints.fileno(), False)
+        os.set_blocking(ours, False)
+        self.rest = {"events": b"", "prints": b""}
+        self.function = ""
+        self.retired = False
+        self.idle()
+
+    def idle(self) -> None:
+        """Ready for the next task."""
+        self.task: Task | None = None
+        self.begun: float | None = None
+        self.until = float("inf")  # when it is too late
+        self.sent = time.monotonic()
+        self.reason: tuple[Status, str] | None = None  # why it is being ended
+        self.asked: float | None = None  # when SIGTERM was sent
+        self.peak = 0
+        self.printed: deque[str] = deque(maxlen=60)
+
+    def give(self, task: Task) -> None:
+        """Let it do a task."""
+        self.idle()
+        self.task, self.function = task, task.function
+        line = json.dumps(
+            {
+                "id": task.id,
+                "function": task.function,
+                "payload": task.payload,
+                "deadline": task.deadline,
+                "memory": task.memory,
+            }
+        )
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has died: its pipe will say so
+            self.process.stdin.write(line.encode() + b"\n")
+            self.process.stdin.flush()
+
+    def begin(self, grace: float) -> None:
+        """Its imports are done and its clock starts."""
+        assert self.task is not None
+        self.begun = time.monotonic()
+        if self.task.deadline is not None:
+            self.until = self.begun + 1.1 * self.task.deadline + grace
+
+    def lines(self, which: Literal["events", "prints"]) -> tuple[list[bytes], bool]:
+        """Whole lines that have come, and whether the pipe has closed.
+
+        Some of them if there are many: who prints without end must not keep the pool from looking at clocks.
+        """
+        pipe = self.events if which == "events" else self.prints
+        closed = False
+        for _ in range(_READS):
+            try:
+                data = os.read(pipe.fileno(), _READ_BYTES)
+            except BlockingIOError:
+                break
+            if not data:
+                closed = True
+                break
+            self.rest[which] += data
+        *whole, rest = self.rest[which].split(b"\n")
+        if which == "prints" and len(rest) >= _LONGEST_LINE:
+            whole, rest = [*whole, rest], b""
+        self.rest[which] = rest
+        return whole, closed
+
+    def close(self) -> int:
+        """End it and everything that it has started; its exit code."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        return bury(self.process)
+
+    def kill(self) -> None:
+        """Have it and everything that it has started killed at once."""
+        if self.life >= 0:
+            os.close(self.life)
+            self.life = -1
+
+    def shut(self) -> None:
+        """Close our ends of its pipes."""
+        self.kill()
+        self.events.close()
+        self.prints.close()
+
+
+class Waiting:
+    """Tasks that wait, those for the same device in one line: to take one costs the same however many there are.
+
+    >>> waiting = Waiting([Task("a", "f", device="cuda:0"), Task("b", "f"), Task("c", "f", device="cpu")])
+    >>> [waiting.take({"cpu"}).id, waiting.take({"cpu"}).id, waiting.take({"cpu"}), len(waiting)]
+    ['b', 'c', None, 1]
+    """
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self._lines: dict[str | None, deque[tuple[int, Task]]] = {}
+        self._left = 0
+        for number, task in enumerate(tasks):
+            self._lines.setdefault(task.device, deque()).append((number, task))
+            self._left += 1
+
+    def __len__(self) -> int:
+        return self._left
+
+    def take(self, devices: Collection[str]) -> Task | None:
+        """Take the first task that one of these devices may do, None if there is none."""
+        heads = [
+            (line[0][0], device)
+            for device, line in self._lines.items()
+            if line and devices and (device is None or device in devices)
+        ]
+        if not heads:
+            return None
+        self._left -= 1
+        return self._lines[min(heads)[1]].popleft()[1]
+
+
+class _Pool:
+    """The loop: hand out tasks, listen, watch."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        devices: Sequence[str],
+        threads: int,
+        on_event: Callable[[Event], None] | None,
+        grace: float,
+    ) -> None:
+        self.pending = Waiting(tasks)
+        self.free = list(devices)
+        self.threads = threads
+        self.on_event = on_event
+        self.grace = grace
+        self.members = Members()
+        self.workers: list[_Worker] = []
+        self.outcomes: dict[str, Outcome] = {}
+        self.selector = selectors.DefaultSelector()
+        self.looked = 0.0
+
+    def tell(self, event: str, task: str | None, **details: Any) -> None:
+        if self.on_event is not None:
+            self.on_event({"event": event, "task": task, **details})
+
+    def work(self) -> None:
+        while self.pending or any(w.task for w in self.workers):
+            self.hand_out()
+            for key, _ in self.selector.select(_POLL_SECONDS):
+                worker, which = key.data
+                if worker in self.workers:
+                    self.hear(worker, which)
+            self.watch()
+
+    def hand_out(self) -> None:
+        """Give every free worker, and every place for one, a task that it may do."""
+        while True:
+            idle = [worker for worker in self.workers if worker.task is None]
+            task = self.pending.take({*self.free, *(worker.device for worker in idle)})
+            if task is None:
+                return
+            suited = [worker for worker in idle if task.device in (None, worker.device)]
+            worker = next((one for one in suited if one.function == task.function), None)
+            if worker is None:
+                device = next((one for one in self.free if task.device in (None, one)), None)
+                if device is None:
+                    device = suited[0].device
+                    self.end(suited[0])
+                worker = self.start(device)
+            worker.give(task)
+            self.tell("start", task.id, device=worker.device, process=worker.process.pid)
+
+    def start(self, device: str) -> _Worker:
+        worker = _Worker(device, self.threads)
+        self.free.remove(device)
+        self.workers.append(worker)
+        self.selector.register(worker.events, selectors.EVENT_READ, (worker, "events"))
+        self.selector.register(worker.prints, selectors.EVENT_READ, (worker, "prints"))
+        return worker
+
+    def end(self, worker: _Worker) -> int:
+        """End a worker; its place becomes free."""
+        code = worker.close()
+        self.hear_prints(worker)
+        for pipe in (worker.events, worker.prints):
+            with contextlib.suppress(KeyError):
+                self.selector.unregister(pipe)
+        worker.shut()
+        self.workers.remove(worker)
+        self.free.append(worker.device)
+        return code
+
+    def hear_prints(self, worker: _Worker) -> bool:
+        lines, closed = worker.lines("prints")
+        for line in lines:
+            text = line.decode(errors="replace").rstrip()
+            worker.printed.append(text)
+            self.tell("output", worker.task.id if worker.task else None, message=text)
+        return closed
+
+    def hear(self, worker: _Worker, which: Literal["events", "prints"]) -> None:
+        if which == "prints":
+            if self.hear_prints(worker):
+                self.selector.unregister(worker.prints)
+            return
+        lines, closed = worker.lines("events")
+        for line in lines:
+            message = json.loads(line)
+            kind, task = message.pop("event"), message.pop("task")
+            if worker.task is None or task != worker.task.id:
+                continue
+            if kind == "begin":
+                worker.begin(self.grace)
+            if kind == "finishing":
+                worker.until = max(worker.until, time.monotonic() + message["seconds"])
+            if kind == "result":
+                self.hear_prints(worker)
+                self.settle(worker, message)
+            else:
+                self.tell(kind, task, **message)
+        if closed and worker in self.workers:  # a result may have ended it already
+            self.lose(worker)
+
+    def settle(self, worker: _Worker, result: dict[str, Any]) -> None:
+        """A task has ended by itself."""
+        assert worker.task is not None
+        peak = max(worker.peak, result.pop("peak_memory"))
+        ended = Outcome(worker.task.id, device=worker.device, peak_memory=peak, **result)
+        # An error on a GPU may have spoiled it for the whole process: all that follows would fail as well.
+        spoiled = ended.status == "failed" and worker.device != "cpu"
+        worker.retired = worker.reason is not None or ended.status == "memory" or spoiled
+        worker.task = None
+        self.finish(ended)
+        if worker.retired:
+            self.end(worker)
+
+    def lose(self, worker: _Worker) -> None:
+        """A worker has gone, by itself or because it was ended."""
+        task, begun = worker.task, worker.begun or worker.sent
+        code = self.end(worker)
+        if task is None:
+            return
+        status, error = worker.reason or ("crashed", how_it_ended(code))
+        trace = "\n".join(worker.printed)
+        seconds = time.monotonic() - begun
+        self.finish(Outcome(task.id, status, None, error, trace, seconds, worker.peak, worker.device))
+
+    def finish(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.id] = outcome
+        self.tell("end", outcome.id, outcome=outcome)
+
+    def watch(self) -> None:
+        """Look at clocks and memory."""
+        now = time.monotonic()
+        busy = [w for w in self.workers if w.task is not None]
+        limited = any(w.task.memory is not None for w in busy if w.task is not None)
+        used: dict[int, int] = {}
+        if busy and now - self.looked >= (_LOOK_SECONDS if limited else _IDLE_LOOK_SECONDS):
+            self.looked = now
+            used = self.members.resident({w.process.pid for w in busy})
+        for worker in busy:
+            task = worker.task
+            assert task is not None
+            here = used.get(worker.process.pid, 0)
+            worker.peak = max(worker.peak, here)
+            if task.memory is not None and here > task.memory and worker.reason is None:
+                worker.reason = (
+                    "memory",
+                    f"it occupied {size(here)}, more than the {size(task.memory)} allowed",
+                )
+                worker.kill()
+            elif worker.asked is not None and now - worker.asked > _TERM_SECONDS:
+                worker.kill()
+            elif now > worker.until and worker.reason is None:
+                worker.reason = ("timeout", f"not done after {task.deadline:g} s")
+                worker.asked = now
+                worker.process.send_signal(signal.SIGTERM)
+
+
+def size(amount: int) -> str:
+    """Return a number of bytes for people.
+
+    >>> size(3 * 2**29), size(2**20)
+    ('1.50 GiB', '1 MiB')
+    """
+    return f"{amount / 2**30:.2f} GiB" if amount >= 2**30 else f"{amount / 2**20:.0f} MiB"
+
+
+def run(
+    tasks: Iterable[Task],
+    *,
+    workers: int = 1,
+    devices: Sequence[str] = ("cpu",),
+    per_device: int = 1,
+    threads: int | None = None,
+    grace: float | int = 2.0,
+    on_event: Callable[[Event], None] | None = None,
+) -> list[Outcome]:
+    """Do tasks in worker processes, several at once. One that fails in any way fails alone.
+
+    Returns when all have ended. Whatever ends this call or this process, by Ctrl-C or SIGKILL, ends the workers
+    and what they have started.
+
+    Args:
+        tasks: with different ids.
+        workers: how many on the CPU.
+        devices: "cpu", "cuda:0"...; a worker sees its own GPU only.
+        per_device: how many workers on each GPU.
+        threads: of each worker; None shares the cores among the workers, within OMP_NUM_THREADS.
+        grace: seconds past its deadline that a task has to stop by itself, besides a tenth of the deadline.
+        on_event: called here with every event: start, begin, progress, note, finishing, output, end. The last one
+            carries the ``Outcome``.
+
+    Returns:
+        The outcomes in the order of the tasks.
+
+    Example:
+        >>> done = run([Task("a", "math:does_not_exist")])
+        >>> done[0].status, done[0].error
+        ('failed', "AttributeError: module 'math' has no attribute 'does_not_exist'")
+    """
+    where = "pool.run"
+    todo = list(tasks)
+    names = [task.id for task in todo]
+    if len(set(names)) < len(names):
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
+        raise ValueError(check.problem(where, "different ids", f"{twice} more than once", "Rename them"))
+    places = slots(
+        devices,
+        check.positive_count(where, "workers", workers),
+        check.positive_count(where, "per_device", per_device),
+    )
+    strangers = sorted({t.device for t in todo if t.device is not None} - set(places))
+    if not places or strangers:
+        got = f"tasks for {', '.join(strangers)}" if strangers else "none"
+        raise ValueError(check.problem(where, f"devices for all tasks, of {list(devices)}", got, "Add them"))
+    if not todo:
+        return []
+    each = _share(len(places)) if threads is None else check.positive_count(where, "threads", threads)
+    pool = _Pool(todo, places, each, on_event, float(grace))
+    try:
+        pool.work()
+    finally:
+        for worker in pool.workers:
+            worker.kill()
+        for worker in list(pool.workers):
+            pool.end(worker)
+        pool.selector.close()
+    return [pool.outcomes[name] for name in names]

@@ -1,0 +1,193 @@
+"""The parts of a job, from its JSON: configuration, image, network, explanation. What jobs share is made once."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from esegeta import patches
+from esegeta._types import Model, Score
+from esegeta.engine import check
+from esegeta.engine.execution import parse_memory
+from esegeta.models import from_module
+from esegeta.run.config import building, plugins, trust
+from esegeta.run.config import loading as config
+from esegeta.run.config import sources as networks
+from esegeta.run.config.building import Built
+from esegeta.run.executors.child import RefusedError
+from esegeta.run.volumes import files as volumes
+from esegeta.run.volumes import preprocess
+from esegeta.run.volumes.prepared import Prepared
+from esegeta.run.volumes.reading import Volume
+
+_KEPT_INPUTS = 2
+
+
+class Entry(NamedTuple):
+    """The parts of a configuration that one job is about."""
+
+    model: config.Model
+    target: config.Target
+    method: config.Method
+    steps: list[dict[str, Any]]
+    patches: config.Patches
+    output: config.Output
+    precision: str
+    key: int
+    trust: trust.Trust
+
+
+class Image(NamedTuple):
+    """An input as it is in its file, and as the network takes it."""
+
+    volume: Volume
+    prepared: Prepared
+    x: Tensor
+
+
+def entry_of(payload: dict[str, Any]) -> Entry:
+    """The configuration in a job's payload, after its plugins have registered what it may name."""
+    allowed = trust.from_json(payload["trust"])
+    plugins.load(payload["plugins"], allowed)
+    return Entry(
+        config.Model.model_validate(payload["model"]),
+        config.Target.model_validate(payload["target"]),
+        config.Method.model_validate(payload["method"]),
+        payload["preprocess"],
+        config.Patches.model_validate(payload["patches"] or {}),
+        config.Output.model_validate(payload["output"]),
+        payload["precision"],
+        payload["key"],
+        allowed,
+    )
+
+
+def kept(cache: dict[str, Any], kind: str, about: Any, make: Callable[[], Any], most: int = 1) -> Any:
+    """What this worker has made for a task before, or makes now; the last few of each kind are kept.
+
+    >>> cache = {}
+    >>> kept(cache, "square", 3, lambda: 9), kept(cache, "square", 3, lambda: 0), kept(cache, "square", 4, lambda: 16)
+    (9, 9, 16)
+    """
+    shelf = cache.setdefault(kind, {})
+    name = json.dumps(about, sort_keys=True, default=str)
+    if name not in shelf:
+        while len(shelf) >= most:
+            del shelf[next(iter(shelf))]
+        shelf[name] = make()
+    return shelf[name]
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """What is wrong in here was asked for wrongly."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise RefusedError(str(error.args[0]) if isinstance(error, KeyError) else str(error)) from error
+
+
+def repeatable(device: torch.device) -> None:
+    """Make what a GPU computes repeatable, where it can be, and single precision single."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def image_of(payload: dict[str, Any], entry: Entry, device: torch.device, cache: dict[str, Any]) -> Image:
+    """The input, read and prepared once for the jobs that share it."""
+
+    def read() -> Image:
+        files = [Path(p) for p in payload["files"]]
+        volume = volumes.read(files, **payload["reading"], memory=_memory(entry))
+        prepared = preprocess.apply(volume, entry.steps)
+        return Image(volume, prepared, prepared.data.to(device))
+
+    return kept(cache, "image", [payload["files"], payload["input_digest"], entry.steps], read, _KEPT_INPUTS)
+
+
+def _memory(entry: Entry) -> int | None:
+    memory = entry.method.memory
+    return None if memory is None else parse_memory("memory", memory)
+
+
+def model_of(entry: Entry, device: torch.device, cache: dict[str, Any]) -> Model:
+    """The model, whose weights are loaded once; what it learns about itself is not kept.
+
+    A job must not depend on which jobs its worker has done before.
+    """
+
+    loaded = kept(
+        cache,
+        "network",
+        entry.model.model_dump(mode="json"),
+        lambda: networks.load(entry.model, str(device), trust=entry.trust),
+    )
+    model: Model = from_module(loaded.module, output=loaded.output)
+    if entry.method.patches != "whole":
+        with refusals():
+            model = patches.sliding_window(
+                model, _size(entry.patches.size), entry.patches.overlap, entry.patches.weights
+            )
+    return model
+
+
+def _size(size: int | list[int]) -> int | tuple[int, ...]:
+    return size if isinstance(size, int) else tuple(size)
+
+
+def reader(image: Image, memory: int | None = None) -> Callable[[Path], Tensor]:
+    """How a file that a parameter names becomes a tensor: a mask, labels or values on the grid of the image."""
+
+    def read(path: Path) -> Tensor:
+        data = volumes.read(path, memory=memory).data
+        grid = tuple(image.x.shape[1:])
+        if tuple(data.shape[1:]) != grid:
+            expected = f"{path.name} on the grid {grid} of the prepared image"
+            advice = "Save it after the same preprocessing, or leave out the steps that change the grid"
+            raise ValueError(check.problem("file", expected, f"shape {tuple(data.shape[1:])}", advice))
+        data = data.to(image.x.device)
+        if len(data) == 1 and bool((data == data.round()).all()):
+            labels = data[0].long()
+            return labels.bool() if bool(((labels == 0) | (labels == 1)).all()) else labels
+        return data
+
+    return read
+
+
+def explanation_of(entry: Entry, model: Model, image: Image) -> tuple[Built, Score | None]:
+    """The explanation with its baselines, and the score that it explains: none if every patch has its own."""
+    settings: dict[str, Any] = {"spacing": image.prepared.spacing, "read": reader(image, _memory(entry))}
+
+    def build(target_model: Model, x: Tensor) -> tuple[Built, Score]:
+        score = building.score(entry.target, target_model, x, **settings)
+        return building.explanation(entry.method, score, x, key=entry.key, **settings), score
+
+    if entry.method.patches != "per_patch":
+        return build(model, image.x)
+    inner = getattr(model, "model", model)
+
+    def of_patch(x: Tensor) -> Any:
+        try:
+            built, _ = build(inner, x)
+        except ValueError as error:
+            if "an empty one" in str(error):  # nothing of the target in this patch
+                return None
+            raise
+
+        def own(z: Tensor, *, key: Any = None) -> Tensor:
+            return (built._replace(key=key) if built.keyed else built)(z)
+
+        own.takes_key = built.keyed  # type: ignore[attr-defined]
+        return own
+
+    extent = entry.patches
+    explain = patches.patchwise(of_patch, _size(extent.size), extent.overlap, extent.weights)
+    spec = building.catalogue.methods_by_name()[entry.method.name]
+    return Built(explain, (), True, frozenset(), spec, entry.key), None

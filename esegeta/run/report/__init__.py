@@ -1,0 +1,1 @@
+"""What a run shows: one page, and small copies for it."""

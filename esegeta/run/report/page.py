@@ -1,0 +1,539 @@
+"""The report of a run: one HTML file that needs no network, no server and no other file.
+
+Everything in it comes from the folder of the run. Names, messages and settings may come from anyone, so all of them
+are text: the template escapes, data for the script is JSON without a ``<``, and the page forbids itself everything
+but its own scripts, styles and pictures by a content security policy with their hashes.
+"""
+
+import base64
+import gzip
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from esegeta.plot import colours
+from esegeta.plot.canvas import numeral, png
+from esegeta.plot.images import ABREAST, side_by_side
+from esegeta.run.jobs import outputs
+from esegeta.run.jobs.marks import MADE, marks, titled
+from esegeta.run.jobs.names import anatomy as anatomy_name
+from esegeta.run.report import display
+from esegeta.run.volumes import pictures
+
+HERE = Path(__file__).parent
+LIBRARY = HERE / "assets" / "niivue-0.69.0.umd.js.gz"
+ZOO = HERE.parents[1] / "zoo" / "data" / "NOTICE"
+
+VOLUMES = 8_000_000  # bytes of text for the copies of maps
+ANATOMIES = 2_000_000  # for those of images and masks
+FIGURES = 4_000_000
+MOST_VOLUMES = 60
+MOST_COMPARED = 6
+KINDS = ("overlay", "projections", "montage")
+
+
+def write(folder: "str | os.PathLike[str]", only: Sequence[str] | None = None) -> Path:
+    """Write ``report.html`` from the records, maps and figures in the folder of a run.
+
+    What is missing or broken is said in the report, not raised: a run that went wrong needs its report most.
+
+    Args:
+        folder: of a run, with the records of its jobs in ``.jobs``.
+        only: ids of the jobs to report, in their order: the folder may have others of earlier configurations. By
+            default all, in the order of the configuration.
+
+    Returns:
+        The path of the report.
+    """
+    folder = Path(folder)
+    path = folder / "report.html"
+    outputs.write_text(path, page(folder, only))
+    return path
+
+
+def page(folder: Path, only: Sequence[str] | None = None) -> str:
+    """The report as text."""
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("jinja2", "markupsafe"):
+            raise
+        message = 'Reports need jinja2, which is missing: pip install "esegeta[viz]".'
+        raise ModuleNotFoundError(message, name="jinja2") from None
+    notes: list[str] = []
+    config = _settings(folder, notes)
+    records = _ordered(_records(folder, notes), config)
+    if only is not None:
+        known = {record["id"]: record for record in records}
+        records = [known[name] for name in dict.fromkeys(only) if name in known]
+    viewer, volumes = _viewer(folder, records, notes)
+    compared = _compared(folder, records, notes)
+    _figures(folder, records, notes, FIGURES - sum(len(picture["address"]) for picture in compared))
+    script = (HERE / "templates" / "report.js").read_text(encoding="utf-8")
+    style = (HERE / "templates" / "report.css").read_text(encoding="utf-8")
+    library = LIBRARY.read_bytes() if volumes else b""
+    allowed = [script, *([gzip.decompress(library).decode()] if library else [])]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "seconds": seconds, "size": size, "pretty": pretty}
+    made = sum(record["status"] in MADE for record in records)
+    partial = sum(record["status"] == "partial" for record in records)
+    text = environment.get_template("report.html").render(
+        title=folder.resolve().name,
+        scripts=" ".join(_hash(part) for part in allowed),
+        styles=_hash(style),
+        # Files of this package, without an end tag in them; all else is escaped.
+        style=Markup(style),
+        script=Markup(script),
+        levels=2 * display.LEVELS + 1,
+        library=base64.b64encode(library).decode(),
+        volumes=volumes,
+        data=Markup(embedded(viewer)),
+        records=records,
+        compared=compared,
+        made=made,
+        partial=partial,
+        failed=[record for record in records if record["status"] not in MADE],
+        metrics=_metrics(records),
+        config=config,
+        versions=_versions(records),
+        notes=notes,
+        notices=_notices(config, records, bool(volumes)),
+        seconds_spent=sum(record["seconds"] or 0 for record in records),
+    )
+    return text.replace("@@SIZE@@", f"{len(text.encode()) / 1e6:.1f} MB", 1)
+
+
+def embedded(value: Any) -> str:
+    """JSON for a script element: nothing in it can end the element or start a comment.
+
+    >>> embedded({"name": "</script><!--"})
+    '{"name":"\\\\u003c/script\\\\u003e\\\\u003c!--"}'
+    """
+    text = json.dumps(
+        _plain(value), ensure_ascii=True, separators=(",", ":"), sort_keys=True, allow_nan=False
+    )
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that JSON has no name for become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+# -- text ------------------------------------------------------------------------------------------------------
+
+
+def number(value: Any) -> str:
+    """A number in a cell; nothing where there is none.
+
+    >>> number(1234.5), number(None), number("text")
+    ('1.23 × 10³', '', '')
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return ""
+    return numeral(float(value)) if math.isfinite(value) else str(value)
+
+
+def seconds(value: Any) -> str:
+    """A time.
+
+    >>> seconds(0.25), seconds(75), seconds(7200.0), seconds(None)
+    ('0.25 s', '1 min 15 s', '2 h 00 min', '')
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return ""
+    if value < 60:
+        return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
+    if value < 3600:
+        return f"{int(value) // 60} min {int(value) % 60:02d} s"
+    return f"{int(value) // 3600} h {int(value) % 3600 // 60:02d} min"
+
+
+def size(value: Any) -> str:
+    """An amount of memory.
+
+    >>> size(3 * 2**30), size(5 * 2**20), size(None)
+    ('3.00 GiB', '5 MiB', '')
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return ""
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def pretty(value: Any) -> str:
+    """Settings as indented JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+# -- what is in the folder -------------------------------------------------------------------------------------
+
+
+def _json(path: Path, notes: list[str]) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        notes.append(f"{path.name} could not be read: {_line(error)}")
+        return None
+
+
+def _line(error: object) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _settings(folder: Path, notes: list[str]) -> Any:
+    path = folder / "config.json"
+    return _json(path, notes) if path.exists() else None
+
+
+# What a record may lack, as after a crash that left little to say.
+BLANK: dict[str, Any] = {
+    **dict.fromkeys(("id", "subject", "target", "method", "status"), ""),
+    **dict.fromkeys(
+        ("title", "error", "map", "prediction", "anatomy", "score", "residual", "min", "max", "sum")
+    ),
+    **dict.fromkeys(("seconds", "peak_memory", "started", "device", "precision", "place", "baseline", "key")),
+}
+
+
+def _records(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted((folder / ".jobs").glob("*.json")):
+        value = _json(path, notes)
+        if value is None:
+            continue
+        if not isinstance(value, dict):
+            notes.append(f"{path.name} is no record: it holds no object")
+            continue
+        record = {**BLANK, "parameters": {}, "transforms": [], "events": [], "figures": {}, "versions": {}}
+        record |= {"metrics": {}, "warnings": []}
+        record |= {k: v for k, v in value.items() if v is not None or k not in record}
+        for name, kind in (("figures", dict), ("versions", dict), ("metrics", dict), ("events", list)):
+            if not isinstance(record[name], kind):
+                record[name] = kind()
+        for name in ("score", "residual", "min", "max", "sum", "seconds", "peak_memory"):
+            if isinstance(record[name], bool) or not isinstance(record[name], (int, float)):
+                record[name] = None
+        for name in ("id", "subject", "target", "method", "status"):
+            record[name] = str(record[name])
+        record["id"] = record["id"] or path.stem
+        record["title"] = str(record["title"] or record["method"] or record["id"])
+        record["status"] = record["status"] or "unknown"
+        if record.get("regridding") == "values":  # a value that many voxels share would count many times
+            record["sum"] = None
+        record["share"] = _share(record["residual"], record.get("difference"))
+        record["marks"] = marks(record)
+        record["said"] = [_event(event) for event in record["events"]]
+        found.append(record)
+    if not found:
+        notes.append("No job has finished: there are no records in .jobs.")
+    return found
+
+
+def _share(residual: Any, difference: Any) -> str | None:
+    """A residual as a share of what was to be explained.
+
+    >>> _share(-0.5, 2.0), _share(None, 2.0), _share(1.0, 0.0)
+    ('-25.0 %', None, None)
+    """
+    sized = [v for v in (residual, difference) if isinstance(v, (int, float)) and math.isfinite(v)]
+    return f"{100 * sized[0] / sized[1]:.1f} %" if len(sized) == 2 and sized[1] else None
+
+
+def _event(event: Any) -> str:
+    if isinstance(event, dict):
+        return str(event.get("message", pretty(event)))
+    return str(event)
+
+
+def _ordered(records: list[dict[str, Any]], config: Any) -> list[dict[str, Any]]:
+    """As the configuration has them; what it does not know comes last, by name."""
+
+    def order(section: str, *names: str) -> list[str]:
+        entries = config.get(section) if isinstance(config, dict) else None
+        found = []
+        for entry in entries if isinstance(entries, list) else []:
+            if isinstance(entry, dict):
+                found.append(next((str(entry[n]) for n in names if entry.get(n)), ""))
+        return found
+
+    methods, targets = order("methods", "id", "name"), order("targets", "name", "reducer")
+
+    def rank(known: Sequence[str], value: str) -> int:
+        return known.index(value) if value in known else len(known)
+
+    return sorted(
+        records,
+        key=lambda r: (
+            r["subject"],
+            rank(targets, r["target"]),
+            r["target"],
+            rank(methods, r["method"]),
+            r["method"],
+            r["id"],
+        ),
+    )
+
+
+def inside(folder: Path, name: Any) -> Path | None:
+    """The file of a record, unless it lies outside of the folder or is not there."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return None
+    try:
+        path = (folder / name).resolve()
+        return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+    except OSError:
+        return None
+
+
+def _viewer(
+    folder: Path, records: list[dict[str, Any]], notes: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """What the viewer shows, and the volumes as text: those of masks and images are shared by many maps."""
+    volumes: list[str] = []
+    known: dict[tuple[str, Path], int | None] = {}
+    done = [r for r in records if r["status"] in MADE and r["map"]]
+    most = max(VOLUMES // max(1, min(len(done), MOST_VOLUMES)), 60_000)
+    under = {_under(folder, r) for r in done} - {None}
+    masks = {inside(folder, r["prediction"]) for r in done} - {None}
+    share = ANATOMIES // max(1, len(under) + len(masks) // 4)
+    left = ANATOMIES
+
+    def shared(kind: str, path: Path | None) -> int | None:
+        nonlocal left
+        if path is None or left <= 0:
+            return None
+        if (kind, path) not in known:
+            known[kind, path] = None
+            try:
+                values, affine = display.read(path)
+                make = display.of_anatomy if kind == "anatomy" else display.of_outline
+                copy = make(values, affine, min(share, left))
+            except Exception as error:  # whatever is in a file, the report goes on without it
+                notes.append(f"{path.name} could not be shown: {_line(error)}")
+            else:
+                left -= len(copy.text)
+                volumes.append(copy.text)
+                known[kind, path] = len(volumes) - 1
+        return known[kind, path]
+
+    @lru_cache(maxsize=1)  # one after the other, many maps lie on one image
+    def image(path: Path | None) -> np.ndarray | None:
+        try:
+            return None if path is None else display.read(path)[0]
+        except Exception:  # it is noted where it is copied
+            return None
+
+    overlays: list[dict[str, Any]] = []
+    reduced = 0
+    for record in done:
+        path = inside(folder, record["map"])
+        if path is None:
+            notes.append(f"{record['id']}: its map is not in the folder.")
+            continue
+        if len(overlays) == MOST_VOLUMES:
+            notes.append(
+                f"The viewer has the first {MOST_VOLUMES} maps of {len(done)}; the others are in the folder."
+            )
+            break
+        try:
+            values, affine = display.read(path)
+            if display.is_flat(values.shape):
+                continue
+            copy = display.of_map(values, affine, most, image(_under(folder, record)))
+        except Exception as error:  # as above
+            notes.append(f"{path.name} could not be shown: {_line(error)}")
+            continue
+        anatomy = shared("anatomy", _under(folder, record))
+        prediction = shared("mask", inside(folder, record["prediction"]))
+        volumes.append(copy.text)
+        reduced += copy.shape != copy.full
+        overlays.append(
+            {
+                **{name: record[name] for name in ("id", "subject", "target", "method")},
+                "title": titled(record["title"], record["marks"]),
+                **copy._asdict(),
+                "text": len(volumes) - 1,
+                "anatomy": anatomy,
+                "prediction": prediction,
+            }
+        )
+    if any(record["status"] == "partial" for record in done):
+        notes.append("In the viewer nothing shows what a partial map lacks; the figures hatch it.")
+    if reduced:
+        notes.append(
+            f"{reduced} of {len(overlays)} maps are on fewer voxels in the viewer than in their files, "
+            "to keep this page small: single strong voxels look weaker there."
+        )
+    steps = {kind: colours.STEPS[kind] for kind in ("positive", "negative")}
+    return {"overlays": overlays, "colours": steps}, volumes
+
+
+def _under(folder: Path, record: Mapping[str, Any]) -> Path | None:
+    """The image that a map lies on: what the record names, else where images are written."""
+    named = inside(folder, record["anatomy"])
+    if named is None and record["subject"]:
+        try:
+            return inside(folder, str(anatomy_name(record["subject"])))
+        except ValueError:
+            return None
+    return named
+
+
+def _compared(folder: Path, records: list[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
+    """The methods side by side for each subject and target, and the targets for each method that has several."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        if record["status"] in MADE and inside(folder, record["map"]):
+            subject, target, method = record["subject"], record["target"], record["title"]
+            shown, where = titled(method, record["marks"]), titled(target, record["marks"])
+            groups.setdefault((subject, target, ""), []).append({**record, "said": shown})
+            groups.setdefault((subject, "", method), []).append({**record, "said": where})
+    found: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    for (subject, target, method), group in sorted(groups.items(), key=lambda item: not item[0][1]):
+        if len(group) < 2:
+            continue
+        if len(found) == MOST_COMPARED:
+            left_out.append(f"{subject}, {target or method}")
+            continue
+        title = f"{subject}, {target or method}"
+        try:
+            content = _side_by_side(folder, group[: 2 * ABREAST], title, shared=not target)
+        except ModuleNotFoundError as error:
+            notes.append(_line(error))
+            break
+        except Exception as error:  # whatever is in the files, the report goes on without it
+            notes.append(f"{title} could not be drawn side by side: {_line(error)}")
+            continue
+        if content is not None:
+            address, width, height = display.picture(content)
+            found.append({"title": title, "address": address, "width": width, "height": height})
+            if len(group) > 2 * ABREAST:
+                notes.append(f"{title}: the first {2 * ABREAST} of {len(group)} are drawn side by side.")
+    if left_out:
+        notes.append(
+            f"Not drawn side by side, after the first {MOST_COMPARED}: {_line('; '.join(left_out))}."
+        )
+    return found
+
+
+def _side_by_side(folder: Path, group: Sequence[Mapping[str, Any]], title: str, shared: bool) -> bytes | None:
+    """A figure of maps that lie on one image, on at most 128 voxels a side; None for what has no two axes."""
+    under = _under(folder, group[0])
+    volumes = {}
+    for record in group:
+        path = inside(folder, record["map"])
+        assert path is not None
+        name = record["said"] if record["said"] not in volumes else f"{record['said']} ({record['id']})"
+        volumes[name] = display.small(*display.read(path))
+    shape, affine = next((values.shape, affine) for values, affine in volumes.values())
+    if sum(length > 1 for length in shape) < 2 or (display.is_flat(shape) and shape[2] > 1):
+        return None
+    anatomy = None
+    if under is not None:
+        image, place = display.small(*display.read(under))
+        anatomy = image[None] if image.shape == shape and np.allclose(place, affine, atol=1e-3) else None
+    maps = {name: values[None] for name, (values, _) in volumes.items()}
+    if display.is_flat(shape):
+        maps = {name: values[..., 0] for name, values in maps.items()}
+        anatomy = None if anatomy is None else anatomy[..., 0]
+    where = None if np.array_equal(affine, pictures.AFFINE) else affine  # a picture lies nowhere in mm
+    return png(side_by_side(maps, anatomy, None, where, title=title, shared=shared))
+
+
+def _figures(folder: Path, records: list[dict[str, Any]], notes: list[str], left: int) -> None:
+    """Give each record its pictures: inside of the page as far as its size allows, links for the rest."""
+    linked = 0
+    for record in records:
+        record["pictures"] = []
+    kinds = [*KINDS, *sorted({str(k) for r in records for k in r["figures"]} - set(KINDS))]
+    for kind in kinds:  # the overlays of all first: they say most
+        for record in records:
+            path = inside(folder, record["figures"].get(kind))
+            if path is None:
+                continue
+            picture: dict[str, Any] = {
+                "kind": kind,
+                "file": path.relative_to(folder.resolve()).as_posix(),
+                "address": None,
+            }
+            if left > 0:
+                try:
+                    address, width, height = display.figure(path)
+                    picture |= {"address": address, "width": width, "height": height}
+                    left -= len(address)
+                except Exception as error:  # whatever is in the file
+                    notes.append(f"{path.name} could not be shown: {_line(error)}")
+                    continue
+            linked += picture["address"] is None
+            record["pictures"].append(picture)
+    if linked:
+        notes.append(f"{linked} figures are links to files beside this page, to keep it small.")
+
+
+def _metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    rows = [r for r in records if r["metrics"]]
+    return {"names": sorted({str(name) for r in rows for name in r["metrics"]}), "rows": rows}
+
+
+def _versions(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Each program with its version; several if the run was continued after an update."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        for name, version in record["versions"].items():
+            found.setdefault(str(name), set()).add(str(version))
+    return {name: ", ".join(sorted(found[name])) for name in sorted(found)}
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> frozenset[str]:
+    """What the files of the zoo hold, as hashes: they are known by that under any name."""
+    files = (path for path in ZOO.parent.iterdir() if path.is_file())
+    return frozenset(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+
+
+def _of_zoo(record: Mapping[str, Any]) -> bool:
+    """Whether the network or an image of a record comes from the zoo."""
+    made_from = record.get("made_from")
+    if not isinstance(made_from, dict):
+        return False
+    images = made_from.get("images")
+    used = [*(images.values() if isinstance(images, dict) else ()), made_from.get("weights")]
+    return str(made_from.get("model")).startswith(("zoo:", "esegeta.zoo")) or any(
+        isinstance(one, str) and one in _shipped() for one in used
+    )
+
+
+def _notices(config: Any, records: Iterable[Mapping[str, Any]], viewer: bool) -> list[tuple[str, str]]:
+    """The terms of what is inside of the page but was made by others."""
+    notices = []
+    if viewer:
+        notices.append(("The viewer: NiiVue", (HERE / "assets" / "NOTICE").read_text(encoding="utf-8")))
+    if '"zoo:' in json.dumps(config, default=str) or any(map(_of_zoo, records)):
+        notices.append(("The network and the image of the zoo", ZOO.read_text(encoding="utf-8")))
+    return notices

@@ -1,0 +1,1 @@
+"""Images from files, on their way to a network and back."""
