@@ -5,6 +5,7 @@ from esegeta import conformance as conformance
 from esegeta import features as features
 from esegeta import masks as masks
 from esegeta import methods as methods
+from esegeta import metrics as metrics
 from esegeta import models as models
 from esegeta import noise as noise
 from esegeta import plot as plot
@@ -204,6 +205,7 @@ __all__ = [
     "meaningful_perturbation",
     "method",
     "methods",
+    "metrics",
     "models",
     "name",
     "negative",

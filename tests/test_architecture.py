@@ -62,6 +62,7 @@ ORDER = (
     "rules",
     "methods",
     "transforms",
+    "metrics",
     "axioms",
     "zoo",
     "conformance",
@@ -74,7 +75,18 @@ ORDER = (
     "_stubs",
 )
 # A package that stands for all of its files: they are many, found by name, and each is alone.
-WHOLE = ("radiomics", "rules", "methods", "transforms", "axioms", "zoo", "conformance", "plot", "run")
+WHOLE = (
+    "radiomics",
+    "rules",
+    "methods",
+    "transforms",
+    "metrics",
+    "axioms",
+    "zoo",
+    "conformance",
+    "plot",
+    "run",
+)
 SURFACE = "_surface"  # stands for esegeta/__init__.py, too, which brings it in
 
 FUNCTORCH = ("torch._C", "torch._functorch", "torch._subclasses")

@@ -34,7 +34,7 @@ def given(a: Tensor, *, multiplied: bool = True) -> Explain:
         advice = "Contributions are multiplied by the image's difference to a baseline, gradients are not"
         raise TypeError(check.problem("metrics.given", "multiplied=True or False", repr(multiplied), advice))
 
-    def explain(x: Tensor, *refs: Tensor) -> Tensor:  # noqa: ARG001
+    def explain(_: Tensor, *refs: Tensor) -> Tensor:  # noqa: ARG001
         return a
 
     explain.finished, explain.multiplied, explain.takes_key = True, multiplied, False  # type: ignore[attr-defined]

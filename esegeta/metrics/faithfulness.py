@@ -169,9 +169,9 @@ def road(
 ) -> Measure:
     r"""Return the score as voxels are replaced by what their neighbours tell, the most relevant first.
 
-    What was removed is imputed (``metrics.imputed``), so that the network is not led by edges, and a mask tells nothing.
-    Fractions end at 0.9: of an image of which nothing is left nothing can be imputed. The paper's number is the area of
-    ``road`` of the negative map (least relevant first) less this one; higher is better.
+    What was removed is imputed (``metrics.imputed``), so that the network is not led by edges, and a mask tells
+    nothing. Fractions end at 0.9: of an image of which nothing is left nothing can be imputed. The paper's number
+    is the area of ``road`` of the negative map (least relevant first) less this one; higher is better.
 
     Args:
         explain: ``(x, *refs) -> like x``, or ``metrics.given(map)``.
@@ -237,6 +237,7 @@ def average_drop(explain: Explain, score: Score) -> Measure:
         Chattopadhay, Sarkar, Howlader, Balasubramanian 2018, arXiv:1710.11063.
     """
     where = "metrics.average_drop"
+    callable_(where, explain)
 
     def measure(x: Tensor, *refs: Tensor, key: Any = None) -> Tensor:
         whole, part = score(x), score(_shown(where, explain, x, refs, key))
@@ -266,9 +267,11 @@ def average_increase(explain: Explain, score: Score) -> Measure:
         Chattopadhay, Sarkar, Howlader, Balasubramanian 2018, arXiv:1710.11063.
     """
     where = "metrics.average_increase"
+    callable_(where, explain)
 
     def measure(x: Tensor, *refs: Tensor, key: Any = None) -> Tensor:
-        return (score(_shown(where, explain, x, refs, key)) > score(x)).to(x.dtype)
+        whole, part = score(x), score(_shown(where, explain, x, refs, key))
+        return torch.where((whole + part).isnan(), torch.nan, (part > whole).to(x.dtype))
 
     return measure
 
@@ -295,6 +298,7 @@ def average_gain(explain: Explain, score: Score) -> Measure:
         Zhang, Rao, Yang 2024, Opti-CAM, arXiv:2301.07002, section 4.
     """
     where = "metrics.average_gain"
+    callable_(where, explain)
 
     def measure(x: Tensor, *refs: Tensor, key: Any = None) -> Tensor:
         whole, part = score(x), score(_shown(where, explain, x, refs, key))
@@ -343,7 +347,8 @@ def monotonicity(
     def measure(x: Tensor, *refs: Tensor, key: Any = None, within: Any = None) -> Tensor:
         coming: Curve = found(x, *refs, key=key, within=within)
         real = coming.fractions.diff() > 0
-        rising = coming.values.diff() >= 0
-        return (rising & real).sum() / real.sum()
+        changes = coming.values.diff()
+        share = ((changes >= 0) & real).sum().double() / real.sum()
+        return torch.where(changes.isnan().any(), torch.nan, share)
 
     return measure

@@ -25,7 +25,7 @@ def gaussian(sigma: float = 0.1) -> Perturbation:
     """
     share = check.non_negative("metrics.gaussian", "sigma", sigma)
 
-    def draw(x: Tensor, baseline: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001
+    def draw(x: Tensor, _: Tensor, key: Tensor) -> Tensor:
         return share * (x.amax() - x.amin()) * random.normal(key, x.shape, dtype=x.dtype, device=x.device)
 
     return draw
@@ -83,8 +83,8 @@ def infidelity(
     with slopes s. Contributions a, as of integrated gradients, are slopes times the difference to the baseline x':
     :math:`s_v = a_v / (x_v - x'_v)`, and nothing where the two are equal. With ``scaled`` the map is first multiplied
     by the number with which the error is least,
-    :math:`\beta = E[(I \cdot s) \Delta F] / E[(I \cdot s)^2]`: then only its form counts. Numbers can only be compared
-    for the same perturbation and image: they grow with the square of both.
+    :math:`\beta = E[(I \cdot s) \Delta F] / E[(I \cdot s)^2]`: then only its form counts. Numbers can only be
+    compared for the same perturbation and image: they grow with the square of both.
 
     Args:
         explain: ``(x, *refs) -> like x``, or ``metrics.given(map)``.
@@ -95,8 +95,8 @@ def infidelity(
         scaled: whether the best multiple of the map is judged.
 
     Returns:
-        ``(x, *refs, key=) -> ()``, 0 for the slopes of a linear score. ``eg.with_standard_error`` tells how certain it
-        is.
+        ``(x, *refs, key=) -> ()``, 0 for the slopes of a linear score. ``eg.with_standard_error`` tells how certain
+        it is.
 
     Example:
         >>> import esegeta as eg
@@ -127,6 +127,9 @@ def infidelity(
         word = check.key(where, key)
         baseline = start(x, refs)
         slopes = attribution(where, explain, x, refs, random.fold_in(word, 0))
+        if slopes.shape != x.shape:
+            expected, advice = f"a map like x, {tuple(x.shape)}", "One for all channels says nothing of each"
+            raise ValueError(check.problem(where, expected, check.describe(slopes), advice))
         if known:
             way = (x - baseline).double()
             slopes = torch.where(way != 0, slopes / torch.where(way != 0, way, 1), 0)

@@ -3,6 +3,7 @@
 Maps are summed over channels. Voxels of equal value have no order, and every number is the mean over all orders.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,18 +12,27 @@ from torch import Tensor
 from esegeta import spatial
 from esegeta._types import Explain
 from esegeta.engine import check
-from esegeta.metrics.explanations import attribution, mask_of, voxelwise
+from esegeta.metrics.explanations import attribution, callable_, mask_of, voxelwise
 from esegeta.metrics.removal import Measure
 
+Number = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-def _flat(
-    where: str, explain: Explain, x: Tensor, refs: Any, key: Any, mask: Any, within: Any
-) -> tuple[Tensor, ...]:
-    """The map, the mask and what counts, as lists of voxels."""
-    inside = mask_of(where, mask, x)
-    a = voxelwise(attribution(where, explain, x, refs, key))
-    counts = torch.ones_like(inside) if within is None else mask_of(where, within, x, "within")
-    return a.flatten(), (inside & counts).flatten(), counts.flatten()
+
+def _located(where: str, explain: Explain, number: Number) -> Measure:
+    """Make the measure of a number of the map, the mask and what counts, as lists of voxels.
+
+    NaN for a mask that is empty or full: where a map lies is no question then.
+    """
+    callable_(where, explain)
+
+    def measure(x: Tensor, *refs: Tensor, mask: Any = None, key: Any = None, within: Any = None) -> Tensor:
+        inside = mask_of(where, mask, x)
+        a = voxelwise(attribution(where, explain, x, refs, key))
+        counts = torch.ones_like(inside) if within is None else mask_of(where, within, x, "within")
+        found = number(a.flatten(), (inside & counts).flatten(), counts.flatten())
+        return torch.where((inside & counts).any() & (counts & ~inside).any(), found, torch.nan)
+
+    return measure
 
 
 def _over(a: Tensor, b: Tensor) -> Tensor:
@@ -60,8 +70,7 @@ def roc_auc(explain: Explain) -> Measure:
         Hanley, McNeil 1982, Radiology 143.
     """
 
-    def measure(x: Tensor, *refs: Tensor, mask: Any = None, key: Any = None, within: Any = None) -> Tensor:
-        a, inside, counts = _flat("metrics.roc_auc", explain, x, refs, key, mask, within)
+    def number(a: Tensor, inside: Tensor, counts: Tensor) -> Tensor:
         rising = torch.where(counts & ~inside, a, torch.inf).sort().values
         below = torch.searchsorted(rising, a, right=False)
         reached = torch.searchsorted(rising, a, right=True)
@@ -69,7 +78,7 @@ def roc_auc(explain: Explain) -> Measure:
         wins = (below.to(a.dtype) + reached.clamp(max=outside).to(a.dtype)) / 2
         return _over((wins * inside).sum(), (inside.sum() * outside).to(a.dtype))
 
-    return measure
+    return _located("metrics.roc_auc", explain, number)
 
 
 def max_dice(explain: Explain) -> Measure:
@@ -81,7 +90,7 @@ def max_dice(explain: Explain) -> Measure:
         explain: ``(x, *refs) -> like x``, or ``metrics.given(map)``.
 
     Returns:
-        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1]; NaN for an empty mask.
+        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1]; NaN for an empty or a full mask.
 
     Example:
         >>> from esegeta.metrics import given
@@ -90,18 +99,16 @@ def max_dice(explain: Explain) -> Measure:
         0.8
     """
 
-    def measure(x: Tensor, *refs: Tensor, mask: Any = None, key: Any = None, within: Any = None) -> Tensor:
-        a, inside, counts = _flat("metrics.max_dice", explain, x, refs, key, mask, within)
+    def number(a: Tensor, inside: Tensor, counts: Tensor) -> Tensor:
         hits, shown, _ = _groups(a, inside, counts)
         size = inside.sum().to(a.dtype)
-        return torch.where(size > 0, (2 * hits / (shown + size)).amax(), torch.nan)
+        return (2 * hits / (shown + size)).amax()
 
-    return measure
+    return _located("metrics.max_dice", explain, number)
 
 
 def _top(explain: Explain, where: str, k: int | None) -> Measure:
-    def measure(x: Tensor, *refs: Tensor, mask: Any = None, key: Any = None, within: Any = None) -> Tensor:
-        a, inside, counts = _flat(where, explain, x, refs, key, mask, within)
+    def number(a: Tensor, inside: Tensor, counts: Tensor) -> Tensor:
         size = inside.sum().to(a.dtype)
         many = size if k is None else torch.minimum(counts.sum().to(a.dtype), a.new_tensor(float(k)))
         falling = torch.where(counts, -a, torch.inf).sort(stable=True).values
@@ -110,9 +117,9 @@ def _top(explain: Explain, where: str, k: int | None) -> Measure:
         above, level = counts & (-a < edge), counts & (-a == edge)
         share = _over(many - above.sum(), level.sum().to(a.dtype))
         found = (above & inside).sum() + share * (level & inside).sum()
-        return torch.where(size > 0, found / many, torch.nan)
+        return found / many
 
-    return measure
+    return _located(where, explain, number)
 
 
 def relevance_rank(explain: Explain) -> Measure:
@@ -124,7 +131,7 @@ def relevance_rank(explain: Explain) -> Measure:
         explain: ``(x, *refs) -> like x``, or ``metrics.given(map)``.
 
     Returns:
-        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1]; NaN for an empty mask.
+        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1]; NaN for an empty or a full mask.
 
     Example:
         >>> from esegeta.metrics import given
@@ -146,7 +153,7 @@ def top_k_intersection(explain: Explain, *, k: int = 100) -> Measure:
         k: how many voxels.
 
     Returns:
-        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1]; NaN for an empty mask.
+        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1]; NaN for an empty or a full mask.
 
     Example:
         >>> from esegeta.metrics import given
@@ -171,7 +178,8 @@ def relevance_mass(explain: Explain) -> Measure:
         explain: ``(x, *refs) -> like x``, or ``metrics.given(map)``.
 
     Returns:
-        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1]; NaN where nothing is positive.
+        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1]; NaN where nothing is positive, or
+        for an empty or a full mask.
 
     Example:
         >>> from esegeta.metrics import given
@@ -183,12 +191,11 @@ def relevance_mass(explain: Explain) -> Measure:
         Arras, Osman, Samek 2022, CLEVR-XAI, Information Fusion 81.
     """
 
-    def measure(x: Tensor, *refs: Tensor, mask: Any = None, key: Any = None, within: Any = None) -> Tensor:
-        a, inside, counts = _flat("metrics.relevance_mass", explain, x, refs, key, mask, within)
+    def number(a: Tensor, inside: Tensor, counts: Tensor) -> Tensor:
         positive = a.clamp(min=0)
         return _over((positive * inside).sum(), (positive * counts).sum())
 
-    return measure
+    return _located("metrics.relevance_mass", explain, number)
 
 
 def context_share(explain: Explain) -> Measure:
@@ -201,7 +208,8 @@ def context_share(explain: Explain) -> Measure:
         explain: ``(x, *refs) -> like x``, or ``metrics.given(map)``.
 
     Returns:
-        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1], with the object as mask; NaN for a map of zeros.
+        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1], with the object as mask; NaN for a map
+        of zeros, or for an empty or a full mask.
 
     Example:
         >>> from esegeta.metrics import given
@@ -210,12 +218,11 @@ def context_share(explain: Explain) -> Measure:
         0.625
     """
 
-    def measure(x: Tensor, *refs: Tensor, mask: Any = None, key: Any = None, within: Any = None) -> Tensor:
-        a, inside, counts = _flat("metrics.context_share", explain, x, refs, key, mask, within)
+    def number(a: Tensor, inside: Tensor, counts: Tensor) -> Tensor:
         size = a.abs()
         return _over((size * (counts & ~inside)).sum(), (size * counts).sum())
 
-    return measure
+    return _located("metrics.context_share", explain, number)
 
 
 def squared_distances(mask: Tensor, spacing: Any = None) -> Tensor:
@@ -246,8 +253,8 @@ def pointing_game(explain: Explain, *, tolerance: float = 0.0, spacing: Any = No
         spacing: mm per voxel, one per spatial axis.
 
     Returns:
-        ``(x, *refs, mask=, key=, within=) -> ()``: 1 for a hit, 0 for a miss, of several largest values the share that
-        hits; NaN for an empty mask.
+        ``(x, *refs, mask=, key=, within=) -> ()``: 1 for a hit, 0 for a miss, of several largest values the share
+        that hits; NaN for an empty or a full mask.
 
     Example:
         >>> from esegeta.metrics import given
@@ -261,13 +268,17 @@ def pointing_game(explain: Explain, *, tolerance: float = 0.0, spacing: Any = No
     where = "metrics.pointing_game"
     allowed = check.non_negative(where, "tolerance", tolerance)
 
+    callable_(where, explain)
+
     def measure(x: Tensor, *refs: Tensor, mask: Any = None, key: Any = None, within: Any = None) -> Tensor:
         inside = mask_of(where, mask, x)
-        a, _, counts = _flat(where, explain, x, refs, key, mask, within)
-        near = squared_distances(inside, spacing).flatten() <= allowed**2 * (1 + 1e-9)
-        top = counts & (a == torch.where(counts, a, -torch.inf).amax())
-        share = _over((top & near).sum().to(a.dtype), top.sum().to(a.dtype))
-        return torch.where(inside.any(), share, torch.nan)
+        near = (squared_distances(inside, spacing) <= allowed**2 * (1 + 1e-9)) if allowed else inside
+
+        def number(a: Tensor, _: Tensor, counts: Tensor) -> Tensor:
+            top = counts & (a == torch.where(counts, a, -torch.inf).amax())
+            return _over((top & near.flatten()).sum().to(a.dtype), top.sum().to(a.dtype))
+
+        return _located(where, explain, number)(x, *refs, mask=mask, key=key, within=within)
 
     return measure
 
@@ -297,7 +308,8 @@ def iou(explain: Explain) -> Measure:
         explain: ``(x, *refs) -> like x``, or ``metrics.given(map)``.
 
     Returns:
-        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1]; NaN where both are empty.
+        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1]; NaN for a constant map, and for an
+        empty or a full mask.
 
     Example:
         >>> from esegeta.metrics import given
@@ -306,7 +318,7 @@ def iou(explain: Explain) -> Measure:
         0.5
     """
     return _overlap(
-        explain, "metrics.iou", lambda a, shown, inside: ((shown & inside).sum(), (shown | inside).sum())
+        explain, "metrics.iou", lambda _, shown, inside: ((shown & inside).sum(), (shown | inside).sum())
     )
 
 
@@ -317,7 +329,8 @@ def ioa(explain: Explain) -> Measure:
         explain: ``(x, *refs) -> like x``, or ``metrics.given(map)``.
 
     Returns:
-        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1]; NaN where nothing is above it.
+        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1]; NaN for a constant map, and for an
+        empty or a full mask.
 
     Example:
         >>> from esegeta.metrics import given
@@ -325,7 +338,7 @@ def ioa(explain: Explain) -> Measure:
         >>> ioa(given(a))(torch.zeros(1, 4), mask=mask).item()
         0.5
     """
-    return _overlap(explain, "metrics.ioa", lambda a, shown, inside: ((shown & inside).sum(), shown.sum()))
+    return _overlap(explain, "metrics.ioa", lambda _, shown, inside: ((shown & inside).sum(), shown.sum()))
 
 
 def weighted_ioa(explain: Explain) -> Measure:
@@ -339,7 +352,8 @@ def weighted_ioa(explain: Explain) -> Measure:
         explain: ``(x, *refs) -> like x``, or ``metrics.given(map)``.
 
     Returns:
-        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1]; NaN where nothing is above it.
+        ``(x, *refs, mask=, key=, within=) -> ()`` in [0, 1]; NaN for a constant map, and for an
+        empty or a full mask.
 
     Example:
         >>> from esegeta.metrics import given
@@ -356,10 +370,10 @@ def weighted_ioa(explain: Explain) -> Measure:
 
 
 def _overlap(explain: Explain, where: str, shares: Any) -> Measure:
-    def measure(x: Tensor, *refs: Tensor, mask: Any = None, key: Any = None, within: Any = None) -> Tensor:
-        a, inside, counts = _flat(where, explain, x, refs, key, mask, within)
+    def number(a: Tensor, inside: Tensor, counts: Tensor) -> Tensor:
         shown = counts & (a > otsu_threshold(a, counts))
-        some, all_ = shares(a, shown, inside)
-        return _over(some.to(a.dtype), all_.to(a.dtype))
+        some, whole = shares(a, shown, inside)
+        found = _over(some.to(a.dtype), whole.to(a.dtype))
+        return torch.where(shown.any(), found, torch.nan)  # of a constant map nothing is above
 
-    return measure
+    return _located(where, explain, number)

@@ -9,6 +9,7 @@ from torch import Tensor
 from esegeta import random
 from esegeta._types import Explain
 from esegeta.engine import check
+from esegeta.metrics.declared import direction
 from esegeta.metrics.explanations import attribution, given, says
 
 Null = Callable[[Tensor, Tensor], Tensor]
@@ -17,8 +18,8 @@ Null = Callable[[Tensor, Tensor], Tensor]
 def surrogate(a: Tensor, key: Any, *, steps: int = 30) -> Tensor:
     r"""Return a random map with exactly the values of another and about its spectrum: as smooth, but elsewhere.
 
-    Iterated amplitude-adjusted Fourier transforms: the amplitudes of the map are put on the phases of a random order of
-    its values, then its values on the ranks of what comes, and again. Each channel has draws of its own.
+    Iterated amplitude-adjusted Fourier transforms: the amplitudes of the map are put on the phases of a random
+    order of its values, then its values on the ranks of what comes, and again. Each channel has draws of its own.
 
     Args:
         a: the map (C,\*S).
@@ -86,7 +87,8 @@ class Calibrated(NamedTuple):
     """A number beside those of random maps.
 
     value: of the map; null_mean: of the random ones; low, high: between which 95 % of these lie; p: the chance of a
-    number as good or better for a random map, (1 + how many are) / (1 + how many there are).
+    number as good or better for a random map, (1 + how many are) / (1 + how many there are); a random map without a
+    number, NaN, is left out.
     """
 
     value: Tensor
@@ -106,8 +108,8 @@ def calibrated(
     """Return a metric that says how a map does beside random ones.
 
     Args:
-        metric: of a finished map, ``metrics.roc_auc`` or ``functools.partial(metrics.deletion, steps=16)``. Of a curve
-            the area counts.
+        metric: of a finished map, ``metrics.roc_auc`` or ``functools.partial(metrics.deletion, steps=16)``. Of a
+            curve the area counts.
         null: from (map, key) to a random map: ``metrics.surrogate`` has the same values and smoothness,
             ``metrics.shifted`` the same form elsewhere.
         draws: how many random maps.
@@ -120,16 +122,16 @@ def calibrated(
         >>> from esegeta.metrics import roc_auc
         >>> mask = torch.zeros(8, 8, dtype=torch.bool)
         >>> mask[2:5, 2:5] = True
-        >>> found = calibrated(roc_auc, draws=19, better="higher")(given(mask[None].float()))(torch.zeros(1, 8, 8), mask=mask, key=0)
+        >>> judged = calibrated(roc_auc, draws=19)(given(mask[None].float()))
+        >>> found = judged(torch.zeros(1, 8, 8), mask=mask, key=0)
         >>> found.value.item(), found.p.item()
         (1.0, 0.05)
     """
     where = "metrics.calibrated"
     check.positive_count(where, "draws", draws)
-    function = getattr(metric, "func", metric)
-    direction = better or says(function, "better")
-    if direction not in ("higher", "lower"):
-        name = getattr(function, "__name__", "the metric")
+    way = better or direction(metric)
+    if way not in ("higher", "lower"):
+        name = getattr(getattr(metric, "func", metric), "__name__", "the metric")
         raise ValueError(
             check.problem(where, 'better="higher" or "lower"', f"nothing for {name}", "Say which")
         )
@@ -143,8 +145,8 @@ def calibrated(
 
             def number(map: Tensor) -> Tensor:
                 known = {} if contributions is None else {"multiplied": contributions}
-                found = _asked(
-                    metric(given(map, **known), *args, **settings), x, refs, random.fold_in(word, 1), called
+                found = metric(given(map, **known), *args, **settings)(
+                    x, *refs, key=random.fold_in(word, 1), **called
                 )
                 return getattr(found, "area", found).to(torch.float64)
 
@@ -152,15 +154,13 @@ def calibrated(
             others = torch.stack(
                 [number(null(a, random.fold_in(random.fold_in(word, 2), n))) for n in range(draws)]
             )
-            as_good = others >= value if direction == "higher" else others <= value
+            defined = others.isfinite()
+            as_good = defined & (others >= value if way == "higher" else others <= value)
             low, high = (torch.nanquantile(others, q) for q in (0.025, 0.975))
-            p = (1 + as_good.sum()).to(torch.float64) / (1 + draws)
-            return Calibrated(value, others.nanmean(), low, high, torch.where(value.isnan(), torch.nan, p))
+            p = (1 + as_good.sum()).to(torch.float64) / (1 + defined.sum())
+            known = defined.any() & ~value.isnan()
+            return Calibrated(value, others.nanmean(), low, high, torch.where(known, p, torch.nan))
 
         return measure
 
     return judged
-
-
-def _asked(measure: Callable[..., Any], x: Tensor, refs: tuple[Tensor, ...], key: Tensor, called: Any) -> Any:
-    return measure(x, *refs, key=key, **called)

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -11,12 +12,17 @@ from torch import Tensor, nn
 from esegeta import random
 from esegeta._types import Explain, Model
 from esegeta.engine import check
-from esegeta.metrics.explanations import asked, callable_
+from esegeta.metrics.explanations import asked, fresh
 from esegeta.metrics.similarity import rank_correlation
 from esegeta.models import from_module
 
 How = Literal["permute", "normal", "uniform", "reset"]
 Similarity = Callable[[Tensor, Tensor], Tensor]
+_FRESH = {
+    "running_mean": 0,
+    "running_var": 1,
+    "num_batches_tracked": 0,
+}  # statistics of a norm that has seen nothing
 
 
 class Cascade(NamedTuple):
@@ -68,8 +74,9 @@ def randomised(module: nn.Module, layers: Sequence[str], *, how: How = "permute"
         module: the network; it is not changed.
         layers: names of modules, of which the own parameters become random.
         how: "permute" shuffles the values of each parameter; "normal" draws from a normal, "uniform" from a uniform
-            distribution with its mean and variance; "reset" draws as torch does where layers are made (uniform with a
-            bound of one over the root of the number of inputs; ones and zeros where the layer has them).
+            distribution with its mean and variance; "reset" draws as torch does where layers are made: uniform with a
+            bound of one over the root of the number of inputs, ones and zeros and fresh statistics for norms. The
+            others keep the statistics of norms.
         key: of the draws.
 
     Example:
@@ -95,15 +102,19 @@ def randomised(module: nn.Module, layers: Sequence[str], *, how: How = "permute"
                     check.problem(where, "names of modules", repr(name), f"There are {known}, ...")
                 )
             here = random.fold_in(word, _number(name))
-            for n, (_, p) in enumerate(sorted(parts[name].named_parameters(recurse=False))):
+            own_parameters = dict(parts[name].named_parameters(recurse=False))
+            for n, kind in enumerate(sorted(own_parameters)):
+                p = own_parameters[kind]
                 p.copy_(_drawn(p, parts[name], how, random.fold_in(here, n)))
+            if how == "reset":
+                for kind, buffer in parts[name].named_buffers(recurse=False):
+                    if kind in _FRESH:
+                        buffer.fill_(_FRESH[kind])
     return own
 
 
 def _number(name: str) -> int:
     """A number for a name, the same in every process."""
-    import zlib
-
     return zlib.crc32(name.encode())
 
 
@@ -114,11 +125,13 @@ def _drawn(p: Tensor, part: nn.Module, how: How, key: Tensor) -> Tensor:
         return p.flatten()[order].reshape(p.shape)
     values = p.to(wide)
     if how == "reset":
-        if p.ndim < 2:  # biases, and the gains of norms
-            weight = getattr(part, "weight", None)
+        weight = getattr(part, "weight", None)
+        if isinstance(part, nn.PReLU):
+            return torch.full_like(p, 0.25)
+        if isinstance(part, nn.LayerNorm) or p.ndim < 2:  # biases, and the gains of norms
             if p is weight:
                 return torch.ones_like(p)
-            if not isinstance(weight, Tensor) or weight.ndim < 2:
+            if isinstance(part, nn.LayerNorm) or not isinstance(weight, Tensor) or weight.ndim < 2:
                 return torch.zeros_like(p)
             inputs = weight[0].numel()
         else:
@@ -131,6 +144,17 @@ def _drawn(p: Tensor, part: nn.Module, how: How, key: Tensor) -> Tensor:
     else:  # a uniform distribution on [-1, 1] has variance 1/3
         drawn = (2 * random.uniform(key, p.shape, dtype=wide, device=p.device) - 1) * 3**0.5
     return (mean + deviation * drawn).to(p.dtype)
+
+
+def _refuse_without_parameters(where: str, method: object, module: object) -> None:
+    fresh(where, method)
+    if not isinstance(module, nn.Module):
+        advice = "Pass the network itself, not a model"
+        raise TypeError(check.problem(where, "an nn.Module", check.describe(module), advice))
+    if not any(True for _ in module.parameters()):
+        raise ValueError(
+            check.problem(where, "a network with parameters", "none to randomise", "Pass another")
+        )
 
 
 def cascade(
@@ -154,8 +178,8 @@ def cascade(
         how: as in ``metrics.randomised``.
         cumulative: whether layers stay random; False randomises one at a time.
         similarity: of two maps.
-        layers: names of modules in the order of the cascade; by default all that have parameters, in the reverse of the
-            order in which they run.
+        layers: names of modules in the order of the cascade; by default all that have parameters, in the reverse of
+            the order in which they run.
 
     Returns:
         ``(x, *refs, key=) -> Cascade``.
@@ -171,20 +195,13 @@ def cascade(
         Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim 2018, arXiv:1810.03292.
     """
     where = "metrics.cascade"
-    callable_(where, method)
-    if not isinstance(module, nn.Module):
-        advice = "Pass the network itself, not a model"
-        raise TypeError(check.problem(where, "an nn.Module", check.describe(module), advice))
-    if not any(True for _ in module.parameters()):
-        raise ValueError(
-            check.problem(where, "a network with parameters", "none to randomise", "Pass another")
-        )
+    _refuse_without_parameters(where, method, module)
 
     def measure(x: Tensor, *refs: Tensor, key: Any = None) -> Cascade:
         word = check.key(where, key)
         own, draws = random.fold_in(word, 0), random.fold_in(word, 1)
         order = tuple(layers) if layers is not None else layers_of(module, x)[::-1]
-        clean = asked(method(from_module(module)), x, refs, own)
+        clean = asked(fresh(where, method(from_module(module))), x, refs, own)
         values = [similarity(clean, clean)]
         for n in range(1, len(order) + 1):
             chosen = order[:n] if cumulative else order[n - 1 : n]
@@ -223,10 +240,11 @@ def random_logit(
     Reference:
         Sixt, Granz, Landgraf 2020, When explanations lie, arXiv:1912.09818.
     """
-    callable_("metrics.random_logit", explain_of)
+    where = "metrics.random_logit"
+    fresh(where, explain_of)
 
     def measure(x: Tensor, *refs: Tensor, key: Any = None) -> Tensor:
-        one, two = (asked(explain_of(c), x, refs, key) for c in (target, other))
+        one, two = (asked(fresh(where, explain_of(c)), x, refs, key) for c in (target, other))
         return similarity(one, two)
 
     return measure
@@ -261,6 +279,7 @@ def entropy_change(
         Hedstroem, Weber, Lapuschkin, Hoehne 2023, Sanity checks revisited, arXiv:2401.06465.
     """
     where = "metrics.entropy_change"
+    _refuse_without_parameters(where, method, module)
     check.positive_count(where, "bins", bins, least=2)
 
     def spread(a: Tensor) -> Tensor:
@@ -273,7 +292,7 @@ def entropy_change(
     def measure(x: Tensor, *refs: Tensor, key: Any = None) -> Tensor:
         word = check.key(where, key)
         own, draws = random.fold_in(word, 0), random.fold_in(word, 1)
-        before = spread(asked(method(from_module(module)), x, refs, own))
+        before = spread(asked(fresh(where, method(from_module(module))), x, refs, own))
         network = randomised(module, layers_of(module, x), how=how, key=draws)
         after = spread(asked(method(from_module(network)), x, refs, own))
         return torch.where(before > 0, (after - before) / torch.where(before > 0, before, 1), torch.nan)

@@ -29,7 +29,10 @@ def parts_of(where: str, features: Features | None, x: Tensor, within: Tensor | 
 
 
 def means(a: Tensor, parts: Partition, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of a map over each part, NaN where it is empty, and the number of elements of each."""
+    """Return the mean of a map over each part, NaN where it is empty, and the number of elements of each.
+
+    The mean is kept between the extremes of its part: else rounding would part what has equal values.
+    """
     labels = parts.labels.expand_as(x)
     inside = (labels >= 0).flatten()
     index = labels.clamp(min=0).flatten()
@@ -37,8 +40,16 @@ def means(a: Tensor, parts: Partition, x: Tensor) -> tuple[Tensor, Tensor]:
     # A map of one channel counts once for a voxel, however many channels the image has.
     shared = a if a.shape == x.shape or len(a) == len(x) else (a / len(x)).expand_as(x)
     sizes = empty.index_add(0, index, inside.to(a.dtype))
-    sums = empty.index_add(0, index, torch.where(inside, shared.flatten(), 0.0))
-    return torch.where(sizes > 0, sums / sizes, torch.nan), sizes
+    flat = shared.flatten()
+    sums = empty.index_add(0, index, torch.where(inside, flat, 0.0))
+    low = torch.full_like(empty, torch.inf).scatter_reduce(
+        0, index, torch.where(inside, flat, torch.inf), "amin"
+    )
+    high = torch.full_like(empty, -torch.inf).scatter_reduce(
+        0, index, torch.where(inside, flat, -torch.inf), "amax"
+    )
+    mean = torch.minimum(torch.maximum(sums / sizes, low), high)
+    return torch.where(sizes > 0, mean, torch.nan), sizes
 
 
 def along(
@@ -53,30 +64,32 @@ def along(
     keep_first: bool,
 ) -> Tensor:
     """Return the score at every stop: the first parts of the order are the only ones kept, or those that are gone."""
-    stops, count = order.nodes, parts.count
-    every = (
-        len(stops) == count + 1
-        and not levels.depth()
-        and bool((stops == torch.arange(count + 1, device=stops.device)).all())
-    )
-    if every and fill is None and (order.sizes > 0).all():
-        # One part at a time: what a part does not reach is not computed again.
-        turned = order.ranks if keep_first else count - 1 - order.ranks
-        values = coalitions.walk(score, x, baseline, parts, turned.argsort(), label=where)
-        values = (
-            values
-            if len(values) == count + 1
-            else torch.cat([values, values.new_full((count + 1 - len(values),), torch.nan)])
-        )
-        return (values if keep_first else values.flip(0)).to(torch.float64)
+    stops = order.nodes
+    if fill is None and not levels.depth():
+        # One part at a time: what a part does not reach is not computed again. Empty parts come last.
+        real = (order.sizes > 0).nonzero().flatten()
+        count = len(real)
+        if count and torch.equal(stops.unique(), torch.arange(count + 1, device=stops.device)):
+            numbers = torch.full_like(order.ranks, -1)
+            numbers[real] = torch.arange(count, device=real.device)
+            renumbered = torch.where(parts.labels < 0, -1, numbers[parts.labels.clamp(min=0)])
+            turned = order.ranks[real] if keep_first else count - 1 - order.ranks[real]
+            found = coalitions.walk(
+                score, x, baseline, Partition(renumbered, count), turned.argsort(), label=where
+            ).double()
+            found = torch.cat([found, found.new_full((count + 1 - len(found),), torch.nan)])
+            return (found if keep_first else found.flip(0))[stops]
 
     def keep(stop: Tensor) -> Tensor:
         gone = order.ranks < stop
         return parts.keep((gone if keep_first else ~gone).to(x.dtype))
 
+    again = None
+    if not levels.depth():
+        stops, again = stops.unique(return_inverse=True)  # the ends of a large group are evaluated once
     values = coalitions.shown(score, x, baseline, keep, stops, label=where, fill=fill or mixed)
-    missing = values.new_full((len(stops) - len(values),), torch.nan)
-    return torch.cat([values, missing]).to(torch.float64)
+    values = torch.cat([values, values.new_full((len(stops) - len(values),), torch.nan)]).double()
+    return values if again is None else values[again]
 
 
 def curve(
@@ -120,17 +133,17 @@ def deletion(
 
     .. math:: t \mapsto F(x \text{ without the first } t \text{ of its elements})
 
-    Evenly spaced stops; ``steps=None`` stops after every part, and then computes only what each part reaches where the
-    network is local. Equal values of a map have no order: the curve joins the ends of their group by a straight line,
-    which is the mean over all orders where the score is additive. The area is that under the line.
+    Evenly spaced stops; ``steps=None`` stops after every part, and then computes only what each part reaches where
+    the network is local. Equal values of a map have no order: the curve joins the ends of their group by a straight
+    line, which is the mean over all orders where the score is additive. The area is that under the line.
 
     Args:
         explain: ``(x, *refs) -> like x``, or ``metrics.given(map)``. It is taken with its sign.
         score: ``(C,*S) -> ()``.
         features: which parts go together, by ``esegeta.features``; their value is the mean of the map. Voxels by
             default.
-        fill: what takes their place, from (x, baseline, kept): by default the baseline, which is the last of the refs,
-            or zero.
+        fill: what takes their place, from (x, baseline, kept): by default the baseline, which is the last of the
+            refs, or zero.
         steps: how many.
 
     Returns:

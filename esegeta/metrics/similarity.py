@@ -57,11 +57,12 @@ def _smoothed(f: Tensor, kernel: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     r"""Return the mean structural similarity of two maps, in one to three dimensions.
 
-    .. math:: \frac{(2 \mu_a \mu_b + C_1)(2 \sigma_{ab} + C_2)}{(\mu_a^2 + \mu_b^2 + C_1)(\sigma_a^2 + \sigma_b^2 + C_2)}
+    .. math:: \frac{(2 \mu_a \mu_b + C_1)(2 \sigma_{ab} + C_2)}
+              {(\mu_a^2 + \mu_b^2 + C_1)(\sigma_a^2 + \sigma_b^2 + C_2)}
 
-    in gaussian windows with a standard deviation of 1.5 voxels, cut at 5 voxels; at the borders windows are what there
-    is of them. :math:`C_k = (0.01, 0.03)_k^2 L^2` with the range L of both maps together: none is scaled by itself, which
-    would change the ranking of methods.
+    in gaussian windows with a standard deviation of 1.5 voxels, cut at 5 voxels; at the borders windows are what
+    there is of them. :math:`C_k = (0.01, 0.03)_k^2 L^2` with the range L of both maps together: none is scaled by
+    itself, which would change the ranking of methods.
 
     Args:
         a: a map (C,\*S).

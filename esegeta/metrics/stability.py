@@ -9,6 +9,7 @@ from torch import Tensor
 from esegeta import random
 from esegeta._types import Explain
 from esegeta.engine import check, stream
+from esegeta.engine.estimates import answered
 from esegeta.metrics.explanations import asked, fresh
 from esegeta.metrics.removal import Measure
 
@@ -121,8 +122,6 @@ def _sensitivity(
 
         if largest:
             return stream.extrema(change, _nodes(x, samples), label=where)[1]
-        from esegeta.engine.estimates import answered
-
         return answered(*stream.estimate(change, _nodes(x, samples), label=where))
 
     return measure
@@ -180,10 +179,11 @@ def _relative(where: str, explain: Explain, radius: float, samples: int, below: 
 
     def measure(x: Tensor, *refs: Tensor, key: Any = None) -> Tensor:
         a, at = prepare(x, refs, key)
+        size = below(x)
 
         def change(i: Tensor) -> Tensor:
             step, there = at(i)
-            return _norm(_share(there - a, a)) / below(x, step).clamp(min=_LEAST)
+            return _norm(_share(there - a, a)) / size(step).clamp(min=_LEAST)
 
         return stream.extrema(change, _nodes(x, samples), label=where)[1]
 
@@ -212,9 +212,8 @@ def relative_input_stability(explain: Explain, *, radius: float = 0.02, samples:
     Reference:
         Agarwal et al. 2022, Rethinking stability for attribution-based explanations, arXiv:2203.06877.
     """
-    return _relative(
-        "metrics.relative_input_stability", explain, radius, samples, lambda x, step: _norm(_share(step, x))
-    )
+    where = "metrics.relative_input_stability"
+    return _relative(where, explain, radius, samples, lambda x: lambda step: _norm(_share(step, x)))
 
 
 def relative_output_stability(
@@ -245,13 +244,12 @@ def relative_output_stability(
         Agarwal et al. 2022, Rethinking stability for attribution-based explanations, arXiv:2203.06877.
     """
     where = "metrics.relative_output_stability"
-    callable_model(where, model)
-    return _relative(where, explain, radius, samples, lambda x, step: _norm(model(x + step) - model(x)))
-
-
-def callable_model(where: str, model: object) -> None:
-    """Refuse what cannot be called."""
     if not callable(model):
-        raise TypeError(
-            check.problem(where, "a model", check.describe(model), "Pass eg.from_module(network)")
-        )
+        advice = "Pass eg.from_module(network)"
+        raise TypeError(check.problem(where, "a model", check.describe(model), advice))
+
+    def change(x: Tensor) -> Callable[[Tensor], Tensor]:
+        clean = model(x)
+        return lambda step: _norm(model(x + step) - clean)
+
+    return _relative(where, explain, radius, samples, change)

@@ -12,7 +12,7 @@ from torch import Tensor
 from esegeta import coalitions, random
 from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
-from esegeta.engine import check
+from esegeta.engine import check, levels
 from esegeta.features import Features
 from esegeta.metrics.explanations import attribution, callable_, mask_of, start
 from esegeta.metrics.removal import Measure, means, parts_of
@@ -24,10 +24,11 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     >>> correlation(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([5.0, 3.0, 1.0])).item()
     -1.0
     """
+    # What rounding leaves of a constant is no variation.
+    least = [4 * torch.finfo(t.dtype).eps * t.abs().amax() for t in (a, b)]
     a, b = a - a.mean(), b - b.mean()
     spread = (a.square().sum() * b.square().sum()).sqrt()
-    # What rounding leaves of a constant is no variation.
-    alive = (a.abs().amax() > 0) & (b.abs().amax() > 0)
+    alive = (a.abs().amax() > least[0]) & (b.abs().amax() > least[1])
     return torch.where(alive, ((a * b).sum() / torch.where(alive, spread, 1)).clamp(-1, 1), torch.nan)
 
 
@@ -70,17 +71,22 @@ def _agreement(
         parts = parts_of(where, features, x, None if within is None else mask_of(where, within, x, "within"))
         mean, sizes = means(a, parts, x)
         each = torch.where(sizes > 0, mean * sizes, 0.0)
-        many = size(parts.count)
-        if not 0 < many < parts.count:
-            expected = f"a set of 1 to {parts.count - 1} of the {parts.count} parts"
+        there = sizes > 0
+        real = there.sum()
+        many = size(real)
+        proper = many < real
+        if not levels.depth() and not bool(proper):
+            expected = f"a set of fewer than the {int(real)} parts"
             raise ValueError(
-                check.problem(where, expected, str(many), "Change its size, or take finer features")
+                check.problem(where, expected, str(int(many)), "Change its size, or take finer features")
             )
         order = random.fold_in(word, 1)
         nodes = torch.arange(samples, device=x.device)
 
         def gone(i: Tensor) -> Tensor:
-            return random.permutation(random.fold_in(order, i), parts.count, device=x.device) < many
+            drawn = random.permutation(random.fold_in(order, i), parts.count, device=x.device)
+            first = torch.where(there, drawn, parts.count).argsort(stable=True)  # empty parts are never drawn
+            return first.argsort() < many
 
         baseline = start(x, refs)
         values = coalitions.shown(
@@ -92,9 +98,13 @@ def _agreement(
             label=where,
             fill=fill or mixed,
         )
-        losses = check.scalar(where, score(x)).double() - values.double()
-        shares = torch.stack([(gone(i) * each).sum() for i in nodes[: len(values)]])
-        return compare(shares, losses)
+        whole = check.scalar(where, score(x))
+        losses = whole.double() - values.double()
+        # A score that stays as it was, but for rounding, does not vary.
+        rounding = 32 * torch.finfo(whole.dtype).eps * torch.maximum(whole.abs(), values.abs().amax())
+        losses = torch.where((losses - losses.mean()).abs().amax() <= rounding, 0.0, losses)
+        shares = torch.stack([torch.where(gone(i), each, 0.0).sum() for i in nodes[: len(values)]])
+        return torch.where(proper, compare(shares, losses), torch.nan)
 
     return measure
 
@@ -116,11 +126,12 @@ def sensitivity_n(
         n: how many parts a set has.
         samples: how many sets.
         features: which parts, by ``esegeta.features``; voxels by default.
-        fill: what takes their place, from (x, baseline, kept): by default the baseline, the last of the refs, or zero.
+        fill: what takes their place, from (x, baseline, kept): by default the baseline, which is the last of the
+            refs, or zero.
 
     Returns:
-        ``(x, *refs, key=, within=) -> ()`` in [-1, 1]: 1 where the score is linear and the map right; NaN where one of
-        the two does not vary.
+        ``(x, *refs, key=, within=) -> ()`` in [-1, 1]: 1 where the score is linear and the map right; NaN where one
+        of the two does not vary.
 
     Example:
         >>> import esegeta as eg
@@ -134,7 +145,7 @@ def sensitivity_n(
     """
     where = "metrics.sensitivity_n"
     many = check.positive_count(where, "n", n)
-    return _agreement(where, explain, score, features, fill, lambda count: many, samples, correlation)  # noqa: ARG005
+    return _agreement(where, explain, score, features, fill, lambda _: many, samples, correlation)
 
 
 def faithfulness_correlation(
@@ -213,4 +224,4 @@ def mu_fidelity(
 def _share(where: str, subset: float) -> Any:
     if isinstance(subset, bool) or not isinstance(subset, (int, float)) or not 0 < subset < 1:
         raise ValueError(check.problem(where, "subset between 0 and 1", repr(subset), "0.2 is usual"))
-    return lambda count: max(1, round(subset * count))
+    return lambda count: (subset * count).round().clamp(min=1)
