@@ -112,7 +112,7 @@ def aopc(
 
 
 def _supervoxels(x: Tensor) -> Tensor:
-    return segmentation.slic(x, 100)
+    return segmentation.slic(x, min(100, x[0].numel()))
 
 
 def _mean_fill(x: Tensor, baseline: Tensor, keep: Tensor) -> Tensor:  # noqa: ARG001

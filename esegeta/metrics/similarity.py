@@ -79,7 +79,15 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     Reference:
         Wang, Bovik, Sheikh, Simoncelli 2004, Image quality assessment, IEEE TIP 13.
     """
-    a, b = _pair("metrics.ssim", a, b)
+    return similarity_map(*_pair("metrics.ssim", a, b)).mean()
+
+
+def similarity_map(a: Tensor, b: Tensor) -> Tensor:
+    """Return the structural similarity around every voxel, of which ``ssim`` is the mean.
+
+    >>> similarity_map(torch.ones(1, 3), torch.ones(1, 3)).tolist()
+    [[1.0, 1.0, 1.0]]
+    """
     at = torch.arange(-5, 6, dtype=a.dtype, device=a.device)
     kernel = torch.exp(-(at**2) / (2 * 1.5**2))
     kernel = kernel / kernel.sum()
@@ -92,15 +100,14 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     var_b = _smoothed(b * b, kernel) - mean_b**2
     both = _smoothed(a * b, kernel) - mean_a * mean_b
     found = (2 * mean_a * mean_b + one) * (2 * both + two)
-    found = found / ((mean_a**2 + mean_b**2 + one) * (var_a + var_b + two))
-    return found.mean()
+    return found / ((mean_a**2 + mean_b**2 + one) * (var_a + var_b + two))
 
 
 def hog_correlation(a: Tensor, b: Tensor, *, cell: int = 8, bins: int = 9) -> Tensor:
     r"""Return Pearson's correlation of histograms of oriented gradients of two maps.
 
     For each cell of the grid, the gradient's length is added up by its direction: in the plane by its angle in half
-    turns, in space by the axis or the diagonal (13 directions) that it is nearest to; for a signal by its size alone.
+    turns, in space by the axis or the diagonal (13 directions) that it is nearest to; for a signal up or down.
     Each cell's histogram is divided by its norm.
 
     Args:
@@ -133,7 +140,9 @@ def _hog(f: Tensor, cell: int, bins: int) -> Tensor:
     ]
     slope = torch.stack(grid)
     length = slope.square().sum(0).sqrt()
-    if f.ndim == 2:
+    if f.ndim == 1:
+        number, count = (slope[0] > 0).long(), 2
+    elif f.ndim == 2:
         angle = torch.atan2(slope[0], slope[1]) / torch.pi % 1
         number, count = (angle * bins).long().clamp(max=bins - 1), bins
     else:
