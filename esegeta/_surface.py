@@ -37,6 +37,7 @@ from esegeta.trees import on_trees
 
 # What few scripts use, and none needs to wait for: imported when it is asked for.
 LATER = {
+    "compare": "metrics.comparing",
     "conformance": "",
     "metrics": "",
     "plot": "",

@@ -5,6 +5,7 @@ within=)`` gives one number, or a ``Curve``. Maps are judged with their sign; ``
 A metric whose numbers are better one way says so: ``metrics.deletion.better`` is "lower".
 """
 
+from esegeta.metrics.comparing import Comparison, compare
 from esegeta.metrics.complexity import effective_complexity, entropy, gini
 from esegeta.metrics.curves import Curve
 from esegeta.metrics.declared import declare
@@ -72,6 +73,7 @@ declare(
 __all__ = [
     "Calibrated",
     "Cascade",
+    "Comparison",
     "Curve",
     "absolute_rank_correlation",
     "aopc",
@@ -80,6 +82,7 @@ __all__ = [
     "average_increase",
     "calibrated",
     "cascade",
+    "compare",
     "context_share",
     "deletion",
     "effective_complexity",
