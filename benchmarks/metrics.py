@@ -17,7 +17,7 @@ from _measure import arguments, interleaved, ratio_table, real_task, setting
 def main() -> None:
     options = arguments(__doc__.splitlines()[0], size=128, repeats=3)
     task = real_task(options.size)
-    setting(task, options)
+    print(setting(options))
     a = eg.input_x_gradient(task.score)(task.x)
     explain = eg.metrics.given(a)
     body = torch.zeros(task.x.shape[1:], dtype=torch.bool)
