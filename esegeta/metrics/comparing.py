@@ -192,7 +192,13 @@ def compare(
     known = list(refs) if isinstance(refs, list) else [refs] * count
     shown = [None] * count if masks is None else list(masks)
     names = [str(n) for n in (range(count) if patients is None else patients)]
-    for what, found in [("score", scores), ("refs", known), ("masks", shown), ("patients", names)]:
+    lists: list[tuple[str, list[Any]]] = [
+        ("score", scores),
+        ("refs", known),
+        ("masks", shown),
+        ("patients", names),
+    ]
+    for what, found in lists:
         if len(found) != count:
             expected = f"{what} for each of the {count} images"
             raise ValueError(check.problem(where, expected, str(len(found)), "Pass as many"))
@@ -207,7 +213,7 @@ def compare(
                 with progress.step(bar, (n + i / count) / len(methods), (n + (i + 1) / count) / len(methods)):
                     cells += _judged(place, method, metrics, *job, end)
                 bar.at((n + (i + 1) / count) / len(methods))
-    ways = {m: direction(metric) or "" for m, metric in metrics.items()}
+    ways: dict[str, str] = {m: direction(metric) or "" for m, metric in metrics.items()}
     return _gathered(cells, list(methods), ways, key)
 
 
