@@ -5,6 +5,7 @@ from esegeta import conformance as conformance
 from esegeta import features as features
 from esegeta import masks as masks
 from esegeta import methods as methods
+from esegeta import metrics as metrics
 from esegeta import models as models
 from esegeta import noise as noise
 from esegeta import plot as plot
@@ -101,6 +102,7 @@ from esegeta.methods.shapley_sampling import shapley_sampling as shapley_samplin
 from esegeta.methods.sobol import sobol_attribution as sobol_attribution
 from esegeta.methods.xgrad_cam import xgrad_cam as xgrad_cam
 from esegeta.methods.xrai import xrai as xrai
+from esegeta.metrics.comparing import compare as compare
 from esegeta.models import from_module as from_module
 from esegeta.models import locality as locality
 from esegeta.places import activation_and_gradient as activation_and_gradient
@@ -146,6 +148,7 @@ __all__ = [
     "cam",
     "catalogue",
     "channel_shapley",
+    "compare",
     "conductance",
     "conformance",
     "contrastive_excitation_backprop",
@@ -204,6 +207,7 @@ __all__ = [
     "meaningful_perturbation",
     "method",
     "methods",
+    "metrics",
     "models",
     "name",
     "negative",

@@ -36,7 +36,15 @@ from esegeta.transforms.weights import fusion_grad, noise_grad
 from esegeta.trees import on_trees
 
 # What few scripts use, and none needs to wait for: imported when it is asked for.
-LATER = {"conformance": "", "plot": "", "radiomics": "", "verify": "conformance.verify", "show": "plot"}
+LATER = {
+    "compare": "metrics.comparing",
+    "conformance": "",
+    "metrics": "",
+    "plot": "",
+    "radiomics": "",
+    "verify": "conformance.verify",
+    "show": "plot",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -38,14 +38,15 @@ def shown(
     nodes: Any,
     *,
     label: str,
+    fill: Fill = mixed,
 ) -> Tensor:
-    """``F`` of the image of every node; ``keep(node)`` says how much of x it shows.
+    """``F`` of the image of every node; ``keep(node)`` says how much of x it shows, ``fill`` what the rest becomes.
 
     At a deadline those that are done come back.
     """
     score = getattr(score, "unchecked", score)  # a value that is not finite is named by its number below
     return stream.collect(
-        lambda node: check.scalar(label, score(mixed(x, baseline, keep(node)))), nodes, label=label
+        lambda node: check.scalar(label, score(fill(x, baseline, keep(node)))), nodes, label=label
     )
 
 

@@ -5,12 +5,13 @@ preconditioner is one multigrid cycle over blocks of 2, 4, 8... voxels: the numb
 hardly grows with the hole.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import conv1d, conv2d, conv3d, pad
 
 _DAMPED = 0.8  # Jacobi
 _STIFF = 2.0  # constant on blocks of two, a slope costs twice what it does
@@ -64,25 +65,82 @@ def solve(x: Tensor, hidden: Tensor, weights: Sequence[float], steps: int) -> Te
         known = known + _beside(out, axis, 1) + _beside(back, axis, 0)
         values = (outside.narrow(axis, s, n - 1) for s in (1, 0))
         flow = flow + _beside(out * next(values), axis, 1) + _beside(back * next(values), axis, 0)
-    levels = [Level(tuple(between), known)]
+    levels = _hierarchy(Level(tuple(between), known))
+    found = _conjugate(levels[0].apply, flow, levels, steps)
+    return torch.where(hidden, found + level, x)
+
+
+def impute(x: Tensor, hidden: Tensor, spacing: Sequence[float], steps: int) -> Tensor:
+    r"""Rows x (n,*S) in which every hidden element is the weighted mean of all of its neighbours, diagonal ones too.
+
+    .. math:: f_v = \sum_u w_{vu} f_u / \sum_u w_{vu}, \qquad w_{vu} = 1 / |v - u|^2
+
+    over the neighbours that the grid has, 26 within a volume. The equation is symmetric before it is divided by the
+    sums of weights, so conjugate gradients solve it; the cycle for face neighbours is their preconditioner.
+
+    Args:
+        x: the image.
+        hidden: bool (n,*S), where the values of x are not looked at.
+        spacing: of the voxels.
+        steps: of the conjugate gradients.
+    """
+    axes = len(spacing)
+    convolve = (conv1d, conv2d, conv3d)[axes - 1]
+    weights = torch.zeros((3,) * axes, dtype=x.dtype, device=x.device)
+    for offset in itertools.product((-1, 0, 1), repeat=axes):
+        distance = sum((o * s) ** 2 for o, s in zip(offset, spacing, strict=True))
+        if distance > 0:
+            weights[tuple(o + 1 for o in offset)] = 1 / distance
+
+    def around(f: Tensor) -> Tensor:
+        return convolve(f[:, None], weights[None, None], padding=1)[:, 0]
+
+    unknown = hidden.to(x.dtype)
+    over = tuple(range(1, x.ndim))
+    level = _ratio(torch.where(hidden, 0, x).sum(over, keepdim=True), (1 - unknown).sum(over, keepdim=True))
+    outside = torch.where(hidden, 0, x - level)
+    degree = around(torch.ones_like(x))
+
+    def apply(f: Tensor) -> Tensor:
+        return torch.where(hidden, degree * f - around(f), 0)
+
+    between, known = [], torch.where(hidden, around(1 - unknown), 0)
+    for axis, length in enumerate(spacing, 1):
+        n = x.shape[axis]
+        between.append(unknown.narrow(axis, 0, n - 1) * unknown.narrow(axis, 1, n - 1) * (_STIFF / length**2))
+    found = _conjugate(
+        apply, torch.where(hidden, around(outside), 0), _hierarchy(Level(tuple(between), known)), steps
+    )
+    return torch.where(hidden, found + level, x)
+
+
+def _hierarchy(finest: Level) -> list[Level]:
+    """The equation on the grid, and on blocks of 2, 4, 8... voxels."""
+    levels = [finest]
     while max(levels[-1].known.shape[1:]) > 1:
         levels.append(_coarser(levels[-1]))
+    return levels
+
+
+def _conjugate(apply: Callable[[Tensor], Tensor], flow: Tensor, levels: list[Level], steps: int) -> Tensor:
+    """Solve for a right side by conjugate gradients, each row by itself."""
     inverses = [each.inverse_diagonal() for each in levels]
+    axes = tuple(range(1, flow.ndim))
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(axes, keepdim=True)
 
-    f, r = torch.zeros_like(x), flow
+    f, r = torch.zeros_like(flow), flow
     z = _cycle(levels, inverses, r)
     p, size = z, dot(r, z)
     for _ in range(steps):
-        q = levels[0].apply(p)
+        q = apply(p)
         length = _ratio(size, dot(p, q))
         f, r = f + length * p, r - length * q
         z = _cycle(levels, inverses, r)
         before, size = size, dot(r, z)
         p = z + _ratio(size, before) * p
-    return torch.where(hidden, f + level, x)
+    return f
 
 
 def _cycle(levels: list[Level], inverses: list[Tensor], r: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ ORDER = (
     "rules",
     "methods",
     "transforms",
+    "metrics",
     "axioms",
     "zoo",
     "conformance",
@@ -120,7 +121,7 @@ ORDER = (
     "_stubs",
 )
 # A package that stands for all of its files: they are many, and found by name. Inside there is no circle either.
-WHOLE = ("radiomics", "rules", "methods", "transforms", "axioms", "zoo", "conformance", "plot")
+WHOLE = ("radiomics", "rules", "methods", "transforms", "metrics", "axioms", "zoo", "conformance", "plot")
 SURFACE = "_surface"  # stands for esegeta/__init__.py, too, which brings it in
 
 FUNCTORCH = ("torch._C", "torch._functorch", "torch._subclasses")

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from esegeta._facts import explanation, facts_of, named
 from esegeta.engine import check, levels, stream
@@ -80,21 +81,24 @@ def batched(explain: Explain, in_dims: Axes = 0) -> Explain:
             extra = {"key": next(found)} if keys else {} if key is None else {"key": key}
             return explain(*arguments, **extra)
 
-        out: Tensor | None = None
-        pieces: list[Tensor] = []
+        out: Any = None  # a tensor, or a tree of them, as of a curve
+        pieces: list[Any] = []
 
-        def absorb(done: int, values: Tensor, _: Any) -> int:
+        def absorb(done: int, values: Any, _: Any) -> int:
             nonlocal out
-            if values.requires_grad or levels.wrapped(values):
+            leaves = tree_leaves(values)
+            size = len(leaves[0])
+            if any(v.requires_grad or levels.wrapped(v) for v in leaves):
                 pieces.append(values)  # somebody differentiates or maps through us: no writing in place
             else:
                 if out is None:
-                    out = values.new_empty(counts[0], *values.shape[1:])
-                out[done : done + len(values)] = values
-            return done + len(values)
+                    out = tree_map(lambda v: v.new_empty(counts[0], *v.shape[1:]), values)
+                for t, v in zip(tree_leaves(out), leaves, strict=True):
+                    t[done : done + size] = v
+            return done + size
 
         stream.fold(one, tuple(mapped), absorb, 0, label=_label(explain))
-        return torch.cat(pieces) if out is None else out
+        return tree_map(lambda *vs: torch.cat(vs), *pieces) if out is None else out
 
     if facts.refs is None:
         return named(many, f"batched({_label(explain)})")

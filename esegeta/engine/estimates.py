@@ -54,15 +54,25 @@ def with_standard_error(explain: Callable[..., Tensor]) -> Callable[..., tuple[T
     return explanation(both, name, facts.refs, key=facts.key, doc=explain.__doc__)
 
 
-def _asking(explain: Callable[..., Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+def value_and_error(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
+    """Return an answer and its standard error, None where the function does not estimate by sampling.
+
+    >>> value_and_error(lambda x: 2 * x, 3)
+    (6, None)
+    """
     token = _asked.set([])
     try:
-        value = explain(*args, **kwargs)
+        value = function(*args, **kwargs)
         found = _asked.get()
     finally:
         _asked.reset(token)
     mine = [error for answer, error in found or () if answer is value]
-    if not mine:
+    return value, mine[-1] if mine else None
+
+
+def _asking(explain: Callable[..., Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    value, error = value_and_error(explain, *args, **kwargs)
+    if error is None:
         raise TypeError(
             check.problem(
                 "with_standard_error",
@@ -71,4 +81,4 @@ def _asking(explain: Callable[..., Tensor], *args: Any, **kwargs: Any) -> tuple[
                 "Ask the method itself, inside of transforms: they change what the error means",
             )
         )
-    return value, mine[-1]
+    return value, error

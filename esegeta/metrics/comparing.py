@@ -1,0 +1,421 @@
+"""Several methods judged by several metrics on several images, in one table."""
+
+import contextlib
+import csv
+import functools
+import inspect
+import io
+import itertools
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from esegeta import random
+from esegeta._types import Explain, Score
+from esegeta.engine import check, levels, progress
+from esegeta.engine.estimates import value_and_error
+from esegeta.engine.execution import ExecutionWarning, execution
+from esegeta.metrics.declared import direction
+from esegeta.metrics.explanations import asked, says
+from esegeta.metrics.subsets import spearman
+
+Metrics = Mapping[str, Callable[..., Callable[..., Any]]]
+RESAMPLES = 2000
+_TURNED = {"higher": 1.0, "lower": -1.0, "": math.nan}
+EXACT = 12  # up to so many patients every choice of signs is looked at
+
+
+class Cell(NamedTuple):
+    """One number: of one method by one metric on one image.
+
+    error: the standard error of a sampled metric, else NaN; evaluations: images that the score was run on forwards,
+    of whatever share; seconds: that it took; map_evaluations, map_seconds: what the map took, which all metrics
+    share;
+    reason: why there is no number, or why it is of less than was asked for.
+    """
+
+    method: str
+    metric: str
+    image: int
+    patient: str
+    value: float
+    error: float
+    evaluations: int
+    seconds: float
+    map_evaluations: int
+    map_seconds: float
+    reason: str
+
+
+class Row(NamedTuple):
+    """A method by a metric, over all patients.
+
+    value: the mean over patients of the means over their images; low, high: an interval of 95 %, by bootstrap over
+    patients, of one alone by the metric's own standard error, else NaN; better: which way; patients: how many have a
+    number; evaluations, seconds: in sum over images, with what the maps took; reason: as of cells, the first of them.
+    """
+
+    method: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    better: str
+    patients: int
+    evaluations: int
+    seconds: float
+    reason: str
+
+
+class Difference(NamedTuple):
+    """How much more one method has than another by a metric, in pairs over patients.
+
+    low, high: an interval of 95 % by bootstrap; p: of the test that turns signs at random, NaN for fewer than two
+    patients; holm: p for all differences of the table together; patients: how many have both numbers.
+    """
+
+    metric: str
+    method: str
+    other: str
+    value: float
+    low: float
+    high: float
+    p: float
+    holm: float
+    patients: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows for each method and metric, differences in pairs, the agreement of metrics, and every single number.
+
+    agreement: for two metrics, the rank correlation of what they make of the methods, better ones higher; NaN with
+    fewer than three methods, or where a metric does not say which way is better.
+    """
+
+    rows: tuple[Row, ...]
+    differences: tuple[Difference, ...]
+    agreement: Mapping[tuple[str, str], float]
+    cells: tuple[Cell, ...]
+
+    def csv(self) -> str:
+        """Return the rows as comma-separated values, what is missing as nothing."""
+        return _csv(Row._fields, self.rows)
+
+    def json(self) -> str:
+        """Return everything as JSON, what is missing as null."""
+        found = {
+            "rows": [_plain(r._asdict()) for r in self.rows],
+            "differences": [_plain(d._asdict()) for d in self.differences],
+            "agreement": [
+                _plain({"metric": a, "other": b, "value": v}) for (a, b), v in self.agreement.items()
+            ],
+            "cells": [_plain(c._asdict()) for c in self.cells],
+        }
+        return json.dumps(found, indent=1, allow_nan=False)
+
+    def __str__(self) -> str:
+        """Return the rows as a table of text."""
+        lines = [("method", "metric", "value", "95 %", "better", "n", "forwards", "s", "")]
+        for r in self.rows:
+            known = not math.isnan(r.low)
+            between = f"{r.low:.4g} to {r.high:.4g}" if known else "-"
+            value = "-" if math.isnan(r.value) else f"{r.value:.4g}"
+            counts = (str(r.patients), str(r.evaluations), f"{r.seconds:.2f}")
+            lines.append((r.method, r.metric, value, between, r.better or "-", *counts, r.reason))
+        widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+        return "\n".join(
+            "  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
+
+    def show(self) -> None:
+        """Print the table."""
+        print(self)
+
+
+def compare(
+    methods: Mapping[str, Callable[[Score], Explain]],
+    score: Score | Sequence[Score],
+    xs: Tensor | Sequence[Tensor],
+    *,
+    metrics: Metrics,
+    refs: tuple[Tensor, ...] | list[tuple[Tensor, ...]] = (),
+    masks: Tensor | Sequence[Tensor] | None = None,
+    patients: Sequence[Any] | None = None,
+    deadline: float | None = None,
+    key: int = 0,
+) -> Comparison:
+    """Judge methods by metrics on images, and return one tidy table.
+
+    Every map is computed once for each method and image, and all metrics judge that one; those that need
+    explanations of other inputs draw the same random numbers there. What cannot be said of a map is NaN with its
+    reason. Images of one patient are no independent cases: intervals and tests are over patients.
+
+    Args:
+        methods: by name, from a score to an explanation: ``{"ig": eg.integrated_gradients}``.
+        score: ``(C,*S) -> ()``, or one for each image, where masks are frozen at it.
+        xs: images, stacked or in a sequence.
+        metrics: by name, from (explain) or (explain, score) to a measure: ``{"auc": metrics.roc_auc}``, and
+            ``functools.partial(metrics.deletion, steps=16)`` with settings. Of a curve the area counts.
+        refs: a tuple for all images, or a list with a tuple for each.
+        masks: one for each image, for the metrics that take one.
+        patients: of each image; by default each is a patient of its own.
+        deadline: seconds for each method; what it did not come to is NaN.
+        key: of the draws.
+
+    Returns:
+        A ``Comparison``, with ``rows``, ``differences``, ``agreement``, ``cells``, ``csv()``, ``json()``, ``show()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> score = lambda x: (x * torch.tensor([3.0, 2.0, 1.0])).sum()
+        >>> methods = {"gradient": eg.gradient, "product": eg.input_x_gradient}
+        >>> found = compare(methods, score, torch.ones(2, 1, 3), metrics={"deletion": eg.metrics.deletion})
+        >>> [(r.method, round(r.value, 3), r.better, r.patients) for r in found.rows]
+        [('gradient', 2.333, 'lower', 2), ('product', 2.333, 'lower', 2)]
+    """
+    where = "compare"
+    images = list(xs)
+    _named(where, "methods", methods)
+    _named(where, "metrics", metrics)
+    count = len(images)
+    if not count:
+        raise ValueError(check.problem(where, "at least one image", "none", "Pass xs=[x]"))
+    scores = list(score) if isinstance(score, Sequence) else [score] * count
+    known = list(refs) if isinstance(refs, list) else [refs] * count
+    shown = [None] * count if masks is None else list(masks)
+    names = [str(n) for n in (range(count) if patients is None else patients)]
+    lists: list[tuple[str, list[Any]]] = [
+        ("score", scores),
+        ("refs", known),
+        ("masks", shown),
+        ("patients", names),
+    ]
+    for what, found in lists:
+        if len(found) != count:
+            expected = f"{what} for each of the {count} images"
+            raise ValueError(check.problem(where, expected, str(len(found)), "Pass as many"))
+    limit = math.inf if deadline is None else check.non_negative(where, "deadline", deadline)
+    cells: list[Cell] = []
+    with progress.loop(where) as bar:
+        for n, (name, method) in enumerate(methods.items()):
+            end = time.monotonic() + limit
+            for i, x in enumerate(images):
+                place = (name, i, names[i])
+                job = (scores[i], x, known[i], shown[i], random.fold_in(key, i))
+                with progress.step(bar, (n + i / count) / len(methods), (n + (i + 1) / count) / len(methods)):
+                    cells += _judged(place, method, metrics, *job, end)
+                bar.at((n + (i + 1) / count) / len(methods))
+    ways: dict[str, str] = {m: direction(metric) or "" for m, metric in metrics.items()}
+    return _gathered(cells, list(methods), ways, key)
+
+
+def _named(where: str, what: str, value: object) -> None:
+    if not isinstance(value, Mapping) or not value or not all(callable(v) for v in value.values()):
+        advice = f"Pass {what}={{'name': function}}"
+        raise TypeError(check.problem(where, f"{what} by name", check.describe(value), advice))
+
+
+def _counted(score: Score) -> tuple[Score, list[int]]:
+    """The score, and how many images it was run on."""
+    count = [0]
+
+    @functools.wraps(score)
+    def counted(x: Tensor) -> Tensor:
+        patch = getattr(x, "patch", None)  # of images of which only a window is computed
+        count[0] += levels.mapped() if patch is None else len(patch)
+        return score(x)
+
+    counted.__dict__.pop("unchecked", None)
+    return counted, count
+
+
+def _once(explain: Explain, x: Tensor, refs: tuple[Tensor, ...], a: Tensor, key: Tensor) -> Explain:
+    """The explanation with its draws fixed, which remembers its map of x."""
+
+    def again(y: Tensor, *others: Tensor) -> Tensor:
+        same = y is x and len(others) == len(refs) and all(s is t for s, t in zip(others, refs, strict=True))
+        return a if same else asked(explain, y, others, key)
+
+    for name in ("finished", "multiplied"):
+        if says(explain, name) is not None:
+            setattr(again, name, says(explain, name))
+    return again
+
+
+@contextlib.contextmanager
+def _until(end: float) -> Iterator[list[str]]:
+    """Work until then, and say why something is missing."""
+    reasons: list[str] = []
+    left = end - time.monotonic()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ExecutionWarning)
+        try:
+            with execution(deadline=None if math.isinf(left) else max(left, 0.0)):
+                yield reasons
+        except (ValueError, TypeError, TimeoutError, NotImplementedError) as problem:
+            reasons.append(str(problem).splitlines()[0])
+    reasons += [str(w.message) for w in told if issubclass(w.category, ExecutionWarning)]
+
+
+def _in_time(end: float) -> None:
+    if time.monotonic() >= end:
+        raise TimeoutError("the deadline of the method passed before")
+
+
+def _judged(
+    place: tuple[str, int, str],
+    method: Callable[[Score], Explain],
+    metrics: Metrics,
+    score: Score,
+    x: Tensor,
+    refs: tuple[Tensor, ...],
+    mask: Tensor | None,
+    key: Tensor,
+    end: float,
+) -> Iterable[Cell]:
+    """The cells of one method on one image."""
+    name, image, patient = place
+    counted, count = _counted(score)
+    begun, explain = time.perf_counter(), None
+    with _until(end) as why:
+        _in_time(end)
+        found = method(counted)
+        a = asked(found, x, refs, random.fold_in(key, 0))
+        explain = _once(found, x, refs, a, random.fold_in(key, 0))
+    cost = (count[0], time.perf_counter() - begun)
+    for number, (title, metric) in enumerate(metrics.items(), 1):
+        before, started = count[0], time.perf_counter()
+        value = error = math.nan
+        reasons = list(why)
+        if explain is not None:
+            with _until(end) as more:
+                _in_time(end)
+                measure = metric(explain, counted) if _takes_score(metric) else metric(explain)
+                got, spread = value_and_error(measure, x, *refs, **_called(measure, mask, key, number))
+                value = float(getattr(got, "area", got))
+                error = math.nan if spread is None else float(spread)
+            reasons += more
+            if math.isnan(value) and not reasons:
+                reasons = ["not defined for this map, mask or score"]
+        taken = (count[0] - before, time.perf_counter() - started)
+        yield Cell(name, title, image, patient, value, error, *taken, *cost, "; ".join(reasons))
+
+
+def _takes_score(metric: Callable[..., Any]) -> bool:
+    """Whether a metric asks for the score, after the explanation."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    asked_for = [p for p in inspect.signature(metric).parameters.values() if p.kind in kinds]
+    return len(asked_for) > 1 and asked_for[1].default is inspect.Parameter.empty
+
+
+def _called(measure: Callable[..., Any], mask: Tensor | None, key: Tensor, number: int) -> dict[str, Any]:
+    named = inspect.signature(measure).parameters
+    any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named.values())
+    called: dict[str, Any] = {"key": random.fold_in(key, number)} if "key" in named else {}
+    if mask is not None and ("mask" in named or any_name):
+        called["mask"] = mask
+    return called
+
+
+def _gathered(cells: list[Cell], methods: list[str], ways: dict[str, str], key: int) -> Comparison:
+    patients = list(dict.fromkeys(c.patient for c in cells))
+    table = {}
+    for m, t in itertools.product(methods, ways):
+        mine = [c for c in cells if (c.method, c.metric) == (m, t)]
+        table[m, t] = torch.tensor(
+            [_mean([c.value for c in mine if c.patient == p]) for p in patients], dtype=torch.float64
+        )
+    rows, means = [], {}
+    for (m, t), values in table.items():
+        mine = [c for c in cells if (c.method, c.metric) == (m, t)]
+        there = values[~values.isnan()]
+        value, low, high = _interval(there, key)
+        if len(there) == 1 and len(mine) == 1:
+            low, high = (value + s * 1.96 * mine[0].error for s in (-1, 1))
+        cost = (
+            sum(c.evaluations + c.map_evaluations for c in mine),
+            sum(c.seconds + c.map_seconds for c in mine),
+        )
+        reason = next((c.reason for c in mine if c.reason), "")
+        rows.append(Row(m, t, value, low, high, ways[t], len(there), *cost, reason))
+        means[m, t] = value
+    differences = []
+    for t in ways:
+        for m, other in itertools.combinations(methods, 2):
+            pairs = table[m, t] - table[other, t]
+            pairs = pairs[~pairs.isnan()]
+            found = (*_interval(pairs, key), _turned_signs(pairs, key), math.nan)
+            differences.append(Difference(t, m, other, *found, len(pairs)))
+    adjusted = holm([d.p for d in differences])
+    differences = [d._replace(holm=p) for d, p in zip(differences, adjusted, strict=True)]
+    agreement = {}
+    for one, two in itertools.combinations(ways, 2):
+        a, b = (torch.tensor([_TURNED[ways[t]] * means[m, t] for m in methods]).double() for t in (one, two))
+        both = ~(a.isnan() | b.isnan())
+        agreement[one, two] = spearman(a[both], b[both]).item() if both.sum() > 2 else math.nan
+    return Comparison(tuple(rows), tuple(differences), agreement, tuple(cells))
+
+
+def _mean(values: list[float]) -> float:
+    there = [v for v in values if not math.isnan(v)]
+    return sum(there) / len(there) if there else math.nan
+
+
+def _interval(values: Tensor, key: int) -> tuple[float, float, float]:
+    """The mean, and where 95 % of the means of resampled values lie; NaN of fewer than two."""
+    count = len(values)
+    if not count:
+        return math.nan, math.nan, math.nan
+    if count == 1:
+        return values.item(), math.nan, math.nan
+    drawn = random.integers(random.fold_in(key, 1), (RESAMPLES, count), low=0, high=count)
+    low, high = values[drawn].mean(1).quantile(values.new_tensor([0.025, 0.975])).tolist()
+    return values.mean().item(), low, high
+
+
+def _turned_signs(values: Tensor, key: int) -> float:
+    """The p of a mean difference: how many choices of signs give one as large. All of them for few values."""
+    count = len(values)
+    if count < 2:
+        return math.nan
+    if count <= EXACT:
+        signs = torch.tensor(list(itertools.product([1.0, -1.0], repeat=count)), dtype=values.dtype)
+    else:
+        drawn = random.integers(random.fold_in(key, 2), (RESAMPLES, count), low=0, high=2)
+        signs = torch.cat([torch.ones(1, count), 2.0 * drawn - 1]).to(values.dtype)
+    sizes = (signs * values).mean(1).abs()
+    return (sizes >= sizes[0] * (1 - 1e-9)).double().mean().item()
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Return p-values of several tests such that the chance of any false rejection stays below them (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted((p, n) for n, p in enumerate(ps) if not math.isnan(p))
+    found, highest = [math.nan] * len(ps), 0.0
+    for rank, (p, n) in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p))
+        found[n] = highest
+    return found
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+
+
+def _csv(fields: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(fields)
+    writer.writerows(["" if isinstance(v, float) and math.isnan(v) else v for v in row] for row in rows)
+    return out.getvalue()

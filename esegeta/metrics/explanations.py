@@ -1,0 +1,128 @@
+"""The explanation that a metric judges: made anew at every call, or a finished map."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esegeta._registry import takes_key
+from esegeta._types import Explain
+from esegeta.engine import check
+
+
+def given(a: Tensor, *, multiplied: bool = True) -> Explain:
+    r"""Take a finished map for an explanation: from a file, another library, or an earlier run.
+
+    Metrics of one map can be asked about it. Those that need explanations of other inputs or networks refuse it.
+
+    Args:
+        a: the map, (C,\*S) or (1,\*S) on the grid of the image.
+        multiplied: whether values are contributions, in units of the score, such as those of integrated gradients;
+            False for slopes, in units of the score per unit of the image, such as gradients.
+
+    Returns:
+        ``explain(x, *refs) -> a``, whatever x is.
+
+    Example:
+        >>> given(torch.tensor([[1.0, 2.0]]))(torch.zeros(1, 2)).tolist()
+        [[1.0, 2.0]]
+    """
+    check.floating("metrics.given", "a", a)
+    if not isinstance(multiplied, bool):
+        advice = "Contributions are multiplied by the image's difference to a baseline, gradients are not"
+        raise TypeError(check.problem("metrics.given", "multiplied=True or False", repr(multiplied), advice))
+
+    def explain(_: Tensor, *refs: Tensor) -> Tensor:  # noqa: ARG001
+        return a
+
+    explain.finished, explain.multiplied, explain.takes_key = True, multiplied, False  # type: ignore[attr-defined]
+    explain.__name__ = explain.__qualname__ = "given"
+    return explain
+
+
+def fresh(where: str, explain: object) -> Callable[..., Tensor]:
+    """Refuse a finished map where other explanations are needed."""
+    if getattr(explain, "finished", False):
+        raise ValueError(
+            check.problem(
+                where,
+                "an explanation that can be asked about other inputs",
+                "a finished map",
+                "Pass the method, for example eg.integrated_gradients(score)",
+            )
+        )
+    return callable_(where, explain)
+
+
+def callable_(where: str, explain: object) -> Callable[..., Tensor]:
+    """Refuse a map where an explanation belongs."""
+    if isinstance(explain, Tensor):
+        advice = "Wrap a finished map: metrics.given(map)"
+        raise TypeError(
+            check.problem(where, "explain, a function of the image", check.describe(explain), advice)
+        )
+    if not callable(explain):
+        advice = "Pass a method applied to a score, for example eg.gradient(score)"
+        raise TypeError(
+            check.problem(where, "explain, a function of the image", check.describe(explain), advice)
+        )
+    return explain
+
+
+def asked(explain: Callable[..., Tensor], x: Tensor, refs: tuple[Tensor, ...], key: Any) -> Tensor:
+    """Explain x, with the key if the explanation draws at random."""
+    return explain(x, *refs, key=key) if takes_key(explain) else explain(x, *refs)
+
+
+def attribution(
+    where: str, explain: Callable[..., Tensor], x: Tensor, refs: tuple[Tensor, ...], key: Any
+) -> Tensor:
+    """Return the map that is judged: on the grid of x, in double precision, without NaN."""
+    check.image(where, "x", x)
+    a = check.floating(where, "the explanation", asked(callable_(where, explain), x, refs, key))
+    if a.ndim != x.ndim or a.shape[1:] != x.shape[1:] or a.shape[0] not in (1, x.shape[0]):
+        raise ValueError(
+            check.problem(
+                where,
+                f"a map on the grid of x, {(1, *x.shape[1:])} or {tuple(x.shape)}",
+                check.describe(a),
+                "Bring it there with esegeta.spatial.upsample",
+            )
+        )
+    check.finite(where, "the explanation", a, "Say which voxels count with within=, or repair the map")
+    return a.to(torch.float64)
+
+
+def voxelwise(a: Tensor) -> Tensor:
+    """Return one value for each voxel: the sum over channels."""
+    return a.sum(0)
+
+
+def mask_of(where: str, mask: object, x: Tensor, name: str = "mask") -> Tensor:
+    """Check a boolean mask on the grid of x, (*S) or (1,*S)."""
+    if mask is None:
+        advice = f"Pass {name}=, a boolean tensor on the grid of the image"
+        raise TypeError(check.problem(where, f"{name} at the call", "nothing", advice))
+    mask = check.tensor(where, name, mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(check.problem(where, f"a boolean {name}", check.describe(mask), f"Use {name} > 0"))
+    if mask.ndim == x.ndim and len(mask) == 1:
+        mask = mask[0]
+    if mask.shape != x.shape[1:]:
+        expected = f"{name} of shape {tuple(x.shape[1:])}, the grid of x"
+        raise ValueError(check.problem(where, expected, check.describe(mask), "Resample it to that grid"))
+    return mask
+
+
+def start(x: Tensor, refs: tuple[Tensor, ...]) -> Tensor:
+    """Return what parts are replaced by: the last of the refs, or the mean of a stack of them; else zero."""
+    if not refs:
+        return torch.zeros_like(x)
+    return refs[-1].mean(0) if refs[-1].ndim > x.ndim else refs[-1]
+
+
+def says(explain: object, name: str) -> Any:
+    """Return what an explanation says of itself, None if it does not."""
+    return inspect.getattr_static(explain, name, None)

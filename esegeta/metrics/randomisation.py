@@ -1,0 +1,300 @@
+"""Whether a map depends on what the network has learnt: its weights are randomised, and the map should change."""
+
+import copy
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from esegeta import random
+from esegeta._types import Explain, Model
+from esegeta.engine import check
+from esegeta.metrics.explanations import asked, fresh
+from esegeta.metrics.similarity import rank_correlation
+from esegeta.models import from_module
+
+How = Literal["permute", "normal", "uniform", "reset"]
+Similarity = Callable[[Tensor, Tensor], Tensor]
+_FRESH = {
+    "running_mean": 0,
+    "running_var": 1,
+    "num_batches_tracked": 0,
+}  # statistics of a norm that has seen nothing
+
+
+class Cascade(NamedTuple):
+    """How alike the maps of randomised networks are to that of the network.
+
+    layers: names, in the order in which they were randomised; values: similarity before the first of them, 1 for a
+    similarity that is 1 for equal maps, and after each.
+    """
+
+    layers: tuple[str, ...]
+    values: Tensor
+
+
+def layers_of(module: nn.Module, x: Tensor) -> tuple[str, ...]:
+    """Return the names of the modules that have parameters of their own, in the order in which they first run.
+
+    A module that does not run is left out: to randomise it changes nothing.
+
+    Args:
+        module: the network; it is not changed.
+        x: an example.
+
+    Example:
+        >>> from esegeta import zoo
+        >>> layers_of(zoo.small_classifier(2), torch.zeros(1, 16, 16))[-1]
+        'linear'
+    """
+    own = copy.deepcopy(module)
+    order: list[str] = []
+
+    def entered(name: str, *_: Any) -> None:
+        if name not in order:
+            order.append(name)
+
+    for name, part in own.named_modules():
+        if any(True for _ in part.parameters(recurse=False)):
+            part.register_forward_pre_hook(functools.partial(entered, name))
+    with torch.no_grad():
+        own(x[None])
+    return tuple(order)
+
+
+def randomised(module: nn.Module, layers: Sequence[str], *, how: How = "permute", key: Any = 0) -> nn.Module:
+    """Return a copy of a network in which the parameters of some layers are random.
+
+    Every layer has draws of its own, by its name: the same whichever others are randomised with it.
+
+    Args:
+        module: the network; it is not changed.
+        layers: names of modules, of which the own parameters become random.
+        how: "permute" shuffles the values of each parameter; "normal" draws from a normal, "uniform" from a uniform
+            distribution with its mean and variance; "reset" draws as torch does where layers are made: uniform with a
+            bound of one over the root of the number of inputs, ones and zeros and fresh statistics for norms. The
+            others keep the statistics of norms.
+        key: of the draws.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> other = randomised(nn.Sequential(net), ["0"], key=3)
+        >>> sorted(other[0].weight.flatten().tolist()) == sorted(net.weight.flatten().tolist())
+        True
+    """
+    where = "metrics.randomised"
+    if how not in ("permute", "normal", "uniform", "reset"):
+        advice = "See the docstring"
+        raise ValueError(
+            check.problem(where, 'how "permute", "normal", "uniform" or "reset"', repr(how), advice)
+        )
+    own = copy.deepcopy(module)
+    parts = dict(own.named_modules())
+    word = check.key(where, key)
+    with torch.no_grad():
+        for name in layers:
+            if name not in parts:
+                known = ", ".join(list(parts)[1:6])
+                raise ValueError(
+                    check.problem(where, "names of modules", repr(name), f"There are {known}, ...")
+                )
+            here = random.fold_in(word, _number(name))
+            own_parameters = dict(parts[name].named_parameters(recurse=False))
+            for n, kind in enumerate(sorted(own_parameters)):
+                p = own_parameters[kind]
+                p.copy_(_drawn(p, parts[name], how, random.fold_in(here, n)))
+            if how == "reset":
+                for kind, buffer in parts[name].named_buffers(recurse=False):
+                    if kind in _FRESH:
+                        buffer.fill_(_FRESH[kind])
+    return own
+
+
+def _number(name: str) -> int:
+    """A number for a name, the same in every process."""
+    return zlib.crc32(name.encode())
+
+
+def _drawn(p: Tensor, part: nn.Module, how: How, key: Tensor) -> Tensor:
+    wide = torch.promote_types(p.dtype, torch.float32)
+    if how == "permute":
+        order = random.permutation(key, p.numel(), device=p.device)
+        return p.flatten()[order].reshape(p.shape)
+    values = p.to(wide)
+    if how == "reset":
+        weight = getattr(part, "weight", None)
+        if isinstance(part, nn.PReLU):
+            return torch.full_like(p, 0.25)
+        if isinstance(part, nn.LayerNorm) or p.ndim < 2:  # biases, and the gains of norms
+            if p is weight:
+                return torch.ones_like(p)
+            if isinstance(part, nn.LayerNorm) or not isinstance(weight, Tensor) or weight.ndim < 2:
+                return torch.zeros_like(p)
+            inputs = weight[0].numel()
+        else:
+            inputs = p[0].numel()
+        spread = values.new_tensor(1 / inputs).sqrt()
+        return ((2 * random.uniform(key, p.shape, dtype=wide, device=p.device) - 1) * spread).to(p.dtype)
+    mean, deviation = values.mean(), values.std(correction=0)
+    if how == "normal":
+        drawn = random.normal(key, p.shape, dtype=wide, device=p.device)
+    else:  # a uniform distribution on [-1, 1] has variance 1/3
+        drawn = (2 * random.uniform(key, p.shape, dtype=wide, device=p.device) - 1) * 3**0.5
+    return (mean + deviation * drawn).to(p.dtype)
+
+
+def _refuse_without_parameters(where: str, method: object, module: object) -> None:
+    fresh(where, method)
+    if not isinstance(module, nn.Module):
+        advice = "Pass the network itself, not a model"
+        raise TypeError(check.problem(where, "an nn.Module", check.describe(module), advice))
+    if not any(True for _ in module.parameters()):
+        raise ValueError(
+            check.problem(where, "a network with parameters", "none to randomise", "Pass another")
+        )
+
+
+def cascade(
+    method: Callable[[Model], Explain],
+    module: nn.Module,
+    *,
+    how: How = "permute",
+    cumulative: bool = True,
+    similarity: Similarity = rank_correlation,
+    layers: Sequence[str] | None = None,
+) -> Callable[..., Cascade]:
+    r"""Randomise a network layer by layer, from the output down, and return how alike its maps stay.
+
+    A map that stays the same does not show what the network has learnt. The network is not changed; one copy is in
+    memory at a time, and the clean map is computed once.
+
+    Args:
+        method: from a model to an explanation, ``lambda model: eg.gradient(eg.reducers.class_sum(model, 1))``. Freeze
+            masks before, with the model as it is: the mask of a random network is another target.
+        module: the network, in evaluation mode.
+        how: as in ``metrics.randomised``.
+        cumulative: whether layers stay random; False randomises one at a time.
+        similarity: of two maps.
+        layers: names of modules in the order of the cascade; by default all that have parameters, in the reverse of
+            the order in which they run.
+
+    Returns:
+        ``(x, *refs, key=) -> Cascade``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> from esegeta import zoo
+        >>> found = cascade(lambda m: eg.gradient(eg.reducers.logit(m, 0)), zoo.small_classifier(2))
+        >>> found(torch.rand(1, 16, 16), key=0).values[0].item()
+        1.0
+
+    Reference:
+        Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim 2018, arXiv:1810.03292.
+    """
+    where = "metrics.cascade"
+    _refuse_without_parameters(where, method, module)
+
+    def measure(x: Tensor, *refs: Tensor, key: Any = None) -> Cascade:
+        word = check.key(where, key)
+        own, draws = random.fold_in(word, 0), random.fold_in(word, 1)
+        order = tuple(layers) if layers is not None else layers_of(module, x)[::-1]
+        clean = asked(fresh(where, method(from_module(module))), x, refs, own)
+        values = [similarity(clean, clean)]
+        for n in range(1, len(order) + 1):
+            chosen = order[:n] if cumulative else order[n - 1 : n]
+            network = randomised(module, chosen, how=how, key=draws)
+            values.append(similarity(clean, asked(method(from_module(network)), x, refs, own)))
+        return Cascade(order, torch.stack([v.to(torch.float64) for v in values]))
+
+    return measure
+
+
+def random_logit(
+    explain_of: Callable[[int], Explain],
+    target: int,
+    other: int,
+    *,
+    similarity: Similarity = rank_correlation,
+) -> Callable[..., Tensor]:
+    """Return how alike the maps for two classes are: what is the same for every class explains none.
+
+    Args:
+        explain_of: from a class to its explanation.
+        target: the class that is explained.
+        other: another class.
+        similarity: of two maps.
+
+    Returns:
+        ``(x, *refs, key=) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> model = lambda x: torch.stack([x.sum(), (x * torch.tensor([1.0, -1.0, 2.0])).sum()])
+        >>> explain_of = lambda c: eg.input_x_gradient(eg.reducers.logit(model, c))
+        >>> random_logit(explain_of, 1, 1)(torch.tensor([[1.0, 2.0, 3.0]])).item()
+        1.0
+
+    Reference:
+        Sixt, Granz, Landgraf 2020, When explanations lie, arXiv:1912.09818.
+    """
+    where = "metrics.random_logit"
+    fresh(where, explain_of)
+
+    def measure(x: Tensor, *refs: Tensor, key: Any = None) -> Tensor:
+        one, two = (asked(fresh(where, explain_of(c)), x, refs, key) for c in (target, other))
+        return similarity(one, two)
+
+    return measure
+
+
+def entropy_change(
+    method: Callable[[Model], Explain], module: nn.Module, *, how: How = "permute", bins: int = 100
+) -> Callable[..., Tensor]:
+    r"""Return how much the histogram of a map spreads as all of the network becomes random (eMPRT).
+
+    .. math:: (H(a_{random}) - H(a)) / H(a)
+
+    with the entropy of a histogram of values between the extremes of each map.
+
+    Args:
+        method: as in ``cascade``.
+        module: as in ``cascade``.
+        how: as in ``metrics.randomised``.
+        bins: of the histogram.
+
+    Returns:
+        ``(x, *refs, key=) -> ()``; NaN for a constant map.
+
+    Example:
+        >>> import esegeta as eg
+        >>> from esegeta import zoo
+        >>> found = entropy_change(lambda m: eg.gradient(eg.reducers.logit(m, 0)), zoo.small_classifier(2))
+        >>> found(torch.rand(1, 16, 16), key=0).isfinite().item()
+        True
+
+    Reference:
+        Hedstroem, Weber, Lapuschkin, Hoehne 2023, Sanity checks revisited, arXiv:2401.06465.
+    """
+    where = "metrics.entropy_change"
+    _refuse_without_parameters(where, method, module)
+    check.positive_count(where, "bins", bins, least=2)
+
+    def spread(a: Tensor) -> Tensor:
+        values = a.double().flatten()
+        low, high = values.amin(), values.amax()
+        place = ((values - low) / torch.where(high > low, high - low, 1) * bins).long().clamp(max=bins - 1)
+        p = values.new_zeros(bins).index_add(0, place, torch.ones_like(values)) / len(values)
+        return -torch.where(p > 0, p * torch.where(p > 0, p, 1).log(), 0).sum()
+
+    def measure(x: Tensor, *refs: Tensor, key: Any = None) -> Tensor:
+        word = check.key(where, key)
+        own, draws = random.fold_in(word, 0), random.fold_in(word, 1)
+        before = spread(asked(fresh(where, method(from_module(module))), x, refs, own))
+        network = randomised(module, layers_of(module, x), how=how, key=draws)
+        after = spread(asked(method(from_module(network)), x, refs, own))
+        return torch.where(before > 0, (after - before) / torch.where(before > 0, before, 1), torch.nan)
+
+    return measure

@@ -1,0 +1,205 @@
+"""Several methods by several metrics on several images: one table, honest about what it could not say."""
+
+import csv
+import functools
+import io
+import itertools
+import json
+import math
+import time
+
+import pytest
+import torch
+
+import esegeta as eg
+from esegeta import metrics
+from esegeta.metrics.comparing import holm
+
+W = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5]], dtype=torch.float64)
+METHODS = {
+    "right": eg.input_x_gradient,
+    "wrong": lambda score: lambda x: -eg.input_x_gradient(score)(x),
+    "flat": lambda _: metrics.given(torch.ones_like(W)),
+}
+METRICS = {"deletion": functools.partial(metrics.deletion, steps=None), "auc": metrics.roc_auc}
+XS = torch.rand(7, 1, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
+MASKS = torch.tensor([[True, True, False, False, False]] * 7)
+
+
+def score(x):
+    return (W * x).sum()
+
+
+def compared(**settings):
+    return eg.compare(METHODS, score, XS, **{"metrics": METRICS, "masks": MASKS, "key": 3, **settings})
+
+
+def row(found, method, metric):
+    (only,) = [r for r in found.rows if (r.method, r.metric) == (method, metric)]
+    return only
+
+
+def test_a_row_is_the_mean_over_patients_with_its_interval():
+    found = compared()
+    by_hand = [metrics.deletion(eg.input_x_gradient(score), score, steps=None)(x).area.item() for x in XS]
+    right = row(found, "right", "deletion")
+    assert right.value == pytest.approx(sum(by_hand) / 7)
+    assert right.low < right.value < right.high
+    assert min(by_hand) < right.low
+    assert right.high < max(by_hand)
+    assert right.patients == 7
+    assert right.better == "lower"
+    assert row(found, "right", "auc").value > 0.9
+    assert row(found, "flat", "auc").value == 0.5
+    assert len(found.rows) == 6
+    assert len(found.cells) == 42
+
+
+def test_images_of_one_patient_count_once():
+    patients = ["a"] * 5 + ["b", "c"]
+    found = row(compared(patients=patients), "right", "deletion")
+    alone = [c.value for c in compared().cells if (c.method, c.metric) == ("right", "deletion")]
+    assert found.value == pytest.approx((sum(alone[:5]) / 5 + alone[5] + alone[6]) / 3)
+    assert found.patients == 3
+
+
+def test_differences_are_paired_and_held_against_turned_signs():
+    found = compared()
+    (only,) = [
+        d for d in found.differences if (d.metric, d.method, d.other) == ("deletion", "right", "wrong")
+    ]
+    values = {m: [c.value for c in found.cells if (c.method, c.metric) == (m, "deletion")] for m in METHODS}
+    pairs = [a - b for a, b in zip(values["right"], values["wrong"], strict=True)]
+    assert only.value == pytest.approx(sum(pairs) / 7)
+    as_large = [
+        abs(sum(s * p for s, p in zip(signs, pairs, strict=True))) >= abs(sum(pairs)) - 1e-12
+        for signs in itertools.product([1, -1], repeat=7)
+    ]
+    assert only.p == pytest.approx(sum(as_large) / 2**7)
+    assert only.p <= only.holm <= 1
+    assert only.low < only.value < only.high < 0
+    ps = [d.p for d in found.differences]
+    assert [d.holm for d in found.differences] == pytest.approx(holm(ps))
+
+
+def test_holm_equals_its_definition():
+    ps = [0.04, 0.001, math.nan, 0.02, 0.5]
+    real = sorted(p for p in ps if p == p)
+    for p, q in zip(ps, holm(ps), strict=True):
+        expected = [min(1, (4 - k) * r) for k, r in enumerate(real) if r <= p]
+        assert math.isnan(q) if math.isnan(p) else q == pytest.approx(max(expected))
+
+
+def test_metrics_agree_or_do_not():
+    found = compared(metrics={**METRICS, "simple": metrics.entropy})
+    assert found.agreement["deletion", "auc"] == pytest.approx(1)
+    assert math.isnan(found.agreement["deletion", "simple"])
+
+
+def test_what_cannot_be_said_is_missing_and_has_its_reason():
+    asked = {"auc": metrics.roc_auc, "sensitivity": metrics.sensitivity_max, "iou": metrics.iou}
+    found = compared(metrics=asked)
+    flat = row(found, "flat", "sensitivity")
+    assert math.isnan(flat.value)
+    assert "got a finished map" in flat.reason
+    assert flat.patients == 0
+    assert row(found, "flat", "iou").reason == "not defined for this map, mask or score"
+    assert "mask at the call, got nothing" in row(compared(masks=None), "right", "auc").reason
+    nan = eg.compare(
+        {"nan": lambda _: metrics.given(W * torch.nan)}, score, XS, metrics={"simple": metrics.entropy}
+    )
+    assert math.isnan(nan.rows[0].value)
+    assert "finite" in nan.rows[0].reason
+    parsed = json.loads(compared(metrics=asked).json())
+    assert parsed["rows"][7]["value"] is None
+    table = list(csv.DictReader(io.StringIO(found.csv())))
+    assert table[7]["value"] == ""
+    assert float(table[0]["value"]) == pytest.approx(found.rows[0].value)
+
+
+def test_a_map_is_computed_once_and_its_cost_is_told():
+    calls = []
+
+    def method(score):
+        def explain(x):
+            calls.append(x)
+            return eg.input_x_gradient(score)(x)
+
+        return explain
+
+    found = eg.compare({"counted": method}, score, XS, metrics=METRICS, masks=MASKS)
+    assert len(calls) == 7
+    assert all(c.map_evaluations >= 1 for c in found.cells)
+    assert {c.evaluations for c in found.cells if c.metric == "auc"} == {0}
+    assert all(c.evaluations >= 6 for c in found.cells if c.metric == "deletion")
+
+
+def test_a_random_explanation_is_judged_on_one_draw():
+    method = lambda score: eg.smooth(eg.input_x_gradient(score), noise=0.3, samples=2)
+    asked = {"one": metrics.entropy, "two": metrics.entropy, "calm": metrics.sensitivity_max}
+    found = eg.compare({"smooth": method}, lambda x: (W * x).sum(), XS, metrics=asked, key=5)
+    one, two = (row(found, "smooth", m).value for m in ("one", "two"))
+    assert one == pytest.approx(two, rel=1e-12)
+    assert row(found, "smooth", "calm").value < 0.05
+    again = eg.compare({"smooth": method}, lambda x: (W * x).sum(), XS, metrics=asked, key=5)
+    assert row(again, "smooth", "one").value == pytest.approx(one, rel=1e-12)
+
+
+def test_one_image_has_the_interval_of_its_sampling_error():
+    asked = {
+        "sampled": functools.partial(metrics.infidelity, multiplied=False),
+        "exact": metrics.entropy,
+    }
+    found = eg.compare({"twice": lambda _: metrics.given(2 * W)}, score, XS[:1], metrics=asked)
+    sampled, exact = found.rows
+    assert sampled.low < sampled.value < sampled.high
+    assert math.isnan(exact.low)
+    assert not found.differences
+
+
+def test_each_image_may_have_its_own_score_and_references():
+    scores = [lambda x, n=n: (W * x).sum() * (n + 1) for n in range(7)]
+    refs = [(torch.full_like(W, float(n)),) for n in range(7)]
+    found = eg.compare(
+        {"ig": functools.partial(eg.integrated_gradients, steps=2)},
+        scores,
+        list(XS),
+        refs=refs,
+        metrics={"deletion": METRICS["deletion"]},
+    )
+    for n, cell in enumerate(found.cells):
+        explain = eg.integrated_gradients(scores[n], steps=2)
+        area = metrics.deletion(explain, scores[n], steps=None)(XS[n], *refs[n]).area
+        assert cell.value == pytest.approx(area.item())
+
+
+def test_a_deadline_holds_for_each_method_and_is_told():
+    def slow(x):
+        time.sleep(0.05)
+        return (W * x).sum()
+
+    found = eg.compare({"a": eg.gradient, "b": eg.gradient}, slow, XS, metrics=METRICS, deadline=0.3)
+    for method in "ab":
+        last = row(found, method, "deletion")
+        assert "deadline" in last.reason
+        assert last.patients < 7
+
+
+def test_what_is_called_wrongly_is_refused_at_once():
+    with pytest.raises(TypeError, match="compare: expected methods by name"):
+        eg.compare([eg.gradient], score, XS, metrics=METRICS)
+    with pytest.raises(TypeError, match="compare: expected metrics by name"):
+        eg.compare(METHODS, score, XS, metrics={})
+    with pytest.raises(ValueError, match="masks for each of the 7 images, got 2"):
+        eg.compare(METHODS, score, XS, metrics=METRICS, masks=MASKS[:2])
+    with pytest.raises(ValueError, match="at least one image"):
+        eg.compare(METHODS, score, [], metrics=METRICS)
+
+
+def test_the_table_can_be_read(capsys):
+    found = compared()
+    found.show()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["method", "metric", "value"]
+    assert len(lines) == 7
+    assert str(found).splitlines() == lines
