@@ -19,6 +19,7 @@ from esegeta.run.config.loading import Config, Input, Method, Model, Output, Pat
 from esegeta.run.config.plugins import plugin_faults
 from esegeta.run.config.tables import Part, keys_of, part
 from esegeta.run.config.trust import Trust, UntrustedError, judge, judge_program, located
+from esegeta.run.jobs import kinds
 from esegeta.run.jobs.names import subjects
 from esegeta.run.volumes import files as volumes
 from esegeta.run.volumes import preprocess
@@ -205,7 +206,8 @@ def _same(x: torch.Tensor) -> torch.Tensor:
 def checked(raw: Mapping[str, Any], folder: Path, trust: Trust) -> tuple[Config | None, list[str]]:
     """The configuration as its classes, or None; and everything that is wrong, each on one line."""
     faults: list[str] = []
-    known = keys_of(Config)
+    of_kinds = kinds.tables()
+    known = {key: kind for key, kind in keys_of(Config).items() if key != "more"} | of_kinds
     faults += [
         fault(str(key), "a table of the file", repr(key), nearest(key, known))
         for key in raw
@@ -221,6 +223,7 @@ def checked(raw: Mapping[str, Any], folder: Path, trust: Trust) -> tuple[Config 
     model, given = _one(Model, raw, "model", faults), _one(Input, raw, "input", faults)
     run, patches = _one(Run, raw, "run", faults), _one(Patches, raw, "patches", faults)
     output = _one(Output, raw, "output", faults)
+    more = {key: _one(section, raw, key, faults) for key, section in of_kinds.items()}
     targets, methods = _several(Target, raw, "targets", faults), _several(Method, raw, "methods", faults)
     faults += model_faults(model, folder, trust) if model else []
     faults += _input(given, folder) if given else []
@@ -245,6 +248,7 @@ def checked(raw: Mapping[str, Any], folder: Path, trust: Trust) -> tuple[Config 
         patches=patches,
         run=run or Run(),
         output=output or Output(),
+        more={key: table for key, table in more.items() if table is not None},
     )
     return whole, []
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from esegeta.run.executors import keeper
+from esegeta.run.executors.status import Status
 
 _REPORT_SECONDS = 0.1
 # What torch and the libraries below it say of memory where they raise no error of that kind.
@@ -81,12 +82,12 @@ def one_line(error: BaseException) -> str:
     ('ValueError: first second', 'size: expected 1, got 2. Change it.')
     """
     message = " ".join(str(error).split())
-    if message and verdict(error) == "refused":
+    if message and verdict(error) == Status.REFUSED:
         return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def verdict(error: BaseException) -> str:
+def verdict(error: BaseException) -> Status:
     """How a task that raised has ended.
 
     >>> verdict(MemoryError()), verdict(KeyError("x")), verdict(ValueError("ig: expected steps >= 1, got 0. More."))
@@ -96,14 +97,14 @@ def verdict(error: BaseException) -> str:
     named = {kind.__name__ for kind in type(error).__mro__}
     no_memory = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     if isinstance(error, MemoryError) or "OutOfMemoryError" in named or no_memory:
-        return "memory"
+        return Status.MEMORY
     if "DeadlineExceeded" in named:
-        return "timeout"
+        return Status.TIMEOUT
     if isinstance(error, RefusedError):
-        return "refused"
+        return Status.REFUSED
     if isinstance(error, (ValueError, TypeError, NotImplementedError)) and _REFUSAL.match(str(error)):
-        return "refused"
-    return "failed"
+        return Status.REFUSED
+    return Status.FAILED
 
 
 def reset_peak() -> None:
@@ -145,7 +146,7 @@ def perform(task: dict[str, Any], context: Context) -> dict[str, Any]:
         started = time.monotonic()
         value = work(task["payload"], context)
         json.dumps(value)
-        ended = {"status": "done", "value": value}
+        ended = {"status": Status.DONE, "value": value}
     except BaseException as error:  # also SystemExit: it is the task that ends, not the worker
         cause = error.__cause__ if isinstance(error, RefusedError) and error.__cause__ else error
         trace = "".join(traceback.format_exception(cause))
@@ -167,7 +168,7 @@ def serve(tasks: BinaryIO, events: BinaryIO, device: str) -> None:
         reset_peak()
         result = perform(task, Context(device, task["deadline"], task["memory"], cache, send))
         send(event="result", **result)
-        if result["status"] == "memory":  # who knows what is left of it
+        if result["status"] == Status.MEMORY:  # who knows what is left of it
             return
 
 
