@@ -11,7 +11,9 @@ import torch
 
 from esegeta.run import pipeline
 from esegeta.run.config import loading as config
+from esegeta.run.executors import journal, local
 from esegeta.run.executors.child import Context
+from esegeta.run.executors.protocol import Task
 from esegeta.run.executors.status import Status
 from esegeta.run.jobs import dispatch, kinds, methods, summary
 from esegeta.run.jobs import plan as jobs
@@ -177,12 +179,13 @@ def test_a_title_and_figures_recompute_no_map(tmp_path, monkeypatch):
 
 def test_a_summary_is_what_is_written_and_a_mean_is_of_those_that_came(tmp_path):
     for number in (1, 2, 3):
-        scan(tmp_path / f"sub-{number}.nii.gz", seed=number)
+        scan(tmp_path / f"sub-{number}.nii.gz", seed=number, shape=(8, 8, 8))
     broken = tmp_path / "sub-2.nii.gz"
     content = broken.read_bytes()
     broken.write_bytes(content[: len(content) // 2])
     folder = tmp_path / "out"
     whole = tables(folder, tmp_path / "sub-*.nii.gz", summary={}, output={"figures": False, "report": True})
+    whole["model"] = {"source": "zoo:small_unet", "arguments": {"ndim": 3}}
     found = run(whole)
     assert found.exit_code == 1
     assert found.counts == {"done": 4, "failed": 1, "skipped": 1, "partial": 1} or found.counts == {
@@ -253,3 +256,50 @@ def test_of_a_partial_map_only_what_is_known_counts():
 def test_the_columns_of_maps_are_those_of_their_kind():
     assert kinds.find("methods") is methods.METHODS
     assert methods.METHODS.columns[:4] == ("id", "subject", "target", "method")
+
+
+# ------------------------------------------------------------------ while it runs
+
+
+def test_another_process_can_follow_a_run_and_cancel_jobs(tmp_path):
+    path = scan(tmp_path / "sub-1.nii.gz")
+    whole = tables(tmp_path / "out", path, methods=[{"name": "gradient"}, {"name": "saliency"}], summary={})
+
+    def hear(event):
+        if (event["event"], event["task"]) == ("start", "sub-1_spot_gradient"):
+            journal.cancel(tmp_path / "out" / ".jobs", ["sub-1_spot_saliency"])
+
+    found = pipeline.run(config.load(whole), progress=hear, threads=1)
+    assert (found.exit_code, found.counts) == (1, {"done": 2, "cancelled": 1, "skipped": 1})
+    told = list(journal.events(tmp_path / "out" / ".jobs"))
+    assert told[-1]["event"] == "ended"
+    ends = {one["task"]: one["outcome"]["status"] for one in told if one["event"] == "end"}
+    assert ends == {
+        "sub-1_spot_gradient": "done",
+        "sub-1_spot_gradient_summary": "done",
+        "sub-1_spot_saliency": "cancelled",
+        "sub-1_spot_saliency_summary": "skipped",
+    }
+    assert records(tmp_path / "out")["sub-1_spot_saliency"]["error"] == "it was cancelled"
+    again = run(whole)
+    assert (again.exit_code, again.repeated, again.counts) == (0, 2, {"done": 4})
+
+
+def test_an_executor_takes_tasks_while_others_run_and_gives_them_up():
+    executor = local.LocalExecutor()
+    outcomes = {}
+    try:
+        executor.submit([Task("a", "pool_tasks:wait", 0.1), Task("hangs", "pool_tasks:hang")])
+        for event in executor.events():
+            if (event["event"], event["task"]) == ("begin", "a"):
+                executor.submit([Task("b", "pool_tasks:wait", 0.0), Task("c", "pool_tasks:wait", 60)])
+                executor.cancel(["c"])
+                with pytest.raises(ValueError, match=r"expected different ids, got \['a'\] more than once"):
+                    executor.submit([Task("a", "pool_tasks:wait", 0.0)])
+            if (event["event"], event["task"]) == ("begin", "hangs"):
+                executor.cancel(["hangs", "a"])
+            if event["event"] == "end":
+                outcomes[event["task"]] = event["outcome"].status
+    finally:
+        executor.close()
+    assert outcomes == {"a": "done", "b": "done", "c": "cancelled", "hangs": "cancelled"}

@@ -14,6 +14,7 @@ from esegeta.run.config import catalogue
 from esegeta.run.config import loading as configuration
 from esegeta.run.config.loading import Config
 from esegeta.run.executors import local as pool
+from esegeta.run.executors.journal import Journal
 from esegeta.run.executors.processes import memory_here
 from esegeta.run.executors.protocol import Executor, Outcome, Task
 from esegeta.run.executors.status import Status
@@ -207,7 +208,7 @@ def _run(
     shown = display(len(todo), len(chosen) - len(todo), progress)
     interrupted: int | None = None
     try:
-        with shown:
+        with shown, Journal(folder / ".jobs") as journal:
             executor = pool.LocalExecutor(
                 workers=config.run.workers,
                 devices=config.run.devices,
@@ -217,7 +218,11 @@ def _run(
             try:
                 for event in work.events(executor):
                     _check_that_it_stays(folder, lock)
+                    executor.cancel(journal.to_cancel())
+                    if event["event"] == "idle":
+                        continue
                     work.note(event)
+                    journal.write(event)
                     for line in sentences(event):
                         log.write(line)
                     shown.show(event)

@@ -35,6 +35,7 @@ _POLL_SECONDS = 0.05
 _LOOK_SECONDS = 0.1
 _IDLE_LOOK_SECONDS = 1.0
 _TERM_SECONDS = 2.0
+_IDLE_SECONDS = 1.0
 # As much as a pipe holds, and more, so that what a process has left behind is read at once.
 _READS, _READ_BYTES = 4, 1 << 16
 _LONGEST_LINE = 1 << 16
@@ -282,6 +283,7 @@ class LocalExecutor:
         self.heard: deque[Event] = deque()
         self.selector = selectors.DefaultSelector()
         self.looked = 0.0
+        self.told = time.monotonic()
 
     def submit(self, tasks: Iterable[Task]) -> None:
         """Take more tasks, also while others run; their ids must be new."""
@@ -311,6 +313,9 @@ class LocalExecutor:
     def events(self) -> Iterator[Event]:
         """Give every event as it comes, until no task is left; more tasks may be submitted on the way."""
         while self.heard or self.pending or any(w.task for w in self.workers):
+            if time.monotonic() - self.told >= _IDLE_SECONDS:
+                self.told = time.monotonic()
+                yield {"event": "idle", "task": None}
             self.hand_out()
             yield from self._new()  # before a worker has done much
             for key, _ in self.selector.select(_POLL_SECONDS):
@@ -521,7 +526,7 @@ def run(
         for event in pool.events():
             if event["event"] == "end":
                 outcomes[event["task"]] = event["outcome"]
-            if on_event is not None:
+            if on_event is not None and event["event"] != "idle":
                 on_event(event)
     finally:
         pool.close()

@@ -48,7 +48,8 @@ class Executor(Protocol):
     def events(self) -> Iterator[Event]:
         """Give every event until no task is left: start, begin, progress, note, finishing, output, end.
 
-        Each names its task; the last one carries its ``Outcome``.
+        Each names its task; the last one carries its ``Outcome``. About once a second comes "idle", of no task, so
+        that who listens can do something else.
         """
 
     def cancel(self, ids: Collection[str]) -> None:
