@@ -316,7 +316,18 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
 
 def test_the_threads_of_a_configuration_reach_the_workers(tmp_path, oblique, monkeypatch):
     asked = []
-    monkeypatch.setattr(pool, "run", lambda tasks, **settings: asked.append(settings["threads"]) or [])
+
+    class Idle:
+        """An executor that does nothing."""
+
+        def __init__(self, *, threads, **_):
+            asked.append(threads)
+
+        submit = cancel = lambda self, tasks: None
+        events = lambda self: iter(())
+        close = lambda self: None
+
+    monkeypatch.setattr(pool, "LocalExecutor", Idle)
     whole = tables(tmp_path, oblique)
     pipeline.run(config.load(whole), progress=False)
     whole["run"]["threads"] = 3
