@@ -43,6 +43,7 @@ def of_region(map: Tensor, inside: Tensor, voxel: float) -> dict[str, float | No
         voxel: volume of a voxel.
 
     Example:
+        >>> import torch
         >>> a = torch.tensor([[1.0, -2.0, 3.0, torch.nan]])
         >>> found = of_region(a, torch.tensor([True, True, False, True]), 2.0)
         >>> [found[name] for name in ("sum", "mean", "share", "min", "max", "volume")]
