@@ -197,6 +197,7 @@ def _plan(summary: Any) -> None:
 
 
 def _ended(summary: Any) -> None:
+    from esegeta.run.executors.status import MADE
     from esegeta.run.jobs import marks
 
     rows = [
@@ -214,7 +215,7 @@ def _ended(summary: Any) -> None:
         said = marks.marks(record)
         if said:
             say(f"{record['id']}: {'; '.join(said)}")
-        elif record["status"] not in marks.MADE:
+        elif record["status"] not in MADE:
             say(f"{record['id']}: {record['status']}: {' '.join(str(record.get('error')).split())}")
     counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.counts.items()))
     if summary.exit_code >= INTERRUPTED:

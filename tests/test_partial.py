@@ -14,12 +14,11 @@ from esegeta import coalitions, features, plot
 from esegeta._registry import METHODS
 from esegeta.engine import stream
 from esegeta.engine.execution import Execution, partial_share, record_partial
-from esegeta.run import pipeline
 from esegeta.run.config import building, schema
 from esegeta.run.config import loading as config
 from esegeta.run.config.trust import Trust
 from esegeta.run.executors.child import Context
-from esegeta.run.jobs import marks, outputs, worker
+from esegeta.run.jobs import dispatch, marks, methods, outputs
 from esegeta.run.jobs import plan as jobs
 from esegeta.run.jobs.parts import Entry, Image
 from esegeta.run.report import display
@@ -285,7 +284,7 @@ def test_a_worker_takes_holes_of_a_deadline_and_no_others(precision):
 
     def computed(explain):
         built = building.Built(explain, (), False, frozenset(), None)
-        return worker.computed(entry, built, Image(None, None, x), context, lambda: None)
+        return methods.computed(entry, built, Image(None, None, x), context, lambda: None)
 
     holes = torch.where(torch.arange(4) < 2, x, torch.nan)
 
@@ -333,7 +332,7 @@ def explained(tmp_path):
         (job,) = jobs.plan(config.load(whole, trust=[str(tmp_path)]))
         said = []
         send = lambda **event: said.append(event.get("message"))
-        record = worker.main(job.payload, Context("cpu", None, None, {}, send))
+        record = dispatch.main(job.payload, Context("cpu", None, None, {}, send))
         sidecar = tmp_path / "out" / record["map"].replace(".nii.gz", ".json")
         return record, json.loads(sidecar.read_text()), [text for text in said if text]
 
@@ -455,5 +454,5 @@ def test_marks_stand_in_titles_tables_and_pages(tmp_path):
     assert page.count("partial: 9.9 % done") == 2
     assert "3 of 3 maps made, 2 of them in part" in page
     assert "#failures" not in page
-    table = outputs.table_text(several, pipeline.COLUMNS)
+    table = outputs.table_text(several, methods.METHODS.columns)
     assert '"{""completeness"": 0.83}"' in table

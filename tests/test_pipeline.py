@@ -27,9 +27,10 @@ from esegeta.run.config import building
 from esegeta.run.config import loading as config
 from esegeta.run.executors import stopping
 from esegeta.run.executors.child import Context
-from esegeta.run.executors.local import Task
-from esegeta.run.jobs import parts, worker
+from esegeta.run.executors.protocol import Task
+from esegeta.run.jobs import dispatch, methods, parts
 from esegeta.run.jobs import plan as jobs
+from esegeta.run.jobs.inputs import on_image
 
 DRIVER = Path(__file__).with_name("pipeline_driver.py")
 GOOD = [
@@ -490,6 +491,8 @@ def test_a_digest_holds_what_decides_and_nothing_else(tmp_path, scan):
         {"run__workers": 7},
         {"run__output": str(tmp_path / "elsewhere")},
         {"output__report": True},
+        {"output__figures": True},
+        {"output__nifti": False},
         {"patches__size": 4},
     ]
     for change in same:
@@ -497,7 +500,6 @@ def test_a_digest_holds_what_decides_and_nothing_else(tmp_path, scan):
     other = [
         {"run__key": 1},
         {"run__precision": "bfloat16"},
-        {"output__figures": True},
         {"input__preprocess": []},
         {"model__arguments": {"ndim": 3, "width": 5}},
     ]
@@ -521,7 +523,7 @@ def test_a_digest_holds_what_decides_and_nothing_else(tmp_path, scan):
     parts["map"] = {"file": str(tmp_path / "moved" / "a.npy")}
     (after,) = plan(tmp_path, scan, method)
     assert after.digest == before.digest
-    assert jobs.about(after.payload)["parameters"]["features"]["map"] == {"file": "a.npy"}
+    assert methods.about(after.payload)["parameters"]["features"]["map"] == {"file": "a.npy"}
     np.save(tmp_path / "moved" / "a.npy", np.ones((12, 10, 8), np.int16))
     assert plan(tmp_path, scan, method)[0].digest != before.digest
     limits = {"name": "gradient", "deadline": 3.0, "memory": "2 GiB"}
@@ -544,23 +546,23 @@ def test_what_a_deadline_cut_short_is_done_again_only_with_more_time(tmp_path, s
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_bytes(b"")
     cut = {
-        **jobs.about(job.payload),
+        **methods.about(job.payload),
         "status": "partial",
         "map": "a.nii.gz",
         "deadline": 5.0,
         "events": [{"event": "partial"}],
     }
-    worker.write_record(folder, cut)
+    jobs.write_record(folder, cut)
     assert jobs.finished(job, folder) is not None
     (more,) = plan(tmp_path, scan, [{"name": "gradient", "deadline": 9.0}])
     (endless,) = plan(tmp_path, scan, [{"name": "gradient"}])
     assert jobs.finished(more, folder) is None
     assert jobs.finished(endless, folder) is None
-    worker.write_record(folder, {**cut, "status": "done", "events": []})
+    jobs.write_record(folder, {**cut, "status": "done", "events": []})
     assert jobs.finished(more, folder) is not None
-    worker.write_record(folder, {**cut, "status": "timeout"})
+    jobs.write_record(folder, {**cut, "status": "timeout"})
     assert jobs.finished(job, folder) is None
-    worker.write_record(folder, {**cut, "map": "gone.nii.gz"})
+    jobs.write_record(folder, {**cut, "map": "gone.nii.gz"})
     assert jobs.finished(job, folder) is None
 
 
@@ -568,7 +570,7 @@ def test_a_record_cannot_have_files_outside_of_the_folder_removed(tmp_path, scan
     (job,) = plan(tmp_path, scan, [{"name": "gradient"}])
     outside = tmp_path / "precious"
     outside.write_text("mine")
-    worker.write_record(tmp_path / "out", {**jobs.about(job.payload), "map": "../precious", "figures": {}})
+    jobs.write_record(tmp_path / "out", {**methods.about(job.payload), "map": "../precious", "figures": {}})
     jobs.clear(job, tmp_path / "out")
     assert outside.read_text() == "mine"
     assert jobs.record_of(tmp_path / "out", job.id) is None
@@ -601,7 +603,7 @@ def computed(explain, precision, tmp_path, scan):
     entry = parts.entry_of(job.payload)._replace(precision=precision)
     image = parts.image_of(job.payload, entry, torch.device("cpu"), {})
     built = building.Built(explain, (), False, frozenset(), None)
-    return worker.computed(entry, built, image, context(), lambda: None)
+    return methods.computed(entry, built, image, context(), lambda: None)
 
 
 def test_what_a_worker_may_occupy_bounds_what_it_reads(tmp_path, scan):
@@ -609,8 +611,8 @@ def test_what_a_worker_may_occupy_bounds_what_it_reads(tmp_path, scan):
     (job,) = plan(tmp_path, scan, [{"name": "gradient"}])
     little = Context("cpu", None, 100, {}, lambda **event: None)
     with pytest.raises(ValueError, match="to be a volume that fits into memory, got one that takes"):
-        worker.explain(job.payload, little)
-    assert "fits into memory" in worker.examine([job.payload], little)[job.id]["problem"]
+        dispatch.main(job.payload, little)
+    assert "fits into memory" in dispatch.examine([job.payload], little)[job.id]["problem"]
     (own,) = plan(tmp_path, scan, [{"name": "gradient", "memory": "1 GiB"}])
     assert parts.entry_of(own.payload, 100).method.memory == 2**30
 
@@ -645,23 +647,23 @@ def test_what_is_not_finite_in_reduced_precision_is_computed_again_in_full(tmp_p
 
 def test_maps_of_layers_come_to_the_grid_of_the_image():
     x = torch.zeros(1, 4, 4)
-    same, said = worker.on_image(torch.ones(1, 4, 4), x)
+    same, said = on_image(torch.ones(1, 4, 4), x)
     assert (same.shape, said) == ((1, 4, 4), [])
-    up, said = worker.on_image(torch.ones(3, 2, 2), x)
+    up, said = on_image(torch.ones(3, 2, 2), x)
     assert bool((up == 3).all())
     assert (
         said[0]["message"]
         == "The map is the sum of 3 channels, on the grid of the image by interpolation from (2, 2)."
     )
     with pytest.raises(Refused, match="choose a place before pooling or flattening"):
-        worker.on_image(torch.ones(3), x)
+        on_image(torch.ones(3), x)
 
 
 # ------------------------------------------------------------------ what is told
 
 
 def test_lines_and_bars_and_functions_show_a_run(capsys):
-    from esegeta.run.executors.local import Outcome
+    from esegeta.run.executors.protocol import Outcome
 
     events = [
         {"event": "start", "task": "a", "device": "cpu", "process": 1},

@@ -14,7 +14,7 @@ from esegeta.run import pipeline
 from esegeta.run.config import loading as config
 from esegeta.run.executors import local as pool
 from esegeta.run.executors.child import Context, one_line, verdict
-from esegeta.run.jobs import outputs, worker
+from esegeta.run.jobs import dispatch, methods, outputs
 from esegeta.run.jobs import plan as jobs
 from esegeta.run.report import page as report
 from esegeta.zoo.volumes import DATA
@@ -39,7 +39,7 @@ def done(whole):
     """Do all jobs of a configuration here; their records."""
     planned = jobs.plan(config.load(whole))
     here = Context("cpu", None, None, {}, lambda **event: None)
-    return [worker.main(json.loads(json.dumps(job.payload)), here) for job in planned]
+    return [dispatch.main(json.loads(json.dumps(job.payload)), here) for job in planned]
 
 
 def planned(whole):
@@ -262,7 +262,7 @@ def test_the_terms_of_the_zoo_are_in_the_report_whatever_its_files_are_called(tm
         whole = tables(tmp_path, files, model=model)
         job = planned(whole)
         folder = Path(job.payload["folder"])
-        worker.write_record(folder, {**jobs.about(job.payload), "status": "failed", "error": "none"})
+        jobs.write_record(folder, {**methods.about(job.payload), "status": "failed", "error": "none"})
         outputs.write_json(folder / "config.json", {})
         return "The network and the image of the zoo" in report.write(folder).read_text()
 
@@ -295,7 +295,7 @@ def test_what_only_the_image_shows_to_be_wrong_is_refused_in_one_line(tmp_path, 
     job = planned(whole)
     here = Context("cpu", None, None, {}, lambda **event: None)
     with pytest.raises((ValueError, TypeError)) as caught:
-        worker.main(job.payload, here)
+        dispatch.main(job.payload, here)
     assert verdict(caught.value) == "refused", caught.value
     assert said in str(caught.value)
     line = one_line(caught.value)
@@ -316,7 +316,18 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
 
 def test_the_threads_of_a_configuration_reach_the_workers(tmp_path, oblique, monkeypatch):
     asked = []
-    monkeypatch.setattr(pool, "run", lambda tasks, **settings: asked.append(settings["threads"]) or [])
+
+    class Idle:
+        """An executor that does nothing."""
+
+        def __init__(self, *, threads, **_):
+            asked.append(threads)
+
+        submit = cancel = lambda self, tasks: None
+        events = lambda self: iter(())
+        close = lambda self: None
+
+    monkeypatch.setattr(pool, "LocalExecutor", Idle)
     whole = tables(tmp_path, oblique)
     pipeline.run(config.load(whole), progress=False)
     whole["run"]["threads"] = 3
@@ -344,7 +355,7 @@ def test_targets_and_methods_of_a_picture_are_shown_side_by_side(tmp_path):
     assert [one["title"] for one in shown] == ["sub-cat, input x gradient"]
     assert shown[0]["address"].startswith("data:image/")
     occlusion = {**records[0], "regridding": "values", "method": "occlusion", "id": "other", "sum": 4.0}
-    worker.write_record(tmp_path / "out", occlusion)
+    jobs.write_record(tmp_path / "out", occlusion)
     sums = {record["id"]: record["sum"] for record in report._records(tmp_path / "out", notes)}
     assert sums["other"] is None, "values that voxels share are not added up"
     assert sums[records[0]["id"]] == records[0]["sum"]

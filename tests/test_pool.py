@@ -11,7 +11,7 @@ import pytest
 
 from esegeta.run.executors import child, processes
 from esegeta.run.executors import local as pool
-from esegeta.run.executors.local import Task
+from esegeta.run.executors.protocol import Task
 
 
 def task(name, function=None, payload=None, **limits):

@@ -27,8 +27,8 @@ from esegeta.run.config import trust
 from esegeta.run.config.schema import Model
 from esegeta.run.config.trust import UntrustedError, asked
 from esegeta.run.executors.child import Context
+from esegeta.run.jobs import dispatch
 from esegeta.run.jobs import plan as jobs
-from esegeta.run.jobs import worker
 
 NET = """
 import functools, os, torch
@@ -100,7 +100,7 @@ def of_worker(study, model, **changes):
     payload = {**job.payload, **changes}
     payload["model"] = {**payload["model"], "arguments": {}, **model}
     context = Context("cpu", None, None, {}, lambda **_: None)
-    return worker.examine([payload], context)[job.id]["problem"]
+    return dispatch.examine([payload], context)[job.id]["problem"]
 
 
 def command(folder, *arguments, path="", **environment):
@@ -466,7 +466,9 @@ def test_functions_named_in_text_are_of_fixed_tables(study, tmp_path, canary, ch
     if not lines:  # what is in a file is known when it is read
         (job,) = jobs.plan(config.load(path))
         lines = [
-            worker.examine([job.payload], Context("cpu", None, None, {}, lambda **_: None))[job.id]["problem"]
+            dispatch.examine([job.payload], Context("cpu", None, None, {}, lambda **_: None))[job.id][
+                "problem"
+            ]
         ]
     assert all("expected" in line for line in lines)
     assert not canary.exists()

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from esegeta.run.executors.local import Outcome
+from esegeta.run.executors.protocol import Outcome
 from esegeta.run.jobs.marks import marks
 
 Event = dict[str, Any]

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,16 @@ from esegeta.run.config import catalogue
 from esegeta.run.config import loading as configuration
 from esegeta.run.config.schema import Config
 from esegeta.run.executors import local as pool
-from esegeta.run.executors.local import Outcome, Task
+from esegeta.run.executors.journal import Journal
 from esegeta.run.executors.processes import memory_here
+from esegeta.run.executors.protocol import Executor, Outcome, Task
+from esegeta.run.executors.status import Status
 from esegeta.run.executors.stopping import Terminated, terminable
-from esegeta.run.jobs import outputs
+from esegeta.run.jobs import dispatch, kinds, outputs
 from esegeta.run.jobs import plan as jobs
-from esegeta.run.jobs.plan import Job, Record, about
+from esegeta.run.jobs.kinds import Job, Record
 from esegeta.run.log import Event, Log, display, sentences
 
-COLUMNS = (
-    *("id", "subject", "target", "method", "title", "status", "error", "score", "residual", "difference"),
-    *("missed", "share_done"),
-    *("min", "max", "sum", "sum_kept", "seconds", "peak_memory", "device", "precision"),
-    *("map", "prediction", "anatomy"),
-)
 ALL_DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 # The rest of the memory is for this process and the system.
 _MEMORY_SHARE = 0.9
@@ -114,13 +110,14 @@ def run(
     folder = Path(config.run.output).absolute()
     planned = jobs.plan(config)
     chosen = _chosen(planned, only)
-    finished = {job.id: jobs.finished(job, folder) if resume else None for job in planned}
+    finished = jobs.all_finished(planned, folder) if resume else dict.fromkeys(job.id for job in planned)
+    redrawn = {job.id for job in chosen if resume and not finished[job.id] and jobs.to_redraw(job, folder)}
     if dry:
         return Summary(folder, [], plan=examined(config, chosen, finished))
     _writable(folder)
     with terminable(), _alone(folder) as lock:
         outputs.sweep(folder)
-        return _run(config, folder, lock, planned, chosen, finished, threads, progress)
+        return _run(config, folder, lock, planned, chosen, finished, redrawn, threads, progress)
 
 
 def _chosen(planned: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
@@ -195,71 +192,128 @@ def _run(
     planned: Sequence[Job],
     chosen: Sequence[Job],
     finished: Mapping[str, Record | None],
+    redrawn: Collection[str],
     threads: int | None,
     progress: bool | Callable[[Event], None] | None,
 ) -> Summary:
     outputs.write_json(folder / "config.json", configuration.dump(config))
     outputs.dataset(folder, title="Attributions", version=jobs.releases()["esegeta"])
     todo = [job for job in chosen if finished[job.id] is None]
-    by_id = {job.id: job for job in todo}
     log = Log(folder / "log.txt")
     log.write(f"esegeta {jobs.releases()['esegeta']}: {len(todo)} of {len(planned)} jobs to do")
-    tasks, share = _limited([job.task() for job in todo], config)
+    _, share = _limited([], config)
     if any(job.memory is None for job in todo):
         log.write(f"a job without a limit of memory may occupy {pool.size(share)}, its share of this machine")
+    work = _Work(config, folder, todo, redrawn)
     shown = display(len(todo), len(chosen) - len(todo), progress)
-    begun: dict[str, Job] = {}
-
-    def hear(event: Event) -> None:
-        _check_that_it_stays(folder, lock)
-        job = by_id.get(event["task"] or "")
-        if job is not None and event["event"] == "start":
-            jobs.clear(job, folder)
-            begun[job.id] = job
-        if job is not None and event["event"] == "end":
-            if event["outcome"].status != "done":
-                jobs.discard(job, folder)  # a worker may have ended between two of its files
-                outputs.write_json(jobs.record_path(folder, job.id), failed(job, event["outcome"]))
-            del begun[job.id]
-        for line in sentences(event):
-            log.write(line)
-        shown.show(event)
-
     interrupted: int | None = None
     try:
-        with shown:
-            pool.run(
-                tasks,
+        with shown, Journal(folder / ".jobs") as journal:
+            executor = pool.LocalExecutor(
                 workers=config.run.workers,
                 devices=config.run.devices,
                 per_device=config.run.per_device,
                 threads=config.run.threads if threads is None else threads,
-                on_event=hear,
             )
+            try:
+                for event in work.events(executor):
+                    _check_that_it_stays(folder, lock)
+                    executor.cancel(journal.to_cancel())
+                    if event["event"] == "idle":
+                        continue
+                    work.note(event)
+                    journal.write(event)
+                    for line in sentences(event):
+                        log.write(line)
+                    shown.show(event)
+            finally:
+                executor.close()
     except KeyboardInterrupt as error:
         interrupted = error.exit_code if isinstance(error, Terminated) else INTERRUPTED
         log.write("interrupted: what is finished is kept")
     finally:
         with contextlib.closing(log):
             _check_that_it_stays(folder, lock)
-            for job in begun.values():
+            for job in work.begun.values():
                 if jobs.record_of(folder, job.id) is None:
                     jobs.discard(job, folder)
             summary = _summed_up(config, folder, planned, chosen, len(todo), log)
     return summary if interrupted is None else dataclasses.replace(summary, exit_code=interrupted)
 
 
-def failed(job: Job, outcome: Outcome) -> Record:
-    """The record of a job without a result."""
+class _Work:
+    """The jobs of a run: each is submitted when those that it reads have ended, and its files are kept in order."""
+
+    def __init__(self, config: Config, folder: Path, todo: Sequence[Job], redrawn: Collection[str]) -> None:
+        self.config = config
+        self.folder = folder
+        self.jobs = {job.id: job for job in todo}
+        self.redrawn = redrawn
+        self.begun: dict[str, Job] = {}
+        self.open = {job.id: {one.id for one in job.after} & self.jobs.keys() for job in todo}
+
+    def events(self, executor: Executor) -> Iterator[Event]:
+        """Give the events of all jobs, those that need not be submitted among them."""
+        yield from self._submit(executor)
+        for event in executor.events():
+            yield event
+            if event["event"] == "end":
+                for waits in self.open.values():
+                    waits.discard(event["task"])
+                yield from self._submit(executor)
+
+    def _submit(self, executor: Executor) -> Iterator[Event]:
+        """Hand out the jobs for which nothing is to be waited for any more; those that lack an input are skipped."""
+        while ready := [name for name, waits in self.open.items() if not waits]:
+            tasks, skipped = [], []
+            for name in ready:
+                del self.open[name]
+                job = self.jobs[name]
+                lacking = self._lacking(job)
+                if lacking is None:
+                    payload = {**job.payload, "redraw": name in self.redrawn}
+                    tasks.append(Task(name, dispatch.MAIN, payload, job.deadline, job.memory))
+                else:
+                    skipped.append(Outcome(name, Status.SKIPPED, error=lacking))
+            executor.submit(_limited(tasks, self.config)[0])
+            for outcome in skipped:
+                yield {"event": "end", "task": outcome.id, "outcome": outcome}
+                for waits in self.open.values():
+                    waits.discard(outcome.id)
+
+    def _lacking(self, job: Job) -> str | None:
+        """Say which input keeps a job from being done, None if nothing does."""
+        made = jobs.inputs_of(self.folder, [one.id for one in job.after])
+        lost = [one.id for one in job.after if one.id not in made]
+        if not lost or (job.need == "any" and made):
+            return None
+        rest = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        return f"there is no result of {lost[0]}{rest}"
+
+    def note(self, event: Event) -> None:
+        """Keep the files of a job in order: clear away what was before, and what came to no end."""
+        job = self.jobs.get(event["task"] or "")
+        if job is not None and event["event"] == "start":
+            if job.id not in self.redrawn:
+                jobs.clear(job, self.folder)
+            self.begun[job.id] = job
+        if job is not None and event["event"] == "end":
+            if event["outcome"].status != Status.DONE:
+                jobs.discard(job, self.folder)  # a worker may have ended between two of its files
+                outputs.write_json(
+                    jobs.record_path(self.folder, job.id), without_result(job, event["outcome"])
+                )
+            self.begun.pop(job.id, None)
+
+
+def without_result(job: Job, outcome: Outcome) -> Record:
+    """Return the record of a job without a result."""
+    kind = kinds.find(job.kind)
     return {
-        **about(job.payload),
+        **kind.blank,
+        **kind.header(job.payload),
         "status": outcome.status,
         "error": outcome.error,
-        "map": None,
-        "figures": {},
-        "prediction": None,
-        "anatomy": None,
-        **dict.fromkeys(("score", "residual", "difference", "missed", "min", "max", "sum", "sum_kept")),
         "share_done": 0.0,
         "seconds": outcome.seconds,
         "peak_memory": outcome.peak_memory,
@@ -280,18 +334,31 @@ def _summed_up(
     counts = dict(Counter(record["status"] for record in records))
     missing = len(planned) - len(records)
     if config.output.tables:
-        outputs.write_table(folder / "summary.csv", records, COLUMNS)
-        rows = [{name: record.get(name) for name in COLUMNS} for record in records]
-        whole = {"counts": counts, "missing": missing, "jobs": rows}
-        outputs.write_json(folder / "summary.json", whole)
+        _write_tables(folder, records, counts, missing)
     report = None
     if config.output.report and records:
         report = _report(folder, [job.id for job in planned], log)
     log.write(f"ended: {', '.join(f'{n} {status}' for status, n in sorted(counts.items())) or 'nothing'}")
     asked = {job.id for job in chosen}
-    well = all(record is not None and record["status"] == "done" for job, record in found if job.id in asked)
+    well = all(
+        record is not None and record["status"] == Status.DONE for job, record in found if job.id in asked
+    )
     code = ALL_DONE if well else SOME_FAILED
     return Summary(folder, records, repeated, code, report)
+
+
+def _write_tables(folder: Path, records: Sequence[Record], counts: Mapping[str, int], missing: int) -> None:
+    """Write a table for each kind that has records, and all of them in one file."""
+    whole: dict[str, Any] = {"counts": counts, "missing": missing, "jobs": []}
+    for kind in kinds.known():
+        own = [record for record in records if record.get("kind", "methods") == kind.name]
+        if not own and kind.file != "summary":
+            continue
+        outputs.write_table(folder / f"{kind.file}.csv", own, kind.columns)
+        whole["jobs" if kind.file == "summary" else kind.file] = [
+            {name: record.get(name) for name in kind.columns} for record in own
+        ]
+    outputs.write_json(folder / "summary.json", whole)
 
 
 def _report(folder: Path, ids: list[str], log: Log) -> Path | None:
@@ -315,14 +382,12 @@ def _allowed(together: Sequence[Job]) -> float | None:
 
 def examined(config: Config, chosen: Sequence[Job], finished: Mapping[str, Record | None]) -> list[Planned]:
     """What can be said of jobs before they run. The network and the images are loaded in worker processes."""
-    specs = catalogue.methods_by_name()
     subjects: dict[str, list[Job]] = {}
     for job in chosen:
-        subjects.setdefault(job.subject, []).append(job)
+        if kinds.find(job.kind).examine is not None:
+            subjects.setdefault(job.subject, []).append(job)
     tasks = [
-        Task(
-            subject, "esegeta.run.jobs.worker:examine", [job.payload for job in together], _allowed(together)
-        )
+        Task(subject, dispatch.EXAMINE, [job.payload for job in together], _allowed(together))
         for subject, together in subjects.items()
     ]
     found: dict[str, dict[str, Any]] = {}
@@ -332,16 +397,9 @@ def examined(config: Config, chosen: Sequence[Job], finished: Mapping[str, Recor
             found[job.id] = said or {"problem": outcome.error}
     plan = []
     for job in chosen:
-        spec, said = specs[job.payload["method"]["name"]], found[job.id]
-        plan.append(
-            Planned(
-                job,
-                finished[job.id] is not None,
-                jobs.evaluations(spec, job.payload["method"]),
-                "gradients" if spec.needs == "gradient" else "values",
-                tuple(said["shape"]) if said.get("shape") else None,
-                said.get("memory"),
-                said.get("problem"),
-            )
-        )
+        said = found.get(job.id, {})
+        count, needs = kinds.find(job.kind).cost(job.payload)
+        shape = tuple(said["shape"]) if said.get("shape") else None
+        done = finished[job.id] is not None
+        plan.append(Planned(job, done, count, needs, shape, said.get("memory"), said.get("problem")))
     return plan

@@ -33,6 +33,7 @@ from esegeta.run.config.schema import Call, Config, Input, Method, Model, Output
 from esegeta.run.config.sources import check_model, is_there
 from esegeta.run.config.tables import keys_of, no_twins, one, several
 from esegeta.run.config.trust import Trust
+from esegeta.run.jobs import kinds
 from esegeta.run.volumes import files as volumes
 from esegeta.run.volumes import preprocess
 from esegeta.run.volumes.names import subjects
@@ -533,7 +534,8 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
         trust: which code may run.
         faults: everything that is wrong.
     """
-    known = keys_of(Config)
+    of_kinds = kinds.tables()
+    known = {key: kind for key, kind in keys_of(Config).items() if key != "more"} | of_kinds
     for key in raw:
         if key not in known:
             faults.add(str(key), "a table of the file", repr(key), nearest(key, known))
@@ -546,6 +548,7 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
     model, given = one(Model, raw, "model", faults), one(Input, raw, "input", faults)
     run, patches = one(Run, raw, "run", faults), one(Patches, raw, "patches", faults)
     output = one(Output, raw, "output", faults)
+    more = {key: one(section, raw, key, faults) for key, section in of_kinds.items()}
     targets, methods = several(Target, raw, "targets", faults), several(Method, raw, "methods", faults)
     if model:
         check_model(model, folder, trust, faults)
@@ -584,4 +587,5 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
         patches=patches,
         run=run or Run(),
         output=output or Output(),
+        more={key: table for key, table in more.items() if table is not None},
     )

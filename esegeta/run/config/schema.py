@@ -5,7 +5,15 @@ Needs pydantic: ``pip install "esegeta[cli]"``.
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from esegeta.run.config.trust import NOTHING, Trust
 
@@ -128,7 +136,8 @@ class Output(Section):
 
 
 class Config(Section):
-    """A whole run. plugins: files that register methods, transforms and reducers of one's own.
+    """A whole run. plugins: files that register methods, transforms and reducers of one's own; more: the tables that
+    kinds of jobs bring along, in the file beside the others.
 
     ``trust`` says which code may run; no key of a file can say that.
     """
@@ -141,7 +150,15 @@ class Config(Section):
     patches: Patches | None = None
     run: Run = Run()
     output: Output = Output()
+    more: dict[str, SerializeAsAny[BaseModel]] = {}
     _trust: Trust = PrivateAttr(default=NOTHING)
+
+    @model_serializer(mode="wrap")
+    def with_tables_of_kinds(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the tables of kinds beside the others, as the file has them."""
+        found = dump(self)
+        more = found.pop("more", {})
+        return {**found, **more}
 
     @property
     def trust(self) -> Trust:

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 from esegeta.engine import refusals
 from esegeta.run.executors import keeper
+from esegeta.run.executors.status import Status
 
 _REPORT_SECONDS = 0.1
 # What torch and the libraries below it say of memory where they raise no error of that kind.
@@ -75,12 +76,12 @@ def one_line(error: BaseException) -> str:
     ('ValueError: first second', 'size: expected 1, got 2. Change it.')
     """
     message = refusals.one_line(error)
-    if message and verdict(error) == "refused":
+    if message and verdict(error) == Status.REFUSED:
         return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def verdict(error: BaseException) -> str:
+def verdict(error: BaseException) -> Status:
     """How a task that raised has ended.
 
     >>> verdict(MemoryError()), verdict(KeyError("x")), verdict(refusals.refused("ig", "steps >= 1", "0", "More"))
@@ -90,10 +91,10 @@ def verdict(error: BaseException) -> str:
     named = {kind.__name__ for kind in type(error).__mro__}
     no_memory = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     if isinstance(error, MemoryError) or "OutOfMemoryError" in named or no_memory:
-        return "memory"
+        return Status.MEMORY
     if "DeadlineExceeded" in named:
-        return "timeout"
-    return "refused" if refusals.is_refusal(error) else "failed"
+        return Status.TIMEOUT
+    return Status.REFUSED if refusals.is_refusal(error) else Status.FAILED
 
 
 def reset_peak() -> None:
@@ -135,7 +136,7 @@ def perform(task: dict[str, Any], context: Context) -> dict[str, Any]:
         started = time.monotonic()
         value = work(task["payload"], context)
         json.dumps(value)
-        ended = {"status": "done", "value": value}
+        ended = {"status": Status.DONE, "value": value}
     except BaseException as error:  # also SystemExit: it is the task that ends, not the worker
         cause = error.__cause__ if isinstance(error, refusals.Refused) and error.__cause__ else error
         trace = "".join(traceback.format_exception(cause))
@@ -157,7 +158,7 @@ def serve(tasks: BinaryIO, events: BinaryIO, device: str) -> None:
         reset_peak()
         result = perform(task, Context(device, task["deadline"], task["memory"], cache, send))
         send(event="result", **result)
-        if result["status"] == "memory":  # who knows what is left of it
+        if result["status"] == Status.MEMORY:  # who knows what is left of it
             return
 
 

@@ -21,55 +21,26 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, Literal
 
 from esegeta.engine import check
 from esegeta.run.executors.processes import Members, bury, how_it_ended
+from esegeta.run.executors.protocol import Event, Outcome, Task
+from esegeta.run.executors.status import Status
 
-Status = Literal["done", "failed", "timeout", "memory", "crashed", "refused"]
-Event = dict[str, Any]
-
+WHERE = "pool.run"
 _POLL_SECONDS = 0.05
 # A look at the memory of all processes takes some milliseconds.
 _LOOK_SECONDS = 0.1
 _IDLE_LOOK_SECONDS = 1.0
 _TERM_SECONDS = 2.0
+_IDLE_SECONDS = 1.0
 # As much as a pipe holds, and more, so that what a process has left behind is read at once.
 _READS, _READ_BYTES = 4, 1 << 16
 _LONGEST_LINE = 1 << 16
+_CANCELLED = "it was cancelled"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
-
-@dataclass(frozen=True)
-class Task:
-    """Something to do in a worker: ``function`` is ``package.module:name`` and called as (payload, context).
-
-    payload and what the function returns go through JSON. deadline: in seconds, from its beginning; memory: in
-    bytes, resident; device: "cpu", "cuda:0"..., or None for any that the pool has.
-    """
-
-    id: str
-    function: str
-    payload: Any = None
-    deadline: float | int | None = None
-    memory: int | None = None
-    device: str | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a task ended. error: one line; trace: everything that is known; peak_memory: in bytes, resident."""
-
-    id: str
-    status: Status
-    value: Any = None
-    error: str | None = None
-    trace: str = ""
-    seconds: float = 0.0
-    peak_memory: int = 0
-    device: str = "cpu"
 
 
 def cores() -> int:
@@ -234,12 +205,27 @@ class Waiting:
     ['b', 'c', None, 1]
     """
 
-    def __init__(self, tasks: Iterable[Task]) -> None:
+    def __init__(self, tasks: Iterable[Task] = ()) -> None:
         self._lines: dict[str | None, deque[tuple[int, Task]]] = {}
         self._left = 0
-        for number, task in enumerate(tasks):
-            self._lines.setdefault(task.device, deque()).append((number, task))
+        self._come = 0
+        self.add(tasks)
+
+    def add(self, tasks: Iterable[Task]) -> None:
+        """Let more tasks wait, behind those that do."""
+        for task in tasks:
+            self._lines.setdefault(task.device, deque()).append((self._come, task))
+            self._come += 1
             self._left += 1
+
+    def remove(self, ids: Collection[str]) -> list[Task]:
+        """Let some tasks wait no longer, and return those that did."""
+        gone: list[Task] = []
+        for device, line in self._lines.items():
+            gone += [task for _, task in line if task.id in ids]
+            self._lines[device] = deque(one for one in line if one[1].id not in ids)
+        self._left -= len(gone)
+        return gone
 
     def __len__(self) -> int:
         return self._left
@@ -257,40 +243,107 @@ class Waiting:
         return self._lines[min(heads)[1]].popleft()[1]
 
 
-class _Pool:
-    """The loop: hand out tasks, listen, watch."""
+class LocalExecutor:
+    """Do tasks in worker processes of this machine: hand out tasks, listen, watch. See ``protocol.Executor``.
+
+    Args:
+        workers: how many on the CPU.
+        devices: "cpu", "cuda:0"...; a worker sees its own GPU only.
+        per_device: how many workers on each GPU.
+        threads: of each worker; None shares the cores among the workers, within OMP_NUM_THREADS.
+        grace: seconds past its deadline that a task has to stop by itself, besides a tenth of the deadline.
+    """
 
     def __init__(
         self,
-        tasks: Sequence[Task],
-        devices: Sequence[str],
-        threads: int,
-        on_event: Callable[[Event], None] | None,
-        grace: float,
+        *,
+        workers: int = 1,
+        devices: Sequence[str] = ("cpu",),
+        per_device: int = 1,
+        threads: int | None = None,
+        grace: float | int = 2.0,
     ) -> None:
-        self.pending = Waiting(tasks)
-        self.free = list(devices)
-        self.threads = threads
-        self.on_event = on_event
-        self.grace = grace
+        self.places = slots(
+            devices,
+            check.positive_count(WHERE, "workers", workers),
+            check.positive_count(WHERE, "per_device", per_device),
+        )
+        if not self.places:
+            got = check.problem(WHERE, f"devices for all tasks, of {list(devices)}", "none", "Add them")
+            raise ValueError(got)
+        self.threads = _share(len(self.places))
+        if threads is not None:
+            self.threads = check.positive_count(WHERE, "threads", threads)
+        self.pending = Waiting()
+        self.free = list(self.places)
+        self.grace = float(grace)
         self.members = Members()
         self.workers: list[_Worker] = []
-        self.outcomes: dict[str, Outcome] = {}
+        self.names: set[str] = set()
+        self.heard: deque[Event] = deque()
         self.selector = selectors.DefaultSelector()
         self.looked = 0.0
+        self.told = time.monotonic()
 
-    def tell(self, event: str, task: str | None, **details: Any) -> None:
-        if self.on_event is not None:
-            self.on_event({"event": event, "task": task, **details})
+    def submit(self, tasks: Iterable[Task]) -> None:
+        """Take more tasks, also while others run; their ids must be new."""
+        todo = list(tasks)
+        counts = Counter(task.id for task in todo)
+        twice = sorted(name for name, count in counts.items() if count > 1 or name in self.names)
+        if twice:
+            got = f"{twice} more than once"
+            raise ValueError(check.problem(WHERE, "different ids", got, "Rename them"))
+        strangers = sorted({t.device for t in todo if t.device is not None} - set(self.places))
+        if strangers:
+            expected = f"devices for all tasks, of {list(dict.fromkeys(self.places))}"
+            got = f"tasks for {', '.join(strangers)}"
+            raise ValueError(check.problem(WHERE, expected, got, "Add them"))
+        self.names |= counts.keys()
+        self.pending.add(todo)
 
-    def work(self) -> None:
-        while self.pending or any(w.task for w in self.workers):
+    def cancel(self, ids: Collection[str]) -> None:
+        """End tasks that wait or run; what has ended already stays as it is."""
+        for task in self.pending.remove(ids):
+            self.finish(Outcome(task.id, Status.CANCELLED, error=_CANCELLED))
+        for worker in self.workers:
+            if worker.task is not None and worker.task.id in ids and worker.reason is None:
+                worker.reason = (Status.CANCELLED, _CANCELLED)
+                worker.kill()
+
+    def events(self) -> Iterator[Event]:
+        """Give every event as it comes, until no task is left; more tasks may be submitted on the way."""
+        while self.heard or self.pending or any(w.task for w in self.workers):
+            if time.monotonic() - self.told >= _IDLE_SECONDS:
+                self.told = time.monotonic()
+                yield {"event": "idle", "task": None}
             self.hand_out()
+            yield from self._new()  # before a worker has done much
             for key, _ in self.selector.select(_POLL_SECONDS):
                 worker, which = key.data
                 if worker in self.workers:
                     self.hear(worker, which)
             self.watch()
+            yield from self._new()
+
+    def _new(self) -> Iterator[Event]:
+        while self.heard:
+            yield self.heard.popleft()
+
+    def close(self, *, kill: bool = True) -> None:
+        """End all workers: at once, or when what they do has ended."""
+        if not kill:
+            self.pending = Waiting()
+            for _ in self.events():
+                pass
+        for worker in self.workers:
+            worker.kill()
+        for worker in list(self.workers):
+            self.end(worker)
+        self.selector.close()
+
+    def tell(self, event: str, task: str | None, **details: Any) -> None:
+        """Keep an event for ``events``."""
+        self.heard.append({"event": event, "task": task, **details})
 
     def hand_out(self) -> None:
         """Give every free worker, and every place for one, a task that it may do."""
@@ -311,6 +364,7 @@ class _Pool:
             self.tell("start", task.id, device=worker.device, process=worker.process.pid)
 
     def start(self, device: str) -> _Worker:
+        """Start a worker on a device that is free."""
         worker = _Worker(device, self.threads)
         self.free.remove(device)
         self.workers.append(worker)
@@ -331,6 +385,7 @@ class _Pool:
         return code
 
     def hear_prints(self, worker: _Worker) -> bool:
+        """Pass on what a worker prints, and return whether it will print no more."""
         lines, closed = worker.lines("prints")
         for line in lines:
             text = line.decode(errors="replace").rstrip()
@@ -339,6 +394,7 @@ class _Pool:
         return closed
 
     def hear(self, worker: _Worker, which: Literal["events", "prints"]) -> None:
+        """Take what a worker has sent."""
         if which == "prints":
             if self.hear_prints(worker):
                 self.selector.unregister(worker.prints)
@@ -365,10 +421,11 @@ class _Pool:
         """A task has ended by itself."""
         assert worker.task is not None
         peak = max(worker.peak, result.pop("peak_memory"))
-        ended = Outcome(worker.task.id, device=worker.device, peak_memory=peak, **result)
+        status = Status(result.pop("status"))
+        ended = Outcome(worker.task.id, status, device=worker.device, peak_memory=peak, **result)
         # An error on a GPU may have spoiled it for the whole process: all that follows would fail as well.
-        spoiled = ended.status == "failed" and worker.device != "cpu"
-        worker.retired = worker.reason is not None or ended.status == "memory" or spoiled
+        spoiled = ended.status == Status.FAILED and worker.device != "cpu"
+        worker.retired = worker.reason is not None or ended.status == Status.MEMORY or spoiled
         worker.task = None
         self.finish(ended)
         if worker.retired:
@@ -380,13 +437,13 @@ class _Pool:
         code = self.end(worker)
         if task is None:
             return
-        status, error = worker.reason or ("crashed", how_it_ended(code))
+        status, error = worker.reason or (Status.CRASHED, how_it_ended(code))
         trace = "\n".join(worker.printed)
         seconds = time.monotonic() - begun
         self.finish(Outcome(task.id, status, None, error, trace, seconds, worker.peak, worker.device))
 
     def finish(self, outcome: Outcome) -> None:
-        self.outcomes[outcome.id] = outcome
+        """Tell that a task has ended."""
         self.tell("end", outcome.id, outcome=outcome)
 
     def watch(self) -> None:
@@ -405,14 +462,14 @@ class _Pool:
             worker.peak = max(worker.peak, here)
             if task.memory is not None and here > task.memory and worker.reason is None:
                 worker.reason = (
-                    "memory",
+                    Status.MEMORY,
                     f"it occupied {size(here)}, more than the {size(task.memory)} allowed",
                 )
                 worker.kill()
             elif worker.asked is not None and now - worker.asked > _TERM_SECONDS:
                 worker.kill()
             elif now > worker.until and worker.reason is None:
-                worker.reason = ("timeout", f"not done after {task.deadline:g} s")
+                worker.reason = (Status.TIMEOUT, f"not done after {task.deadline:g} s")
                 worker.asked = now
                 worker.process.send_signal(signal.SIGTERM)
 
@@ -459,31 +516,18 @@ def run(
         >>> done[0].status, done[0].error
         ('failed', "AttributeError: module 'math' has no attribute 'does_not_exist'")
     """
-    where = "pool.run"
     todo = list(tasks)
-    names = [task.id for task in todo]
-    if len(set(names)) < len(names):
-        twice = sorted(name for name, count in Counter(names).items() if count > 1)
-        raise ValueError(check.problem(where, "different ids", f"{twice} more than once", "Rename them"))
-    places = slots(
-        devices,
-        check.positive_count(where, "workers", workers),
-        check.positive_count(where, "per_device", per_device),
+    pool = LocalExecutor(
+        workers=workers, devices=devices, per_device=per_device, threads=threads, grace=grace
     )
-    strangers = sorted({t.device for t in todo if t.device is not None} - set(places))
-    if not places or strangers:
-        got = f"tasks for {', '.join(strangers)}" if strangers else "none"
-        raise ValueError(check.problem(where, f"devices for all tasks, of {list(devices)}", got, "Add them"))
-    if not todo:
-        return []
-    each = _share(len(places)) if threads is None else check.positive_count(where, "threads", threads)
-    pool = _Pool(todo, places, each, on_event, float(grace))
+    outcomes: dict[str, Outcome] = {}
     try:
-        pool.work()
+        pool.submit(todo)
+        for event in pool.events():
+            if event["event"] == "end":
+                outcomes[event["task"]] = event["outcome"]
+            if on_event is not None and event["event"] != "idle":
+                on_event(event)
     finally:
-        for worker in pool.workers:
-            worker.kill()
-        for worker in list(pool.workers):
-            pool.end(worker)
-        pool.selector.close()
-    return [pool.outcomes[name] for name in names]
+        pool.close()
+    return [outcomes[task.id] for task in todo]

@@ -8,8 +8,6 @@ from esegeta._registry import MethodSpec
 from esegeta.plot.canvas import numeral
 from esegeta.run.config import catalogue
 
-# How a job ends that has a map.
-MADE = ("done", "partial")
 # What a method that claims completeness may miss of the difference to the baseline.
 MISSED = 0.05
 # Below this share of the score itself, single precision decides about a residual.

@@ -1,4 +1,4 @@
-"""What a run has to do: one job for each image, target and method, and which of them are done already.
+"""What a run has to do: the jobs of every kind that the configuration asks for, and which are done already.
 
 A job is known by what determines its result: the parts of the configuration that it reads, the content of its
 files, the weights, the versions. Limits of time and memory, devices and the number of workers are not among them.
@@ -12,46 +12,45 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from esegeta._registry import TRANSFORMS, MethodSpec
 from esegeta.engine import check
-from esegeta.engine.execution import parse_memory
 from esegeta.run.config import catalogue
-from esegeta.run.config.annotations import with_files
 from esegeta.run.config.schema import Config
 from esegeta.run.config.sources import is_program
 from esegeta.run.config.trust import located
-from esegeta.run.executors.local import Task
-from esegeta.run.jobs.marks import MADE
+from esegeta.run.executors.status import MADE
+from esegeta.run.jobs import kinds, outputs
+from esegeta.run.jobs.kinds import Job, Record
 from esegeta.run.volumes import files as volumes
 from esegeta.run.volumes import names
 
-Record = dict[str, Any]
 WHERE = "run"
-FUNCTION = "esegeta.run.jobs.worker:main"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One image, one target, one method. payload: all that a worker needs, as JSON."""
+class AboutImage(NamedTuple):
+    """An image before it is read: its files, its subject, and what decides about it."""
 
-    id: str
-    kind: str
+    files: Sequence[Path]
     subject: str
-    target: str
-    method: str
-    digest: str
-    payload: dict[str, Any]
-    deadline: float | int | None = None
-    memory: int | None = None
+    decides: dict[str, Any]
 
-    def task(self) -> Task:
-        """What the pool is given."""
-        return Task(self.id, FUNCTION, self.payload, self.deadline, self.memory)
+
+class Planning(NamedTuple):
+    """What jobs are made from.
+
+    whole: the configuration as JSON; network: what decides about it; jobs: those of the kinds before.
+    """
+
+    config: Config
+    whole: dict[str, Any]
+    folder: str
+    network: dict[str, Any]
+    images: list[AboutImage]
+    jobs: list[Job]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -89,16 +88,6 @@ def source_file(source: str, folder: str | None = None) -> Path | None:
     return way.parts[-1].file if way else None
 
 
-def digest(value: Any) -> str:
-    """A short name for what a value says.
-
-    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}), len(digest([]))
-    (True, 16)
-    """
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def releases() -> dict[str, str]:
     """The versions that decide about the numbers."""
     found = {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
@@ -111,7 +100,7 @@ def releases() -> dict[str, str]:
 
 
 def plan(config: Config) -> list[Job]:
-    """Every job of a run: images, then targets, then methods, in the order of the configuration.
+    """Return every job of a run: kind by kind, and of a kind in the order of the configuration.
 
     Args:
         config: from ``config.load``.
@@ -133,86 +122,20 @@ def plan(config: Config) -> list[Job]:
         "chosen": whole["model"]["output"],
         "plugins": [content(path) for path in config.plugins],
     }
-    folder = str(Path(config.run.output).absolute())
-    jobs: list[Job] = []
+    images = []
     for files, subject in zip(found, subjects, strict=True):
-        image = {
+        about_image = {
             "files": [part for path in files for part in contents(path)],
             "reading": config.input.reading,
             "preprocess": whole["input"]["preprocess"],
         }
-        for target, method in ((t, m) for t in config.targets for m in config.methods):
-            jobs.append(_job(config, whole, network, image, files, subject, target, method, folder))
-    _refuse_twins(jobs)
-    return jobs
-
-
-def _job(
-    config: Config,
-    whole: dict[str, Any],
-    network: dict[str, Any],
-    image: dict[str, Any],
-    files: Sequence[Path],
-    subject: str,
-    target: Any,
-    method: Any,
-    folder: str,
-) -> Job:
-    what, how = target.model_dump(mode="json"), method.model_dump(mode="json")
-    about_target = {k: what[k] for k in ("reducer", "class_", "parameters")}
-    about_method = {k: v for k, v in how.items() if k not in ("id", "title", "deadline", "memory")}
-    decides = {
-        **network,
-        **image,
-        "target": with_files(about_target, contents),
-        "method": with_files(about_method, contents),
-        "patches": whole["patches"] if method.patches != "whole" else None,
-        "precision": config.run.precision,
-        "key": config.run.key,
-        "output": {k: whole["output"][k] for k in ("nifti", "figures")},
-        "versions": releases(),
-        # What files are called and what stands above the pictures.
-        "shown": [subject, target.name, method.id, method.title],
-    }
-    mark = digest(decides)
-    job = names.job(subject, target.name, method.id or method.name)
-    payload = {
-        "id": job,
-        "kind": "methods",
-        "digest": mark,
-        "input_digest": digest(image),
-        "subject": subject,
-        "files": [str(path) for path in files],
-        "reading": image["reading"],
-        "made_from": {
-            "model": network["source"] or Path(config.model.source).name,
-            **{name: network[name] for name in ("arguments", "code", "weights", "plugins")},
-            "images": {part.name: content(part) for path in files for part in volumes.files_of(path)},
-        },
-        "model": whole["model"],
-        "target": what,
-        "method": how,
-        "preprocess": whole["input"]["preprocess"],
-        "patches": whole["patches"],
-        "output": whole["output"],
-        "precision": config.run.precision,
-        "key": config.run.key,
-        "folder": folder,
-        "plugins": list(config.plugins),
-        "trust": config.trust.json(),
-    }
-    memory = method.memory if method.memory is not None else config.run.memory
-    return Job(
-        job,
-        "methods",
-        subject,
-        target.name,
-        method.id or method.name,
-        mark,
-        payload,
-        method.deadline if method.deadline is not None else config.run.deadline,
-        None if memory is None else parse_memory(WHERE, memory),
-    )
+        images.append(AboutImage(files, subject, about_image))
+    folder = str(Path(config.run.output).absolute())
+    planning = Planning(config, whole, folder, network, images, [])
+    for kind in kinds.known():
+        planning.jobs.extend(kind.entries(planning))
+    _refuse_twins(planning.jobs)
+    return planning.jobs
 
 
 def _refuse_twins(jobs: Sequence[Job]) -> None:
@@ -224,33 +147,6 @@ def _refuse_twins(jobs: Sequence[Job]) -> None:
             got = f"{other.target!r} {other.method!r} and {job.target!r} {job.method!r}, both named {job.id}"
             advice = "Give a method another id, or a target another name"
             raise ValueError(check.problem(WHERE, "targets and methods with different names", got, advice))
-
-
-def about(payload: dict[str, Any]) -> Record:
-    """What a record says whatever comes of the job."""
-    # Files by their names: where they are may change, and the record is the same.
-    method, target = with_files([payload["method"], payload["target"]], lambda path: Path(path).name)
-    return {
-        "id": payload["id"],
-        "kind": payload["kind"],
-        "subject": payload["subject"],
-        "target": target["name"],
-        "reducer": target["reducer"],
-        "reducer_parameters": target["parameters"],
-        "method": method["id"] or method["name"],
-        "name": method["name"],
-        "title": method["title"] or (method["id"] or method["name"]).replace("_", " "),
-        "parameters": method["parameters"],
-        "transforms": method["transforms"],
-        "baseline": method["baseline"],
-        "place": method["place"],
-        "patches": method["patches"],
-        "patching": payload["patches"] if method["patches"] != "whole" else None,
-        "key": payload["key"],
-        "precision": payload["precision"],
-        "config_digest": payload["digest"],
-        "made_from": payload["made_from"],
-    }
 
 
 # ------------------------------------------------------------------ what is done already
@@ -270,18 +166,21 @@ def record_of(folder: str | Path, job: str) -> Record | None:
     return found if isinstance(found, dict) else None
 
 
+def write_record(folder: Path, record: Record) -> None:
+    """Write the record of a job, the last of its files."""
+    outputs.write_json(record_path(folder, record["id"]), record)
+
+
 def written_by(record: Mapping[str, Any]) -> list[str]:
-    """The files that belong to a record alone, relative to the folder of the run."""
-    name = record.get("map")
-    sidecar = names.statmap(record["subject"], record["target"], record["method"], "statmap.json")
-    figures = record.get("figures") or {}
-    return [*([name] if name else []), sidecar.as_posix(), *figures.values()]
+    """Return the files that belong to a record alone, relative to the folder of the run."""
+    return list(kinds.find(record.get("kind", "methods")).written(record))
 
 
-def finished(job: Job, folder: str | Path) -> Record | None:
-    """The record of a job that need not be done again: the same job, with a map, and all of its files are there.
+def _usable(job: Job, folder: str | Path) -> Record | None:
+    """Return the record of a job if it holds the numbers that the job would give, and all of its files are there.
 
-    One that a deadline cut short is done again if it may take longer now.
+    What a deadline cut short is of no use if it may take longer now, and neither is what was made of other inputs
+    than there are now.
     """
     record = record_of(folder, job.id)
     if record is None or record.get("status") not in MADE or record.get("config_digest") != job.digest:
@@ -289,9 +188,47 @@ def finished(job: Job, folder: str | Path) -> Record | None:
     allowed, had = job.deadline or math.inf, record.get("deadline") or math.inf
     if record["status"] == "partial" and allowed > had:
         return None
+    if job.after and record.get("inputs") != inputs_of(folder, [one.id for one in job.after]):
+        return None
     shared = [record[name] for name in ("anatomy", "prediction") if record.get(name)]
     there = all((Path(folder) / name).is_file() for name in [*written_by(record), *shared])
     return record if there else None
+
+
+def inputs_of(folder: str | Path, ids: Sequence[str]) -> dict[str, list[str]]:
+    """Return the digest and the status of those of some jobs that have a result."""
+    records = {name: record_of(folder, name) for name in ids}
+    return {
+        name: [str(record.get("config_digest")), str(record["status"])]
+        for name, record in records.items()
+        if record is not None and record.get("status") in MADE
+    }
+
+
+def finished(job: Job, folder: str | Path) -> Record | None:
+    """Return the record of a job that need not be done again, None if it has to be done or shown otherwise."""
+    record = _usable(job, folder)
+    return record if record is not None and record.get("look_digest") == job.look else None
+
+
+def all_finished(planned: Sequence[Job], folder: str | Path) -> dict[str, Record | None]:
+    """Return the record of every job that need not be done again; what reads a job that is done again is, too."""
+    found: dict[str, Record | None] = {}
+    anew: set[str] = set()
+    for job in planned:  # each after those that it reads
+        stale = any(one.id in anew for one in job.after)
+        found[job.id] = None if stale else finished(job, folder)
+        if found[job.id] is None and (stale or not to_redraw(job, folder)):
+            anew.add(job.id)
+    return found
+
+
+def to_redraw(job: Job, folder: str | Path) -> bool:
+    """Check whether the numbers of a job are there, and only how they are shown has changed."""
+    record = _usable(job, folder)
+    if record is None or kinds.find(job.kind).redraw is None or record.get("look_digest") == job.look:
+        return False
+    return bool(record.get("raw"))
 
 
 def clear(job: Job, folder: str | Path) -> None:
@@ -308,9 +245,21 @@ def clear(job: Job, folder: str | Path) -> None:
 def discard(job: Job, folder: str | Path) -> None:
     """Remove what a job that did not come to its end has written, with or without a record."""
     clear(job, folder)
-    stem = Path(folder) / names.statmap(job.subject, job.target, job.method, "")
-    for path in stem.parent.glob(f"{glob.escape(stem.name)}_*"):
-        path.unlink(missing_ok=True)
+    (Path(folder) / raw_path(job.id)).unlink(missing_ok=True)
+    stem_of = kinds.find(job.kind).stem
+    if stem_of is not None:
+        stem = Path(folder) / stem_of(job)
+        for path in stem.parent.glob(f"{glob.escape(stem.name)}_*"):
+            path.unlink(missing_ok=True)
+
+
+def raw_path(job: str) -> Path:
+    """Return where a map is kept as the network's grid has it, relative to the folder of the run.
+
+    >>> raw_path("sub-01_brain_gradient").as_posix()
+    '.jobs/raw/sub-01_brain_gradient.npy'
+    """
+    return Path(".jobs", "raw", f"{job}.npy")
 
 
 # Their samples are of runs through all parts of the image.

@@ -21,8 +21,9 @@ import numpy as np
 from esegeta.plot import colours
 from esegeta.plot.canvas import numeral, png
 from esegeta.plot.images import ABREAST, side_by_side
-from esegeta.run.jobs import outputs
-from esegeta.run.jobs.marks import MADE, marks, titled
+from esegeta.run.executors.status import MADE
+from esegeta.run.jobs import kinds, outputs
+from esegeta.run.jobs.marks import marks, titled
 from esegeta.run.report import display
 from esegeta.run.volumes import pictures
 from esegeta.run.volumes.names import anatomy as anatomy_name
@@ -74,6 +75,7 @@ def page(folder: Path, only: Sequence[str] | None = None) -> str:
     if only is not None:
         known = {record["id"]: record for record in records}
         records = [known[name] for name in dict.fromkeys(only) if name in known]
+    every, records = records, [record for record in records if record["kind"] == MAPS]
     viewer, volumes = _viewer(folder, records, notes)
     compared = _compared(folder, records, notes)
     _figures(folder, records, notes, FIGURES - sum(len(picture["address"]) for picture in compared))
@@ -106,13 +108,14 @@ def page(folder: Path, only: Sequence[str] | None = None) -> str:
         compared=compared,
         made=made,
         partial=partial,
-        failed=[record for record in records if record["status"] not in MADE],
+        failed=[record for record in every if record["status"] not in MADE],
         metrics=_metrics(records),
+        sections=_sections(every),
         config=config,
         versions=_versions(records),
         notes=notes,
         notices=_notices(config, records, bool(volumes)),
-        seconds_spent=sum(record["seconds"] or 0 for record in records),
+        seconds_spent=sum(record["seconds"] or 0 for record in every),
     )
     return text.replace("@@SIZE@@", f"{len(text.encode()) / 1e6:.1f} MB", 1)
 
@@ -210,18 +213,19 @@ def _settings(folder: Path, notes: list[str]) -> Any:
     return _json(path, notes) if path.exists() else None
 
 
-# What a record may lack, as after a crash that left little to say.
-BLANK: dict[str, Any] = {
-    **dict.fromkeys(("id", "subject", "target", "method", "status"), ""),
-    **dict.fromkeys(
-        ("title", "error", "map", "prediction", "anatomy", "score", "residual", "min", "max", "sum")
-    ),
-    **dict.fromkeys(("seconds", "peak_memory", "started", "device", "precision", "place", "baseline", "key")),
-}
+MAPS = "methods"  # the kind whose records have maps
+
+
+def _lists() -> dict[str, Any]:
+    """Return what a record says of what there is none of, and for the texts that every record has."""
+    texts = dict.fromkeys(("id", "subject", "target", "method", "status"), "")
+    dicts: dict[str, Any] = {name: {} for name in ("parameters", "figures", "versions", "metrics")}
+    return {**texts, **dicts, "title": None, "error": None, "transforms": [], "events": [], "warnings": []}
 
 
 def _records(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
     found = []
+    known = {kind.name: kind for kind in kinds.known()}
     for path in sorted((folder / ".jobs").glob("*.json")):
         value = _json(path, notes)
         if value is None:
@@ -229,14 +233,17 @@ def _records(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
         if not isinstance(value, dict):
             notes.append(f"{path.name} is no record: it holds no object")
             continue
-        record = {**BLANK, "parameters": {}, "transforms": [], "events": [], "figures": {}, "versions": {}}
-        record |= {"metrics": {}, "warnings": []}
+        kind_of = known.get(value.get("kind", MAPS))
+        if kind_of is None:
+            notes.append(f"{path.name} is of a kind that is not known here: {_line(value.get('kind'))}")
+            continue
+        record = {**dict.fromkeys(kind_of.columns), **kind_of.blank, **_lists(), "kind": kind_of.name}
         record |= {k: v for k, v in value.items() if v is not None or k not in record}
         for name, kind in (("figures", dict), ("versions", dict), ("metrics", dict), ("events", list)):
             if not isinstance(record[name], kind):
                 record[name] = kind()
         for name in ("score", "residual", "min", "max", "sum", "seconds", "peak_memory"):
-            if isinstance(record[name], bool) or not isinstance(record[name], (int, float)):
+            if isinstance(record.get(name), bool) or not isinstance(record.get(name), (int, float)):
                 record[name] = None
         for name in ("id", "subject", "target", "method", "status"):
             record[name] = str(record[name])
@@ -245,7 +252,7 @@ def _records(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
         record["status"] = record["status"] or "unknown"
         if record.get("regridding") == "values":  # a value that many voxels share would count many times
             record["sum"] = None
-        record["share"] = _share(record["residual"], record.get("difference"))
+        record["share"] = _share(record.get("residual"), record.get("difference"))
         record["marks"] = marks(record)
         record["said"] = [_event(event) for event in record["events"]]
         found.append(record)
@@ -499,6 +506,20 @@ def _figures(folder: Path, records: list[dict[str, Any]], notes: list[str], left
 def _metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     rows = [r for r in records if r["metrics"]]
     return {"names": sorted({str(name) for r in rows for name in r["metrics"]}), "rows": rows}
+
+
+def _sections(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a table for each kind of jobs without maps that has records."""
+    found = []
+    for kind in kinds.known():
+        own = [record for record in records if record["kind"] == kind.name]
+        if own and kind.shown:
+            rows = [[record.get(name) for name in kind.shown] for record in own]
+            heads = list(kind.shown.values())
+            about = {"name": kind.name, "title": kind.title, "note": kind.note}
+            said = [f"{record['id']}: {line}" for record in own for line in record["said"]]
+            found.append({**about, "heads": heads, "rows": rows, "said": said})
+    return found
 
 
 def _versions(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:

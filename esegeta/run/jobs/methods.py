@@ -1,4 +1,4 @@
-"""What a worker does: one image, one target, one method become a map, figures and a record.
+"""The kind of jobs "methods": one image, one target, one method become a map, figures and a record.
 
 Everything that it needs comes as JSON. Files are written whole or not at all, and the record last: where it is,
 everything of the job is. What is written beside the map does not change from run to run; times, memory and dates
@@ -16,21 +16,30 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from esegeta import reducers, spatial
+from esegeta import reducers
 from esegeta._registry import MethodSpec
 from esegeta._types import Score
-from esegeta.engine import check
-from esegeta.engine.execution import DeadlineExceeded, ExecutionWarning, execution, partial_share
+from esegeta.engine.execution import (
+    DeadlineExceeded,
+    ExecutionWarning,
+    execution,
+    parse_memory,
+    partial_share,
+)
 from esegeta.engine.memory import forecast
 from esegeta.places import tap
 from esegeta.run.config import catalogue
+from esegeta.run.config.annotations import with_files
 from esegeta.run.config.building import Built
-from esegeta.run.config.schema import Method
+from esegeta.run.config.schema import Method, Target
 from esegeta.run.executors.child import Context, one_line, peak, verdict
 from esegeta.run.jobs import marks, outputs
+from esegeta.run.jobs.inputs import Inputs, on_image
+from esegeta.run.jobs.kinds import Job, Kind, Record, digest, register
 from esegeta.run.jobs.parts import (
     Entry,
     Image,
@@ -42,34 +51,27 @@ from esegeta.run.jobs.parts import (
     refusals,
     repeatable,
 )
-from esegeta.run.jobs.plan import about, record_path, releases
+from esegeta.run.jobs.plan import (
+    AboutImage,
+    Planning,
+    content,
+    contents,
+    evaluations,
+    raw_path,
+    releases,
+    write_record,
+)
 from esegeta.run.volumes import names
+from esegeta.run.volumes.files import files_of
 from esegeta.run.volumes.reading import Volume
 
-Record = dict[str, Any]
 # What differs between two runs of the same job: not beside the map, which has to be the same file.
-OF_THE_RUN = ("seconds", "peak_memory", "started", "error", "threads", "deadline", "memory")
+OF_THE_RUN = (
+    *("seconds", "peak_memory", "peak_device_memory", "started", "error", "threads", "deadline", "memory"),
+    "raw",
+)
 _WRITING_SECONDS = 120.0
-
-
-def on_image(map: Tensor, x: Tensor) -> tuple[Tensor, list[Record]]:
-    """A map of a layer on the grid of the image; the channels of a layer are added up.
-
-    >>> a, said = on_image(torch.tensor([[1., 2.], [3., 4.]]), torch.zeros(1, 4))
-    >>> a.tolist(), said[0]["event"]
-    ([[4.0, 4.5, 5.5, 6.0]], 'layer')
-    """
-    if map.shape[1:] == x.shape[1:] and len(map) in (1, len(x)):
-        return map, []
-    if map.ndim != x.ndim:
-        expected = f"a map with {x.ndim - 1} spatial axes"
-        advice = "This place has no grid: choose a place before pooling or flattening"
-        raise check.Refused(check.problem("place", expected, check.describe(map), advice))
-    shape = tuple(map.shape)
-    how = f"on the grid of the image by interpolation from {shape[1:]}"
-    if len(map) > 1:
-        map, how = map.sum(0, keepdim=True), f"the sum of {shape[0]} channels, {how}"
-    return spatial.upsample(map, like=x), [{"event": "layer", "message": f"The map is {how}."}]
+_NO_NUMBERS = ("id", "title", "deadline", "memory")
 
 
 def is_amount(spec: MethodSpec, method: Method) -> bool:
@@ -156,8 +158,8 @@ def number(value: Tensor | float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def explain(payload: dict[str, Any], context: Context) -> Record:
-    """Do a job of the kind "methods": its record, which is written last."""
+def explain(payload: Record, inputs: Inputs, context: Context) -> Record:
+    """Compute a map, write all of its files and its record, which is written last."""
     clock = time.monotonic()
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     there = Path(payload["folder"]).is_dir()
@@ -166,10 +168,7 @@ def explain(payload: dict[str, Any], context: Context) -> Record:
     if device.type == "cuda":
         torch.cuda.init()  # before it there is nothing to reset
         torch.cuda.reset_peak_memory_stats(device)  # the job before may have ended in an error
-    with refusals():
-        entry = entry_of(payload, context.memory)
-    image = image_of(payload, entry, device, context.cache)
-    model = model_of(entry, device, context.cache)
+    entry, image, model = inputs.entry(), inputs.image(), inputs.model()
     with torch.no_grad():
         answer = model(image.x)
 
@@ -189,6 +188,7 @@ def explain(payload: dict[str, Any], context: Context) -> Record:
         said = marks.incomplete(built.spec, share, residual, difference, entry.precision)
         events = [*events, said]
         warnings.warn(said["message"], ExecutionWarning, stacklevel=1)
+    write_raw(raw, Path(payload["folder"]) / raw_path(payload["id"]))
     map, notes = on_image(raw, image.x)
     regridding = "density" if is_amount(built.spec, entry.method) else "values"
     whole = image.prepared.back(map.cpu(), regridding)
@@ -212,8 +212,10 @@ def explain(payload: dict[str, Any], context: Context) -> Record:
         "preprocess": list(image.prepared.record),
         "events": [*events, *notes],
     }
-    record |= written(payload, entry, image, whole, answer, record, context)
+    prediction = shared(payload, entry, image, answer, context)
+    record |= written(payload, entry, image, whole, {**record, **prediction})
     record |= {
+        "raw": raw_path(payload["id"]).as_posix(),
         "error": None,
         "started": started,
         "seconds": time.monotonic() - clock,
@@ -284,23 +286,24 @@ def predicted(entry: Entry, answer: Tensor, image: Image) -> Tensor | None:
     return image.prepared.back(mask[None].float().cpu(), "values") >= 0.5
 
 
-def written(
-    payload: dict[str, Any],
-    entry: Entry,
-    image: Image,
-    map: Tensor,
-    answer: Tensor,
-    record: Record,
-    context: Context,
-) -> Record:
-    """Write the image and the prediction, once for each worker; the map, its sidecar and its figures."""
+def write_raw(raw: Tensor, path: Path) -> None:
+    """Keep a map as it was computed: on the grid of the network or of a layer, with all channels."""
+    values = raw.detach().cpu()
+    with outputs.atomic(path, values.numel() * values.element_size()) as part:
+        np.save(
+            part, values.numpy() if values.dtype in (torch.float32, torch.float64) else values.float().numpy()
+        )
+
+
+def shared(payload: Record, entry: Entry, image: Image, answer: Tensor, context: Context) -> Record:
+    """Write the image and the prediction, once for each worker, and return where they are."""
     folder, subject, target = Path(payload["folder"]), payload["subject"], entry.target.name
     volume = image.volume
 
     def write(tensor: Tensor | None, name: Path) -> str | None:
         if tensor is None:
             return None
-        outputs.write_map(tensor, volume, folder / name, holes=record["status"] == "partial")
+        outputs.write_map(tensor, volume, folder / name)
         return name.as_posix()
 
     whose = [payload["files"], payload["input_digest"], str(folder)]
@@ -312,23 +315,54 @@ def written(
     prediction = kept(
         context.cache, "prediction", whose, lambda: write(predicted(entry, answer, image), mask), 8
     )
-    place = functools.partial(names.statmap, subject, target, record["method"])
-    figures: dict[str, str] = {}
-    events = list(record["events"])
+    return {"anatomy": anatomy, "prediction": prediction}
+
+
+def written(payload: Record, entry: Entry, image: Image, map: Tensor, record: Record) -> Record:
+    """Write a map, its sidecar and its figures, and return what the record says of them."""
+    folder, volume = Path(payload["folder"]), image.volume
+    place = functools.partial(names.statmap, payload["subject"], entry.target.name, record["method"])
+    paths: Record = {
+        "anatomy": record["anatomy"],
+        "prediction": record["prediction"],
+        "map": None,
+        "figures": {},
+    }
+    paths["events"] = list(record["events"])
     if entry.output.figures:
         drawings, said = drawn(map, volume, folder / place(""), record)
-        figures = {kind: path.relative_to(folder).as_posix() for kind, path in drawings.items()}
-        events += said
-    paths = {
-        "anatomy": anatomy,
-        "prediction": prediction,
-        "map": write(map, place()) if entry.output.nifti else None,
-        "figures": figures,
-        "events": events,
-    }
+        paths["figures"] = {kind: path.relative_to(folder).as_posix() for kind, path in drawings.items()}
+        paths["events"] += said
+    if entry.output.nifti:
+        outputs.write_map(map, volume, folder / place(), holes=record["status"] == "partial")
+        paths["map"] = place().as_posix()
     sidecar = {k: v for k, v in {**record, **paths}.items() if k not in OF_THE_RUN}
     outputs.write_json(folder / place("statmap.json"), sidecar)
     return paths
+
+
+def redraw(payload: Record, inputs: Inputs, context: Context) -> Record:
+    """Show the map that is there as the configuration asks for now; nothing is computed anew."""
+    folder = Path(payload["folder"])
+    before = inputs.record(payload["id"])
+    entry, image = inputs.entry(), inputs.image()
+    whole = inputs.map(payload["id"], "file")
+    context.finishing(_WRITING_SECONDS)
+    events = [event for event in before["events"] if event.get("event") != "figures"]
+    record = {**before, **about(payload), "events": events}
+    gone = dict.fromkeys(written_files(before))
+    record |= written(payload, entry, image, whole, record)
+    for name in gone.keys() - set(written_files(record)):
+        (folder / name).unlink(missing_ok=True)
+    write_record(folder, record)
+    return json.loads(outputs.json_text(record))
+
+
+def written_files(record: Mapping[str, Any]) -> list[str]:
+    """Return the files that belong to a record alone, relative to the folder of the run."""
+    sidecar = names.statmap(record["subject"], record["target"], record["method"], "statmap.json")
+    alone = [record.get("map"), record.get("raw"), *(record.get("figures") or {}).values()]
+    return [sidecar.as_posix(), *(name for name in alone if name)]
 
 
 def drawn(map: Tensor, volume: Volume, stem: Path, record: Record) -> tuple[dict[str, Path], list[Record]]:
@@ -347,17 +381,8 @@ def drawn(map: Tensor, volume: Volume, stem: Path, record: Record) -> tuple[dict
         return plot.save_figures(map, volume.data, volume.spacing, stem, title, affine), []
 
 
-def write_record(folder: Path, record: Record) -> None:
-    """Write a job's record, the last of its files."""
-    outputs.write_json(record_path(folder, record["id"]), record)
-
-
-def examine(payload: list[dict[str, Any]], context: Context) -> dict[str, Record]:
-    """What can be said of jobs without doing them: the shape of the image, memory, and what would be refused."""
-    return {job["id"]: _examined(job, context) for job in payload}
-
-
-def _examined(payload: dict[str, Any], context: Context) -> Record:
+def examine(payload: Record, context: Context) -> Record:
+    """Say of a job without doing it: the shape of the image, memory, and what would be refused."""
     device = torch.device(context.device)
     found: Record = {"shape": None, "memory": None, "problem": None}
     try:
@@ -383,13 +408,125 @@ def _examined(payload: dict[str, Any], context: Context) -> Record:
     return found
 
 
-# What a job of each kind does. Further kinds enter here.
-KINDS: dict[str, Callable[[dict[str, Any], Context], Record]] = {"methods": explain}
+def entries(planning: Planning) -> list[Job]:
+    """Return a job for each image, target and method, in this order."""
+    return [
+        _job(planning, image, target, method)
+        for image in planning.images
+        for target in planning.config.targets
+        for method in planning.config.methods
+    ]
 
 
-def main(payload: dict[str, Any], context: Context) -> Record:
-    """Do a job, whatever its kind; warnings go to the log."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        warnings.showwarning = lambda message, *_, **__: context.note(" ".join(str(message).split()))
-        return KINDS[payload["kind"]](payload, context)
+def _job(planning: Planning, about_image: AboutImage, target: Target, method: Method) -> Job:
+    config, whole, network = planning.config, planning.whole, planning.network
+    what, how = target.model_dump(mode="json"), method.model_dump(mode="json")
+    own = method.id or method.name
+    decides = {
+        **network,
+        **about_image.decides,
+        "target": with_files({k: what[k] for k in ("reducer", "class_", "parameters")}, contents),
+        "method": with_files({k: v for k, v in how.items() if k not in _NO_NUMBERS}, contents),
+        "patches": whole["patches"] if method.patches != "whole" else None,
+        "precision": config.run.precision,
+        "key": config.run.key,
+        "versions": releases(),
+    }
+    # What files are called, which of them there are, and what stands above the pictures.
+    looks = {
+        "names": [about_image.subject, target.name, own, method.title],
+        "output": {k: whole["output"][k] for k in ("nifti", "figures")},
+    }
+    given = {
+        "input_digest": digest(about_image.decides),
+        "subject": about_image.subject,
+        "files": [str(path) for path in about_image.files],
+        "reading": about_image.decides["reading"],
+        "made_from": {
+            "model": network["source"] or Path(config.model.source).name,
+            **{name: network[name] for name in ("arguments", "code", "weights", "plugins")},
+            "images": {part.name: content(part) for path in about_image.files for part in files_of(path)},
+        },
+        "target": what,
+        "method": how,
+        **{name: whole[name] for name in ("model", "patches", "output")},
+        "preprocess": whole["input"]["preprocess"],
+        "precision": config.run.precision,
+        "key": config.run.key,
+        "folder": planning.folder,
+        "plugins": list(config.plugins),
+        "trust": config.trust.json(),
+    }
+    memory = method.memory if method.memory is not None else config.run.memory
+    return Job(
+        id=names.job(about_image.subject, target.name, own),
+        kind="methods",
+        keys={"subject": about_image.subject, "target": target.name, "method": own},
+        given=given,
+        decides=decides,
+        looks=looks,
+        deadline=method.deadline if method.deadline is not None else config.run.deadline,
+        memory=None if memory is None else parse_memory("run", memory),
+    )
+
+
+def about(payload: Record) -> Record:
+    """Return what a record says whatever comes of the job."""
+    # Files by their names: where they are may change, and the record is the same.
+    method, target = with_files([payload["method"], payload["target"]], lambda path: Path(path).name)
+    return {
+        "id": payload["id"],
+        "kind": payload["kind"],
+        "subject": payload["subject"],
+        "target": target["name"],
+        "reducer": target["reducer"],
+        "reducer_parameters": target["parameters"],
+        "method": method["id"] or method["name"],
+        "name": method["name"],
+        "title": method["title"] or (method["id"] or method["name"]).replace("_", " "),
+        "parameters": method["parameters"],
+        "transforms": method["transforms"],
+        "baseline": method["baseline"],
+        "place": method["place"],
+        "patches": method["patches"],
+        "patching": payload["patches"] if method["patches"] != "whole" else None,
+        "key": payload["key"],
+        "precision": payload["precision"],
+        "config_digest": payload["digest"],
+        "look_digest": payload["look"],
+        "made_from": payload["made_from"],
+    }
+
+
+def cost(payload: Record) -> tuple[int | None, str]:
+    """Return how many gradients or values of the score a job takes, and which of them."""
+    spec = catalogue.methods_by_name()[payload["method"]["name"]]
+    needs = "gradients" if spec.needs == "gradient" else "values"
+    return evaluations(spec, payload["method"]), needs
+
+
+METHODS = register(
+    Kind(
+        name="methods",
+        table="methods",
+        entries=entries,
+        header=about,
+        work=explain,
+        redraw=redraw,
+        examine=examine,
+        cost=cost,
+        written=written_files,
+        stem=lambda job: names.statmap(job.subject, job.target, job.method, ""),
+        file="summary",
+        columns=(
+            *("id", "subject", "target", "method", "title", "status", "error", "score", "residual"),
+            *("difference", "missed", "share_done", "min", "max", "sum", "sum_kept"),
+            *("seconds", "peak_memory", "device", "precision", "map", "prediction", "anatomy"),
+        ),
+        blank={
+            **dict.fromkeys(("map", "prediction", "anatomy", "score", "residual", "difference", "missed")),
+            **dict.fromkeys(("min", "max", "sum", "sum_kept", "started", "place", "baseline", "key")),
+            "figures": {},
+        },
+    )
+)

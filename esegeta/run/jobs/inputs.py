@@ -1,0 +1,106 @@
+"""What a job may read: its image, its network, the records and maps of the jobs before it; each when asked for."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esegeta import spatial
+from esegeta._types import Model
+from esegeta.engine import check
+from esegeta.run.executors.child import Context
+from esegeta.run.executors.status import MADE
+from esegeta.run.jobs.kinds import Record
+from esegeta.run.jobs.parts import Entry, Image, entry_of, image_of, model_of, refusals
+from esegeta.run.jobs.plan import record_of
+
+
+def on_image(map: Tensor, x: Tensor) -> tuple[Tensor, list[Record]]:
+    """Return a map of a layer on the grid of the image; the channels of a layer are added up.
+
+    >>> a, said = on_image(torch.tensor([[1., 2.], [3., 4.]]), torch.zeros(1, 4))
+    >>> a.tolist(), said[0]["event"]
+    ([[4.0, 4.5, 5.5, 6.0]], 'layer')
+    """
+    if map.shape[1:] == x.shape[1:] and len(map) in (1, len(x)):
+        return map, []
+    if map.ndim != x.ndim:
+        expected = f"a map with {x.ndim - 1} spatial axes"
+        advice = "This place has no grid: choose a place before pooling or flattening"
+        raise check.Refused(check.problem("place", expected, check.describe(map), advice))
+    shape = tuple(map.shape)
+    how = f"on the grid of the image by interpolation from {shape[1:]}"
+    if len(map) > 1:
+        map, how = map.sum(0, keepdim=True), f"the sum of {shape[0]} channels, {how}"
+    return spatial.upsample(map, like=x), [{"event": "layer", "message": f"The map is {how}."}]
+
+
+class Inputs:
+    """What a job may read. ``payload`` is that of a job about one image, one target and one method, or of none.
+
+    Args:
+        payload: of the job.
+        context: of its worker, whose cache holds images and networks for the jobs that share them.
+    """
+
+    def __init__(self, payload: Record, context: Context) -> None:
+        self._payload = payload
+        self._context = context
+
+    def entry(self) -> Entry:
+        """Return the parts of the configuration that the job is about."""
+        with refusals():
+            return entry_of(self._payload, self._context.memory)
+
+    def image(self) -> Image:
+        """Return the image, as it is in its file and as the network takes it."""
+        return image_of(self._payload, self.entry(), self._device, self._context.cache)
+
+    def model(self) -> Model:
+        """Return the network."""
+        return model_of(self.entry(), self._device, self._context.cache)
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device(self._context.device)
+
+    def record(self, job: str) -> Record:
+        """Return the record of a job that has a result."""
+        found = record_of(self._payload["folder"], job)
+        if found is None or found.get("status") not in MADE:
+            got = "none" if found is None else f"it {found.get('status')}"
+            advice = "Mend what is wrong with that job, and run again"
+            raise check.Refused(check.problem(self._payload["id"], f"a result of {job}", got, advice))
+        return found
+
+    def many(self) -> Iterator[tuple[str, Record]]:
+        """Give those jobs before this one that have a result, with their records."""
+        for job in self._payload["after"]:
+            found = record_of(self._payload["folder"], job)
+            if found is not None and found.get("status") in MADE:
+                yield job, found
+
+    def missing(self, made: Sequence[str]) -> dict[str, str]:
+        """Return the other jobs before this one, with how they ended."""
+        rest = [job for job in self._payload["after"] if job not in made]
+        records = {job: record_of(self._payload["folder"], job) for job in rest}
+        return {job: "not run" if found is None else str(found["status"]) for job, found in records.items()}
+
+    def map(self, job: str, grid: Literal["network", "file"] = "network") -> Tensor:
+        """Return the map of a job, which must have a result and be about the image of this one.
+
+        Args:
+            job: its id.
+            grid: "network" for the map as it was computed, with all channels, on the grid of the network or of a
+                layer; "file" for the one on the grid of the image's file, where NaN is what was not computed.
+        """
+        record = self.record(job)
+        values: Any = np.load(Path(self._payload["folder"]) / record["raw"], allow_pickle=False)
+        raw = torch.from_numpy(values)
+        if grid == "network":
+            return raw
+        image = self.image()
+        return image.prepared.back(on_image(raw, image.x.cpu())[0], record["regridding"])

@@ -1,0 +1,305 @@
+"""Kinds of jobs as data: what depends on what, what is done again, and what a kind brings along."""
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from esegeta.run import pipeline
+from esegeta.run.config import loading as config
+from esegeta.run.executors import journal, local
+from esegeta.run.executors.child import Context
+from esegeta.run.executors.protocol import Task
+from esegeta.run.executors.status import Status
+from esegeta.run.jobs import dispatch, kinds, methods, summary
+from esegeta.run.jobs import plan as jobs
+from esegeta.run.jobs.inputs import Inputs
+
+
+@pytest.fixture(autouse=True)
+def trusting(monkeypatch):
+    monkeypatch.setenv("ESEGETA_TRUST", f"esegeta.zoo,{Path(__file__).parent}")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def scan(path, seed=7, shape=(8, 7, 6)):
+    values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    nibabel.Nifti1Image(values, np.diag([2.0, 1.5, 1.0, 1.0])).to_filename(path)
+    return path
+
+
+def tables(folder, files, **more):
+    return {
+        "model": {"source": "pipeline_network:network"},
+        "input": {"files": str(files)},
+        "targets": [{"name": "spot", "class": 1}],
+        "methods": [{"name": "gradient"}],
+        "run": {"output": str(folder)},
+        "output": {"figures": False, "report": False},
+        **more,
+    }
+
+
+def run(whole, **how):
+    return pipeline.run(config.load(whole), progress=False, threads=1, **how)
+
+
+def records(folder):
+    return {p.stem: json.loads(p.read_text()) for p in (Path(folder) / ".jobs").glob("*.json")}
+
+
+def context():
+    return Context("cpu", None, None, {}, lambda **event: None)
+
+
+def done_here(planned, folder):
+    """Do jobs in this process, one after another."""
+    for job in planned:
+        dispatch.main(json.loads(json.dumps(job.payload)), context())
+    return records(folder)
+
+
+# ------------------------------------------------------------------ what is registered
+
+
+def test_a_kind_brings_its_table_and_enters_once(tmp_path):
+    path = scan(tmp_path / "sub-1.nii.gz")
+    plain = config.load(tables(tmp_path / "out", path))
+    assert [job.kind for job in jobs.plan(plain)] == ["methods"]
+    asked = config.load(tables(tmp_path / "out", path, summary={}))
+    assert [(job.kind, job.id) for job in jobs.plan(asked)] == [
+        ("methods", "sub-1_spot_gradient"),
+        ("summary", "sub-1_spot_gradient_summary"),
+    ]
+    again = config.load(config.dump(asked))
+    assert again.more == asked.more == {"summary": summary.Summary()}
+    with pytest.raises(ValueError, match=r"summary.mean: expected true or false, got 'x'"):
+        config.load(tables(tmp_path / "out", path, summary={"mean": "x"}))
+    with pytest.raises(
+        ValueError, match=r"summery: expected a table of the file, got 'summery'. Nearest: summ"
+    ):
+        config.load(tables(tmp_path / "out", path, summery={}))
+    with pytest.raises(ValueError, match=r"kinds.register: expected a new name, got 'summary'"):
+        kinds.register(summary.SUMMARY)
+    with pytest.raises(ValueError, match=r"kinds.find: expected the name of a kind of jobs, got 'none'"):
+        kinds.find("none")
+
+
+def test_a_job_is_known_by_what_it_reads_too(tmp_path):
+    path = scan(tmp_path / "sub-1.nii.gz")
+
+    def digests(**changes):
+        return [
+            job.digest
+            for job in jobs.plan(config.load(tables(tmp_path / "out", path, summary={}, **changes)))
+        ]
+
+    before = digests()
+    titled = digests(methods=[{"name": "gradient", "title": "Another"}])
+    assert titled == before
+    other = digests(run={"output": str(tmp_path / "out"), "key": 1})
+    assert all(a != b for a, b in zip(before, other, strict=True))
+
+
+# ------------------------------------------------------------------ maps that others read
+
+
+def test_a_map_is_there_as_it_was_computed_and_on_the_grid_of_the_file(tmp_path):
+    path = scan(tmp_path / "sub-1.nii.gz")
+    steps = {"files": str(path), "preprocess": [{"step": "crop", "box": [[0, 6], [0, 6], [0, 6]]}]}
+    methods_ = [{"name": "gradient"}, {"name": "grad_cam", "place": "1"}]
+    planned = jobs.plan(config.load(tables(tmp_path / "out", path, input=steps, methods=methods_)))
+    found = done_here(planned, tmp_path / "out")
+    for job, channels in zip(planned, (1, 1), strict=True):
+        inputs = Inputs(job.payload, context())
+        raw = inputs.map(job.id)
+        assert raw.shape == (channels, 6, 6, 6)
+        written = torch.from_numpy(nibabel.load(tmp_path / "out" / found[job.id]["map"]).get_fdata())
+        assert written.shape == (8, 7, 6)
+        back = inputs.map(job.id, "file")
+        torch.testing.assert_close(back[0].double(), written, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(back[0, :6, :6], raw[0], rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match=r"expected a result of nobody, got none"):
+        Inputs(planned[0].payload, context()).map("nobody")
+
+
+# ------------------------------------------------------------------ what is done again
+
+
+def test_a_title_and_figures_recompute_no_map(tmp_path, monkeypatch):
+    path = scan(tmp_path / "sub-1.nii.gz")
+    folder = tmp_path / "out"
+    whole = tables(folder, path, summary={})
+    first = run(whole)
+    assert (first.exit_code, first.repeated) == (0, 2)
+    before = records(folder)["sub-1_spot_gradient"]
+    map = (folder / before["map"]).read_bytes()
+    assert run(whole).repeated == 0
+    # A map that was computed again would differ from this mark.
+    raw = np.load(folder / before["raw"])
+    np.save(folder / before["raw"], 2 * raw)
+    whole["methods"][0]["title"] = "Another"
+    whole["output"]["figures"] = True
+    second = run(whole)
+    assert (second.exit_code, second.repeated) == (0, 1)
+    after = records(folder)["sub-1_spot_gradient"]
+    assert (after["title"], before["title"]) == ("Another", "gradient")
+    assert {k: after[k] for k in ("score", "sum", "seconds", "started", "config_digest")} == {
+        k: before[k] for k in ("score", "sum", "seconds", "started", "config_digest")
+    }
+    assert after["figures"]
+    assert all((folder / name).is_file() for name in after["figures"].values())
+    sidecar = json.loads((folder / after["map"].replace(".nii.gz", ".json")).read_text())
+    assert sidecar["title"] == "Another"
+    written = nibabel.load(folder / after["map"]).get_fdata()
+    np.testing.assert_allclose(written, 2 * raw[0], rtol=1e-6)
+    # Without figures again: they go, and the map stays.
+    np.save(folder / before["raw"], raw)
+    whole["output"] = {**whole["output"], "figures": False, "nifti": False}
+    assert run(whole).repeated == 1
+    last = records(folder)["sub-1_spot_gradient"]
+    assert (last["figures"], last["map"]) == ({}, None)
+    assert not any((folder / name).exists() for name in [*after["figures"].values(), after["map"]])
+    whole["output"] = {"figures": False, "report": False}
+    assert run(whole).repeated == 1
+    assert (folder / before["map"]).read_bytes() == map
+    # Without what was kept there is nothing to draw from.
+    (folder / before["raw"]).unlink()
+    whole["methods"][0]["title"] = "A third"
+    assert run(whole).repeated == 2
+    assert (folder / before["map"]).read_bytes() == map
+
+
+# ------------------------------------------------------------------ the proof
+
+
+def test_a_summary_is_what_is_written_and_a_mean_is_of_those_that_came(tmp_path):
+    for number in (1, 2, 3):
+        scan(tmp_path / f"sub-{number}.nii.gz", seed=number, shape=(8, 8, 8))
+    broken = tmp_path / "sub-2.nii.gz"
+    content = broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2])
+    folder = tmp_path / "out"
+    whole = tables(folder, tmp_path / "sub-*.nii.gz", summary={}, output={"figures": False, "report": True})
+    whole["model"] = {"source": "zoo:small_unet", "arguments": {"ndim": 3}}
+    found = run(whole)
+    assert found.exit_code == 1
+    assert found.counts == {"done": 4, "failed": 1, "skipped": 1, "partial": 1} or found.counts == {
+        "done": 4, "refused": 1, "skipped": 1, "partial": 1,
+    }  # fmt: skip
+    told = records(folder)
+    assert told["sub-2_spot_gradient_summary"]["error"] == "there is no result of sub-2_spot_gradient"
+    mean = told["mean_spot_gradient"]
+    assert (mean["status"], mean["subjects"], mean["subjects_asked"]) == ("partial", 2, 3)
+    assert mean["missing"] == ["sub-2_spot_gradient_summary"]
+    message = "The mean is of 2 of 3 subjects; without sub-2_spot_gradient_summary: skipped."
+    assert mean["events"][0]["message"] == message
+    sums = []
+    for number in (1, 3):
+        record, one = told[f"sub-{number}_spot_gradient"], told[f"sub-{number}_spot_gradient_summary"]
+        values = nibabel.load(folder / record["map"]).get_fdata()
+        inside = nibabel.load(folder / record["prediction"]).get_fdata() > 0
+        assert 0 < inside.sum() < inside.size
+        assert one["inside_sum"] == pytest.approx(values[inside].sum(), rel=1e-5, abs=1e-5)
+        assert one["outside_mean"] == pytest.approx(values[~inside].mean(), rel=1e-5, abs=1e-7)
+        assert one["inside_share"] == pytest.approx(
+            np.abs(values[inside]).sum() / np.abs(values).sum(), rel=1e-5
+        )
+        assert one["inside_share"] + one["outside_share"] == pytest.approx(1)
+        assert one["inside_max"] == pytest.approx(values[inside].max(), rel=1e-6)
+        assert one["inside_volume"] == pytest.approx(3.0 * inside.sum())
+        sums.append(one["inside_sum"])
+    assert mean["inside_sum"] == pytest.approx(np.mean(sums))
+    rows = list(csv.DictReader((folder / "regions_mean.csv").read_text().splitlines()))
+    assert [(row["method"], row["subjects"], row["status"]) for row in rows] == [("gradient", "2", "partial")]
+    assert len((folder / "regions.csv").read_text().splitlines()) == 4
+    assert len((folder / "summary.csv").read_text().splitlines()) == 4
+    page = (folder / "report.html").read_text()
+    assert "Regions, mean over subjects" in page
+    assert message in page
+    # The image is mended: what depends on it is done, the rest is not done again.
+    broken.write_bytes(content)
+    again = run(whole)
+    assert (again.exit_code, again.repeated, again.counts) == (0, 3, {"done": 7})
+    mean = records(folder)["mean_spot_gradient"]
+    assert (mean["status"], mean["subjects"], mean["missing"]) == ("done", 3, [])
+
+
+def test_without_any_input_there_is_no_mean(tmp_path):
+    for number in (1, 2):
+        (tmp_path / f"sub-{number}.nii.gz").write_bytes(b"nothing")
+    found = run(tables(tmp_path / "out", tmp_path / "sub-*.nii.gz", summary={}))
+    assert found.exit_code == 1
+    told = records(tmp_path / "out")
+    assert told["mean_spot_gradient"]["status"] == Status.SKIPPED
+    assert told["mean_spot_gradient"]["error"] == (
+        "there is no result of sub-1_spot_gradient_summary and 1 more"
+    )
+    assert told["mean_spot_gradient"]["inside_sum"] is None
+    assert (tmp_path / "out" / "summary.csv").exists()
+
+
+def test_of_a_partial_map_only_what_is_known_counts():
+    map = torch.tensor([[1.0, torch.nan, -3.0]])
+    found = summary.of_region(map, torch.tensor([True, True, False]), 1.0)
+    assert (found["sum"], found["share"], found["volume"]) == (1.0, 0.25, 2.0)
+    empty = summary.of_region(map, torch.zeros(3, dtype=torch.bool), 1.0)
+    assert (empty["mean"], empty["min"], empty["max"], empty["sum"]) == (None, None, None, 0.0)
+    nothing = summary.of_region(0 * map, torch.ones(3, dtype=torch.bool), 1.0)
+    assert nothing["share"] is None
+
+
+def test_the_columns_of_maps_are_those_of_their_kind():
+    assert kinds.find("methods") is methods.METHODS
+    assert methods.METHODS.columns[:4] == ("id", "subject", "target", "method")
+
+
+# ------------------------------------------------------------------ while it runs
+
+
+def test_another_process_can_follow_a_run_and_cancel_jobs(tmp_path):
+    path = scan(tmp_path / "sub-1.nii.gz")
+    whole = tables(tmp_path / "out", path, methods=[{"name": "gradient"}, {"name": "saliency"}], summary={})
+
+    def hear(event):
+        if (event["event"], event["task"]) == ("start", "sub-1_spot_gradient"):
+            journal.cancel(tmp_path / "out" / ".jobs", ["sub-1_spot_saliency"])
+
+    found = pipeline.run(config.load(whole), progress=hear, threads=1)
+    assert (found.exit_code, found.counts) == (1, {"done": 2, "cancelled": 1, "skipped": 1})
+    told = list(journal.events(tmp_path / "out" / ".jobs"))
+    assert told[-1]["event"] == "ended"
+    ends = {one["task"]: one["outcome"]["status"] for one in told if one["event"] == "end"}
+    assert ends == {
+        "sub-1_spot_gradient": "done",
+        "sub-1_spot_gradient_summary": "done",
+        "sub-1_spot_saliency": "cancelled",
+        "sub-1_spot_saliency_summary": "skipped",
+    }
+    assert records(tmp_path / "out")["sub-1_spot_saliency"]["error"] == "it was cancelled"
+    again = run(whole)
+    assert (again.exit_code, again.repeated, again.counts) == (0, 2, {"done": 4})
+
+
+def test_an_executor_takes_tasks_while_others_run_and_gives_them_up():
+    executor = local.LocalExecutor()
+    outcomes = {}
+    try:
+        executor.submit([Task("a", "pool_tasks:wait", 0.1), Task("hangs", "pool_tasks:hang")])
+        for event in executor.events():
+            if (event["event"], event["task"]) == ("begin", "a"):
+                executor.submit([Task("b", "pool_tasks:wait", 0.0), Task("c", "pool_tasks:wait", 60)])
+                executor.cancel(["c"])
+                with pytest.raises(ValueError, match=r"expected different ids, got \['a'\] more than once"):
+                    executor.submit([Task("a", "pool_tasks:wait", 0.0)])
+            if (event["event"], event["task"]) == ("begin", "hangs"):
+                executor.cancel(["hangs", "a"])
+            if event["event"] == "end":
+                outcomes[event["task"]] = event["outcome"].status
+    finally:
+        executor.close()
+    assert outcomes == {"a": "done", "b": "done", "c": "cancelled", "hangs": "cancelled"}
