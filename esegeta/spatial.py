@@ -41,7 +41,8 @@ def _sigma(where: str, sigma: object) -> float | Tensor:
     return sigma.to(torch.float64)
 
 
-def _spacing(where: str, spacing: Any, axes: int) -> Tensor:
+def checked_spacing(where: str, spacing: Any, axes: int) -> Tensor:
+    """Return the spacing as a tensor of lengths, 1 along every axis where it is not given."""
     try:
         lengths = torch.as_tensor([1.0] * axes if spacing is None else spacing, dtype=torch.float64)
         right = lengths.shape == (axes,)
@@ -99,7 +100,7 @@ def blur(
     """
     image("blur", "x", x)
     width = _sigma("blur", sigma)
-    voxel = _spacing("blur", spacing, x.ndim - 1)
+    voxel = checked_spacing("blur", spacing, x.ndim - 1)
     for axis, n in enumerate(x.shape[1:]):
         # The contracted axis moves to the end: after one turn for each, the axes are back in order.
         x = torch.tensordot(x, _heat(n, width / voxel[axis], x.device).to(x.dtype), dims=([1], [0]))

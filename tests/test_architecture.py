@@ -40,6 +40,8 @@ ORDER = (
     "engine.tiles",
     "engine.patches",
     "engine.batching",
+    "engine.network",
+    "engine.graph",
     "_registry",
     "random",
     "spatial",
