@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 # A public function of the name of its file. Importing the file must not put the module in its place.
-_NAMESAKES = frozenset({"places"})
+_NAMESAKES: frozenset[str] = frozenset()
 
 
 class _Package(types.ModuleType):

@@ -29,7 +29,7 @@ from esegeta.methods.adaptive_integrated_gradients import integrated
 from esegeta.methods.full_gradient import FullGradient, full_gradient
 from esegeta.methods.lime import LimeFit, lime_fit
 from esegeta.models import from_module, locality
-from esegeta.places import activation_and_gradient, at, every, name, nudge, places, replace, split, tap
+from esegeta.placing import activation_and_gradient, at, every, name, nudge, places, replace, split, tap
 from esegeta.spatial import upsample
 from esegeta.transforms.fusion import fuse
 from esegeta.transforms.weights import fusion_grad, noise_grad

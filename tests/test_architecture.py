@@ -56,7 +56,7 @@ ORDER = (
     "baselines",
     "reducers",
     "trees",
-    "places",
+    "placing",
     "features",
     "coalitions",
     "shapley_kernel",

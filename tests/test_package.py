@@ -26,10 +26,7 @@ def fresh(script):
         "import esegeta.methods.gradient as g; assert callable(g.gradient)",
         "import esegeta as eg; assert eg.zoo.small_unet",
         "import esegeta as eg; assert not hasattr(eg, '__wrapped__') and not hasattr(eg, 'gradientt')",
-        # The function, not the file of its name, whichever is imported first.
-        "import esegeta.places, esegeta as eg; assert callable(eg.places)",
-        "from esegeta.places import tap; import esegeta as eg; assert callable(eg.places)",
-        "import esegeta as eg; eg.gradient; import esegeta.places; assert callable(eg.places)",
+        "from esegeta.placing import tap; import esegeta as eg; assert callable(eg.places)",
         "from esegeta import places; assert callable(places)",
         # Files that import each other do not ask for everything.
         "from esegeta import random, spatial; import sys; assert 'esegeta._surface' not in sys.modules",
@@ -47,11 +44,10 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
     assert fresh(script) == "module 'esegeta' has no attribute 'gradientt'"
 
 
-def test_only_namesakes_hide_their_files():
+def test_no_function_has_the_name_of_a_file():
     import pkgutil
 
     import esegeta
 
     files = {module.name for module in pkgutil.iter_modules(esegeta.__path__)}
-    hidden = {name for name in files & set(esegeta.__all__) if callable(getattr(esegeta, name))}
-    assert hidden == esegeta._NAMESAKES
+    assert not [name for name in files & set(esegeta.__all__) if callable(getattr(esegeta, name))]

@@ -19,7 +19,7 @@ from esegeta._registry import METHODS, REFS, TRANSFORMS, MethodSpec, TransformSp
 from esegeta._types import Explain, Score
 from esegeta.conformance.networks import Network
 from esegeta.engine import check
-from esegeta.places import name as named_place
+from esegeta.placing import name as named_place
 from esegeta.rules.composites import COMPOSITES
 
 Build = Callable[[Score], Explain]

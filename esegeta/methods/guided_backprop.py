@@ -10,7 +10,7 @@ from esegeta._types import Explain, Score
 from esegeta.engine import check
 from esegeta.engine.gradient import gradient
 from esegeta.methods.grad_cam import weighted
-from esegeta.places import Names, at_each, local, tap
+from esegeta.placing import Names, at_each, local, tap
 from esegeta.rules.guided import deconvnet, guided, guided_where_possible
 from esegeta.spatial import upsample
 

@@ -21,7 +21,7 @@ from esegeta._types import Score
 from esegeta.engine import check, interception, levels
 from esegeta.engine.gradient import name_of
 from esegeta.engine.operators import Operation, Tracer, reroute
-from esegeta.places import activation_and_gradient
+from esegeta.placing import activation_and_gradient
 from esegeta.rules.composed import ADDED, biased_after, lerp, multi_head_attention
 from esegeta.rules.composites import (
     TINY,

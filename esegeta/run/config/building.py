@@ -14,7 +14,7 @@ from esegeta._types import Explain, Score
 from esegeta._types import Model as Function
 from esegeta.engine import check
 from esegeta.features import Features
-from esegeta.places import at
+from esegeta.placing import at
 from esegeta.run.config import catalogue
 from esegeta.run.config.annotations import is_file, is_tensor, members
 from esegeta.run.config.catalogue import Parameter

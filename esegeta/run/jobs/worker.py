@@ -25,7 +25,7 @@ from esegeta._types import Score
 from esegeta.engine import check
 from esegeta.engine.execution import DeadlineExceeded, ExecutionWarning, execution, partial_share
 from esegeta.engine.memory import forecast
-from esegeta.places import tap
+from esegeta.placing import tap
 from esegeta.run.config import catalogue
 from esegeta.run.config.building import Built
 from esegeta.run.config.loading import Method
