@@ -15,6 +15,7 @@ from esegeta import rules as rules
 from esegeta import segmentation as segmentation
 from esegeta import spatial as spatial
 from esegeta import transforms as transforms
+from esegeta import zoo as zoo
 from esegeta._registry import catalogue as catalogue
 from esegeta._registry import find_method as find_method
 from esegeta._registry import method as method
@@ -250,4 +251,5 @@ __all__ = [
     "with_standard_error",
     "xgrad_cam",
     "xrai",
+    "zoo",
 ]

@@ -68,7 +68,7 @@ ORDER = (
     "zoo",
     "conformance",
     "plot",
-    "_surface",
+    "__init__",
     "run",
     "cli",
     "__main__",
@@ -77,7 +77,7 @@ ORDER = (
 )
 # A package that stands for all of its files: they are many, found by name, and each is alone.
 WHOLE = ("radiomics", "rules", "methods", "transforms", "axioms", "zoo", "conformance", "plot", "run")
-SURFACE = "_surface"  # stands for esegeta/__init__.py, too, which brings it in
+SURFACE = "__init__"  # whoever takes a name from it may bring in any module of the stub
 
 FUNCTORCH = ("torch._C", "torch._functorch", "torch._subclasses")
 # A method says what is computed. How (devices, chunks, global random numbers, graphs) is the engine's.
