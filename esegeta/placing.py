@@ -27,11 +27,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from esegeta._facts import carry, explanation, facts_of, named
 from esegeta._registry import find_method
 from esegeta._types import Explain, Method, Score
-from esegeta.engine import check, interception, levels, memory, native
+from esegeta.engine import check, interception, levels, memory, native, views, visits
 from esegeta.engine.execution import current, record
 from esegeta.engine.gradient import name_of, value_gradients_and_more
 from esegeta.engine.graph import Graph
-from esegeta.engine.interception import Edit
+from esegeta.engine.views import Edit
 from esegeta.trees import on_trees
 
 Names = str | Sequence[str]
@@ -82,13 +82,13 @@ class Places(tuple[Place, ...]):
         if not isinstance(which, str):
             return super().__getitem__(which)
         with contextlib.suppress(ValueError):
-            at = interception.parse("places", which)
+            at = views.parse("places", which)
             for place in self:
-                if interception.parse("places", place.name) == at:
+                if views.parse("places", place.name) == at:
                     return place
         names = [place.name for place in self]
         raise KeyError(
-            check.problem("places", "the name of a place", repr(which), interception.nearest(which, names))
+            check.problem("places", "the name of a place", repr(which), views.nearest(which, names))
         )
 
     @property
@@ -457,7 +457,7 @@ def operations(score: Callable[[Tensor], Tensor], x: Tensor) -> tuple[str, ...]:
     >>> operations(lambda x: torch.relu(x @ torch.ones(2, 3)).sum(), torch.ones(1, 2))
     ('matmul', 'relu')
     """
-    with interception.aside():
+    with visits.aside():
         graph = native.outside(lambda: Graph(score, _probe(x)))
     return tuple(graph.label(p) for p in graph.passed if p.leaf and graph.used(p))
 
@@ -660,7 +660,7 @@ def _after_the_norm(score: Score, place: str, x: Tensor) -> tuple[str, ...]:
                 found = (name,)
         return found
 
-    with interception.aside():
+    with visits.aside():
         try:
             return native.outside(look)
         except Exception:  # it is advice: a score that cannot be looked at alone gets the general one
@@ -706,9 +706,9 @@ class _Origins:
         return _Origins, ()
 
 
-def _names(where: str, place: Names) -> tuple[list[interception.Address], Callable[[Sequence[Tensor]], Any]]:
+def _names(where: str, place: Names) -> tuple[list[views.Address], Callable[[Sequence[Tensor]], Any]]:
     if isinstance(place, str):
-        return [interception.parse(where, place)], lambda found: found[0]
+        return [views.parse(where, place)], lambda found: found[0]
     if not isinstance(place, Sequence) or not place:
         raise TypeError(
             check.problem(
@@ -718,7 +718,7 @@ def _names(where: str, place: Names) -> tuple[list[interception.Address], Callab
                 "Pass for example 'encoder.0'",
             )
         )
-    names = [interception.parse(where, p) for p in place]
+    names = [views.parse(where, p) for p in place]
     if len(set(names)) != len(names):
         raise ValueError(
             check.problem(where, "each place once", ", ".join(map(str, names)), "Remove repetitions")
@@ -794,10 +794,10 @@ def _shapes(score: Score, place: Names) -> Callable[[Tensor], list[tuple[tuple[i
     return shapes
 
 
-def refuse_unused(where: str, score: Score, at: interception.Address, x: Tensor) -> None:
+def refuse_unused(where: str, score: Score, at: views.Address, x: Tensor) -> None:
     """Raise where an explanation is zero because the score does not depend on the place at all."""
     score = getattr(score, "of", score)  # rules change no way, and what they follow cannot be listed
-    with interception.aside():
+    with visits.aside():
         try:
             graph = native.outside(lambda: Graph(score, _probe(x)))
         except RuntimeError:  # a score that holds tensors of an enclosing transform cannot be looked at alone
@@ -818,7 +818,7 @@ def _refuse_ways_around(
     score: Score,
     put: Callable[..., Tensor],
     trunk: Callable[[Tensor], Any],
-    names: Sequence[interception.Address],
+    names: Sequence[views.Address],
     place: Names,
     like: Tensor,
 ) -> Tensor:
@@ -834,7 +834,7 @@ def _refuse_ways_around(
             close = levels.fake(here) or torch.allclose(there, here, rtol=1e-4, atol=0, equal_nan=True)
             return one, beside, close
 
-    with interception.aside():
+    with visits.aside():
         try:
             one, beside, same = native.outside(look)
         except Exception as error:

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import esegeta as eg
 from esegeta import zoo
-from esegeta.engine import interception
+from esegeta.engine import visits
 from esegeta.models import parametrised
 
 F = nn.functional
@@ -87,7 +87,7 @@ def untouched(net):
     for name, (where, needs, g, value) in state.items():
         assert now[name][:3] == (where, needs, g), name
         assert torch.equal(now[name][3], value), name
-    assert interception.current() is None
+    assert visits.current() is None
 
 
 def by_hooks(net, x):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from esegeta.engine import interception
-from esegeta.engine.interception import Passed
+from esegeta.engine.views import Passed
 
 
 class Graph:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from esegeta.engine import check, crops, interception, levels
+from esegeta.engine import check, crops, interception, levels, twins, visits
 from esegeta.engine.execution import current
 from esegeta.engine.folded import fold
-from esegeta.engine.interception import Address, Session, Stop
 from esegeta.engine.locality import Locality, NotLocal, TooDear, hear, probe
 from esegeta.engine.native import Arrange, Call, Native, Pick, each, name_of, pick
 from esegeta.engine.operators import refuse_unseen
+from esegeta.engine.views import Address, Stop
+from esegeta.engine.visits import Session
 from esegeta.engine.windows import Refused, Window
 
 _OPS = 64  # how many kinds of call a model remembers
@@ -74,7 +75,7 @@ class ModuleModel:
         self, tensors: list[Tensor], leaves: list[Any], spec: Any, is_tensor: tuple[bool, ...]
     ) -> Tensor:
         statics = tuple(None if t else leaf for t, leaf in zip(is_tensor, leaves, strict=True))
-        session = interception.current()
+        session = visits.current()
         if any(isinstance(t, Window) for t in tensors):
             return self._in_windows(leaves, spec, session is not None)
         if session is None:
@@ -158,7 +159,7 @@ class ModuleModel:
                 )
             )
         last: list[tuple[Session, bool]] = []
-        with interception.aside():
+        with visits.aside():
             batch = [*each(leaves, lambda t: t.unsqueeze(0)), *(t.unsqueeze(0) for t in session.put())]
             call = self._watched_call(len(leaves), spec, session.bare(), last)
             out = [y.squeeze(0) for y in self._native.guarded(batch, call, torch.clone)]
@@ -170,7 +171,7 @@ class ModuleModel:
         """Run with places observed or changed: what goes in are further inputs, what is seen further outputs."""
         count = sum(isinstance(leaf, Tensor) for leaf in leaves)
         entering = [*leaves, *session.put()]
-        data, twins = session.entering(entering)
+        data, companions = twins.entering(session.tracer, entering)
         places, plan = session.standing(), session.bare()
         last: list[tuple[Session, bool]] = []
 
@@ -189,11 +190,11 @@ class ModuleModel:
 
         name = name_of(self.module)
         op = fold(run, name, host=self._native.host, full=functools.partial(run, full=True))
-        with interception.aside():
+        with visits.aside():
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            out = op(*tensors, *session.put(), *twins)
+            out = op(*tensors, *session.put(), *companions)
         inner, stopped = last[-1]
-        out = session.leaving(inner, out)
+        out = twins.leaving(session.tracer, inner.left, out)
         session.join(inner, out if stopped else out[1:])
         return out[0]
 
@@ -209,9 +210,9 @@ class ModuleModel:
 
         def call(leaves: list[Any], arrange: Arrange) -> tuple[Tensor, ...]:
             own, put = leaves[:count], leaves[count:]
-            twins: list[Any] = [None] * len(data)
-            if data and session.paired:
-                put, twins = put[: -len(data)], put[-len(data) :]
+            others: list[Any] = [None] * len(data)
+            if data and twins.paired(session.tracer):
+                put, others = put[: -len(data)], put[-len(data) :]
             batch = next(leaf for leaf in own if isinstance(leaf, Tensor)).shape[0]
             while True:
                 if session.listing is not None:  # an attempt before this one may have been for nothing
@@ -219,11 +220,11 @@ class ModuleModel:
                 inner = session.fork(put, batch, self._copies)
                 out: tuple[Tensor, ...] = ()
                 arranged = each(own, arrange)
-                inner.marks([*arranged, *put], data, each(twins, arrange))
+                twins.mark(inner.tracer, [*arranged, *put], data, each(others, arrange))
                 arguments = tree_unflatten(arranged, spec)
                 module = getattr(self.module, "_orig_mod", self.module)
                 try:
-                    with inner.running(self.module):
+                    with interception.running(inner, self.module):
                         y = pick(module(*arguments), self.output, self._native.name)
                     out = (self._native.checked(y, batch),)
                     if inner.tracer is not None and inner.tracer.is_data(y):
@@ -231,7 +232,7 @@ class ModuleModel:
                 except Stop:
                     pass
                 spoiled, seen = inner.spoiled, inner.take()
-                companions = inner.companions((*out, *seen))
+                inner.left, companions = twins.companions(inner.tracer, (*out, *seen))
                 if spoiled:
                     self._copies |= spoiled
                     continue

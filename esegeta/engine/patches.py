@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from esegeta.engine import check, crops, folded, interception, layout, levels, progress, stream
+from esegeta.engine import check, crops, folded, layout, levels, progress, stream, visits
 from esegeta.engine.execution import DeadlineExceeded, current
 from esegeta.engine.folded import Op, Run
 from esegeta.engine.locality import Locality, NotLocal, hear, listening
@@ -60,7 +60,7 @@ def streamed(
             size = min(plan.size, total - done)
             rows = todo[done : done + size]
             # The inside of a patch is nobody's to observe: places and reach are those of the whole.
-            with progress.step(bar, done / total, (done + size) / total), interception.aside(), listening():
+            with progress.step(bar, done / total, (done + size) / total), visits.aside(), listening():
                 ys = plan.attempt(lambda piece: work(piece[1]), (patch, rows), size, name)
             if ys is None:  # out of memory: the plan is smaller now
                 continue
@@ -200,7 +200,7 @@ class SlidingWindow:
         if isinstance(x, Window):
             return self._in_windows(x)
         hear(self, (x,))
-        if interception.current() is not None:
+        if visits.current() is not None:
             raise ValueError(
                 check.problem(
                     WHERE,
