@@ -33,7 +33,7 @@ from esegeta.methods.ablation_cam import ablation_cam as ablation_cam
 from esegeta.methods.adaptive_integrated_gradients import (
     adaptive_integrated_gradients as adaptive_integrated_gradients,
 )
-from esegeta.methods.adaptive_integrated_gradients import integrated as integrated
+from esegeta.methods.adaptive_integrated_gradients import adaptive_report as adaptive_report
 from esegeta.methods.blur_integrated_gradients import blur_integrated_gradients as blur_integrated_gradients
 from esegeta.methods.cam import cam as cam
 from esegeta.methods.conductance import conductance as conductance
@@ -105,8 +105,8 @@ from esegeta.methods.xrai import xrai as xrai
 from esegeta.models import from_module as from_module
 from esegeta.models import locality as locality
 from esegeta.placing import activation_and_gradient as activation_and_gradient
+from esegeta.placing import all_places as all_places
 from esegeta.placing import at as at
-from esegeta.placing import every as every
 from esegeta.placing import name as name
 from esegeta.placing import nudge as nudge
 from esegeta.placing import places as places
@@ -139,6 +139,8 @@ __all__ = [
     "absolute",
     "activation_and_gradient",
     "adaptive_integrated_gradients",
+    "adaptive_report",
+    "all_places",
     "at",
     "axioms",
     "baselines",
@@ -157,7 +159,6 @@ __all__ = [
     "eigen_cam",
     "eigen_grad_cam",
     "elementwise_grad_cam",
-    "every",
     "exact_shapley",
     "excitation_backprop",
     "execution",
@@ -188,7 +189,6 @@ __all__ = [
     "hsic_attribution",
     "idgi",
     "input_x_gradient",
-    "integrated",
     "integrated_gradients",
     "internal_influence",
     "kernel_shap",

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import esegeta
 import esegeta.methods
-import esegeta.transforms  # both register what comes with the package
+import esegeta.reducers
+import esegeta.transforms  # all three register what comes with the package
 from esegeta._registry import METHODS, REDUCERS, TRANSFORMS, MethodSpec, ReducerSpec, TransformSpec
 
 Spec = TypeVar("Spec", MethodSpec, TransformSpec, ReducerSpec)

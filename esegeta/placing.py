@@ -105,7 +105,7 @@ def name(z: Tensor, label: str) -> Tensor:
         label: its name, without ``#`` and ``:``.
 
     Returns:
-        z; or what somebody puts in its stead.
+        z; or what replaces it.
 
     Example:
         >>> import torch
@@ -865,7 +865,7 @@ def _probe(like: Tensor) -> Tensor:
     return check.wave(base)
 
 
-def every(score: Callable[[Tensor], Tensor], x: Tensor, *, grids: bool = False) -> tuple[str, ...]:
+def all_places(score: Callable[[Tensor], Tensor], x: Tensor, *, grids: bool = False) -> tuple[str, ...]:
     """The names of all places that the score depends on; each tensor once.
 
     Args:
@@ -879,7 +879,7 @@ def every(score: Callable[[Tensor], Tensor], x: Tensor, *, grids: bool = False) 
     Example:
         >>> import torch, esegeta as eg
         >>> score = lambda x: (eg.name(2 * x, "double") ** 2).sum()
-        >>> every(score, torch.ones(1, 2))
+        >>> all_places(score, torch.ones(1, 2))
         ('mul', 'pow')
     """
     return tuple(_once(places(score, x), x if grids else None))
