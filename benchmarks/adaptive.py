@@ -58,7 +58,7 @@ def main():
     rows = []
     for tolerance in TOLERANCES:
         progress(f"tolerance {tolerance}")
-        found = eg.integrated(task.score, tolerance=tolerance)(task.x, task.baseline)
+        found = eg.adaptive_report(task.score, tolerance=tolerance)(task.x, task.baseline)
         left = found.attribution.double().sum().item() / difference - 1
         rows.append((f"{100 * tolerance:g} %", int(found.evaluations), f"{100 * left:+.3f}"))
     done()

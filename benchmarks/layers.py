@@ -20,7 +20,7 @@ def main():
     options = arguments(__doc__, size=96)
     task = real_task(options.size)
     x, score = task.x, eg.reducers.class_mean(eg.from_module(task.net), 1)
-    layers = eg.every(score, x, grids=True)
+    layers = eg.all_places(score, x, grids=True)
     gradient, together = eg.gradient(score), eg.grad_cam(score, layers)
     single = [eg.grad_cam(score, layer) for layer in layers]
     runs = {

@@ -1,60 +1,41 @@
 """Explains what neural networks for 2-D and 3-D images do: attributions as pure functions over torch.func.
 
-The names come from ``esegeta._surface`` when the first of them is used: the command line can answer without torch.
+``__init__.pyi`` says which names there are and where each comes from. They are imported when they are first used:
+the command line can answer without torch.
 """
 
+import functools
 import importlib
-import importlib.util
-import sys
-import types
+import pkgutil
+import re
 from typing import Any
 
 __version__ = "0.1.0"
 
-# A public function of the name of its file. Importing the file must not put the module in its place.
-_NAMESAKES = frozenset({"places"})
+# Whoever has one name of the package finds everything that it registers, as ``find_method`` and ``at`` do by name.
+_REGISTERED = ("methods", "reducers", "transforms")
 
 
-class _Package(types.ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _NAMESAKES and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles of functions that use the package name it, as they name any other module."""
-        return importlib.import_module, (__name__,)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
-def _bring_in() -> None:
-    surface = importlib.import_module(f"{__name__}._surface")
-    public = getattr(surface, "__all__", ())  # not there yet while it is still being imported
-    later = getattr(surface, "LATER", {})
-    globals().update(
-        {name: getattr(surface, name) for name in (*public, "__all__") if public and name not in later}
-    )
+@functools.cache
+def _homes() -> dict[str, str]:
+    """The module that each public name comes from, by the stub."""
+    stub = (pkgutil.get_data(__name__, "__init__.pyi") or b"").decode()
+    return {name: home for home, name in re.findall(r"^from (\S+) import \(?\s*(\w+) as", stub, re.MULTILINE)}
 
 
 def __getattr__(name: str) -> Any:
-    private = name.startswith("__") and name != "__all__"
-    # Files of the package import each other by ``from esegeta import random``: that must not ask for all names.
-    if not (private or name in _NAMESAKES) and importlib.util.find_spec(f"{__name__}.{name}"):
+    if name == "__all__":
+        return list(_homes())
+    home = "" if name.startswith("__") else _homes().get(name, "")
+    if not home:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+    if home == __name__:
         return importlib.import_module(f"{__name__}.{name}")
-    if not private:
-        _bring_in()
-        if name in globals():
-            return globals()[name]
-        surface = sys.modules[f"{__name__}._surface"]
-        if name in getattr(surface, "LATER", {}):
-            globals()[name] = getattr(surface, name)
-            return globals()[name]
-    raise AttributeError(
-        f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__]
-    )
+    for package in _REGISTERED:
+        importlib.import_module(f"{__name__}.{package}")
+    globals()[name] = getattr(importlib.import_module(home), name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
-    _bring_in()
-    return sorted({*globals(), *globals()["__all__"]})
+    return sorted({*globals(), "__all__", *_homes()})

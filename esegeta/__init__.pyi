@@ -16,6 +16,7 @@ from esegeta import rules as rules
 from esegeta import segmentation as segmentation
 from esegeta import spatial as spatial
 from esegeta import transforms as transforms
+from esegeta import zoo as zoo
 from esegeta._registry import catalogue as catalogue
 from esegeta._registry import find_method as find_method
 from esegeta._registry import method as method
@@ -33,7 +34,7 @@ from esegeta.methods.ablation_cam import ablation_cam as ablation_cam
 from esegeta.methods.adaptive_integrated_gradients import (
     adaptive_integrated_gradients as adaptive_integrated_gradients,
 )
-from esegeta.methods.adaptive_integrated_gradients import integrated as integrated
+from esegeta.methods.adaptive_integrated_gradients import adaptive_report as adaptive_report
 from esegeta.methods.blur_integrated_gradients import blur_integrated_gradients as blur_integrated_gradients
 from esegeta.methods.cam import cam as cam
 from esegeta.methods.conductance import conductance as conductance
@@ -105,15 +106,15 @@ from esegeta.methods.xrai import xrai as xrai
 from esegeta.metrics.comparing import compare as compare
 from esegeta.models import from_module as from_module
 from esegeta.models import locality as locality
-from esegeta.places import activation_and_gradient as activation_and_gradient
-from esegeta.places import at as at
-from esegeta.places import every as every
-from esegeta.places import name as name
-from esegeta.places import nudge as nudge
-from esegeta.places import places as places
-from esegeta.places import replace as replace
-from esegeta.places import split as split
-from esegeta.places import tap as tap
+from esegeta.placing import activation_and_gradient as activation_and_gradient
+from esegeta.placing import all_places as all_places
+from esegeta.placing import at as at
+from esegeta.placing import name as name
+from esegeta.placing import nudge as nudge
+from esegeta.placing import places as places
+from esegeta.placing import replace as replace
+from esegeta.placing import split as split
+from esegeta.placing import tap as tap
 from esegeta.plot import show as show
 from esegeta.spatial import upsample as upsample
 from esegeta.transforms.averaging import over_baselines as over_baselines
@@ -140,6 +141,8 @@ __all__ = [
     "absolute",
     "activation_and_gradient",
     "adaptive_integrated_gradients",
+    "adaptive_report",
+    "all_places",
     "at",
     "axioms",
     "baselines",
@@ -159,7 +162,6 @@ __all__ = [
     "eigen_cam",
     "eigen_grad_cam",
     "elementwise_grad_cam",
-    "every",
     "exact_shapley",
     "excitation_backprop",
     "execution",
@@ -190,7 +192,6 @@ __all__ = [
     "hsic_attribution",
     "idgi",
     "input_x_gradient",
-    "integrated",
     "integrated_gradients",
     "internal_influence",
     "kernel_shap",
@@ -254,4 +255,5 @@ __all__ = [
     "with_standard_error",
     "xgrad_cam",
     "xrai",
+    "zoo",
 ]

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, cast
 from torch import Tensor
 
 from esegeta._facts import carry, explanation, facts_of, named, settings, short
-from esegeta.engine import check, gradient, interception
+from esegeta.engine import check, gradient, views
 
 Needs = Literal["gradient", "values", "activation"]
 Shape = Literal["input", "layer", "map"]
@@ -205,7 +205,7 @@ def _check_place(name: str, place: object) -> None:
         advice = "Pass for example 'encoder.0'"
         raise TypeError(check.problem(name, "a place or a sequence of places", check.describe(place), advice))
     for one in [place] if isinstance(place, str) else place:
-        interception.parse(name, one)
+        views.parse(name, one)
 
 
 def _flags(fn: Callable[..., Any]) -> list[str]:

@@ -1,34 +1,61 @@
-"""The public surface for type checkers: ``python -m esegeta._stubs`` writes ``esegeta/__init__.pyi``.
+"""The public surface: ``python -m esegeta._stubs`` writes ``esegeta/__init__.pyi``.
 
-Methods and transforms are found when the package is imported, which no type checker can follow. The stub says
-where each name comes from.
+The package imports each name from where the stub says, when it is first used; type checkers read the same file.
+Methods and transforms are those of the registry, the rest stands below.
 """
 
-import ast
-import inspect
 from pathlib import Path
 
 import esegeta
-from esegeta import _surface
+import esegeta.methods
+import esegeta.transforms
 from esegeta._registry import METHODS, TRANSFORMS
 
 COMMAND = "python -m esegeta._stubs"
 WIDTH = 110  # of a line, as the formatter breaks them
 PATH = Path(esegeta.__file__).with_name("__init__.pyi")
 
-
-def _explicit() -> dict[str, str]:
-    """Public name to module, for what ``_surface.py`` imports itself."""
-    found = {}
-    for node in ast.parse(inspect.getsource(_surface)).body:
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            found.update({alias.asname or alias.name: node.module for alias in node.names})
-    later = {name: f"esegeta.{home}".rstrip(".") for name, home in _surface.LATER.items()}
-    return {name: module for name, module in {**found, **later}.items() if name in _surface.__all__}
+# Module to what it has that is public but in no registry; of the package itself these are modules.
+EXPLICIT = {
+    "esegeta": (
+        *("axioms", "baselines", "conformance", "features", "masks", "methods", "metrics"),
+        *("models", "noise", "plot"),
+        *("radiomics", "random", "reducers", "rules", "segmentation", "spatial", "transforms", "zoo"),
+    ),
+    "esegeta._registry": ("catalogue", "find_method", "method", "reducer", "transform"),
+    "esegeta.conformance.verify": ("verify",),
+    "esegeta.engine.batching": ("batched", "explained"),
+    "esegeta.engine.estimates": ("with_standard_error",),
+    "esegeta.engine.execution": ("DeadlineExceeded", "ExecutionWarning", "execution"),
+    "esegeta.engine.memory": ("forecast",),
+    "esegeta.methods.adaptive_integrated_gradients": ("adaptive_report",),
+    "esegeta.methods.full_gradient": ("FullGradient", "full_gradient"),
+    "esegeta.methods.lime": ("LimeFit", "lime_fit"),
+    "esegeta.metrics.comparing": ("compare",),
+    "esegeta.models": ("from_module", "locality"),
+    "esegeta.placing": (
+        *(
+            "activation_and_gradient",
+            "at",
+            "all_places",
+            "name",
+            "nudge",
+            "places",
+            "replace",
+            "split",
+            "tap",
+        ),
+    ),
+    "esegeta.plot": ("show",),
+    "esegeta.spatial": ("upsample",),
+    "esegeta.transforms.fusion": ("fuse",),
+    "esegeta.transforms.weights": ("fusion_grad", "noise_grad"),
+    "esegeta.trees": ("on_trees",),
+}
 
 
 def _discovered() -> dict[str, str]:
-    """Public name to module, for what the registry holds of this package."""
+    """Return the module of every name that the registry holds of this package."""
     functions = [*(spec.fn for spec in METHODS.values()), *(spec.fn for spec in TRANSFORMS.values())]
     return {fn.__name__: fn.__module__ for fn in functions if fn.__module__.startswith("esegeta.")}
 
@@ -39,12 +66,12 @@ def _line(module: str, name: str) -> str:
 
 
 def text() -> str:
-    """What the stub should hold.
+    """Return what the stub should hold.
 
     >>> "from esegeta.methods.gradient import gradient as gradient" in text()
     True
     """
-    names = {**_explicit(), **_discovered()}
+    names = {**{name: home for home, names in EXPLICIT.items() for name in names}, **_discovered()}
     lines = [_line(module, name) for module, name in sorted((module, name) for name, module in names.items())]
     public = "".join(f'    "{name}",\n' for name in sorted(names))
     return f"# Written by: {COMMAND}\n" + "\n".join(lines) + f"\n\n__version__: str\n__all__ = [\n{public}]\n"

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import esegeta
-import esegeta._surface  # what comes with the package is registered
+import esegeta.methods
+import esegeta.reducers
+import esegeta.transforms  # all three register what comes with the package
 from esegeta._registry import METHODS, REDUCERS, TRANSFORMS, MethodSpec, ReducerSpec, TransformSpec
 
 Spec = TypeVar("Spec", MethodSpec, TransformSpec, ReducerSpec)

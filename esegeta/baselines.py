@@ -414,7 +414,7 @@ def inpainted(
 
 
 def _continued(where: str, x: Tensor, hidden: Tensor, spacing: spatial.Spacing | None, steps: int) -> Tensor:
-    units = spatial._spacing(where, spacing, x.ndim - 1)
+    units = check.spacing(where, spacing, x.ndim - 1)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     count = check.positive_count(where, "steps", steps)
     return harmonic.solve(wide, hidden.expand(x.shape), (1 / units.square()).tolist(), count).to(x.dtype)

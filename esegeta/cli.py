@@ -339,7 +339,7 @@ def places(
     """List the places inside a model: where a class activation map or a layer method can look."""
     import torch
 
-    from esegeta.places import places as found_in
+    from esegeta.placing import places as found_in
     from esegeta.run.config import loading as configuration
     from esegeta.run.config import sources as networks
     from esegeta.run.config.trust import NAME, asked, of_environment

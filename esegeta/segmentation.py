@@ -298,7 +298,7 @@ def voxel_size(where: str, spacing: Spacing | None, axes: int) -> tuple[float, .
     ((1.0, 1.0), (1.0, 3.0))
     """
     lengths = [1.0] * axes if spacing is None else spacing
-    spatial._spacing(where, lengths, axes)
+    check.spacing(where, lengths, axes)
     return tuple(map(float, lengths))
 
 

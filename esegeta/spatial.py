@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,20 +39,6 @@ def _sigma(where: str, sigma: object) -> float | Tensor:
         got = "a negative or non-finite tensor"
         raise ValueError(check.problem(where, expected, got, "Clamp it at zero"))
     return sigma.to(torch.float64)
-
-
-def _spacing(where: str, spacing: Any, axes: int) -> Tensor:
-    try:
-        lengths = torch.as_tensor([1.0] * axes if spacing is None else spacing, dtype=torch.float64)
-        right = lengths.shape == (axes,)
-        right = right and not levels.true_anywhere(~((lengths > 0) & torch.isfinite(lengths)))
-    except (TypeError, ValueError, RuntimeError):
-        right = False
-    if not right:
-        expected = f"spacing of {axes} finite lengths > 0, one per spatial axis"
-        advice = "Take it from the affine, for example header.get_zooms()[:3] of nibabel"
-        raise ValueError(check.problem(where, expected, check.describe(spacing), advice))
-    return lengths
 
 
 def _heat(n: int, sigma: float | Tensor, device: torch.device) -> Tensor:
@@ -99,7 +85,7 @@ def blur(
     """
     image("blur", "x", x)
     width = _sigma("blur", sigma)
-    voxel = _spacing("blur", spacing, x.ndim - 1)
+    voxel = check.spacing("blur", spacing, x.ndim - 1)
     for axis, n in enumerate(x.shape[1:]):
         # The contracted axis moves to the end: after one turn for each, the axes are back in order.
         x = torch.tensordot(x, _heat(n, width / voxel[axis], x.device).to(x.dtype), dims=([1], [0]))

@@ -20,7 +20,8 @@ collect_ignore = ["pipeline_parts.py", "pipeline_driver.py", "pool_tasks.py"]
 def pytest_sessionstart():
     # Tests are made for every method that is registered. Not earlier: the types are checked in what is imported
     # after the plugins are configured.
-    importlib.import_module("esegeta._surface")
+    esegeta = importlib.import_module("esegeta")
+    assert all(hasattr(esegeta, name) for name in esegeta.__all__)
 
 
 @pytest.fixture(autouse=True)

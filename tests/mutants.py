@@ -317,8 +317,8 @@ DERIVATIVES = (
     Mutant(
         "gradients of a batch in the order of nobody",
         "esegeta.engine.folded",
-        "ys = _Call.apply(op, run, *[x.flatten(0, 1) for x in moved])",
-        "ys = _Call.apply(op, run, *[x.transpose(0, 1).flatten(0, 1) for x in moved])",
+        "ys = FoldedCall.apply(op, run, *[x.flatten(0, 1) for x in moved])",
+        "ys = FoldedCall.apply(op, run, *[x.transpose(0, 1).flatten(0, 1) for x in moved])",
         "two axes of examples are merged in the wrong order",
         tests=("tests/test_folded.py::test_every_nest_is_that_of_the_unfolded_function",),
     ),

@@ -29,6 +29,11 @@ ORDER = (
     "engine.locality",
     "engine.crops",
     "engine.operators",
+    "engine.views",
+    "engine.spellings",
+    "engine.biases",
+    "engine.twins",
+    "engine.visits",
     "engine.interception",
     "engine.native",
     "engine.severed",
@@ -41,6 +46,8 @@ ORDER = (
     "engine.tiles",
     "engine.patches",
     "engine.batching",
+    "engine.network",
+    "engine.graph",
     "_registry",
     "random",
     "spatial",
@@ -55,7 +62,7 @@ ORDER = (
     "baselines",
     "reducers",
     "trees",
-    "places",
+    "placing",
     "features",
     "coalitions",
     "shapley_kernel",
@@ -68,7 +75,7 @@ ORDER = (
     "zoo",
     "conformance",
     "plot",
-    "_surface",
+    "__init__",
     "run",
     "run.bounds",
     "run.volumes",
@@ -129,7 +136,7 @@ ORDER = (
 )
 # A package that stands for all of its files: they are many, and found by name. Inside there is no circle either.
 WHOLE = ("radiomics", "rules", "methods", "transforms", "metrics", "axioms", "zoo", "conformance", "plot")
-SURFACE = "_surface"  # stands for esegeta/__init__.py, too, which brings it in
+SURFACE = "__init__"  # whoever takes a name from it may bring in any module of the stub
 
 FUNCTORCH = ("torch._C", "torch._functorch", "torch._subclasses")
 # A method says what is computed. How (devices, chunks, global random numbers, graphs) is the engine's.

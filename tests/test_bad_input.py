@@ -618,7 +618,7 @@ def test_networks_are_refused_wherever_a_function_is_expected():
         "sliding_window": lambda: eg.models.sliding_window(net, 2),
         "lime_fit": lambda: eg.lime_fit(net),
         "full_gradient": lambda: eg.full_gradient(net),
-        "adaptive_integrated_gradients": lambda: eg.integrated(net),
+        "adaptive_integrated_gradients": lambda: eg.adaptive_report(net),
     }.items():
         with refused(TypeError, name, "a function|a method", "an nn.Module, Conv2d", "from_module"):
             call()
@@ -717,7 +717,7 @@ def test_trees():
 
 
 def test_the_report_of_integrated_gradients_checks_its_input_too():
-    run = eg.integrated(square)
+    run = eg.adaptive_report(square)
     with refused(ValueError, "adaptive_integrated_gradients", "baseline with the shape", r"\(1, 1\)", ""):
         run(TWO, TWO[:, :1])
     with refused(ValueError, "adaptive_integrated_gradients", "finite values in x", "1 NaN", ""):

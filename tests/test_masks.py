@@ -14,7 +14,7 @@ from together import together
 from torch.func import vjp, vmap
 
 import esegeta as eg
-from esegeta import baselines, features, harmonic, masks, random, zoo
+from esegeta import baselines, features, masks, random, zoo
 
 SHAPES = [(9,), (6, 7), (5, 4, 6)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -867,7 +867,8 @@ def test_the_residual_that_is_promised(shape, steps, allowed):
         flow = torch.zeros_like(f)
         for axis in range(1, f.ndim):
             step = f.diff(dim=axis)
-            flow += harmonic._beside(step, axis, 1) - harmonic._beside(step, axis, 0)
+            edge = torch.zeros_like(f.narrow(axis, 0, 1))  # nothing flows through the border
+            flow += torch.cat([step, edge], axis) - torch.cat([edge, step], axis)
         assert flow[hole].abs().max() < allowed * (x.max() - x.min())
 
 

@@ -357,7 +357,7 @@ def test_networks_of_relus_are_integrated_within_the_tolerance(case):
     difference = case.score(case.x) - case.score(b)
     close(exact.sum(), difference)
     for tolerance in (0.05, 1e-3):
-        done = eg.integrated(case.score, tolerance=tolerance, most=300)(case.x, b)
+        done = eg.adaptive_report(case.score, tolerance=tolerance, most=300)(case.x, b)
         assert float(done.residual.abs()) <= tolerance * float(difference.abs())
         close(done.residual, done.attribution.sum() - difference, 1e-10)
     span = float(exact.abs().max())
@@ -368,7 +368,7 @@ def test_networks_of_relus_are_integrated_within_the_tolerance(case):
 def test_the_reported_evaluations_are_those_made(case):
     score, seen = counted(case.score)
     b = case.refs(("baseline",))[0]
-    done = eg.integrated(score, tolerance=0.01)(case.x, b)
+    done = eg.adaptive_report(score, tolerance=0.01)(case.x, b)
     assert sum(seen) == int(done.evaluations)
     assert int(done.evaluations) <= (4 if case.kind == "linear" else 60)
     ours = eg.adaptive_integrated_gradients(case.score)(case.x, b)
@@ -379,7 +379,7 @@ def test_it_takes_fewer_gradients_than_equal_steps():
     # All of the change is in a twentieth of the path.
     score = lambda z: torch.sigmoid(60 * (z.sum() - 1.9))
     x, b = row(1, 1), row(0, 0)
-    done = eg.integrated(score, tolerance=0.01)(x, b)
+    done = eg.adaptive_report(score, tolerance=0.01)(x, b)
     for n in range(2, int(done.evaluations) + 1):
         fixed = eg.integrated_gradients(score, steps=n, rule="trapezoid")
         assert float(eg.axioms.completeness(fixed, score)(x, b).abs()) > 0.01
@@ -391,7 +391,7 @@ def test_too_few_gradients_are_reported():
     with pytest.warns(
         eg.ExecutionWarning, match="residual is still above 1e-06 of the difference after 7 gr"
     ):
-        done = eg.integrated(score, tolerance=1e-6, most=8)(row(1, 1), row(0, 0))
+        done = eg.adaptive_report(score, tolerance=1e-6, most=8)(row(1, 1), row(0, 0))
     assert int(done.evaluations) <= 8
     difference = score(row(1, 1)) - score(row(0, 0))
     close(done.residual, done.attribution.sum() - difference, 1e-12)
@@ -400,7 +400,7 @@ def test_too_few_gradients_are_reported():
 @pytest.mark.parametrize("kind", ["softplus", "relu", "cubic", "segmentation"])
 def test_adaptive_answers_do_not_depend_on_mates(kind):
     case = make_case(kind, axes=2, seed=1)
-    run = eg.integrated(case.score, tolerance=2e-3)
+    run = eg.adaptive_report(case.score, tolerance=2e-3)
     baselines = case.many_refs(("baseline",))[0]
     alone = [run(x, b) for x, b in zip(case.xs, baselines, strict=True)]
     together = torch.func.vmap(lambda x, b: tuple(run(x, b)))(case.xs, baselines)

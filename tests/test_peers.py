@@ -362,7 +362,7 @@ def test_the_faster_layout_differs_only_where_rounding_decides(real, captums_32)
 
 @pytest.mark.peers
 def test_a_tolerance_takes_fewer_gradients_than_captums_default(real, captums_default):
-    done = eg.integrated(real.score, tolerance=0.01)(real.x, real.baseline)
+    done = eg.adaptive_report(real.score, tolerance=0.01)(real.x, real.baseline)
     ours, theirs = real.residual(done.attribution), real.residual(captums_default)
     print(
         f"\nresidual {100 * ours:.3f} % with {int(done.evaluations)} gradients (esegeta, tolerance 1 %), "

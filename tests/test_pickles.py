@@ -82,7 +82,7 @@ def parts(model):
     sampled = eg.shapley_sampling(score, samples=2)
     yield "with_standard_error", eg.with_standard_error(sampled), (X, 0 * X), {"key": 1}
     yield "on_trees", eg.on_trees(eg.gradient)(lambda t: score(t["image"])), ({"image": X},), {}
-    yield "integrated", eg.integrated(score), (X, 0 * X), {}
+    yield "adaptive_report", eg.adaptive_report(score), (X, 0 * X), {}
     yield "full_gradient", eg.full_gradient(score), (X,), {}
     yield "regions", eg.regions(eg.gradient(score), lambda x: eg.segmentation.slic(x, 4)), (X,), {}
 

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 import esegeta as eg
 from esegeta import zoo
-from esegeta.engine import interception
+from esegeta.engine import visits
 from esegeta.models import parametrised
 
 F = nn.functional
@@ -88,7 +88,7 @@ def untouched(net):
     for name, (where, needs, g, value) in state.items():
         assert now[name][:3] == (where, needs, g), name
         assert torch.equal(now[name][3], value), name
-    assert interception.current() is None
+    assert visits.current() is None
 
 
 def by_hooks(net, x):
@@ -410,7 +410,7 @@ def test_a_split_is_exact_at_every_place_of_the_brain_network(split):
 def test_everything_maps_over_examples(which):
     net = built(which)
     score, xs = score_of(net), torch.randn(2, *X)
-    names = eg.every(score, xs[0])
+    names = eg.all_places(score, xs[0])
     a, g = vmap(eg.activation_and_gradient(score, names))(xs)
     taps = vmap(eg.tap(score, names))(xs)
     for i, x in enumerate(xs):
@@ -589,7 +589,7 @@ def test_a_tap_before_an_operation_in_place_sees_the_value_before(spelling):
 def test_a_change_at_an_operation_in_place_reaches_all_its_readers_or_is_refused(spelling):
     net = Overwrites(SPELLINGS[spelling]).eval()
     score, x = score_of(net), torch.randn(X)
-    (place,) = [n for n in eg.every(score, x) if n in ("act", "relu", "clamp")]
+    (place,) = [n for n in eg.all_places(score, x) if n in ("act", "relu", "clamp")]
     r = net.a(x[None]).relu()[0].detach()
     rest = lambda r: (net.b(r[None]) + r[None]).square().sum()
     close(eg.tap(score, place)(x), r)
@@ -801,7 +801,7 @@ def test_deep_supervision():
         "main": (True, True),
         "deep": (False, False),
     }
-    assert eg.every(main, x) == ("a", "tanh", "main")
+    assert eg.all_places(main, x) == ("a", "tanh", "main")
     assert "not used" in str(found)
     close(eg.tap(main, "deep")(x), net.deep(net.a(x[None]).tanh())[0].detach())
     assert_alike(eg.replace(main, "deep")(x, torch.zeros(1, 6, 6)), main(x))
@@ -1726,22 +1726,22 @@ def test_every_skip_of_the_brain_network_makes_a_cut():
 
 def test_every():
     _, score, x = unet()
-    names = eg.every(score, x)
+    names = eg.all_places(score, x)
     found = eg.places(score, x)
     assert set(names) <= set(found.names)
-    maps = eg.every(score, x, grids=True)
+    maps = eg.all_places(score, x, grids=True)
     assert set(maps) <= set(names)
     assert all(len(found[n].shape) == 3 for n in maps)
     classifier = eg.reducers.logit(eg.from_module(zoo.small_classifier(2)), 1)
-    assert "linear" in eg.every(classifier, x)
-    assert "linear" not in eg.every(classifier, x, grids=True)
-    assert "conv_b" in eg.every(classifier, x, grids=True)
+    assert "linear" in eg.all_places(classifier, x)
+    assert "linear" not in eg.all_places(classifier, x, grids=True)
+    assert "conv_b" in eg.all_places(classifier, x, grids=True)
 
 
 def test_every_tensor_once():
     """A block hands on the tensor of its last layer: one of the two names will do."""
     _, score, x = unet()
-    names = eg.every(score, x)
+    names = eg.all_places(score, x)
     assert len({"encoder", "encoder.relu"} & set(names)) == 1
     assert len({"decoder", "decoder.relu"} & set(names)) == 1
 

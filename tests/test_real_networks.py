@@ -187,7 +187,7 @@ def test_several_places_have_an_explanation_each(name):
 def test_layers_below_the_first_activation_have_the_plain_gradient():
     net = convs(nn.ReLU(), nn.Conv2d(3, 3, 1))
     score = score_of(net)
-    names = eg.every(score, X)
+    names = eg.all_places(score, X)
     found = {place: eg.layer_activation_guided_backprop(score, place)(X) for place in names}
     together = eg.layer_activation_guided_backprop(score, names)(X)
     for a, b in zip(found.values(), together, strict=True):

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from esegeta.conformance.functions import call, chosen
 from esegeta.conformance.operators import HEADS, JOINS, OPERATORS, Join, Scored, Shape, after, majorant
 from esegeta.engine import check
-from esegeta.models import ModuleModel, from_module
+from esegeta.engine.network import ModuleModel
+from esegeta.models import from_module
 
 Layer = Any  # the name of an operator, or (join, *layers)
 OFF = 2.0**-10  # what biases are off the grid of weights: so no activation is exactly at a kink

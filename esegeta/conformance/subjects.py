@@ -15,7 +15,7 @@ from esegeta import transforms as transforms
 from esegeta._registry import METHODS, TRANSFORMS, MethodSpec, TransformSpec
 from esegeta._types import Explain, Score
 from esegeta.engine import check
-from esegeta.places import name as named_place
+from esegeta.placing import name as named_place
 from esegeta.rules.composites import COMPOSITES
 
 Build = Callable[[Score], Explain]

@@ -371,3 +371,18 @@ def key(where: str, value: object) -> "int | Tensor":
             )
         )
     return value
+
+
+def spacing(where: str, given: object, axes: int) -> Tensor:
+    """Return the spacing as a tensor of lengths, 1 along every axis where it is not given."""
+    try:
+        lengths = torch.as_tensor([1.0] * axes if given is None else given, dtype=torch.float64)
+        right = lengths.shape == (axes,)
+        right = right and not levels.true_anywhere(~((lengths > 0) & torch.isfinite(lengths)))
+    except (TypeError, ValueError, RuntimeError):
+        right = False
+    if not right:
+        expected = f"spacing of {axes} finite lengths > 0, one per spatial axis"
+        advice = "Take it from the affine, for example header.get_zooms()[:3] of nibabel"
+        raise ValueError(problem(where, expected, describe(given), advice))
+    return lengths

@@ -48,7 +48,7 @@ def through(model: Callable[[Tensor], Tensor], x: Window, locality: Locality) ->
     out = torch.empty((len(lo), clean.shape[1], *size), dtype=clean.dtype, device=clean.device)
     for extent, members in alike.items():
         parts = [
-            region(_only(x, b), np.array([[0, *start]]), (x.shape[0], *extent))[0].contiguous()
+            region(one_of(x, b), np.array([[0, *start]]), (x.shape[0], *extent))[0].contiguous()
             for b, start in members
         ]
         run.cost += OPAQUE * sum(p.numel() for p in parts)
@@ -66,6 +66,7 @@ def through(model: Callable[[Tensor], Tensor], x: Window, locality: Locality) ->
     return made
 
 
-def _only(x: Window, b: int) -> Window:
+def one_of(x: Window, b: int) -> Window:
+    """One of the changes that a window holds, as a window of its own."""
     clean = None if x.clean_ is None else x.clean_[b % len(x.clean_)][None]
     return Window(x.run, x.at, tuple(x.shape), clean, x.lo[b : b + 1], x.patch[b : b + 1])

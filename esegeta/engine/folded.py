@@ -227,14 +227,18 @@ def _leaf(x: Tensor, watched: bool = True) -> Tensor:
     return x.requires_grad_() if watched and _smooth(x) else x
 
 
-class _Call(torch.autograd.Function):
+class FoldedCall(torch.autograd.Function):
+    """An operation on batches, as autograd and ``torch.func`` enter it: what they map becomes the batch axis."""
+
     @staticmethod
     def forward(op: Op, run: Run, *xs: Tensor) -> tuple[Tensor, ...]:
+        """Run the operation on batches."""
         # Returned as it came in, an input would count as the output's alias.
         return tuple(y.clone() if any(y is x for x in xs) else y for y in op.run(run, xs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what the derivatives need."""
         ctx.op, ctx.run, *xs = inputs
         ctx.floats = [_smooth(y) for y in output]
         ctx.mark_non_differentiable(*[y for y in output if not _smooth(y)])
@@ -245,13 +249,14 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gs: Tensor | None) -> tuple[Any, ...]:
+        """Pull cotangents back by an operation that can be entered in turn."""
         xs = ctx.saved_tensors
         wanted = tuple(i for i, x in enumerate(xs) if _smooth(x) and ctx.needs_input_grad[i + 2])
         given = tuple(i for i, (g, f) in enumerate(zip(gs, ctx.floats, strict=True)) if f and g is not None)
         if not given:
             return (None,) * (2 + len(xs))
         op = ctx.op.pullback(len(xs), wanted, given, ctx.run)
-        pulled = _Call.apply(op, Run(), *xs, *[gs[i] for i in given])
+        pulled = FoldedCall.apply(op, Run(), *xs, *[gs[i] for i in given])
         out: list[Any] = [None] * len(xs)
         for i, g in zip(wanted, pulled, strict=True):
             out[i] = g
@@ -259,22 +264,24 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _op: None, _run: None, *ts: Tensor | None) -> Any:
+        """Push tangents forward by an operation that can be entered in turn."""
         xs = ctx.saved_tensors
         tangents = [
             torch.zeros_like(x) if t is None else t for x, t in zip(xs, ts, strict=True) if _smooth(x)
         ]
-        pushed = iter(_Call.apply(ctx.op.pushforward(len(xs)), Run(), *xs, *tangents))
+        pushed = iter(FoldedCall.apply(ctx.op.pushforward(len(xs)), Run(), *xs, *tangents))
         return tuple(next(pushed) if floating else None for floating in ctx.floats)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], op: Op, run: Run, *xs: Tensor) -> Any:
+        """Fold the mapped axis into that of the batch."""
         n = info.batch_size
         moved = [
             x.unsqueeze(0).expand(n, *x.shape) if d is None else x.movedim(d, 0)
             for x, d in zip(xs, in_dims[2:], strict=True)
         ]
         inner = moved[0].shape[1]
-        ys = _Call.apply(op, run, *[x.flatten(0, 1) for x in moved])
+        ys = FoldedCall.apply(op, run, *[x.flatten(0, 1) for x in moved])
         return tuple(y.reshape(n, inner, *y.shape[1:]) for y in ys), (0,) * len(ys)
 
 
@@ -309,7 +316,7 @@ def fold(
         # Without anybody to differentiate, no graph is built: forward-only methods pay nothing for it, and
         # inputs that stay fixed cost no gradient.
         run = Run([torch.is_grad_enabled() and levels.watched(x) for x in xs])
-        ys: tuple[Tensor, ...] = _Call.apply(op, run, *[x.unsqueeze(0) for x in xs])
+        ys: tuple[Tensor, ...] = FoldedCall.apply(op, run, *[x.unsqueeze(0) for x in xs])
         return tuple(y.squeeze(0) for y in ys)
 
     return one

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,11 +18,21 @@ LENGTHS = (96, 192, 384)
 THIN = (16, 32, 64)
 
 
+class Model(Protocol):
+    """What answers how far it sees: a network as a model, or the same model on patches of an image."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run on one example."""
+
+    def locality(self, x: Tensor, allowed: float = math.inf) -> "Locality":
+        """How far it sees in images like x, found with no more than ``allowed`` elements; or ``NotLocal``."""
+
+
 # Calls of models, while somebody wants to know which there are.
-_heard: ContextVar[list[tuple[Any, tuple[Any, ...]]] | None] = ContextVar("esegeta_models", default=None)
+_heard: ContextVar[list[tuple[Model, tuple[Any, ...]]] | None] = ContextVar("esegeta_models", default=None)
 
 
-def hear(model: Any, inputs: tuple[Any, ...]) -> None:
+def hear(model: Model, inputs: tuple[Any, ...]) -> None:
     """A model is called."""
     heard = _heard.get()
     if heard is not None:
@@ -30,9 +40,9 @@ def hear(model: Any, inputs: tuple[Any, ...]) -> None:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[list[tuple[Any, tuple[Any, ...]]]]:
+def listening() -> Iterator[list[tuple[Model, tuple[Any, ...]]]]:
     """Collect which models are called with what."""
-    heard: list[tuple[Any, tuple[Any, ...]]] = []
+    heard: list[tuple[Model, tuple[Any, ...]]] = []
     token = _heard.set(heard)
     try:
         yield heard

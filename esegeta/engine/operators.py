@@ -729,7 +729,7 @@ def blockwise(fn: Callable[..., Tensor], *ts: Tensor) -> Tensor:
     return out
 
 
-_OURS = ("_Reroute", "_Once", "_Call")
+_OURS = ("_Reroute", "_Once", "FoldedCall")
 
 
 def refuse_unseen(where: str, y: Tensor, tracer: Tracer) -> None:

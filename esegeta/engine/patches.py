@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from esegeta.engine import check, crops, folded, interception, layout, levels, progress, stream
+from esegeta.engine import check, crops, folded, layout, levels, progress, stream, visits
 from esegeta.engine.execution import DeadlineExceeded, current
 from esegeta.engine.folded import Op, Run
-from esegeta.engine.locality import NotLocal, hear, listening
+from esegeta.engine.locality import Locality, NotLocal, hear, listening
 from esegeta.engine.tiles import Tiling, cropped_by, cut, margins_of, padded_by, patch_of
 from esegeta.engine.windows import Missing, Refused, TooWide, Unforeseen, Window, fit, region
 
@@ -47,7 +47,7 @@ def streamed(
 ) -> None:
     """Work on rows, as many at a time as memory allows, and absorb what comes out; ``patch`` is one like them."""
     total, done = len(todo), 0
-    plan = stream._Plan(total)
+    plan = stream.Plan(total)
     if not plan.measured and not layout.lonely(patch[None]):
         plan.size = 1  # a pair of these is no faster
     with torch.no_grad(), progress.loop(name) as bar:
@@ -60,7 +60,7 @@ def streamed(
             size = min(plan.size, total - done)
             rows = todo[done : done + size]
             # The inside of a patch is nobody's to observe: places and reach are those of the whole.
-            with progress.step(bar, done / total, (done + size) / total), interception.aside(), listening():
+            with progress.step(bar, done / total, (done + size) / total), visits.aside(), listening():
                 ys = plan.attempt(lambda piece: work(piece[1]), (patch, rows), size, name)
             if ys is None:  # out of memory: the plan is smaller now
                 continue
@@ -200,7 +200,7 @@ class SlidingWindow:
         if isinstance(x, Window):
             return self._in_windows(x)
         hear(self, (x,))
-        if interception.current() is not None:
+        if visits.current() is not None:
             raise ValueError(
                 check.problem(
                     WHERE,
@@ -215,7 +215,7 @@ class SlidingWindow:
         padded = padded_by(margins, x)
         tiling = Tiling(padded.shape[1:], patch, self.overlap, self.weights, self.steps, levels.base(x))
         op = Stitched(functools.partial(self._of_patches, levels.depth()), WHERE, tiling)
-        (y,) = folded._Call.apply(op, Run(), padded.unsqueeze(0))
+        (y,) = folded.FoldedCall.apply(op, Run(), padded.unsqueeze(0))
         return cropped_by(margins, y.squeeze(0))
 
     def _in_windows(self, x: Window) -> Tensor:
@@ -257,7 +257,7 @@ class SlidingWindow:
             boxes = [tiling.boxes[i] for _, i in rows]
             places = [np.array([[0, *(s.start for s in box)]]) for box in boxes]
             now = [
-                region(crops._only(x, b), place, (x.shape[0], *patch))[0]
+                region(crops.one_of(x, b), place, (x.shape[0], *patch))[0]
                 for (b, _), place in zip(rows, places, strict=True)
             ]
             before = [cut(x.clean[b % len(x.clean)], box) for (b, _), box in zip(rows, boxes, strict=True)]
@@ -315,7 +315,7 @@ class SlidingWindow:
             )
         ) from why
 
-    def locality(self, x: Tensor, allowed: float = math.inf) -> Any:  # noqa: ARG002
+    def locality(self, x: Tensor, allowed: float = math.inf) -> Locality:  # noqa: ARG002
         """There is none that shifts with the image: what an element reaches depends on its place in the tiles."""
         raise NotLocal("a sliding window's reach depends on where the tiles lie")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from esegeta.engine import check, levels
 
-_OURS = ("_Reroute", "_Once", "_Call", "_Severed")
+_OURS = ("_Reroute", "_Once", "FoldedCall", "_Severed")
 
 
 class NoGradient(RuntimeError):

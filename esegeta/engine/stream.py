@@ -67,7 +67,7 @@ def fold(
     else:
         many = lambda piece: tree_map(lambda t: t[None], fn(tree_map(lambda t: t[0], piece)))
     state, done = start, 0
-    plan = _Plan(total if together else 1, chunk)
+    plan = Plan(total if together else 1, chunk)
     whole, inner = total + already, 1.0
 
     def cut_short() -> None:
@@ -117,7 +117,7 @@ def fold(
     return state
 
 
-class _Plan:
+class Plan:
     """How many nodes go together: the least number first, then what the measurement of those allows."""
 
     def __init__(self, most: int, chunk: int | None = None) -> None:
@@ -133,6 +133,7 @@ class _Plan:
             self.size = min(most, max(1, -(-2 // levels.mapped())))
 
     def attempt(self, many: Callable[[Tree], Tree], piece: Tree, size: int, label: str) -> Tree | None:
+        """Run ``size`` nodes; None where memory did not suffice and the next attempt takes fewer."""
         device = levels.base(tree_leaves(piece)[0]).device
         failed = False
         try:

@@ -6,7 +6,7 @@ from torch import Tensor
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
-from esegeta.places import Names, grid, split, tap
+from esegeta.placing import Names, grid, split, tap
 
 
 @method(

@@ -57,7 +57,7 @@ def adaptive_integrated_gradients(score: Score, *, tolerance: float | int = 0.01
         most: the most gradients; a warning says if they were not enough.
 
     Returns:
-        ``explain(x, baseline) -> like x``. ``integrated(score, ...)`` gives residual and number of gradients
+        ``explain(x, baseline) -> like x``. ``adaptive_report(score, ...)`` gives residual and number of gradients
         too.
 
     Example:
@@ -69,7 +69,7 @@ def adaptive_integrated_gradients(score: Score, *, tolerance: float | int = 0.01
     Reference:
         Sundararajan, Taly, Yan 2017, equation 1, arXiv:1703.01365; the refinement is ours.
     """
-    run = integrated(score, tolerance=tolerance, most=most)
+    run = adaptive_report(score, tolerance=tolerance, most=most)
 
     def explain(x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
         return run(x, baseline).attribution
@@ -77,13 +77,13 @@ def adaptive_integrated_gradients(score: Score, *, tolerance: float | int = 0.01
     return explain
 
 
-def integrated(
+def adaptive_report(
     score: Score, *, tolerance: float | int = 0.01, most: int = 200
 ) -> Callable[[Tensor, Tensor], Integrated]:
-    """``(x, baseline) -> Integrated``: adaptive integrated gradients with residual and number of gradients.
+    """Return ``(x, baseline) -> Integrated``: adaptive integrated gradients with residual and number of gradients.
 
     >>> import torch
-    >>> done = integrated(lambda x: (x ** 2).sum())(torch.tensor([[1., 2.]]), torch.zeros(1, 2))
+    >>> done = adaptive_report(lambda x: (x ** 2).sum())(torch.tensor([[1., 2.]]), torch.zeros(1, 2))
     >>> done.residual.item(), int(done.evaluations)
     (0.0, 2)
     """
@@ -139,4 +139,4 @@ def integrated(
             )
         return Integrated(line * average, residual, evaluations)
 
-    return explanation(explain, "integrated", ("baseline",), key=False)
+    return explanation(explain, "adaptive_report", ("baseline",), key=False)

@@ -10,7 +10,7 @@ from esegeta import partition
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
-from esegeta.places import Names, partials
+from esegeta.placing import Names, partials
 
 
 @method(

@@ -3,7 +3,7 @@
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.methods.eigen_cam import component
-from esegeta.places import Names, local
+from esegeta.placing import Names, local
 
 
 @method(

@@ -9,7 +9,7 @@ from torch.func import vjp
 from esegeta import rules
 from esegeta._registry import method
 from esegeta._types import Explain, Score
-from esegeta.places import Names, activation_and_gradient, at_each, grid, local, nudge, tap
+from esegeta.placing import Names, activation_and_gradient, at_each, grid, local, nudge, tap
 from esegeta.rules.composites import quotient
 
 

@@ -12,7 +12,7 @@ from esegeta._types import Explain, Score
 from esegeta.engine import check
 from esegeta.engine.gradient import gradient
 from esegeta.engine.operators import once
-from esegeta.places import bias_and_gradient, operations
+from esegeta.placing import bias_and_gradient, operations
 from esegeta.spatial import upsample
 
 

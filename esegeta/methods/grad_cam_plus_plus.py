@@ -5,7 +5,7 @@ from torch import Tensor
 
 from esegeta._registry import method
 from esegeta._types import Explain, Score
-from esegeta.places import Names, grid, local
+from esegeta.placing import Names, grid, local
 
 
 @method(

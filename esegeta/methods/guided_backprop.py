@@ -10,7 +10,7 @@ from esegeta._types import Explain, Score
 from esegeta.engine import check
 from esegeta.engine.gradient import gradient
 from esegeta.methods.grad_cam import weighted
-from esegeta.places import Names, at_each, local, tap
+from esegeta.placing import Names, at_each, local, tap
 from esegeta.rules.guided import deconvnet, guided, guided_where_possible
 from esegeta.spatial import upsample
 
@@ -109,7 +109,7 @@ def layer_activation_guided_backprop(score: Score, place: Names, *, unit: int | 
 
     Args:
         score: a score or a model; it runs only as far as the layer.
-        place: the layer; several for several explanations, such as all of ``every(score, x)``.
+        place: the layer; several for several explanations, such as all of ``all_places(score, x)``.
         unit: which filter (channel) d; all of them by default.
 
     Returns:
@@ -124,7 +124,7 @@ def layer_activation_guided_backprop(score: Score, place: Names, *, unit: int | 
         All layers, one after the other:
 
         >>> x, deep = torch.tensor([[3., -1.]]), lambda x: torch.relu(3 * x).sum()
-        >>> for place in eg.every(deep, x):
+        >>> for place in eg.all_places(deep, x):
         ...     print(place, layer_activation_guided_backprop(deep, place)(x).tolist())
         mul [[3.0, -3.0]]
         relu [[3.0, 0.0]]

@@ -7,7 +7,7 @@ from torch import Tensor
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine import stream
-from esegeta.places import Names, activation_and_gradient
+from esegeta.placing import Names, activation_and_gradient
 from esegeta.quadrature import nodes_and_weights
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from esegeta._registry import method
 from esegeta._types import Explain, Score
-from esegeta.places import Names, local, tap
+from esegeta.placing import Names, local, tap
 
 
 @method(
@@ -56,7 +56,7 @@ def layer_activation(score: Score, place: Names) -> Explain:
 def layer_gradient(score: Score, place: Names) -> Explain:
     r"""How the score changes with each unit of a layer: :math:`a(x) = \partial F / \partial A`.
 
-    With all places at once (``every(score, x)``) it is vanilla backpropagation to every layer, in one backward
+    With all places at once (``all_places(score, x)``) it is vanilla backpropagation to every layer, in one backward
     run.
 
     Args:

@@ -8,7 +8,7 @@ from torch.func import vjp
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, levels, stream
-from esegeta.places import Names, activation_and_gradient, at_each, tap
+from esegeta.placing import Names, activation_and_gradient, at_each, tap
 from esegeta.quadrature import nodes_and_weights
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from esegeta import random
 from esegeta._registry import method
 from esegeta._types import Explain, Score
-from esegeta.places import Names, grid, tap
+from esegeta.placing import Names, grid, tap
 
 
 @method(

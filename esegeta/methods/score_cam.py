@@ -9,7 +9,7 @@ from esegeta import spatial
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
-from esegeta.places import Names, grid, tap
+from esegeta.placing import Names, grid, tap
 
 
 @method(

@@ -6,7 +6,7 @@ from torch import Tensor
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.methods.eigen_cam import component
-from esegeta.places import Names, local
+from esegeta.placing import Names, local
 
 
 @method(

@@ -6,7 +6,7 @@ from torch import Tensor
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine import check
-from esegeta.places import Names, grid, local
+from esegeta.placing import Names, grid, local
 
 
 @method(

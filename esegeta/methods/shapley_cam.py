@@ -7,9 +7,9 @@ from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine import levels
 from esegeta.engine.gradient import gradient, warn_flat
-from esegeta.engine.interception import parse
 from esegeta.engine.second_order import second_order
-from esegeta.places import Names, at_each, grid, refuse_unused, split, vanishing
+from esegeta.engine.views import parse
+from esegeta.placing import Names, at_each, grid, refuse_unused, split, vanishing
 
 
 @method(

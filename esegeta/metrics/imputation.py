@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esegeta import harmonic, random, spatial
+from esegeta import harmonic, random
 from esegeta.coalitions import Fill
 from esegeta.engine import check
 
@@ -42,7 +42,7 @@ def imputed(*, noise: float = 0.01, spacing: Any = None, steps: int = 12, key: A
     word = check.key(where, key)
 
     def fill(x: Tensor, baseline: Tensor, keep: Tensor) -> Tensor:
-        lengths = spatial._spacing(where, spacing, x.ndim - 1).tolist()
+        lengths = check.spacing(where, spacing, x.ndim - 1).tolist()
         hidden = (keep < 1).expand(x.shape)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         found = harmonic.impute(wide, hidden, lengths, steps).to(x.dtype)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esegeta import spatial
 from esegeta._types import Explain
 from esegeta.engine import check
 from esegeta.metrics.explanations import attribution, callable_, mask_of, voxelwise
@@ -231,7 +230,7 @@ def squared_distances(mask: Tensor, spacing: Any = None) -> Tensor:
     >>> squared_distances(torch.tensor([False, True, False, False])).tolist()
     [1.0, 0.0, 1.0, 4.0]
     """
-    lengths = spatial._spacing("metrics.squared_distances", spacing, mask.ndim).tolist()
+    lengths = check.spacing("metrics.squared_distances", spacing, mask.ndim).tolist()
     found = torch.where(mask, 0.0, torch.inf).to(torch.float64)
     for axis, (n, step) in enumerate(zip(mask.shape, lengths, strict=True)):
         # The least over one axis after another; a loop over its voxels needs no memory beyond two volumes.

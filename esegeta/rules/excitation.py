@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_flatten
 
 from esegeta._facts import carry, named
 from esegeta._types import Score
-from esegeta.engine import check, interception
+from esegeta.engine import check, visits
 from esegeta.engine.gradient import name_of
 from esegeta.engine.operators import Operation, reroute
 from esegeta.rules.composites import Composite, Layer, quotient
@@ -65,7 +65,7 @@ class Excitation(Relevance):
         positive = layer.linear(layer.x.clamp(min=0), weight.clamp(min=0))
         if not layer.last:
             return _excited(layer.value, positive)
-        session = interception.current()
+        session = visits.current()
         first = (
             0 if session is None or session.batch is None else 1
         )  # within a network examples come as a batch

@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from esegeta._facts import carry, named
 from esegeta._types import Score
-from esegeta.engine import check, interception, levels
+from esegeta.engine import check, interception, levels, visits
 from esegeta.engine.gradient import name_of
 from esegeta.engine.operators import Operation, Tracer, reroute
-from esegeta.places import activation_and_gradient
+from esegeta.placing import activation_and_gradient
 from esegeta.rules.composed import ADDED, biased_after, lerp, multi_head_attention
 from esegeta.rules.composites import (
     TINY,
@@ -142,7 +142,7 @@ class Relevance(Rewriting):
 
 def tracer() -> Tracer:
     """What is following the data now."""
-    session = interception.current()
+    session = visits.current()
     assert session is not None
     assert session.tracer is not None
     return session.tracer
@@ -150,7 +150,7 @@ def tracer() -> Tracer:
 
 def editing() -> bool:
     """Whether what runs now puts something in at a place."""
-    session = interception.current()
+    session = visits.current()
     return session is not None and session.busy
 
 
@@ -598,7 +598,7 @@ def last_layers(name: str, score: Score, x: Tensor) -> frozenset[Any]:
         found = tracer().notes.get(y, frozenset()) if isinstance(y, Tensor) else frozenset()
         return y
 
-    with interception.aside(), torch.no_grad():
+    with visits.aside(), torch.no_grad():
         interception.observe(name, looked, (x,), (), rewrite=_Layout())
     return found
 

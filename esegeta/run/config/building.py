@@ -23,7 +23,7 @@ from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
 from esegeta.features import Features
 from esegeta.patches import sliding_window
-from esegeta.places import at
+from esegeta.placing import at
 from esegeta.run.config import catalogue
 from esegeta.run.config.annotations import is_file, is_tensor, members, shown
 from esegeta.run.config.catalogue import Parameter, faults_of, nearest

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from esegeta import zoo
 from esegeta.engine import check
-from esegeta.models import ModuleModel, from_module
+from esegeta.engine.network import ModuleModel
+from esegeta.models import from_module
 from esegeta.run import bounds
 from esegeta.run.config import catalogue
 from esegeta.run.config import trust as trusting

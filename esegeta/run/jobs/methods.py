@@ -31,7 +31,7 @@ from esegeta.engine.execution import (
     partial_share,
 )
 from esegeta.engine.memory import forecast
-from esegeta.places import tap
+from esegeta.placing import tap
 from esegeta.run.config import catalogue
 from esegeta.run.config.annotations import with_files
 from esegeta.run.config.building import Built

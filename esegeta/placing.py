@@ -15,7 +15,6 @@ score: it can be mapped, differentiated and run from several threads.
 import contextlib
 import dataclasses
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +28,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from esegeta._facts import carry, explanation, facts_of, named
 from esegeta._registry import find_method
 from esegeta._types import Explain, Method, Score
-from esegeta.engine import check, interception, levels, memory, native
+from esegeta.engine import check, interception, levels, memory, native, views, visits
 from esegeta.engine.execution import current, record
 from esegeta.engine.gradient import name_of, value_gradients_and_more
-from esegeta.engine.interception import Edit, Passed
+from esegeta.engine.graph import Graph
+from esegeta.engine.views import Edit
 from esegeta.trees import on_trees
 
 Names = str | Sequence[str]
@@ -83,13 +83,13 @@ class Places(tuple[Place, ...]):
         if not isinstance(which, str):
             return super().__getitem__(which)
         with contextlib.suppress(ValueError):
-            at = interception.parse("places", which)
+            at = views.parse("places", which)
             for place in self:
-                if interception.parse("places", place.name) == at:
+                if views.parse("places", place.name) == at:
                     return place
         names = [place.name for place in self]
         raise KeyError(
-            check.problem("places", "the name of a place", repr(which), interception.nearest(which, names))
+            check.problem("places", "the name of a place", repr(which), views.nearest(which, names))
         )
 
     @property
@@ -106,7 +106,7 @@ def name(z: Tensor, label: str) -> Tensor:
         label: its name, without ``#`` and ``:``.
 
     Returns:
-        z; or what somebody puts in its stead.
+        z; or what replaces it.
 
     Example:
         >>> import torch
@@ -154,7 +154,7 @@ def places(score: Callable[[Tensor], Tensor], x: Tensor) -> Places:
                 "places", "to be called outside of vmap and grad", "a call inside", "List the places first"
             )
         )
-    graph = _Graph(score, x)
+    graph = Graph(score, x)
     found = []
     for passed in graph.passed:
         beside = graph.beside([passed])
@@ -458,8 +458,8 @@ def operations(score: Callable[[Tensor], Tensor], x: Tensor) -> tuple[str, ...]:
     >>> operations(lambda x: torch.relu(x @ torch.ones(2, 3)).sum(), torch.ones(1, 2))
     ('matmul', 'relu')
     """
-    with interception.aside():
-        graph = native.outside(lambda: _Graph(score, _probe(x)))
+    with visits.aside():
+        graph = native.outside(lambda: Graph(score, _probe(x)))
     return tuple(graph.label(p) for p in graph.passed if p.leaf and graph.used(p))
 
 
@@ -646,7 +646,7 @@ def _after_the_norm(score: Score, place: str, x: Tensor) -> tuple[str, ...]:
 
     def look() -> tuple[str, ...]:
         one = _probe(x)
-        graph = _Graph(score, one)
+        graph = Graph(score, one)
         at = next(i for i, p in enumerate(graph.passed) if place in (str(p.at), graph.label(p)))
         own = graph.passed[at]
         later = [
@@ -664,7 +664,7 @@ def _after_the_norm(score: Score, place: str, x: Tensor) -> tuple[str, ...]:
                 found = (name,)
         return found
 
-    with interception.aside():
+    with visits.aside():
         try:
             return native.outside(look)
         except Exception:  # it is advice: a score that cannot be looked at alone gets the general one
@@ -710,9 +710,9 @@ class _Origins:
         return _Origins, ()
 
 
-def _names(where: str, place: Names) -> tuple[list[interception.Address], Callable[[Sequence[Tensor]], Any]]:
+def _names(where: str, place: Names) -> tuple[list[views.Address], Callable[[Sequence[Tensor]], Any]]:
     if isinstance(place, str):
-        return [interception.parse(where, place)], lambda found: found[0]
+        return [views.parse(where, place)], lambda found: found[0]
     if not isinstance(place, Sequence) or not place:
         raise TypeError(
             check.problem(
@@ -722,7 +722,7 @@ def _names(where: str, place: Names) -> tuple[list[interception.Address], Callab
                 "Pass for example 'encoder.0'",
             )
         )
-    names = [interception.parse(where, p) for p in place]
+    names = [views.parse(where, p) for p in place]
     if len(set(names)) != len(names):
         raise ValueError(
             check.problem(where, "each place once", ", ".join(map(str, names)), "Remove repetitions")
@@ -798,12 +798,12 @@ def _shapes(score: Score, place: Names) -> Callable[[Tensor], list[tuple[tuple[i
     return shapes
 
 
-def refuse_unused(where: str, score: Score, at: interception.Address, x: Tensor) -> None:
+def refuse_unused(where: str, score: Score, at: views.Address, x: Tensor) -> None:
     """Raise where an explanation is zero because the score does not depend on the place at all."""
     score = getattr(score, "of", score)  # rules change no way, and what they follow cannot be listed
-    with interception.aside():
+    with visits.aside():
         try:
-            graph = native.outside(lambda: _Graph(score, _probe(x)))
+            graph = native.outside(lambda: Graph(score, _probe(x)))
         except RuntimeError:  # a score that holds tensors of an enclosing transform cannot be looked at alone
             return
     passed = [p for p in graph.passed if p.at == at]
@@ -822,7 +822,7 @@ def _refuse_ways_around(
     score: Score,
     put: Callable[..., Tensor],
     trunk: Callable[[Tensor], Any],
-    names: Sequence[interception.Address],
+    names: Sequence[views.Address],
     place: Names,
     like: Tensor,
 ) -> Tensor:
@@ -830,7 +830,7 @@ def _refuse_ways_around(
 
     def look() -> tuple[Tensor, tuple[str, ...], bool]:
         one, other = _probe(like), -2 * _probe(like) + 1
-        graph = _Graph(score, one)
+        graph = Graph(score, one)
         beside = graph.beside([p for p in graph.passed if p.at in names])
         with torch.no_grad():
             there = put(other, trunk(one))
@@ -838,7 +838,7 @@ def _refuse_ways_around(
             close = levels.fake(here) or torch.allclose(there, here, rtol=1e-4, atol=0, equal_nan=True)
             return one, beside, close
 
-    with interception.aside():
+    with visits.aside():
         try:
             one, beside, same = native.outside(look)
         except Exception as error:
@@ -869,144 +869,7 @@ def _probe(like: Tensor) -> Tensor:
     return check.wave(base)
 
 
-class _Graph:
-    """Autograd's graph of one run of a score, with the places that it passed."""
-
-    def __init__(self, score: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        with torch.inference_mode(False), torch.enable_grad():
-            # Tensors of inference mode never get a graph; a copy made outside of it does.
-            leaf = x.detach().clone().requires_grad_()
-            result, self.passed = interception.list_passed(score, leaf)
-            start = leaf.view_as(leaf).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
-        self.passed = [p for p in self.passed if not (p.vertex and _is_input(p.vertex, start))]
-        roots = [t for t in ([result] if isinstance(result, Tensor) else []) if t.grad_fn is not None]
-        vertices = [(t.grad_fn, t.output_nr) for t in roots]
-        if not vertices:  # a count, say: then what the network computed last
-            vertices = [p.vertex for p in self.passed[-1:] if p.vertex]
-        self.start = start
-        self.ways = self._ways(vertices)
-        self.readers: dict[Any, list[tuple[Any, Any, float]]] = {}
-        for vertex, into in self.ways.items():
-            self.readers.setdefault(vertex[0], []).extend((vertex, node, time) for node, time in into)
-        self.calls = Counter({p.at.side: p.at.call + 1 for p in self.passed})
-        self.names: dict[Any, str] = {}  # of each tensor the first
-        for passed in self.passed:
-            if passed.vertex is not None:
-                self.names.setdefault(passed.vertex, self.label(passed))
-
-    def _ways(self, roots: Sequence[Any]) -> dict[Any, list[tuple[Any, float]]]:
-        """What reads each vertex on a way from the input to the result: consumers with their time."""
-        after: dict[Any, list[Any]] = {}
-        below: dict[Any, list[Any]] = {}
-        stack = [node for node, _ in roots]
-        seen = set(stack)
-        while stack:
-            node = stack.pop()
-            below[node] = [(n, nr) for n, nr in node.next_functions if n is not None]
-            for n, _ in below[node]:
-                after.setdefault(n, []).append(node)
-                if n not in seen:
-                    seen.add(n)
-                    stack.append(n)
-        reaches = {self.start} if self.start in seen else set()
-        stack = list(reaches)
-        while stack:
-            for node in after.get(stack.pop(), []):
-                if node not in reaches:
-                    reaches.add(node)
-                    stack.append(node)
-        ways: dict[Any, list[tuple[Any, float]]] = {}
-        for root in roots:
-            if root[0] in reaches:
-                ways.setdefault(root, []).append((None, float("inf")))
-        for node in reaches:
-            for vertex in below.get(node, []):
-                if vertex[0] in reaches:
-                    ways.setdefault(vertex, []).append((node, self._time(node)))
-        return ways
-
-    def _time(self, node: Any) -> float:
-        return -1.0 if node is self.start else float(node._sequence_nr())
-
-    def label(self, passed: Passed) -> str:
-        """How to ask for it: with the number of the call if there are several."""
-        return passed.at.in_full if self.calls[passed.at.side] > 1 else str(passed.at)
-
-    def used(self, passed: Passed) -> bool:
-        """Whether a way from the input to the result leads through it."""
-        return passed.vertex in self.ways
-
-    def first_name(self, passed: Passed) -> str:
-        """Another name that its tensor had before, or nothing."""
-        first = self.names.get(passed.vertex, "")
-        return "" if first == self.label(passed) else first
-
-    def beside(self, chosen: Sequence[Passed]) -> tuple[str, ...]:
-        """The places that carry what bypasses the chosen ones, as of the time of the last of them."""
-        # What has read a tensor before the place was passed is not reached by what is put in there.
-        since = {p.vertex: p.time for p in reversed(chosen) if p.vertex in self.ways}
-        if not since or not self._bypassed(since):
-            return ()
-        now = max(since.values())
-        crossing = [
-            vertex
-            for vertex, readers in self.ways.items()
-            if vertex not in since
-            and self._time(vertex[0]) <= now
-            and any(time > now for _, time in readers)
-            and self._bypassed(since, vertex[0])
-        ]
-        found = {self._carrier(vertex, now) for vertex in crossing}
-        order = ["input", *map(self.label, self.passed)]
-        return tuple(sorted((n for n in found if n is not None), key=order.index))
-
-    def _bypassed(self, since: dict[Any, float], goal: Any = None) -> bool:
-        """Whether a way from the input to the result (or to a node) avoids all of these."""
-        reached, stack = {self.start}, [self.start]
-        while stack:
-            node = stack.pop()
-            if node is goal:
-                return True
-            for vertex, reader, time in self.readers.get(node, []):
-                if vertex in since and time > since[vertex]:
-                    continue
-                if reader is None and goal is None:
-                    return True
-                if reader is not None and reader not in reached:
-                    reached.add(reader)
-                    stack.append(reader)
-        return False
-
-    def _carrier(self, vertex: Any, now: float) -> str | None:
-        """The name to ask for what is read of a tensor after a time: the last that comes before those readers.
-
-        So the output of a block that a skip connection carries, not the layer that also feeds what comes next.
-        """
-        first = min(time for _, time in self.ways[vertex] if time > now)
-        fitting = [self.label(p) for p in self.passed if p.vertex == vertex and p.time < first]
-        return fitting[-1] if fitting else self._named(vertex)
-
-    def _named(self, vertex: Any) -> str | None:
-        """Its name, or that of what it is made of."""
-        seen: set[Any] = set()
-        stack: list[Any] = [vertex]
-        while stack:
-            here = stack.pop(0)
-            if here in self.names:
-                return self.names[here]
-            if here[0] is self.start:
-                return "input"
-            if here not in seen:
-                seen.add(here)
-                stack += [v for v in here[0].next_functions if v[0] is not None and v in self.ways]
-        return None
-
-
-def _is_input(vertex: Any, start: Any) -> bool:
-    return vertex[0] is start
-
-
-def every(score: Callable[[Tensor], Tensor], x: Tensor, *, grids: bool = False) -> tuple[str, ...]:
+def all_places(score: Callable[[Tensor], Tensor], x: Tensor, *, grids: bool = False) -> tuple[str, ...]:
     """The names of all places that the score depends on; each tensor once.
 
     Args:
@@ -1020,7 +883,7 @@ def every(score: Callable[[Tensor], Tensor], x: Tensor, *, grids: bool = False) 
     Example:
         >>> import torch, esegeta as eg
         >>> score = lambda x: (eg.name(2 * x, "double") ** 2).sum()
-        >>> every(score, torch.ones(1, 2))
+        >>> all_places(score, torch.ones(1, 2))
         ('mul', 'pow')
     """
     return tuple(_once(places(score, x), x if grids else None))
