@@ -20,7 +20,7 @@ from esegeta import (
 )
 from esegeta._registry import METHODS as _METHODS
 from esegeta._registry import TRANSFORMS as _TRANSFORMS
-from esegeta._registry import catalogue, find_method, method, reducer, transform
+from esegeta._registry import find_method, method, reducer, transform
 from esegeta.engine.batching import batched, explained
 from esegeta.engine.estimates import with_standard_error
 from esegeta.engine.execution import DeadlineExceeded, ExecutionWarning, execution
@@ -59,7 +59,6 @@ __all__ = [
     "axioms",
     "baselines",
     "batched",
-    "catalogue",
     "every",
     "execution",
     "explained",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esegeta._registry import fill as fill_in
 from esegeta._types import Score
 from esegeta.engine import check, levels, local, stream
 from esegeta.features import Box, FeatureMap, Features
@@ -20,6 +21,7 @@ Fill = Callable[[Tensor, Tensor, Tensor], Tensor]
 MOST_RUNS = 1_000_000
 
 
+@fill_in(family="of the baseline", leads=3)
 def mixed(x: Tensor, baseline: Tensor, keep: Tensor) -> Tensor:
     """What is kept of x, and the baseline for the rest: exactly x where all is kept.
 

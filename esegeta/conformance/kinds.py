@@ -164,9 +164,7 @@ def _foreign_transform(function: Callable[..., Any]) -> TransformSpec:
     flat = tried("verify", _called(function), one, NET.shape)
     named = functools.wraps(function)(lambda inner, **static: function(inner, **static))
     named.__name__ = _called(function)
-    return TransformSpec(
-        named, lambda refs: refs, takes_key(outer), frozenset(), {}, "", "one channel" if flat else "input"
-    )
+    return TransformSpec(fn=named, key=takes_key(outer), shape="one channel" if flat else "input")
 
 
 # -- reducers ------------------------------------------------------------------------------------------------------

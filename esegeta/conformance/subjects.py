@@ -20,7 +20,7 @@ from esegeta._types import Explain, Score
 from esegeta.conformance.networks import Network
 from esegeta.engine import check
 from esegeta.places import name as named_place
-from esegeta.rules.composites import COMPOSITES
+from esegeta.rules.composites import named_composites
 
 Build = Callable[[Score], Explain]
 
@@ -342,6 +342,6 @@ def _looked_at(subject: Subject, explain: Explain) -> Subject:
 def by_rule() -> Iterator[Subject]:
     """Layer-wise relevance propagation by each composite of rules."""
     spec = METHODS["lrp"]
-    for name in sorted(COMPOSITES):
+    for name in sorted(named_composites()):
         build = functools.partial(spec.fn, composite=name)
         yield Subject(f"lrp({name})", build, axioms=spec.axioms, differentiable=False, declares=True)

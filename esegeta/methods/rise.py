@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from esegeta import masks, random
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.coalitions import mixed
 from esegeta.engine import check, stream
@@ -22,6 +22,9 @@ from esegeta.engine.estimates import answered
     needs="values",
     shape="map",
     example={"cells": 2, "samples": 6},
+    family="parts",
+    cost=lambda samples: Cost(forwards=samples),
+    numbers="mask",
     paper="Petsiuk, Das, Saenko 2018, arXiv:1806.07421",
     also=("randomized_input_sampling",),
 )

@@ -337,7 +337,7 @@ def examined(config: Config, chosen: Sequence[Job], finished: Mapping[str, Recor
             Planned(
                 job,
                 finished[job.id] is not None,
-                jobs.evaluations(spec, job.payload["method"]),
+                catalogue.cost(spec, job.payload["method"]),
                 "gradients" if spec.needs == "gradient" else "values",
                 tuple(said["shape"]) if said.get("shape") else None,
                 said.get("memory"),

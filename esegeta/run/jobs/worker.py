@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from esegeta import reducers, spatial
-from esegeta._registry import MethodSpec
 from esegeta._types import Score
 from esegeta.engine import check
 from esegeta.engine.execution import DeadlineExceeded, ExecutionWarning, execution, partial_share
@@ -28,7 +27,6 @@ from esegeta.engine.memory import forecast
 from esegeta.places import tap
 from esegeta.run.config import catalogue
 from esegeta.run.config.building import Built
-from esegeta.run.config.loading import Method
 from esegeta.run.executors.child import Context, RefusedError, one_line, peak, verdict
 from esegeta.run.jobs import marks, names, outputs
 from esegeta.run.jobs.parts import (
@@ -69,22 +67,6 @@ def on_image(map: Tensor, x: Tensor) -> tuple[Tensor, list[Record]]:
     if len(map) > 1:
         map, how = map.sum(0, keepdim=True), f"the sum of {shape[0]} channels, {how}"
     return spatial.upsample(map, like=x), [{"event": "layer", "message": f"The map is {how}."}]
-
-
-def is_amount(spec: MethodSpec, method: Method) -> bool:
-    """Whether a voxel's value is its own share, which is less where voxels are smaller: not the value of a part or
-    of a window, a mask, or a map of a layer.
-
-    >>> from esegeta.run.config.catalogue import METHODS
-    >>> [is_amount(METHODS[name], Method(name=name)) for name in ("gradient", "occlusion", "grad_cam", "lime")]
-    [True, False, False, True]
-    >>> is_amount(METHODS["lime"], Method(name="lime", parameters={"features": {"name": "grid", "size": 4}}))
-    False
-    """
-    elements = "features" not in method.parameters
-    own = spec.needs != "values" or (elements and "features" in catalogue.of_method(spec))
-    at_input = spec.shape == "input" and (spec.place or method.place is None)
-    return own and at_input and elements
 
 
 def computed(
@@ -189,7 +171,7 @@ def explain(payload: dict[str, Any], context: Context) -> Record:
         events = [*events, said]
         warnings.warn(said["message"], ExecutionWarning, stacklevel=1)
     map, notes = on_image(raw, image.x)
-    regridding = "density" if is_amount(built.spec, entry.method) else "values"
+    regridding = "density" if catalogue.numbers(built.spec, entry.method) == "amount" else "values"
     whole = image.prepared.back(map.cpu(), regridding)
     seen = whole[~whole.isnan()]
     record = {
