@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 from torch import Tensor
 
-from esegeta._facts import carry, explanation, facts_of, named, settings, short
+from esegeta._facts import carry, declare, explanation, facts_of, named, settings, short
 from esegeta.engine import check, gradient, interception
 
 Needs = Literal["gradient", "values", "activation"]
@@ -179,11 +179,18 @@ class Registry(dict[str, S], Generic[S]):
         self[spec.name] = spec
         return spec
 
-    def register(self, **facts: Any) -> Callable[[Function], Function]:
-        """Enter a function under its name; ``facts`` are the fields of its spec."""
+    def register(
+        self, *, cost: Callable[..., Cost] | None = None, **facts: Any
+    ) -> Callable[[Function], Function]:
+        """Enter a function under its name.
+
+        Args:
+            cost: from some of its arguments, by name, to what a call costs.
+            facts: the other fields of its spec.
+        """
 
         def enter(fn: Function) -> Function:
-            self.add(self.spec(fn=fn, **facts))
+            self.add(self.spec(fn=fn, costs=cost, **facts))
             return fn
 
         return enter
@@ -210,6 +217,7 @@ AXIOMS = (
 METHODS = Registry("method", MethodSpec)
 TRANSFORMS = Registry("transform", TransformSpec)
 REDUCERS = Registry("reducer", ReducerSpec)
+COMBINATIONS = Registry("combination", Spec)  # of explanations of several layers, or of several networks
 REWRITES = Registry("rewrite", Spec)
 COMPOSITES = Registry("composite", Spec, ("composite",))
 BASELINES = Registry("baseline", Spec)
@@ -228,23 +236,30 @@ RECIPES = Registry("recipe", Spec)
 UNCERTAINTIES = Registry("uncertainty", Spec)
 
 REGISTRIES: tuple[Registry[Any], ...] = (
-    *(
-        METHODS,
-        TRANSFORMS,
-        REDUCERS,
-        REWRITES,
-        COMPOSITES,
-        BASELINES,
-        FEATURES,
-        SEGMENTATIONS,
-        FILLS,
-        NOISES,
-        MASKS,
-    ),
-    *(NETWORKS, STEPS, METRICS, OBJECTIVES, PARAMETRISATIONS, REGULARISERS, RECIPES, UNCERTAINTIES),
+    METHODS,
+    TRANSFORMS,
+    REDUCERS,
+    COMBINATIONS,
+    REWRITES,
+    COMPOSITES,
+    BASELINES,
+    FEATURES,
+    SEGMENTATIONS,
+    FILLS,
+    NOISES,
+    MASKS,
+    NETWORKS,
+    STEPS,
+    METRICS,
+    OBJECTIVES,
+    PARAMETRISATIONS,
+    REGULARISERS,
+    RECIPES,
+    UNCERTAINTIES,
 )
 
 # The decorators of what needs no checks around it: ``@baseline(example={...})``. The fields are those of ``Spec``.
+combination = COMBINATIONS.register
 rewrite = REWRITES.register
 composite = COMPOSITES.register
 baseline = functools.partial(BASELINES.register, leads=1)  # of the image
@@ -293,7 +308,7 @@ def metric(
         paper=paper,
         example=dict(example or {}),
         also=tuple(also),
-        costs=cost,
+        cost=cost,
     )
 
 
@@ -327,7 +342,7 @@ def takes_key(explain: Callable[..., Tensor]) -> bool:
     >>> takes_key(lambda x, *, key=None: x), takes_key(lambda x, baseline: x)
     (True, False)
     """
-    return facts_of(explain).key
+    return bool(facts_of(explain).key)
 
 
 # What methods are made of. A user who called none of these should not read of them.
@@ -358,7 +373,8 @@ def _checked(
             extra = {"key": check.key(name, extra.get("key"))}
         with check.calling(name, inside):
             a = explain(x, *refs, **extra)
-        _like_input(name, x, a, shape, place)
+        if shape != "input" or not isinstance(a, Tensor) or a.shape != x.shape:
+            _like_input(name, x, a, shape, place)
         if score is not None:  # a tensor, or several for several places
             gradient.refuse_dead_score(name, score, x, a if isinstance(a, Tensor) else next(iter(a)))
         return a
@@ -428,8 +444,7 @@ def _finite(name: str, score: Callable[[Tensor], Tensor]) -> Callable[[Tensor], 
         return y
 
     # For those that run it on many changed inputs, and say themselves which of them had no finite value.
-    checked.unchecked = score  # type: ignore[attr-defined]
-    return checked
+    return carry(checked, score, unchecked=score)
 
 
 def _claims(where: str, what: str, names: tuple[str, ...] | str) -> frozenset[str]:
@@ -580,11 +595,11 @@ def transform(
             outer = None if inner.refs is None else refs(inner.refs)
             if outer is None:  # called as it is: only the caller knows what it takes
                 return changed
-            draws, about = key or inner.key, gradient.name_of(explain)
+            draws, about = key or bool(inner.key), gradient.name_of(explain)
             call = ", ".join([about, *map(short, args), *filter(None, [settings(static)])])
             doc = _doc(fn, f"{name}({call})", ("x", *outer, *(["key"] if draws else [])))
             face = explanation(changed, name, outer, key=draws, doc=doc)
-            return named(carry(face, changed, takes_key=draws, refs=outer), f"{name}({about})")
+            return named(carry(face, changed, key=draws, refs=outer), f"{name}({about})")
 
         TRANSFORMS.add(
             TransformSpec(
@@ -624,8 +639,7 @@ def reducer(
             score: Any = fn(model, *args, **static)
             words = [*map(short, args), *filter(None, [settings(static)])]
             named(score, f"{fn.__name__}({', '.join(['model', *words])})")
-            score.differentiable = differentiable
-            return score
+            return declare(score, differentiable=differentiable)
 
         REDUCERS.add(
             ReducerSpec(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import esegeta.rules as rewrites
 from esegeta import reducers as reducers  # imported, they are registered
+from esegeta._facts import declared
 from esegeta._registry import (
     METHODS,
     REDUCERS,
@@ -216,7 +217,7 @@ def _as_rewrite(function: Any) -> RewriteSubject | None:
         x = torch.linspace(-1, 1, math.prod(NET.shape), dtype=torch.float64).reshape(NET.shape)
         refs = [torch.zeros_like(x) if name == "baseline" else torch.zeros_like(x)[None] for name in needed]
         made = function(NET, *refs)
-        says = getattr(made, "rewritten", False)  # even if one of its rules refuses to run
+        says = declared(made).rewritten  # even if one of its rules refuses to run
         value = None if says else made(x)
     except Exception:  # whatever it is, it is none
         return None

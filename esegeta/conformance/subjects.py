@@ -15,6 +15,7 @@ from torch import Tensor
 
 from esegeta import methods as methods  # imported, they are registered
 from esegeta import transforms as transforms
+from esegeta._facts import declare, declared
 from esegeta._registry import METHODS, REFS, TRANSFORMS, MethodSpec, TransformSpec, find_method
 from esegeta._types import Explain, Score
 from esegeta.conformance.networks import Network
@@ -92,7 +93,7 @@ def built(spec: MethodSpec, static: Mapping[str, Any]) -> Build:
         if not callable(score) or not (spec.place or spec.rewrites):
             return spec.fn(score, *where, **static)
         marked: Any = lambda z: score(named_place(copy(z), "copy"))
-        marked.differentiable = getattr(score, "differentiable", True)
+        declare(marked, differentiable=declared(score).differentiable)
         marked.__name__ = getattr(score, "__name__", "score")
         return spec.fn(marked, *where, **static)
 
@@ -304,9 +305,9 @@ def _foreign(method: Callable[..., Explain]) -> Subject:
     if not callable(explain):
         got = f"{name}, which returned {check.describe(explain)}"
         raise TypeError(check.problem("verify", expected, got, "Return a function of the input"))
-    says = getattr(explain, "refs", None)
+    says = declared(explain).refs
     if says is not None:
-        found = Subject(name, method, tuple(says), bool(getattr(explain, "takes_key", False)))
+        found = Subject(name, method, tuple(says), bool(declared(explain).key))
         return _looked_at(found, explain)
     try:
         taken = list(inspect.signature(explain).parameters.values())

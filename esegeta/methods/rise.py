@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from esegeta import masks, random
+from esegeta._facts import unchecked
 from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.coalitions import mixed
@@ -83,7 +84,7 @@ def rise(
         x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"], *, key: int | Tensor
     ) -> Float[Tensor, "..."]:
         wide = torch.promote_types(x.dtype, torch.float32)
-        plain = getattr(score, "unchecked", score)  # a value that is not finite is named by its number below
+        plain = unchecked(score)  # a value that is not finite is named by its number below
         run = lambda m: check.scalar(name, plain(mixed(x, baseline, m))).to(wide)
         # Two estimators make of F + c what they make of F, plus c or nothing: without it, little cancels.
         middle = x.new_zeros((), dtype=wide) if estimator == "plain" else run(torch.full_like(x[:1], p))

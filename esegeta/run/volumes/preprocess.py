@@ -77,7 +77,7 @@ def problems(tables: Iterable[Any]) -> list[str]:
     >>> for line in problems([{"step": "pad", "multiple": 0}, {"step": "reorient", "to": "RAS"}, {"step": "crp"}]):
     ...     print(line)
     [0]: pad: expected multiple of whole numbers > 0, got int 0. Pass for example 8.
-    [2]: preprocess: expected a step of clip, normalise, ..., got 'crp'. Nearest: crop.
+    [2]: preprocess: expected a step of clip, ..., got 'crp'. Nearest: crop, clip.
     """
     found = []
     for i, table in enumerate(tables):
