@@ -132,7 +132,7 @@ def explanation(
     name: str,
     refs: tuple[str, ...],
     *,
-    key: bool,
+    key: bool | None,
     doc: str | None = None,
     first: str = "x",
 ) -> Callable[..., Any]:
@@ -146,7 +146,7 @@ def explanation(
         doc: what ``help`` says.
         first: the name of the first tensor.
     """
-    names = (first, *refs)
+    names, key = (first, *refs), bool(key)
 
     def explain(*args: Any, **kwargs: Any) -> Any:
         if len(args) != len(names) or len(kwargs) > key or (kwargs and "key" not in kwargs):
