@@ -146,19 +146,19 @@ def explanation(
         doc: what ``help`` says.
         first: the name of the first tensor.
     """
-    names, key = (first, *refs), bool(key)
+    names, draws = (first, *refs), bool(key)
 
     def explain(*args: Any, **kwargs: Any) -> Any:
-        if len(args) != len(names) or len(kwargs) > key or (kwargs and "key" not in kwargs):
-            args, kwargs = _arranged(name, names, key, args, kwargs)
+        if len(args) != len(names) or len(kwargs) > draws or (kwargs and "key" not in kwargs):
+            args, kwargs = _arranged(name, names, draws, args, kwargs)
         return run(*args, **kwargs)
 
     parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
-    if key:
+    if draws:
         parameters.append(inspect.Parameter("key", inspect.Parameter.KEYWORD_ONLY))
     explain.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     explain.__module__ = run.__module__
-    explain.facts = Facts(key=key, refs=refs)  # type: ignore[attr-defined]
+    explain.facts = Facts(key=draws, refs=refs)  # type: ignore[attr-defined]
     return named(explain, name, doc)
 
 
