@@ -17,7 +17,6 @@ from esegeta import segmentation as segmentation
 from esegeta import spatial as spatial
 from esegeta import transforms as transforms
 from esegeta import zoo as zoo
-from esegeta._registry import catalogue as catalogue
 from esegeta._registry import find_method as find_method
 from esegeta._registry import method as method
 from esegeta._registry import reducer as reducer
@@ -149,7 +148,6 @@ __all__ = [
     "batched",
     "blur_integrated_gradients",
     "cam",
-    "catalogue",
     "channel_shapley",
     "compare",
     "conductance",

@@ -6,7 +6,7 @@ what is made of it. It is also what ``help``, ``inspect.signature`` and error me
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -15,37 +15,69 @@ from esegeta.engine import check
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# What a score or an explanation may have written on it. ``unchecked`` is left out: it is the score itself.
-_CARRIED = ("takes_key", "refs", "differentiable", "rewritten", "changes_values", "module", "batched")
-
 
 @dataclass(frozen=True)
 class Facts:
     """What is known of a score or an explanation.
 
-    key: whether it takes a random key; refs: the names of its tensors besides the first, None if they are not
-    known; differentiable: whether it has a derivative; rewritten: whether its derivatives follow rules.
+    key: whether it takes a random key, None if only its signature tells; refs: the names of its tensors besides the
+    first, likewise; differentiable: whether it has a derivative; rewritten: whether its derivatives follow rules;
+    changes_values: whether those rules change its values, too; unchecked: the same without the refusal of values
+    that are not finite; module: its network (B,C,*S) -> (B,); batched: the same for a batch, where vmap cannot.
     """
 
-    key: bool = False
+    key: bool | None = None
     refs: tuple[str, ...] | None = None
     differentiable: bool = True
     rewritten: bool = False
+    changes_values: bool = False
+    unchecked: Callable[..., Any] | None = None
+    module: Any = None
+    batched: Callable[..., Any] | None = None
+
+
+# A function that nobody of us made may say these by attributes of their names.
+_LOOSE = {
+    "takes_key": "key",
+    **{name: name for name in ("refs", "differentiable", "rewritten", "changes_values", "module", "batched")},
+}
+
+
+def declared(fn: Callable[..., Any]) -> Facts:
+    """Return what is written on a function: one ``Facts`` in ``fn.facts``, or attributes of an owner.
+
+    >>> score = lambda x: x.sum()
+    >>> score.differentiable = False
+    >>> declared(score).differentiable, declared(lambda x: x).differentiable
+    (False, True)
+    """
+    written = getattr(fn, "facts", None)
+    if isinstance(written, Facts):
+        return written
+    return Facts(**{fact: getattr(fn, name) for name, fact in _LOOSE.items() if hasattr(fn, name)})
 
 
 def facts_of(fn: Callable[..., Any]) -> Facts:
-    """What a function says of itself, or else what its signature says.
+    """Return what a function says of itself, or else what its signature says.
 
     >>> facts_of(lambda x, baseline: x).refs, facts_of(lambda x, *, key=None: x).key, facts_of(lambda *xs: xs).refs
     (('baseline',), True, None)
     """
+    known = declared(fn)
+    if known.key is not None and known.refs is not None:
+        return known
     key, refs = _by_signature(fn)
-    return Facts(
-        bool(getattr(fn, "takes_key", key)),
-        getattr(fn, "refs", refs),
-        getattr(fn, "differentiable", True) is not False,
-        bool(getattr(fn, "rewritten", False)),
+    return replace(
+        known,
+        key=key if known.key is None else known.key,
+        refs=refs if known.refs is None else known.refs,
     )
+
+
+def unchecked(score: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a score without the refusal of values that are not finite, for those that name them themselves."""
+    facts = getattr(score, "facts", None)
+    return score if not isinstance(facts, Facts) or facts.unchecked is None else facts.unchecked
 
 
 def _by_signature(fn: Callable[..., Any]) -> tuple[bool, tuple[str, ...] | None]:
@@ -72,6 +104,15 @@ def named(fn: Function, name: str, doc: str | None = None) -> Function:
     return fn
 
 
+def declare(fn: Function, **facts: Any) -> Function:
+    """Write facts on a function, beside those that it has.
+
+    >>> facts_of(declare(lambda x: x, differentiable=False)).differentiable
+    False
+    """
+    return carry(fn, fn, **facts)
+
+
 def carry(fn: Function, like: Callable[..., Any], **changes: Any) -> Function:
     """Write on a function what is known of the one it was made of, and what has changed.
 
@@ -79,9 +120,10 @@ def carry(fn: Function, like: Callable[..., Any], **changes: Any) -> Function:
     >>> facts_of(carry(lambda x: 2 * score(x), score, rewritten=True)).rewritten
     True
     """
-    for fact in _CARRIED:
-        if fact in changes or hasattr(like, fact):
-            setattr(fn, fact, changes.get(fact, getattr(like, fact, None)))
+    known = replace(
+        declared(like), **{"unchecked": None, **changes}
+    )  # that is the score itself, and nobody else
+    fn.facts = known  # type: ignore[attr-defined]
     return fn
 
 
@@ -90,7 +132,7 @@ def explanation(
     name: str,
     refs: tuple[str, ...],
     *,
-    key: bool,
+    key: bool | None,
     doc: str | None = None,
     first: str = "x",
 ) -> Callable[..., Any]:
@@ -104,19 +146,19 @@ def explanation(
         doc: what ``help`` says.
         first: the name of the first tensor.
     """
-    names = (first, *refs)
+    names, draws = (first, *refs), bool(key)
 
     def explain(*args: Any, **kwargs: Any) -> Any:
-        if len(args) != len(names) or len(kwargs) > key or (kwargs and "key" not in kwargs):
-            args, kwargs = _arranged(name, names, key, args, kwargs)
+        if len(args) != len(names) or len(kwargs) > draws or (kwargs and "key" not in kwargs):
+            args, kwargs = _arranged(name, names, draws, args, kwargs)
         return run(*args, **kwargs)
 
     parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
-    if key:
+    if draws:
         parameters.append(inspect.Parameter("key", inspect.Parameter.KEYWORD_ONLY))
     explain.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     explain.__module__ = run.__module__
-    explain.takes_key, explain.refs = key, refs  # type: ignore[attr-defined]
+    explain.facts = Facts(key=draws, refs=refs)  # type: ignore[attr-defined]
     return named(explain, name, doc)
 
 

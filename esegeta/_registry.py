@@ -1,60 +1,112 @@
-"""What reducers, methods and transforms declare: one table that tests, docs, benchmarks and tools read.
+"""Everything that is found by name: what reducers, methods, transforms and the rest declare of themselves.
 
-A function joins the table by its decorator, in its own file. The decorators also put the checks of user
+A function joins the table of its kind by a decorator, in its own file. Tests, docs, benchmarks, the command line
+and configurations read these tables. The decorators of methods, transforms and reducers also put the checks of user
 input around every explanation, so that a method is only its mathematics.
 """
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 from torch import Tensor
 
-from esegeta._facts import carry, explanation, facts_of, named, settings, short
+from esegeta._facts import carry, declare, explanation, facts_of, named, settings, short
 from esegeta.engine import check, gradient, views
 
 Needs = Literal["gradient", "values", "activation"]
 Shape = Literal["input", "layer", "map"]
+Numbers = Literal["amount", "part", "mask", "layer"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+GROUP = "esegeta.plugins"  # of entry points, by which installed packages offer what they register
+GIVEN = ("at", "key")  # what a run knows: the image where a mask is frozen, the key of the draw
 
-@dataclass(frozen=True)
-class MethodSpec:
+
+class Cost(NamedTuple):
+    """How often a call runs the score forwards, differentiates it, or makes another explanation.
+
+    None where only the image tells. What ends at a tolerance costs at most that.
+    """
+
+    forwards: int | None = 0
+    gradients: int | None = 0
+    explanations: int | None = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What everything that is found by name declares.
+
+    fn: the function; family: the group in which a reader looks for it; example: arguments of a cheap instance, by
+    name; paper: where it comes from; also: other names that people look for; costs: from some of its arguments, by
+    name, to its ``Cost``; numbers: what the numbers of its map are: the amount of an element, of which larger
+    elements have more, the value of a part, a mask, or a map of a layer; leads: how many arguments stand before
+    those that a file can set; called: its public name, if that is not the name of the function.
+    """
+
+    fn: Callable[..., Any]
+    family: str = ""
+    example: Mapping[str, Any] = field(default_factory=dict)
+    paper: str = ""
+    also: tuple[str, ...] = ()
+    costs: Callable[..., Cost] | None = None
+    numbers: Numbers = "amount"
+    leads: int = 0
+    called: str = ""
+
+    @property
+    def name(self) -> str:
+        """The public name."""
+        return self.called or self.fn.__name__
+
+    @property
+    def origin(self) -> str:
+        """The package or the file that it comes from."""
+        return self.fn.__module__.partition(".")[0]
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The parameters that a file can set."""
+        own = list(inspect.signature(self.fn).parameters.values())[self.leads :]
+        return {p.name: p for p in own if p.name not in GIVEN}
+
+    def cost(self, **arguments: Any) -> Cost:
+        """What a call with these arguments costs; for those that are left out the defaults count."""
+        if self.costs is None:
+            return Cost(None, None, None)
+        known = {name: p.default for name, p in inspect.signature(self.fn).parameters.items()} | arguments
+        return self.costs(*(known[name] for name in inspect.signature(self.costs).parameters))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec(Spec):
     """What a method promises.
 
     refs: the further tensors of its explanation, by kind (see ``REFS``); key: whether it draws at random;
     axioms: names in ``esegeta.axioms`` that hold for every score; needs: whether the score must be
-    differentiable ("gradient"), give values, or run only as far as an activation; example: static arguments of
-    a cheap instance; also: other names that people look for.
+    differentiable ("gradient"), give values, or run only as far as an activation.
     place: whether it explains by the activations at a place, which is its second argument; shape: "input" if the
     explanation is like x, "layer" if it is like the activation, "map" if it is one channel on the grid of either.
     rewrites: what it refuses to do without: "activations" if it is the plain gradient of a score that has none.
     differentiable: whether its explanations have a derivative; those by rules refuse it, regions have none.
     """
 
-    fn: Callable[..., Any]
-    refs: tuple[str, ...]
-    key: bool
-    axioms: frozenset[str]
-    needs: Needs
-    example: Mapping[str, Any]
-    paper: str
-    also: tuple[str, ...] = ()
+    refs: tuple[str, ...] = ()
+    key: bool = False
+    axioms: frozenset[str] = frozenset()
+    needs: Needs = "gradient"
     place: bool = False
     shape: Shape = "input"
     rewrites: str = ""
     differentiable: bool = True
 
-    @property
-    def name(self) -> str:
-        """The public name."""
-        return self.fn.__name__
 
-
-@dataclass(frozen=True)
-class TransformSpec:
+@dataclass(frozen=True, kw_only=True)
+class TransformSpec(Spec):
     """What a transform promises.
 
     refs: from the refs of the inner explanation to those of the outer one, or None where it does not apply;
@@ -62,38 +114,96 @@ class TransformSpec:
     "one channel" where it reduces the channel axis.
     """
 
-    fn: Callable[..., Any]
-    refs: Callable[[tuple[str, ...]], tuple[str, ...] | None]
-    key: bool
-    preserves: frozenset[str]
-    example: Mapping[str, Any]
-    paper: str
+    refs: Callable[[tuple[str, ...]], tuple[str, ...] | None] = lambda inner: inner
+    key: bool = False
+    preserves: frozenset[str] = frozenset()
     shape: Literal["input", "one channel"] = "input"
-
-    @property
-    def name(self) -> str:
-        """The public name."""
-        return self.fn.__name__
+    leads: int = 1
 
 
-@dataclass(frozen=True)
-class ReducerSpec:
+@dataclass(frozen=True, kw_only=True)
+class ReducerSpec(Spec):
     """What a reducer promises.
 
     output: "map" for outputs (K, *S), "vector" for (K,), "any" for both; mask: whether it freezes a mask at
     ``at=``; differentiable: False for counts, whose gradient is zero everywhere.
     """
 
-    fn: Callable[..., Any]
-    output: Literal["map", "vector", "any"]
-    mask: bool
-    differentiable: bool
-    example: Mapping[str, Any] = field(default_factory=dict)
+    output: Literal["map", "vector", "any"] = "map"
+    mask: bool = False
+    differentiable: bool = True
+    leads: int = 1
 
-    @property
-    def name(self) -> str:
-        """The public name."""
-        return self.fn.__name__
+
+@dataclass(frozen=True, kw_only=True)
+class MetricSpec(Spec):
+    """What a metric promises.
+
+    better: which values are good; needs: what it reads besides the explanation.
+    """
+
+    better: Literal["higher", "lower"] = "higher"
+    needs: tuple[str, ...] = ()
+
+
+S = TypeVar("S", bound=Spec)
+
+
+class Registry(dict[str, S], Generic[S]):
+    """What there is of one kind, by name.
+
+    >>> from dataclasses import dataclass
+    >>> colours = Registry("colour", Spec)
+    >>> @colours.register(family="warm", also=("crimson",))
+    ... def red(depth=1): ...
+    >>> colours.find("crimson").name, list(colours["red"].parameters)
+    ('red', ['depth'])
+    """
+
+    def __init__(self, kind: str, spec: type[S], asked_by: tuple[str, ...] = ()) -> None:
+        """Begin an empty table.
+
+        Args:
+            kind: what messages call a member.
+            spec: what a member declares.
+            asked_by: the names of parameters for which a file can ask for a member by name.
+        """
+        super().__init__()
+        self.kind, self.spec, self.asked_by = kind, spec, asked_by
+
+    def add(self, spec: S) -> S:
+        """Enter a member; a name is taken once."""
+        if spec.name in self:
+            got = f"{spec.name!r}, already defined in {self[spec.name].fn.__module__}"
+            raise ValueError(check.problem("esegeta registry", "a new name", got, "Rename the function"))
+        self[spec.name] = spec
+        return spec
+
+    def register(
+        self, *, cost: Callable[..., Cost] | None = None, **facts: Any
+    ) -> Callable[[Function], Function]:
+        """Enter a function under its name.
+
+        Args:
+            cost: from some of its arguments, by name, to what a call costs.
+            facts: the other fields of its spec.
+        """
+
+        def enter(fn: Function) -> Function:
+            self.add(self.spec(fn=fn, costs=cost, **facts))
+            return fn
+
+        return enter
+
+    def find(self, name: str) -> S:
+        """The member of that name or of that other name."""
+        for spec in self.values():
+            if isinstance(name, str) and name in (spec.name, *spec.also):
+                return spec
+        names = [n for s in self.values() for n in (s.name, *s.also)]
+        advice = check.nearest(name, names, "The command `esegeta methods` lists them")
+        where, expected = f"find_{self.kind}", f"the name of a {self.kind}"
+        raise ValueError(check.problem(where, expected, repr(name), advice))
 
 
 # What can be claimed: the names of the residuals in ``esegeta.axioms``, each with a law in ``esegeta.conformance``.
@@ -104,9 +214,120 @@ AXIOMS = (
     "parameter_dependence",
 )
 
-METHODS: dict[str, MethodSpec] = {}
-TRANSFORMS: dict[str, TransformSpec] = {}
-REDUCERS: dict[str, ReducerSpec] = {}
+METHODS = Registry("method", MethodSpec)
+TRANSFORMS = Registry("transform", TransformSpec)
+REDUCERS = Registry("reducer", ReducerSpec)
+COMBINATIONS = Registry("combination", Spec)  # of explanations of several layers, or of several networks
+REWRITES = Registry("rewrite", Spec)
+COMPOSITES = Registry("composite", Spec, ("composite",))
+BASELINES = Registry("baseline", Spec)
+FEATURES = Registry("features", Spec, ("features",))
+SEGMENTATIONS = Registry("segmentation", Spec, ("segments", "segment"))
+FILLS = Registry("fill", Spec, ("fill",))
+NOISES = Registry("noise", Spec, ("noise",))
+MASKS = Registry("mask", Spec, ("mask",))
+NETWORKS = Registry("network", Spec)
+STEPS = Registry("step", Spec)
+METRICS = Registry("metric", MetricSpec)
+OBJECTIVES = Registry("objective", Spec)
+PARAMETRISATIONS = Registry("parametrisation", Spec)
+REGULARISERS = Registry("regulariser", Spec)
+RECIPES = Registry("recipe", Spec)
+UNCERTAINTIES = Registry("uncertainty", Spec)
+
+REGISTRIES: tuple[Registry[Any], ...] = (
+    METHODS,
+    TRANSFORMS,
+    REDUCERS,
+    COMBINATIONS,
+    REWRITES,
+    COMPOSITES,
+    BASELINES,
+    FEATURES,
+    SEGMENTATIONS,
+    FILLS,
+    NOISES,
+    MASKS,
+    NETWORKS,
+    STEPS,
+    METRICS,
+    OBJECTIVES,
+    PARAMETRISATIONS,
+    REGULARISERS,
+    RECIPES,
+    UNCERTAINTIES,
+)
+
+# The decorators of what needs no checks around it: ``@baseline(example={...})``. The fields are those of ``Spec``.
+combination = COMBINATIONS.register
+rewrite = REWRITES.register
+composite = COMPOSITES.register
+baseline = functools.partial(BASELINES.register, leads=1)  # of the image
+features = FEATURES.register
+segmentation = functools.partial(SEGMENTATIONS.register, leads=1)  # of the image
+fill = FILLS.register
+noise = NOISES.register
+mask = MASKS.register
+network = NETWORKS.register
+step = STEPS.register
+objective = OBJECTIVES.register
+parametrisation = PARAMETRISATIONS.register
+regulariser = REGULARISERS.register
+recipe = RECIPES.register
+uncertainty = UNCERTAINTIES.register
+
+
+def metric(
+    *,
+    family: str,
+    better: Literal["higher", "lower"],
+    needs: tuple[str, ...] = (),
+    paper: str,
+    example: Mapping[str, Any] | None = None,
+    also: tuple[str, ...] = (),
+    cost: Callable[..., Cost] | None = None,
+) -> Callable[[Function], Function]:
+    """Register a metric of explanations under its function name.
+
+    Args:
+        family: faithfulness, localisation, robustness, ...
+        better: which of its values are good, "higher" or "lower".
+        needs: what it reads besides a finished explanation: "score", "mask", "explain" for new explanations.
+        paper: where it comes from.
+        example: arguments of a cheap instance, by name.
+        also: other names that people look for.
+        cost: from some of its arguments, by name, to the forwards, gradients and explanations of one value.
+    """
+    check.one_of("metric", "better", better, ("higher", "lower"))
+    for need in needs:
+        check.one_of("metric", "needs", need, ("score", "mask", "explain"))
+    return METRICS.register(
+        family=family,
+        better=better,
+        needs=tuple(needs),
+        paper=paper,
+        example=dict(example or {}),
+        also=tuple(also),
+        cost=cost,
+    )
+
+
+def load_plugins(trusted: Callable[[EntryPoint], bool]) -> list[str]:
+    """Import what installed packages offer to register, if it is trusted.
+
+    A package offers a module by an entry point of the group ``esegeta.plugins``.
+
+    Args:
+        trusted: whether the code behind an entry point may run.
+
+    Returns:
+        The modules that are imported now.
+    """
+    found = [point for point in entry_points(group=GROUP) if trusted(point)]
+    for point in found:
+        point.load()
+    return [point.module for point in found]
+
 
 # The kinds of tensor that an explanation takes besides x, and how each is checked against x.
 REFS: dict[str, Callable[[str, str, object, Tensor], Tensor]] = {
@@ -115,26 +336,13 @@ REFS: dict[str, Callable[[str, str, object, Tensor], Tensor]] = {
 }
 
 
-def _add(table: dict[str, Any], spec: Any) -> None:
-    if spec.name in table:
-        raise ValueError(
-            check.problem(
-                "esegeta registry",
-                "a new name",
-                f"{spec.name!r}, already defined in {table[spec.name].fn.__module__}",
-                "Rename the function",
-            )
-        )
-    table[spec.name] = spec
-
-
 def takes_key(explain: Callable[..., Tensor]) -> bool:
     """Whether an explanation draws random numbers: it says so itself, or by its signature.
 
     >>> takes_key(lambda x, *, key=None: x), takes_key(lambda x, baseline: x)
     (True, False)
     """
-    return facts_of(explain).key
+    return bool(facts_of(explain).key)
 
 
 # What methods are made of. A user who called none of these should not read of them.
@@ -165,7 +373,8 @@ def _checked(
             extra = {"key": check.key(name, extra.get("key"))}
         with check.calling(name, inside):
             a = explain(x, *refs, **extra)
-        _like_input(name, x, a, shape, place)
+        if shape != "input" or not isinstance(a, Tensor) or a.shape != x.shape:
+            _like_input(name, x, a, shape, place)
         if score is not None:  # a tensor, or several for several places
             gradient.refuse_dead_score(name, score, x, a if isinstance(a, Tensor) else next(iter(a)))
         return a
@@ -235,8 +444,7 @@ def _finite(name: str, score: Callable[[Tensor], Tensor]) -> Callable[[Tensor], 
         return y
 
     # For those that run it on many changed inputs, and say themselves which of them had no finite value.
-    checked.unchecked = score  # type: ignore[attr-defined]
-    return checked
+    return carry(checked, score, unchecked=score)
 
 
 def _claims(where: str, what: str, names: tuple[str, ...] | str) -> frozenset[str]:
@@ -280,6 +488,9 @@ def method(
     shape: Shape | None = None,
     rewrites: str = "",
     differentiable: bool = True,
+    family: str = "",
+    cost: Callable[..., Cost] | None = None,
+    numbers: Numbers | None = None,
 ) -> Callable[[Function], Function]:
     """Register ``Score -> Explain`` under its function name and put input checks around what it returns.
 
@@ -329,22 +540,28 @@ def method(
 
         like = shape or ("layer" if place else "input")
 
-        _add(
-            METHODS,
+        once = (
+            Cost(gradients=1) if needs == "gradient" else Cost(forwards=1 if needs == "activation" else None)
+        )
+        METHODS.add(
             MethodSpec(
-                factory,
-                tuple(refs),
-                key,
-                _claims(fn.__name__, "axioms", axioms),
-                needs,
-                dict(example or {}),
-                paper,
-                tuple(also),
-                place,
-                like,
-                rewrites,
-                differentiable,
-            ),
+                fn=factory,
+                refs=tuple(refs),
+                key=key,
+                axioms=_claims(name, "axioms", axioms),
+                needs=needs,
+                example=dict(example or {}),
+                paper=paper,
+                also=tuple(also),
+                place=place,
+                shape=like,
+                rewrites=rewrites,
+                differentiable=differentiable,
+                family=family,
+                costs=cost or (lambda: once),
+                numbers=numbers or ("amount" if like == "input" else "layer"),
+                leads=1 + place,
+            )
         )
         return cast(Function, factory)  # same signature, with checks around
 
@@ -359,6 +576,8 @@ def transform(
     example: Mapping[str, Any] | None = None,
     paper: str,
     shape: Literal["input", "one channel"] = "input",
+    family: str = "",
+    cost: Callable[..., Cost] | None = None,
 ) -> Callable[[Function], Function]:
     """Register ``Explain -> Explain`` under its function name and give what it returns names for its tensors."""
 
@@ -376,23 +595,24 @@ def transform(
             outer = None if inner.refs is None else refs(inner.refs)
             if outer is None:  # called as it is: only the caller knows what it takes
                 return changed
-            draws, about = key or inner.key, gradient.name_of(explain)
+            draws, about = key or bool(inner.key), gradient.name_of(explain)
             call = ", ".join([about, *map(short, args), *filter(None, [settings(static)])])
             doc = _doc(fn, f"{name}({call})", ("x", *outer, *(["key"] if draws else [])))
             face = explanation(changed, name, outer, key=draws, doc=doc)
-            return named(carry(face, changed, takes_key=draws, refs=outer), f"{name}({about})")
+            return named(carry(face, changed, key=draws, refs=outer), f"{name}({about})")
 
-        _add(
-            TRANSFORMS,
+        TRANSFORMS.add(
             TransformSpec(
-                factory,
-                refs,
-                key,
-                _claims(fn.__name__, "preserves", preserves),
-                dict(example or {}),
-                paper,
-                shape,
-            ),
+                fn=factory,
+                refs=refs,
+                key=key,
+                preserves=_claims(name, "preserves", preserves),
+                example=dict(example or {}),
+                paper=paper,
+                shape=shape,
+                family=family,
+                costs=cost or (lambda: Cost(explanations=1)),
+            )
         )
         return cast(Function, factory)  # same signature, with checks around
 
@@ -405,6 +625,7 @@ def reducer(
     mask: bool = False,
     differentiable: bool = True,
     example: Mapping[str, Any] | None = None,
+    family: str = "",
 ) -> Callable[[Function], Function]:
     """Register ``Model -> Score`` under its function name."""
 
@@ -418,43 +639,22 @@ def reducer(
             score: Any = fn(model, *args, **static)
             words = [*map(short, args), *filter(None, [settings(static)])]
             named(score, f"{fn.__name__}({', '.join(['model', *words])})")
-            score.differentiable = differentiable
-            return score
+            return declare(score, differentiable=differentiable)
 
-        _add(REDUCERS, ReducerSpec(factory, output, mask, differentiable, dict(example or {})))
+        REDUCERS.add(
+            ReducerSpec(
+                fn=factory,
+                output=output,
+                mask=mask,
+                differentiable=differentiable,
+                example=dict(example or {}),
+                family=family,
+                costs=lambda: Cost(forwards=1),
+            )
+        )
         return cast(Function, factory)  # same signature, with checks around
 
     return add
-
-
-def catalogue() -> Iterator[tuple[str, MethodSpec]]:
-    """Every method, then every transform of every method it applies to, with the axioms that follow."""
-    for name, spec in sorted(METHODS.items()):
-        yield name, spec
-    for name, spec in sorted(METHODS.items()):
-        for outer, change in sorted(TRANSFORMS.items()):
-            refs = change.refs(spec.refs)
-            if refs is not None:
-                yield f"{outer}({name})", _composite(spec, change, refs)
-
-
-def _composite(spec: MethodSpec, change: TransformSpec, refs: tuple[str, ...]) -> MethodSpec:
-    def build(score: Callable[[Tensor], Tensor], *where: Any) -> Callable[..., Tensor]:
-        return change.fn(spec.fn(score, *where, **spec.example), **change.example)
-
-    build.__name__ = f"{change.name}_{spec.name}"
-    return MethodSpec(
-        build,
-        refs,
-        spec.key or change.key,
-        spec.axioms & change.preserves,
-        spec.needs,
-        {},
-        change.paper,
-        place=spec.place,
-        differentiable=spec.differentiable,
-        shape="map" if change.shape == "one channel" else spec.shape,
-    )
 
 
 def find_method(name: str) -> MethodSpec:
@@ -464,9 +664,4 @@ def find_method(name: str) -> MethodSpec:
     >>> eg.find_method("gradient_times_image").name
     'input_x_gradient'
     """
-    for spec in METHODS.values():
-        if isinstance(name, str) and name in (spec.name, *spec.also):
-            return spec
-    names = [n for s in METHODS.values() for n in (s.name, *s.also)]
-    advice = check.nearest(name, names, "esegeta.catalogue() lists them")
-    raise ValueError(check.problem("find_method", "the name of a method", repr(name), advice))
+    return METHODS.find(name)

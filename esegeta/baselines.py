@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from esegeta import harmonic, random, spatial
+from esegeta._registry import baseline, fill
 from esegeta.engine import check, levels
 
 Level = float | int | Float[Tensor, "..."]
@@ -49,6 +50,7 @@ def _box(where: str, low: object, high: object, x: Tensor) -> tuple[Tensor, Tens
     return bottom, top
 
 
+@baseline(family="constant", paper="arXiv:1703.01365")
 def zero(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     r"""Zero everywhere. After z-scoring this is the mean intensity.
 
@@ -67,6 +69,7 @@ def zero(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return torch.zeros_like(check.floating("zero", "x", x))
 
 
+@baseline(family="constant", paper="Sundararajan, Taly, Yan 2017, arXiv:1703.01365")
 def black(x: Float[Tensor, "..."], minimum: Level | None = None) -> Float[Tensor, "..."]:
     r"""The smallest value everywhere.
 
@@ -90,6 +93,7 @@ def black(x: Float[Tensor, "..."], minimum: Level | None = None) -> Float[Tensor
     return _filled(_lowest(x) if minimum is None else _level("black", "minimum", minimum, x), x)
 
 
+@baseline(family="constant", paper="Kapishnikov et al. 2019, arXiv:1906.02825")
 def white(x: Float[Tensor, "..."], maximum: Level | None = None) -> Float[Tensor, "..."]:
     r"""The largest value everywhere: with black alone, dark regions would get no attribution.
 
@@ -113,6 +117,7 @@ def white(x: Float[Tensor, "..."], maximum: Level | None = None) -> Float[Tensor
     return _filled(_highest(x) if maximum is None else _level("white", "maximum", maximum, x), x)
 
 
+@baseline(family="constant", paper="Zeiler, Fergus 2014, arXiv:1311.2901", example={"value": 0.5})
 def constant(x: Float[Tensor, "..."], value: Level) -> Float[Tensor, "..."]:
     r"""One value everywhere.
 
@@ -133,6 +138,7 @@ def constant(x: Float[Tensor, "..."], value: Level) -> Float[Tensor, "..."]:
     return _filled(_level("constant", "value", value, x), x)
 
 
+@baseline(family="constant", paper="Sturmfels, Lundberg, Lee, Distill 2020")
 def mean(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     r"""The mean of each channel, everywhere.
 
@@ -153,6 +159,7 @@ def mean(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return _filled(spatial.image("mean", "x", x).mean(tuple(range(1, x.ndim)), keepdim=True), x)
 
 
+@baseline(family="of the image", paper="Fong, Vedaldi 2017, arXiv:1704.03296", example={"sigma": 1.0})
 def blurred(
     x: Float[Tensor, "..."], sigma: float | int | Float[Tensor, ""], spacing: spatial.Spacing | None = None
 ) -> Float[Tensor, "..."]:
@@ -176,6 +183,7 @@ def blurred(
     return spatial.blur(x, sigma, spacing)
 
 
+@baseline(family="random", paper="Sturmfels, Lundberg, Lee, Distill 2020", example={"key": 7})
 def uniform(
     x: Float[Tensor, "..."], *, key: random.Key, low: Level | None = None, high: Level | None = None
 ) -> Float[Tensor, "..."]:
@@ -206,6 +214,7 @@ def uniform(
     return bottom + (top - bottom) * u
 
 
+@baseline(family="random", paper="Sturmfels, Lundberg, Lee, Distill 2020", example={"key": 7})
 def normal(
     x: Float[Tensor, "..."], *, key: random.Key, centre: Level | None = None, sigma: Level | None = None
 ) -> Float[Tensor, "..."]:
@@ -240,6 +249,7 @@ def normal(
     return (middle if centre is None else _level("normal", "centre", centre, x)) + width * z
 
 
+@baseline(family="of the image", paper="Sturmfels, Lundberg, Lee, Distill 2020")
 def farthest_corner(
     x: Float[Tensor, "..."], low: Level | None = None, high: Level | None = None
 ) -> Float[Tensor, "..."]:
@@ -374,6 +384,7 @@ def continued(
     return _continued("continued", x, where, spacing, steps)
 
 
+@fill(family="of the surroundings", paper="Perez, Gangnet, Blake, SIGGRAPH 2003", leads=3)
 def inpainted(
     x: Float[Tensor, "..."],
     baseline: Float[Tensor, "..."],
@@ -420,6 +431,11 @@ def _continued(where: str, x: Tensor, hidden: Tensor, spacing: spatial.Spacing |
     return harmonic.solve(wide, hidden.expand(x.shape), (1 / units.square()).tolist(), count).to(x.dtype)
 
 
+@fill(
+    family="of the image",
+    paper="Fong, Patrick, Vedaldi 2019, arXiv:1910.08485",
+    example={"sigma": 1.0, "levels": 3},
+)
 def defocused(
     sigma: float | int = 20, *, levels: int = 8, spacing: spatial.Spacing | None = None
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -466,6 +482,7 @@ def defocused(
     return fill
 
 
+@fill(family="random", paper="Breiman, Machine Learning 45, 2001", example={"key": 7})
 def shuffled(*, key: random.Key) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     r"""A fill that permutes the voxels that are not wholly kept among themselves: their values stay, their places go.
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esegeta._facts import unchecked
+from esegeta._registry import fill as fill_in
 from esegeta._types import Score
 from esegeta.engine import check, levels, local, stream
 from esegeta.features import Box, FeatureMap, Features
@@ -20,6 +22,7 @@ Fill = Callable[[Tensor, Tensor, Tensor], Tensor]
 MOST_RUNS = 1_000_000
 
 
+@fill_in(family="of the baseline", leads=3)
 def mixed(x: Tensor, baseline: Tensor, keep: Tensor) -> Tensor:
     """What is kept of x, and the baseline for the rest: exactly x where all is kept.
 
@@ -44,7 +47,7 @@ def shown(
 
     At a deadline those that are done come back.
     """
-    score = getattr(score, "unchecked", score)  # a value that is not finite is named by its number below
+    score = unchecked(score)  # a value that is not finite is named by its number below
     return stream.collect(
         lambda node: check.scalar(label, score(fill(x, baseline, keep(node)))), nodes, label=label
     )
@@ -114,7 +117,7 @@ def _leaving_out(
     score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, label: str, fill: Fill
 ) -> tuple[Tensor, Tensor]:
     """The score of x, and without each part."""
-    score = getattr(score, "unchecked", score)
+    score = unchecked(score)
     if not levels.depth() and not levels.watched(baseline):
 
         def patch(j: int, box: Box) -> Tensor:
@@ -174,7 +177,7 @@ def walker(
     score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, *, label: str
 ) -> Callable[[Tensor], Tensor]:
     """``walks`` as a function of the orders, which finds out once how to evaluate them."""
-    score = getattr(score, "unchecked", score)
+    score = unchecked(score)
     step_by_step = not levels.depth() and not (levels.watched(x) or levels.watched(baseline))
     if step_by_step:
         start = mixed(x, baseline, features.keep(torch.zeros(features.count, dtype=x.dtype, device=x.device)))

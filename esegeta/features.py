@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from esegeta import segmentation
+from esegeta._registry import features as feature_map
 from esegeta.engine import check, levels
 from esegeta.models import from_module
 
@@ -169,6 +170,7 @@ def _narrowed(box: Box, labels: Tensor) -> Box:
 # --- Which parts there are --------------------------------------------------------------------------------
 
 
+@feature_map(family="elements")
 def elements() -> Features:
     """Every channel of every voxel is a part: exact, and only for small images.
 
@@ -186,6 +188,7 @@ def elements() -> Features:
     return features
 
 
+@feature_map(family="elements")
 def voxels() -> Features:
     """Every voxel is a part, with all of its channels.
 
@@ -203,6 +206,7 @@ def voxels() -> Features:
     return features
 
 
+@feature_map(family="elements")
 def channels() -> Features:
     """Every channel is a part: the sequences of an MR examination, the colours of a photograph.
 
@@ -220,6 +224,7 @@ def channels() -> Features:
     return features
 
 
+@feature_map(family="blocks", example={"size": 2})
 def grid(size: Lengths, *, spacing: Spacing | None = None) -> Features:
     r"""Blocks side by side, all channels together; those at the far border are cut off by it.
 
@@ -248,6 +253,7 @@ def grid(size: Lengths, *, spacing: Spacing | None = None) -> Features:
     return features
 
 
+@feature_map(family="regions", example={"map": torch.arange(24).reshape(4, 6) // 8})
 def labels(map: Tensor) -> Features:
     r"""The regions of a label map: an atlas, a parcellation, a segmentation.
 
@@ -298,6 +304,7 @@ def labels(map: Tensor) -> Features:
     return features
 
 
+@feature_map(family="regions", example={"segment": lambda x: (x[0] > 0).long(), "most": 2})
 def segments(segment: Callable[[Tensor], Tensor], most: int) -> Features:
     r"""Regions that depend on the image: found anew in every example.
 
@@ -343,6 +350,7 @@ def segments(segment: Callable[[Tensor], Tensor], most: int) -> Features:
     return features
 
 
+@feature_map(family="regions", example={"count": 2})
 def supervoxels(count: int, *, spacing: Spacing | None = None, compactness: float | int = 1.0) -> Features:
     r"""Compact regions of similar intensity: N-dimensional SLIC, found anew in every example.
 
@@ -364,6 +372,7 @@ def supervoxels(count: int, *, spacing: Spacing | None = None, compactness: floa
     )
 
 
+@feature_map(family="blocks", example={"size": 2})
 def windows(
     size: Lengths,
     *,
@@ -436,6 +445,7 @@ def windows(
     return features
 
 
+@feature_map(family="regions", example={"features": grid(2), "mask": torch.ones(4, 6, dtype=torch.bool)})
 def within(features: Features, mask: Tensor) -> Features:
     r"""Only the parts that touch a region of interest; the others are left alone, and cost nothing.
 

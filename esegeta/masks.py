@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from esegeta import random, spatial
+from esegeta._registry import mask as mask_family
 from esegeta.engine import check
 from esegeta.engine.ascent import Best, better
 from esegeta.engine.execution import current
@@ -107,6 +108,7 @@ def share(where: str, name: str, value: float | int) -> float:
 # --- Smooth masks -----------------------------------------------------------------------------------------
 
 
+@mask_family(family="smooth", paper="arXiv:1910.08485", example={"step": 2, "sigma": 2.0})
 def smooth(
     *, step: Lengths = 7, sigma: float | int = 21, spacing: Spacing | None = None
 ) -> Callable[[Tensor], "Smooth"]:

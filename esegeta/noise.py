@@ -11,11 +11,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from esegeta import random
+from esegeta._registry import noise as noise_like
 from esegeta.engine import check
 
 Noise = Callable[[Tensor, random.Key], Tensor]
 
 
+@noise_like(family="normal", paper="arXiv:1706.03825", example={"sigma": 0.1})
 def absolute(sigma: float | int) -> Noise:
     r"""Normal noise with a given standard deviation, in the units of the network's input.
 
@@ -43,6 +45,7 @@ def absolute(sigma: float | int) -> Noise:
     return noise
 
 
+@noise_like(family="normal", paper="arXiv:1706.03825", example={"fraction": 0.1})
 def fraction_of_range(fraction: float | int) -> Noise:
     r"""Normal noise whose standard deviation is a fraction of the range of the image, as in SmoothGrad.
 
@@ -73,6 +76,7 @@ def fraction_of_range(fraction: float | int) -> Noise:
     return noise
 
 
+@noise_like(family="normal", example={"noise": 0.1, "mask": torch.ones(4, 6, dtype=torch.bool)})
 def within(noise: float | int | Noise, mask: Bool[Tensor, "..."]) -> Noise:
     r"""The noise inside a mask and zero outside: noise in air is far from what networks are trained on.
 

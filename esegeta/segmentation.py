@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from esegeta import spatial
+from esegeta._registry import segmentation
 from esegeta.engine import check, levels
 from esegeta.engine.folded import fold
 from esegeta.spatial import Spacing
@@ -27,6 +28,7 @@ Array = np.ndarray
 _BLOCK = 1 << 14  # edges that are looked at together
 
 
+@segmentation(family="compact", paper="Achanta et al., IEEE PAMI 34, 2012", example={"count": 2})
 def slic(
     x: Float[Tensor, "..."],
     count: int,
@@ -94,6 +96,7 @@ def slic(
     return _decided(name, work, x[0].shape, x, *(() if mask is None else (mask,)))
 
 
+@segmentation(family="graph", paper="Felzenszwalb, Huttenlocher, IJCV 59, 2004", example={"scale": 1.0})
 def graph_segmentation(
     x: Float[Tensor, "..."],
     scale: float | int | Sequence[float | int],

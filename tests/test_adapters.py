@@ -10,6 +10,7 @@ from rounding import assert_alike
 from torch import nn
 
 import esegeta as eg
+from esegeta._facts import facts_of
 from esegeta.conformance import adapters, contract
 from esegeta.conformance.adapters import peers
 from esegeta.conformance.adapters.peers import Peer
@@ -214,7 +215,7 @@ def test_a_batch_of_examples_goes_to_the_library_as_one(name):
     explain, xs = subject.build(score), torch.stack([X, X.flip(1), 2 * X])
     stacked = [torch.stack([r, 0.5 * r, r]) for r in refs_of(subject)]
     alone = torch.stack([explain(*ts) for ts in zip(xs, *stacked, strict=True)])
-    assert torch.allclose(explain.batched(xs, *stacked), alone, rtol=1e-12, atol=1e-14)
+    assert torch.allclose(facts_of(explain).batched(xs, *stacked), alone, rtol=1e-12, atol=1e-14)
 
 
 def test_a_plain_function_is_enough_where_no_module_is_hooked():

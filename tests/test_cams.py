@@ -14,6 +14,7 @@ from torch.func import vmap
 
 import esegeta as eg
 from esegeta import zoo
+from esegeta._facts import facts_of
 from esegeta._registry import METHODS
 from esegeta.random import normal, uniform
 from esegeta.transforms.fusion import fuse
@@ -634,7 +635,7 @@ def test_a_map_that_is_positive_nowhere_stays_zero():
 def test_fusion_passes_keys_on():
     look = LOOKED["unet", 2, torch.float64]
     fused = fuse(eg.random_cam(look.score, ["bottom", "decoder"]))
-    assert fused.takes_key
+    assert facts_of(fused).key
     assert torch.equal(fused(look.x, key=1), fused(look.x, key=1))
     assert not torch.equal(fused(look.x, key=1), fused(look.x, key=2))
 

@@ -10,6 +10,7 @@ from torch.func import vmap
 
 import esegeta as eg
 from esegeta._registry import METHODS as REGISTERED
+from esegeta._registry import TRANSFORMS
 from esegeta.conformance import Case, Network, contract, subjects
 from esegeta.conformance.contract import CHECKS, OF_TRANSFORMS, SMOOTH, answer, assert_near, examples, same
 from esegeta.conformance.subjects import TRANSFORMED
@@ -36,12 +37,22 @@ def keeps_all(subject, checks):
     together("check", applying)(lambda check: contract.check(check, subject))()
 
 
-def test_the_subjects_are_the_catalogue():
-    catalogue = {name: (spec.refs, spec.key, spec.axioms) for name, spec in eg.catalogue()}
+def promised():
+    """What every method promises, and what follows for every transform of every method that it applies to."""
+    for name, spec in REGISTERED.items():
+        yield name, (spec.refs, spec.key, spec.axioms)
+        for outer, change in TRANSFORMS.items():
+            refs = change.refs(spec.refs)
+            if refs is not None:
+                yield f"{outer}({name})", (refs, spec.key or change.key, spec.axioms & change.preserves)
+
+
+def test_the_subjects_are_what_is_registered():
+    expected = dict(promised())
     found = {s.name: (s.refs, s.key, s.axioms) for s in SUBJECTS}
-    assert found == {name: catalogue[name] for name in found}
-    inner = {name: name.rpartition("(")[2].rstrip(")") for name in catalogue}
-    assert {inner[name] for name in set(catalogue) - set(found)} == set(REGISTERED) - TRANSFORMED
+    assert found == {name: expected[name] for name in found}
+    inner = {name: name.rpartition("(")[2].rstrip(")") for name in expected}
+    assert {inner[name] for name in set(expected) - set(found)} == set(REGISTERED) - TRANSFORMED
     assert set(REGISTERED) <= set(found)
     shapes = {spec.shape for name, spec in REGISTERED.items() if spec.place and name in TRANSFORMED}
     assert shapes == {"map", "layer"}

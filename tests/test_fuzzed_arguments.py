@@ -11,7 +11,7 @@ import torch
 
 import esegeta as eg
 from esegeta import baselines, features, masks, noise, spatial
-from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
+from esegeta._registry import METHODS, REDUCERS, STEPS, TRANSFORMS
 from esegeta.conformance.subjects import built
 from esegeta.run.volumes import preprocess
 from esegeta.run.volumes.reading import Volume
@@ -169,10 +169,10 @@ def test_functions_of_images(name):
         tried(lambda junk, p=p: call(**{**given, p: junk}), p)
 
 
-@pytest.mark.parametrize("name", preprocess.STEPS)
+@pytest.mark.parametrize("name", STEPS)
 def test_steps_of_preprocessing(name):
     volume = Volume(torch.rand(1, 4, 4, 4), np.eye(4), (1.0, 1.0, 1.0))
-    parameters = inspect.signature(preprocess.STEPS[name]).parameters
+    parameters = inspect.signature(STEPS[name].fn).parameters
     given = {p: GIVEN[p] for p, v in parameters.items() if v.default is v.empty}
     for p in parameters:
         tried(lambda junk, p=p: preprocess.apply(volume, [{"step": name, **given, p: junk}]), p)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import esegeta as eg
+from esegeta._facts import facts_of
 from esegeta._registry import REDUCERS
 from esegeta.conformance.subjects import subjects
 from esegeta.rules import deconvnet, deeplift, excitation, guided, lrp
@@ -114,7 +115,7 @@ def test_other_processes_give_the_same_answers():
 def test_copies_keep_their_faces():
     explain = eg.smooth(eg.integrated_gradients(square, steps=3), samples=2)
     copy = pickle.loads(cloudpickle.dumps(explain))
-    assert (copy.__name__, copy.__doc__, copy.refs, copy.takes_key) == (
+    assert (copy.__name__, copy.__doc__, facts_of(copy).refs, facts_of(copy).key) == (
         explain.__name__,
         explain.__doc__,
         ("baseline",),

@@ -470,7 +470,7 @@ def test_a_dry_run_takes_at_most_the_time_of_all_jobs_of_an_image(tmp_path, scan
 )  # fmt: skip
 def test_what_a_method_costs_counts_its_baselines_and_is_not_guessed(name, method, count):
     whole = {"parameters": {}, "transforms": [], **method}
-    assert jobs.evaluations(METHODS[name], whole) == count
+    assert catalogue.cost(METHODS[name], whole) == count
 
 
 def plan(tmp_path, scan, methods, **changes):

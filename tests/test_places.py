@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 import esegeta as eg
 from esegeta import zoo
+from esegeta._facts import facts_of
 from esegeta.engine import visits
 from esegeta.models import parametrised
 
@@ -1772,7 +1773,7 @@ def test_scores_that_only_count():
     assert tensors(found, found["bottom"].beside) == ("encoder.relu",)
     trunk, head = eg.split(score, "bottom")
     assert_alike(head(trunk(x)), score(x))
-    assert head.differentiable is False
+    assert facts_of(head).differentiable is False
     with pytest.raises(ValueError, match="differentiable"):
         eg.gradient(head)
 

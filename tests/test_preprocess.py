@@ -15,8 +15,9 @@ from regridding import regrid, regrid_affine
 from together import together
 
 from esegeta import zoo
+from esegeta._registry import STEPS
 from esegeta.run.volumes import grids
-from esegeta.run.volumes.preprocess import STEPS, apply, problems, step
+from esegeta.run.volumes.preprocess import apply, problems, step
 from esegeta.run.volumes.reading import Volume, spacing_of
 from esegeta.run.volumes.steps import content, crop, fit, pad, reorient, resample, resize, slice_
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from esegeta._facts import declare, declared
 from esegeta._types import Score
 
 
@@ -31,15 +32,16 @@ def composed(how: Callable[..., Score], *scores: Score) -> Score:
 
     Example:
         >>> import torch
+        >>> from esegeta._facts import facts_of
         >>> double = composed(lambda f: lambda z: 2 * f(z), lambda z: z.sum())
-        >>> double(torch.ones(1, 3)).item(), hasattr(double, "module")
-        (6.0, False)
+        >>> double(torch.ones(1, 3)).item(), facts_of(double).module
+        (6.0, None)
     """
 
     def score(z: Tensor) -> Tensor:
         return how(*scores)(z)
 
-    networks = [getattr(s, "module", None) for s in scores]
+    networks = [declared(s).module for s in scores]
     if all(isinstance(n, nn.Module) for n in networks):
-        score.module = Composed(how, [n for n in networks if n is not None])  # type: ignore[attr-defined]
+        return declare(score, module=Composed(how, networks))
     return score

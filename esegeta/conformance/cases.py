@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from esegeta._facts import declared
 from esegeta._types import Score
 from esegeta.axioms import exact
 from esegeta.conformance.functions import chosen, code
@@ -169,7 +170,7 @@ class Case:
 
 def gradients(score: Score, points: Tensor) -> Tensor:
     """The gradients at a stack of points: where the score has a module by plain autograd on one batch."""
-    module = getattr(score, "module", None)
+    module = declared(score).module
     if module is None:
         return vmap(grad(score))(points)
     with torch.enable_grad():

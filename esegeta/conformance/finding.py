@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 
+from esegeta._facts import declared
 from esegeta._registry import METHODS, REFS, TRANSFORMS, find_method
 from esegeta._types import Explain
 from esegeta.conformance import adapters
@@ -106,9 +107,9 @@ def _foreign(method: Callable[..., Explain]) -> Subject:
     if not callable(explain):
         got = f"{name}, which returned {check.describe(explain)}"
         raise TypeError(check.problem("verify", expected, got, "Return a function of the input"))
-    says = getattr(explain, "refs", None)
+    says = declared(explain).refs
     if says is not None:
-        found = Subject(name, method, tuple(says), bool(getattr(explain, "takes_key", False)))
+        found = Subject(name, method, tuple(says), bool(declared(explain).key))
         return _looked_at(found, explain)
     try:
         taken = list(inspect.signature(explain).parameters.values())

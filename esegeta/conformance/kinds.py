@@ -13,6 +13,7 @@ from torch import Tensor
 
 import esegeta.rules as rewrites
 from esegeta import reducers as reducers  # imported, they are registered
+from esegeta._facts import declared
 from esegeta._registry import (
     METHODS,
     REDUCERS,
@@ -165,9 +166,7 @@ def _foreign_transform(function: Callable[..., Any]) -> TransformSpec:
     flat = tried("verify", _called(function), one, NET.shape)
     named = functools.wraps(function)(lambda inner, **static: function(inner, **static))
     named.__name__ = _called(function)
-    return TransformSpec(
-        named, lambda refs: refs, takes_key(outer), frozenset(), {}, "", "one channel" if flat else "input"
-    )
+    return TransformSpec(fn=named, key=takes_key(outer), shape="one channel" if flat else "input")
 
 
 # -- reducers ------------------------------------------------------------------------------------------------------
@@ -219,7 +218,7 @@ def _as_rewrite(function: Any) -> RewriteSubject | None:
         x = torch.linspace(-1, 1, math.prod(NET.shape), dtype=torch.float64).reshape(NET.shape)
         refs = [torch.zeros_like(x) if name == "baseline" else torch.zeros_like(x)[None] for name in needed]
         made = function(NET, *refs)
-        says = getattr(made, "rewritten", False)  # even if one of its rules refuses to run
+        says = declared(made).rewritten  # even if one of its rules refuses to run
         value = None if says else made(x)
     except Exception:  # whatever it is, it is none
         return None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from esegeta._facts import declared
 from esegeta._types import Score
 from esegeta.conformance import cases, functions
 from esegeta.conformance.cases import Case
@@ -258,7 +259,7 @@ class DeclaredDifferences(RewriteLaw):
     def measure(self, subject: RewriteSubject) -> Measured:
         """What remains, and what may."""
         made, x = self.rewritten(subject), self.case.x
-        if not getattr(made, "rewritten", False):
+        if not declared(made).rewritten:
             return SILENT  # it does not say what it does
         if any(what == "rewritten" for _, what in coverage(made, x)):
             return 0.0, 0.0  # whatever differs, it says so

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from esegeta import methods as methods  # imported, they are registered
 from esegeta import transforms as transforms
+from esegeta._facts import declare, declared
 from esegeta._registry import METHODS, TRANSFORMS, MethodSpec, TransformSpec
 from esegeta._types import Explain, Score
 from esegeta.engine import check
 from esegeta.placing import name as named_place
-from esegeta.rules.composites import COMPOSITES
+from esegeta.rules.composites import named_composites
 
 Build = Callable[[Score], Explain]
 
@@ -88,7 +89,7 @@ def built(spec: MethodSpec, static: Mapping[str, Any]) -> Build:
         if not callable(score) or not (spec.place or spec.rewrites):
             return spec.fn(score, *where, **static)
         marked: Any = lambda z: score(named_place(copy(z), "copy"))
-        marked.differentiable = getattr(score, "differentiable", True)
+        declare(marked, differentiable=declared(score).differentiable)
         marked.__name__ = getattr(score, "__name__", "score")
         return spec.fn(marked, *where, **static)
 
@@ -211,6 +212,6 @@ def shaped(subject: Subject) -> Subject:
 def by_rule() -> Iterator[Subject]:
     """Layer-wise relevance propagation by each composite of rules."""
     spec = METHODS["lrp"]
-    for name in sorted(COMPOSITES):
+    for name in sorted(named_composites()):
         build = functools.partial(spec.fn, composite=name)
         yield Subject(f"lrp({name})", build, axioms=spec.axioms, differentiable=False, declares=True)

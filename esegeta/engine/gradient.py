@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
+from esegeta._facts import declared
 from esegeta.engine import check, levels, severed
 from esegeta.engine.execution import record
 
@@ -103,7 +104,7 @@ def name_of(score: Callable[..., Any]) -> str:
 
 def refuse_forward_only(where: str, score: Score) -> None:
     """Raise for a score that declares that it has no gradient."""
-    if getattr(score, "differentiable", True) is False:
+    if declared(score).differentiable is False:
         raise ValueError(
             check.problem(
                 where,

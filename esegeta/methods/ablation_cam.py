@@ -17,6 +17,7 @@ from esegeta.placing import Names, grid, split, tap
         "class_sensitivity translation_equivariance affine_equivariance"
     ),
     needs="values",
+    family="class activation maps",
     paper="Desai, Ramaswamy 2020, doi:10.1109/WACV45572.2020.9093360",
     also=("ablationcam",),
 )

@@ -10,7 +10,7 @@ from torch.func import vmap
 
 from esegeta import partition
 from esegeta._facts import explanation
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, levels, progress
 from esegeta.engine.execution import DeadlineExceeded, current, record
@@ -37,6 +37,8 @@ class Integrated(NamedTuple):
         "monotonicity"
     ),
     example={"tolerance": 1e-6, "most": 400},
+    family="gradients and paths",
+    cost=lambda most: Cost(gradients=most),
     paper="Sundararajan, Taly, Yan 2017, arXiv:1703.01365",
     also=("integrated_gradients_adaptive", "ig_adaptive"),
 )

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import jvp
 
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
 from esegeta.engine.gradient import gradient
@@ -16,6 +16,8 @@ from esegeta.spatial import Spacing, blur
 @method(
     axioms="dummy linearity implementation_invariance scale_of_output continuity affine_equivariance",
     example={"steps": 64, "sigma": 3.0},
+    family="gradients and paths",
+    cost=lambda steps: Cost(gradients=steps),
     paper="Xu, Venugopalan, Sundararajan 2020, arXiv:2004.03383",
     also=("blur_ig",),
 )

@@ -17,6 +17,7 @@ from esegeta.placing import Names, grid, local
     ),
     # The shared cases have no averaging head: they see the definition without the refusal.
     example={"exact": False},
+    family="class activation maps",
     paper="Zhou, Khosla, Lapedriza, Oliva, Torralba 2016, arXiv:1512.04150",
     also=("class_activation_map", "class_activation_mapping"),
 )

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from esegeta import partition
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
 from esegeta.placing import Names, partials
@@ -21,6 +21,8 @@ from esegeta.placing import Names, partials
         "continuity class_sensitivity translation_equivariance affine_equivariance monotonicity"
     ),
     example={"steps": 256},
+    family="layers",
+    cost=lambda steps: Cost(gradients=steps),
     paper="Dhamdhere, Sundararajan, Yan 2019, arXiv:1805.12233",
     also=("layer_conductance",),
 )

@@ -16,6 +16,7 @@ from esegeta.rules import reveal_cancel
         "class_sensitivity translation_equivariance affine_equivariance"
     ),
     differentiable=False,
+    family="rules",
     paper="Shrikumar, Greenside, Kundaje 2017, arXiv:1704.02685",
     also=("reveal_cancel", "deeplift_reveal_cancel"),
 )

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import stream
 from esegeta.engine.gradient import gradient
@@ -17,6 +17,8 @@ from esegeta.rules import deeplift
         "class_sensitivity translation_equivariance affine_equivariance"
     ),
     differentiable=False,
+    family="rules",
+    cost=lambda baselines: Cost(gradients=baselines),
     paper="Lundberg, Lee 2017, arXiv:1705.07874",
     also=("deepshap", "deep_shap"),
 )

@@ -15,6 +15,7 @@ from esegeta.placing import Names, grid, tap
     shape="map",
     axioms=("symmetry", "implementation_invariance", "translation_equivariance", "affine_equivariance"),
     needs="activation",
+    family="class activation maps",
     paper="Muhammad, Yeasin 2020, arXiv:2008.00299",
     also=("eigencam",),
 )

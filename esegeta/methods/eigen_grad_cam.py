@@ -12,6 +12,7 @@ from esegeta.placing import Names, local
     axioms=(
         "symmetry implementation_invariance scale_of_output translation_equivariance affine_equivariance"
     ),
+    family="class activation maps",
     paper="pytorch-grad-cam, EigenGradCAM",
     also=("eigengradcam",),
 )

@@ -14,6 +14,7 @@ from esegeta.placing import Names, grid, local
         "dummy symmetry implementation_invariance scale_of_output translation_equivariance "
         "affine_equivariance"
     ),
+    family="class activation maps",
     paper="pytorch-grad-cam, GradCAMElementWise",
     also=("grad_cam_element_wise", "gradcam_elementwise"),
 )

@@ -24,6 +24,7 @@ MOST_PARTS = 16
     ),
     needs="values",
     example={"features": grid(2)},
+    family="parts",
     paper="Shapley 1953, doi:10.1515/9781400881970-018",
     also=("shapley_values", "shapley"),
 )
@@ -63,6 +64,8 @@ def exact_shapley(score: Score, *, features: Features | None = None) -> Explain:
         "class_sensitivity translation_equivariance affine_equivariance"
     ),
     needs="values",
+    family="parts",
+    numbers="part",
     paper="Shapley 1953, doi:10.1515/9781400881970-018",
     also=("modality_shapley", "sequence_shapley"),
 )

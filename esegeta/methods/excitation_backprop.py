@@ -18,6 +18,7 @@ from esegeta.rules.composites import quotient
     shape="map",
     axioms=("dummy", "symmetry", "translation_equivariance", "affine_equivariance"),
     differentiable=False,
+    family="rules",
     paper="Zhang, Lin, Brandt, Shen, Sclaroff 2016, arXiv:1608.00507",
     also=("excitation_backpropagation", "ebp", "marginal_winning_probability"),
 )
@@ -57,6 +58,7 @@ def excitation_backprop(score: Score, place: Names) -> Explain:
     shape="map",
     axioms="dummy symmetry continuity translation_equivariance affine_equivariance",
     differentiable=False,
+    family="rules",
     paper="Zhang, Lin, Brandt, Shen, Sclaroff 2016, arXiv:1608.00507",
     also=("contrastive_excitation_backpropagation", "c_ebp", "contrastive_marginal_winning_probability"),
 )

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esegeta import random
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
 from esegeta.engine.gradient import gradient
@@ -20,6 +20,8 @@ from esegeta.noise import Noise, as_noise
         "class_sensitivity translation_equivariance affine_equivariance"
     ),
     example={"samples": 8},
+    family="gradients and paths",
+    cost=lambda samples: Cost(gradients=samples),
     paper="Erion, Janizek, Sturmfels, Lundberg, Lee 2021, arXiv:1906.10670",
     also=("expected_gradient",),
 )
@@ -56,6 +58,8 @@ def expected_gradients(score: Score, *, samples: int = 64) -> Explain:
     key=True,
     axioms="dummy linearity implementation_invariance scale_of_output continuity class_sensitivity",
     example={"samples": 8, "noise": 0.1},
+    family="gradients and paths",
+    cost=lambda samples: Cost(gradients=samples),
     paper="Lundberg, Lee 2017, arXiv:1705.07874",
     also=("gradientshap", "gradient_shapley"),
 )

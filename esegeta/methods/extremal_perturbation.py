@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esegeta import masks
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
 from esegeta.engine import check
@@ -26,6 +26,9 @@ _LONGEST = 10  # times that length: longer ones overshoot
     shape="map",
     differentiable=False,
     example={"area": 0.05, "steps": 16, "mask": masks.smooth(step=4, sigma=1.5), "worth": 1000.0},
+    family="masks",
+    cost=lambda steps: Cost(gradients=steps),
+    numbers="mask",
     paper="Fong, Patrick, Vedaldi 2019, arXiv:1910.08485",
     also=("extremal_mask", "extremal_perturbations"),
 )

@@ -18,6 +18,7 @@ from esegeta.features import Features, Lengths, Spacing, elements, windows
         "scale_of_output continuity translation_equivariance affine_equivariance monotonicity"
     ),
     needs="values",
+    family="parts",
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
     also=("ablation", "leave_one_out"),
 )
@@ -59,6 +60,8 @@ def feature_ablation(score: Score, *, features: Features | None = None, fill: Fi
     ),
     needs="values",
     example={"size": 2, "stride": 1},
+    family="parts",
+    numbers="part",
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
     also=("sliding_window", "occlusion_sensitivity"),
 )
@@ -102,6 +105,8 @@ def occlusion(
     axioms="linearity implementation_invariance shift scale_of_output continuity affine_equivariance",
     needs="values",
     example={"size": 2, "stride": 1},
+    family="parts",
+    numbers="part",
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
     also=("soft_occlusion",),
 )

@@ -22,6 +22,7 @@ from esegeta.features import FeatureMap, Features, elements, grid
         "class_sensitivity translation_equivariance affine_equivariance"
     ),
     needs="values",
+    family="parts",
     paper="Breiman 2001, doi:10.1023/A:1010933404324",
     also=("permutation_importance", "permute_between_samples"),
 )
@@ -67,6 +68,7 @@ def feature_permutation(score: Score, *, features: Features | None = None) -> Ex
     axioms=("linearity", "implementation_invariance", "scale_of_output", "continuity"),
     needs="values",
     example={"features": grid(2), "samples": 3},
+    family="parts",
     paper="Breiman 2001, doi:10.1023/A:1010933404324",
     also=("permute_within_part", "voxel_shuffling"),
 )

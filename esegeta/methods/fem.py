@@ -16,6 +16,7 @@ from esegeta.placing import Names, grid, tap
     axioms=("symmetry", "implementation_invariance", "translation_equivariance", "affine_equivariance"),
     needs="activation",
     example={"k": 1.0},
+    family="class activation maps",
     paper="Fuad, Martin, Giot, Bourqui, Benois-Pineau, Zemmari 2020, doi:10.1109/IPTA50016.2020.9286629",
     also=("feature_explanation_method",),
 )

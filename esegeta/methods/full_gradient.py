@@ -72,6 +72,7 @@ def full_gradient(score: Score) -> Callable[[Tensor], FullGradient]:
 @method(
     shape="map",
     axioms=("scale_of_output",),
+    family="layers",
     paper="Srinivas, Fleuret 2019, arXiv:1905.00780",
     also=("fullgrad", "simple_full_grad"),
     differentiable=False,

@@ -15,6 +15,7 @@ from esegeta.placing import Names, grid, local
         "linearity symmetry implementation_invariance scale_of_output translation_equivariance "
         "affine_equivariance"
     ),
+    family="class activation maps",
     paper="Selvaraju et al. 2017, arXiv:1610.02391",
     also=("gradcam", "layer_grad_cam", "seg_grad_cam"),
 )

@@ -12,6 +12,7 @@ from esegeta.placing import Names, grid, local
     place=True,
     shape="map",
     axioms=("symmetry", "implementation_invariance", "translation_equivariance", "affine_equivariance"),
+    family="class activation maps",
     paper="Chattopadhyay, Sarkar, Howlader, Balasubramanian 2018, arXiv:1710.11063",
     also=("gradcam_plus_plus", "gradcampp", "gradcam++"),
 )

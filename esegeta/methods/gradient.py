@@ -13,6 +13,7 @@ from esegeta.engine import gradient as primitive
         "dummy linearity symmetry implementation_invariance shift scale_of_output "
         "translation_equivariance affine_equivariance parameter_dependence"
     ),
+    family="gradients and paths",
     paper="Simonyan, Vedaldi, Zisserman 2014, arXiv:1312.6034",
     also=("vanilla_gradient", "vanilla_backpropagation", "sensitivity_map"),
 )
@@ -50,6 +51,7 @@ def gradient(score: Score) -> Explain:
         "dummy symmetry implementation_invariance shift scale_of_output translation_equivariance "
         "affine_equivariance"
     ),
+    family="gradients and paths",
     paper="Simonyan, Vedaldi, Zisserman 2014, arXiv:1312.6034",
     also=("saliency_map", "absolute_gradient"),
 )

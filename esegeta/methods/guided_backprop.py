@@ -19,6 +19,7 @@ from esegeta.spatial import upsample
     axioms="symmetry shift scale_of_output translation_equivariance affine_equivariance",
     rewrites="activations",
     differentiable=False,
+    family="rules",
     paper="Springenberg et al. 2015, arXiv:1412.6806",
     also=("guided_backpropagation", "gbp"),
 )
@@ -58,6 +59,7 @@ def guided_backprop(score: Score) -> Explain:
     axioms="symmetry shift scale_of_output translation_equivariance affine_equivariance",
     rewrites="activations",
     differentiable=False,
+    family="rules",
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
     also=("deconvnet_attribution",),
 )
@@ -99,6 +101,7 @@ def deconvolution(score: Score) -> Explain:
     differentiable=False,
     needs="activation",
     example={"unit": 0},
+    family="layers",
     paper="Springenberg et al. 2015, arXiv:1412.6806",
 )
 def layer_activation_guided_backprop(score: Score, place: Names, *, unit: int | None = None) -> Explain:
@@ -157,6 +160,7 @@ def layer_activation_guided_backprop(score: Score, place: Names, *, unit: int | 
     axioms=("translation_equivariance", "affine_equivariance"),
     rewrites="activations",
     differentiable=False,
+    family="class activation maps",
     paper="Selvaraju et al. 2017, arXiv:1610.02391",
     also=("guided_gradcam",),
 )

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, progress
 from esegeta.engine.execution import DeadlineExceeded, current
@@ -18,6 +18,8 @@ from esegeta.engine.gradient import gradient
         "translation_equivariance affine_equivariance monotonicity"
     ),
     example={"steps": 24},
+    family="gradients and paths",
+    cost=lambda steps: Cost(gradients=steps),
     paper="Kapishnikov, Venugopalan, Avci, Wedin, Terry, Bolukbasi 2021, arXiv:2106.09788",
     also=("guided_ig",),
 )

@@ -14,6 +14,7 @@ from esegeta.placing import Names, grid, local
         "dummy linearity symmetry implementation_invariance scale_of_output translation_equivariance "
         "affine_equivariance"
     ),
+    family="class activation maps",
     paper="Draelos, Carin 2020, arXiv:2011.08891",
     also=("hirescam", "linear_approximation", "linear_approximator", "linear_approx"),
 )

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esegeta import coalitions, random
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import check
 from esegeta.features import Features, elements
@@ -17,6 +17,8 @@ from esegeta.features import Features, elements
     axioms=("sensitivity_a", "implementation_invariance", "shift"),
     needs="values",
     example={"samples": 32},
+    family="parts",
+    cost=lambda samples: Cost(forwards=samples),
     paper="Novello, Fel, Vigouroux 2022, arXiv:2206.06219",
     also=("hsic",),
 )

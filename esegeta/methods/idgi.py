@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
 from esegeta.engine.gradient import value_and_gradient
@@ -17,6 +17,8 @@ from esegeta.engine.gradient import value_and_gradient
         "continuity class_sensitivity translation_equivariance affine_equivariance"
     ),
     example={"steps": 16},
+    family="gradients and paths",
+    cost=lambda steps: Cost(gradients=steps),
     paper="Yang, Wang, Bilgic 2023, arXiv:2303.14242",
     also=("important_direction_gradient_integration", "ig_idgi"),
 )

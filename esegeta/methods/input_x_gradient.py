@@ -13,6 +13,7 @@ from esegeta.engine.gradient import gradient
         "dummy linearity symmetry implementation_invariance scale_of_output translation_equivariance "
         "affine_equivariance monotonicity"
     ),
+    family="gradients and paths",
     paper="Shrikumar, Greenside, Shcherbina, Kundaje 2016, arXiv:1605.01713",
     also=("gradient_times_image", "gradient_times_input", "grad_times_image", "input_times_gradient"),
 )

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import stream
 from esegeta.engine.gradient import gradient
@@ -18,6 +18,8 @@ from esegeta.quadrature import nodes_and_weights
         "affine_equivariance monotonicity"
     ),
     example={"steps": 64},
+    family="gradients and paths",
+    cost=lambda steps: Cost(gradients=steps),
     paper="Sundararajan, Taly, Yan 2017, arXiv:1703.01365",
     also=("ig", "path_integrated_gradients"),
 )

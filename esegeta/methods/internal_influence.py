@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import stream
 from esegeta.placing import Names, activation_and_gradient
@@ -19,6 +19,8 @@ from esegeta.quadrature import nodes_and_weights
         "continuity class_sensitivity translation_equivariance affine_equivariance"
     ),
     example={"steps": 16},
+    family="layers",
+    cost=lambda steps: Cost(gradients=steps),
     paper="Leino et al. 2018, arXiv:1802.03788",
 )
 def internal_influence(

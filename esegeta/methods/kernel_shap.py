@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esegeta import coalitions, shapley_kernel
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
 from esegeta.engine.estimates import answered
@@ -22,6 +22,8 @@ from esegeta.features import Features, elements
     ),
     needs="values",
     example={"samples": 64},
+    family="parts",
+    cost=lambda samples: Cost(forwards=samples),
     paper="Lundberg, Lee 2017, arXiv:1705.07874",
     also=("kernelshap", "shap"),
 )

@@ -16,6 +16,7 @@ from esegeta.placing import Names, local, tap
         "sensitivity_a symmetry implementation_invariance continuity translation_equivariance "
         "affine_equivariance monotonicity"
     ),
+    family="layers",
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
 )
 def layer_activation(score: Score, place: Names) -> Explain:
@@ -50,6 +51,7 @@ def layer_activation(score: Score, place: Names) -> Explain:
         "dummy linearity symmetry implementation_invariance shift scale_of_output "
         "translation_equivariance affine_equivariance parameter_dependence"
     ),
+    family="layers",
     paper="Simonyan, Vedaldi, Zisserman 2014, arXiv:1312.6034",
     also=("layer_vanilla_backpropagation", "layer_visualisation"),
 )
@@ -84,6 +86,7 @@ def layer_gradient(score: Score, place: Names) -> Explain:
         "dummy linearity symmetry implementation_invariance scale_of_output translation_equivariance "
         "affine_equivariance monotonicity"
     ),
+    family="layers",
     paper="Shrikumar et al. 2016, arXiv:1605.01713",
     also=("layer_grad_x_activation", "layer_gradient_times_activation"),
 )

@@ -14,6 +14,7 @@ from esegeta.placing import Names, grid, local
         "dummy symmetry implementation_invariance scale_of_output translation_equivariance "
         "affine_equivariance"
     ),
+    family="class activation maps",
     paper="Jiang, Zhang, Hou, Cheng, Wei 2021, doi:10.1109/TIP.2021.3089943",
     also=("layercam",),
 )

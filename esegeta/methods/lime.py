@@ -9,7 +9,7 @@ from torch import Tensor
 
 from esegeta import coalitions, random
 from esegeta._facts import explanation
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import check
 from esegeta.features import Features, elements
@@ -33,6 +33,8 @@ class LimeFit(NamedTuple):
     ),
     needs="values",
     example={"samples": 64},
+    family="parts",
+    cost=lambda samples: Cost(forwards=samples),
     paper="Ribeiro, Singh, Guestrin 2016, arXiv:1602.04938",
 )
 def lime(

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esegeta import masks, spatial
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
 from esegeta.engine import check
@@ -25,6 +25,9 @@ _RATE, _FAST, _SLOW, _TINY = 0.1, 0.9, 0.999, 1e-16  # Adam
     axioms=("implementation_invariance", "shift", "affine_equivariance"),
     shape="map",
     example={"steps": 12, "size": 2},
+    family="masks",
+    cost=lambda steps: Cost(gradients=steps),
+    numbers="mask",
     paper="Fong, Vedaldi 2017, arXiv:1704.03296",
     also=("deletion_mask", "meaningful_mask"),
 )

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vjp
 
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, levels, stream
 from esegeta.placing import Names, activation_and_gradient, at_each, tap
@@ -21,6 +21,8 @@ from esegeta.quadrature import nodes_and_weights
         "translation_equivariance affine_equivariance monotonicity"
     ),
     example={"neuron": 0, "steps": 64},
+    family="layers",
+    cost=lambda steps: Cost(gradients=steps),
     paper="Dhamdhere, Sundararajan, Yan 2019, arXiv:1805.12233",
 )
 def neuron_conductance(

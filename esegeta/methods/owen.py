@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esegeta import coalitions
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, progress
 from esegeta.engine.execution import DeadlineExceeded, record_partial
@@ -25,6 +25,8 @@ AT_ONCE = 16  # groups that are split before the values of their halves are look
     ),
     needs="values",
     example={"most": 64},
+    family="parts",
+    cost=lambda most: Cost(forwards=most),
     paper="Owen 1977, doi:10.1007/978-3-642-45494-3_7",
     also=("owen_values", "partition_explainer", "hierarchical_shap"),
 )

@@ -20,6 +20,7 @@ from esegeta.placing import Names, grid, tap
         "affine_equivariance"
     ),
     needs="activation",
+    family="class activation maps",
     paper="pytorch-grad-cam, RandomCAM",
     also=("randomcam",),
 )

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from esegeta import masks, random
-from esegeta._registry import method
+from esegeta._facts import unchecked
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.coalitions import mixed
 from esegeta.engine import check, stream
@@ -22,6 +23,9 @@ from esegeta.engine.estimates import answered
     needs="values",
     shape="map",
     example={"cells": 2, "samples": 6},
+    family="parts",
+    cost=lambda samples: Cost(forwards=samples),
+    numbers="mask",
     paper="Petsiuk, Das, Saenko 2018, arXiv:1806.07421",
     also=("randomized_input_sampling",),
 )
@@ -80,7 +84,7 @@ def rise(
         x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"], *, key: int | Tensor
     ) -> Float[Tensor, "..."]:
         wide = torch.promote_types(x.dtype, torch.float32)
-        plain = getattr(score, "unchecked", score)  # a value that is not finite is named by its number below
+        plain = unchecked(score)  # a value that is not finite is named by its number below
         run = lambda m: check.scalar(name, plain(mixed(x, baseline, m))).to(wide)
         # Two estimators make of F + c what they make of F, plus c or nothing: without it, little cancels.
         middle = x.new_zeros((), dtype=wide) if estimator == "plain" else run(torch.full_like(x[:1], p))

@@ -18,6 +18,7 @@ from esegeta.placing import Names, grid, tap
     refs=("baseline",),
     axioms=("symmetry", "implementation_invariance", "translation_equivariance", "affine_equivariance"),
     needs="values",
+    family="class activation maps",
     paper="Wang, Wang, Du, Yang, Zhang, Ding, Mardziel, Hu 2020, arXiv:1910.01279",
     also=("scorecam",),
 )

@@ -13,6 +13,7 @@ from esegeta.placing import Names, local
     place=True,
     shape="map",
     axioms=("symmetry", "scale_of_output", "translation_equivariance", "affine_equivariance"),
+    family="class activation maps",
     paper="Chung, Ying 2025, doi:10.3390/app15137562",
     also=("segeigencam",),
 )

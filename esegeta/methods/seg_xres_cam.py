@@ -14,6 +14,7 @@ from esegeta.placing import Names, grid, local
     shape="map",
     axioms=("linearity", "implementation_invariance", "scale_of_output"),
     example={"window": 2},
+    family="class activation maps",
     paper="Hasany, Petitjean, Meriaudeau 2023, Seg-XRes-CAM, CVPR workshops",
     also=("segxrescam", "seg_xres_grad_cam"),
 )

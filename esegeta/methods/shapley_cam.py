@@ -19,6 +19,7 @@ from esegeta.placing import Names, at_each, grid, refuse_unused, split, vanishin
         "linearity symmetry implementation_invariance scale_of_output translation_equivariance "
         "affine_equivariance"
     ),
+    family="class activation maps",
     paper="Cai 2025, arXiv:2501.06261",
     also=("shapleycam",),
 )

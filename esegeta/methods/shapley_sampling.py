@@ -21,6 +21,7 @@ from esegeta.features import Features, elements
     ),
     needs="values",
     example={"samples": 3},
+    family="parts",
     paper="Castro, Gomez, Tejada 2009, doi:10.1016/j.cor.2008.04.004",
     also=("shapley_value_sampling", "appro_shapley", "svs"),
 )

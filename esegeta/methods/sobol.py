@@ -20,6 +20,7 @@ BITS, MOST_DIMS = 30, 21201  # of SciPy's sequence
     axioms=("dummy", "implementation_invariance", "shift"),
     needs="values",
     example={"samples": 4},
+    family="parts",
     paper="Fel, Cadene, Chalvidal, Cord, Vigouroux, Serre 2021, arXiv:2111.04138",
     also=("sobol", "sobol_total"),
 )

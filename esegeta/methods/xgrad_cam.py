@@ -15,6 +15,7 @@ from esegeta.placing import Names, grid, local
         "linearity symmetry implementation_invariance scale_of_output translation_equivariance "
         "affine_equivariance"
     ),
+    family="class activation maps",
     paper="Fu, Hu, Dong, Guo, Gao, Li 2020, arXiv:2008.02312",
     also=("xgradcam", "axiom_based_grad_cam"),
 )

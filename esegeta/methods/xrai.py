@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from esegeta import baselines, segmentation, spatial
-from esegeta._registry import method
+from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
 from esegeta.engine.gradient import gradient
@@ -22,6 +22,9 @@ _SIDE, _MINIMUM, _REACH, _LEAST, _SIGMA, _UNIT = 224, 150, 5, 50, 0.8, 255
     axioms="implementation_invariance scale_of_output continuity affine_equivariance",
     shape="map",
     example={"steps": 4, "minimum": 3},
+    family="gradients and paths",
+    cost=lambda steps: Cost(gradients=steps),
+    numbers="part",
     paper="Kapishnikov, Bolukbasi, Viegas, Terry 2019, arXiv:1906.02825",
 )
 def xrai(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from esegeta._registry import COMPOSITES, composite
 from esegeta.engine import check
 from esegeta.engine.operators import reroute
 
@@ -286,6 +287,27 @@ class Composite:
         return self.conv if kind == "conv" else self.linear
 
 
+@composite(family="relevance", paper="Kohlbrenner et al. 2020, arXiv:1910.09840")
+def zero() -> Composite:
+    """Relevance shared out by contributions, as they are.
+
+    >>> zero().conv
+    Zero()
+    """
+    return Composite(conv=Zero(), linear=Zero())
+
+
+@composite(family="relevance", paper="Bach et al. 2015, doi:10.1371/journal.pone.0130140")
+def epsilon() -> Composite:
+    """Contributions with a stabiliser, everywhere.
+
+    >>> epsilon().conv
+    Epsilon(epsilon=1e-06)
+    """
+    return Composite()
+
+
+@composite(family="relevance", paper="Kohlbrenner et al. 2020, arXiv:1910.09840")
 def epsilon_plus(*, first: LayerRule | None = None) -> Composite:
     """Positive contributions in convolutions, epsilon in linear layers.
 
@@ -295,6 +317,17 @@ def epsilon_plus(*, first: LayerRule | None = None) -> Composite:
     return Composite(conv=ZPlus(), first=first)
 
 
+@composite(family="relevance", paper="Kohlbrenner et al. 2020, arXiv:1910.09840")
+def epsilon_plus_flat() -> Composite:
+    """``epsilon_plus`` with equal shares for the layers nearest to the input.
+
+    >>> epsilon_plus_flat().first
+    Flat(epsilon=1e-06)
+    """
+    return epsilon_plus(first=Flat())
+
+
+@composite(family="relevance", paper="Bach et al. 2015, doi:10.1371/journal.pone.0130140")
 def epsilon_alpha2_beta1(*, first: LayerRule | None = None) -> Composite:
     """Alpha 2, beta 1 in convolutions, epsilon in linear layers.
 
@@ -304,6 +337,21 @@ def epsilon_alpha2_beta1(*, first: LayerRule | None = None) -> Composite:
     return Composite(conv=AlphaBeta(), first=first)
 
 
+@composite(family="relevance", paper="Bach et al. 2015, doi:10.1371/journal.pone.0130140")
+def epsilon_alpha2_beta1_flat() -> Composite:
+    """``epsilon_alpha2_beta1`` with equal shares for the layers nearest to the input.
+
+    >>> epsilon_alpha2_beta1_flat().first
+    Flat(epsilon=1e-06)
+    """
+    return epsilon_alpha2_beta1(first=Flat())
+
+
+@composite(
+    family="relevance",
+    paper="Montavon et al. 2019, doi:10.1007/978-3-030-28954-6_10",
+    example={"low": -3.0, "high": 3.0},
+)
 def epsilon_gamma_box(low: float | Tensor, high: float | Tensor) -> Composite:
     """Box at an input between two bounds, generalised gamma in convolutions, epsilon in linear layers.
 
@@ -313,6 +361,7 @@ def epsilon_gamma_box(low: float | Tensor, high: float | Tensor) -> Composite:
     return Composite(conv=GeneralisedGamma(), first=ZBox(low, high))
 
 
+@composite(family="relevance", paper="Montavon et al. 2017, arXiv:1512.02479")
 def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None = None) -> Composite:
     """Deep Taylor decomposition: positive contributions, and the box at the input, without bounds squared weights.
 
@@ -329,31 +378,29 @@ def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None =
     return Composite(conv=ZPlus(), linear=ZPlus(), first=first)
 
 
-# What settings may ask for by name.
-COMPOSITES: dict[str, Composite] = {
-    "zero": Composite(conv=Zero(), linear=Zero()),
-    "epsilon": Composite(),
-    "epsilon_plus": epsilon_plus(),
-    "epsilon_plus_flat": epsilon_plus(first=Flat()),
-    "epsilon_alpha2_beta1": epsilon_alpha2_beta1(),
-    "epsilon_alpha2_beta1_flat": epsilon_alpha2_beta1(first=Flat()),
-    "deep_taylor": deep_taylor(),
-}
+def named_composites() -> list[str]:
+    """Return the names of the composites that need no settings, which a text stands for.
+
+    >>> "epsilon" in named_composites(), "epsilon_gamma_box" in named_composites()
+    (True, False)
+    """
+    return [n for n, s in COMPOSITES.items() if all(p.default is not p.empty for p in s.parameters.values())]
 
 
 def composite_of(where: str, composite: Composite | str) -> Composite:
-    """A composite, or the one of that name."""
+    """Return a composite, or make the one of that name."""
     if isinstance(composite, Composite):
         return composite
-    found = COMPOSITES.get(composite) if isinstance(composite, str) else None
-    if found is None:
-        near = difflib.get_close_matches(str(composite), COMPOSITES, n=3)
+    known = named_composites()
+    if composite not in known:
+        near = difflib.get_close_matches(str(composite), known, n=3)
         raise ValueError(
             check.problem(
                 where,
-                f"a Composite or one of {', '.join(COMPOSITES)}",
+                f"a Composite or one of {', '.join(known)}",
                 repr(composite),
                 f"Nearest: {', '.join(near)}" if near else "Compose one with esegeta.rules.Composite",
             )
         )
-    return found
+    made: Composite = COMPOSITES[composite].fn()
+    return made

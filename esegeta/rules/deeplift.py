@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import vjp
 from torch.nn import functional
 
+from esegeta._registry import rewrite
 from esegeta._types import Score
 from esegeta.engine import check, levels
 from esegeta.engine.operators import Operation, blockwise, reroute
@@ -55,6 +56,12 @@ class DeepLift(Rewriting):
         return super().rule(op)
 
 
+@rewrite(
+    family="differences",
+    paper="Shrikumar, Greenside, Kundaje 2017, arXiv:1704.02685",
+    example={"baseline": torch.zeros(1, 4, 6)},
+    leads=1,
+)
 def deeplift(score: Score, baseline: Tensor) -> Score:
     r"""The score whose gradient is DeepLIFT's multipliers with respect to a baseline.
 

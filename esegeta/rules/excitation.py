@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from esegeta._facts import carry, named
+from esegeta._registry import rewrite
 from esegeta._types import Score
 from esegeta.engine import check, visits
 from esegeta.engine.gradient import name_of
@@ -161,6 +162,7 @@ def _normed(op: Operation) -> Any:
     return here().alone(op) if turned is None else here().ruled(replace(layer, weight=turned, value=z))
 
 
+@rewrite(family="relevance", paper="Zhang et al. 2016, arXiv:1608.00507", leads=1)
 def excitation(score: Score, *, contrast: bool = False) -> Score:
     r"""The score with derivatives of excitation: at every place, activation times gradient is a probability.
 
@@ -201,5 +203,4 @@ def excitation(score: Score, *, contrast: bool = False) -> Score:
         y = rewritten(score, lambda: Excitation(contrast, last))(x)
         return y if last or not isinstance(y, Tensor) else reroute(y, [y], lambda g, _, y: quotient(g, y))
 
-    changed.of = score  # type: ignore[attr-defined]
     return named(carry(changed, score, rewritten=True), f"{NAME} of {name_of(score)}")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from esegeta._registry import rewrite
 from esegeta._types import Score
 from esegeta.engine.operators import Operation, blockwise, reroute
 from esegeta.rules.operations import ACTIVATIONS, KNOWN, rectified
@@ -38,6 +39,7 @@ def _rewrite(name: str, hits: frozenset[str] | None = ACTIVATIONS) -> Callable[[
     return lambda score: rewritten(score, lambda: Rewriting(name, KNOWN), hits=hits)
 
 
+@rewrite(family="activations", paper="Springenberg et al. 2015, arXiv:1412.6806", leads=1)
 def guided(score: Score) -> Score:
     r"""The score with guided derivatives: an activation passes on what is positive, where it is active itself.
 
@@ -69,6 +71,7 @@ def guided_where_possible(score: Score) -> Score:
     return _rewrite("guided", None)(score)
 
 
+@rewrite(family="activations", paper="Zeiler, Fergus 2014, arXiv:1311.2901", leads=1)
 def deconvnet(score: Score) -> Score:
     r"""The score with the derivatives of a deconvolutional network: an activation passes on what is positive.
 

@@ -17,6 +17,7 @@ from torch.func import vjp
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from esegeta._facts import carry, named
+from esegeta._registry import rewrite
 from esegeta._types import Score
 from esegeta.engine import check, interception, levels, visits
 from esegeta.engine.gradient import name_of
@@ -619,6 +620,7 @@ def relevant(score: Score, make: Callable[[frozenset[Any]], Relevance], *, last:
     return named(carry(changed, score, rewritten=True), f"{name} of {name_of(score)}")
 
 
+@rewrite(family="relevance", paper="Bach et al. 2015, doi:10.1371/journal.pone.0130140", leads=1)
 def lrp(score: Score, composite: Composite | str = "epsilon") -> Score:
     r"""The score with derivatives of relevance: at every place, activation times gradient is its relevance.
 

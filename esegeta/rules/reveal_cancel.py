@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import vjp
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from esegeta._registry import rewrite
 from esegeta._types import Score
 from esegeta.engine.operators import Operation, reroute
 from esegeta.rules.deeplift import RANDOM, DeepLift, fold_up, scale_of
@@ -35,6 +36,12 @@ class _RevealCancel(DeepLift):
         return op.call(*op.inputs) if editing() else super().rule(op)
 
 
+@rewrite(
+    family="differences",
+    paper="Shrikumar, Greenside, Kundaje 2017, arXiv:1704.02685",
+    example={"baseline": torch.zeros(1, 4, 6)},
+    leads=1,
+)
 def reveal_cancel(score: Score, baseline: Tensor) -> Score:
     r"""The score whose gradient is DeepLIFT's multipliers by the RevealCancel rule.
 

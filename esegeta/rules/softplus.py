@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from esegeta._registry import rewrite
 from esegeta._types import Score
 from esegeta.engine import check
 from esegeta.engine.operators import Operation
@@ -28,6 +29,9 @@ class Softplus(Rewriting):
         self.beta = beta
 
 
+@rewrite(
+    family="smoothing", paper="Dombrowski et al. 2019, arXiv:1906.07983", example={"beta": 10.0}, leads=1
+)
 def softplus(score: Score, *, beta: float) -> Score:
     r"""The score with everything piecewise linear replaced by its softplus: smooth, and **of other values**.
 

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esegeta import random
-from esegeta._registry import takes_key, transform
+from esegeta._registry import Cost, takes_key, transform
 from esegeta._types import Explain
 from esegeta.engine import check, stream
 
@@ -16,6 +16,8 @@ from esegeta.engine import check, stream
         "completeness dummy linearity symmetry implementation_invariance shift scale_of_output "
         "continuity class_sensitivity translation_equivariance affine_equivariance"
     ),
+    family="averages",
+    cost=lambda baselines: Cost(explanations=baselines),
     paper="Sturmfels, Lundberg, Lee 2020, doi:10.23915/distill.00022",
 )
 def over_baselines(explain: Explain) -> Explain:

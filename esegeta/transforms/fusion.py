@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from esegeta import spatial
-from esegeta._facts import explanation, facts_of
+from esegeta._facts import declare, explanation, facts_of
+from esegeta._registry import Cost, combination
 from esegeta._types import Explain
 from esegeta.engine import check
 from esegeta.engine.gradient import name_of
@@ -19,6 +20,12 @@ _WAYS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@combination(
+    family="layers",
+    paper="pytorch-grad-cam",
+    leads=1,
+    cost=lambda explains: Cost(explanations=1 if callable(explains) else len(explains)),
+)
 def fuse(explains: Explain | Sequence[Explain], *, by: str = "mean") -> Explain:
     r"""Maps of several layers, brought to the grid of the image and combined.
 
@@ -69,7 +76,6 @@ def fuse(explains: Explain | Sequence[Explain], *, by: str = "mean") -> Explain:
     facts = [facts_of(one) for one in several]
     key = any(f.key for f in facts)
     if facts[0].refs is None or any(f.refs != facts[0].refs for f in facts):
-        fused.takes_key = key  # type: ignore[attr-defined]
-        return fused
+        return declare(fused, key=key)
     doc = "\n\n".join(str(one.__doc__) for one in several)
     return explanation(fused, f"fuse({', '.join(map(name_of, several))})", facts[0].refs, key=key, doc=doc)

@@ -34,6 +34,7 @@ def _after(explain: Explain, change: Callable[[Tensor], Tensor]) -> Explain:
         "dummy symmetry implementation_invariance shift scale_of_output class_sensitivity "
         "translation_equivariance affine_equivariance"
     ),
+    family="numbers",
     paper="",
 )
 def absolute(explain: Explain) -> Explain:
@@ -61,6 +62,7 @@ def absolute(explain: Explain) -> Explain:
         "dummy symmetry implementation_invariance shift scale_of_output translation_equivariance "
         "affine_equivariance monotonicity parameter_dependence"
     ),
+    family="numbers",
     paper="",
 )
 def positive(explain: Explain) -> Explain:
@@ -89,6 +91,7 @@ def positive(explain: Explain) -> Explain:
         "dummy symmetry implementation_invariance shift scale_of_output translation_equivariance "
         "affine_equivariance"
     ),
+    family="numbers",
     paper="",
 )
 def negative(explain: Explain) -> Explain:
@@ -118,6 +121,7 @@ def negative(explain: Explain) -> Explain:
         "translation_equivariance affine_equivariance parameter_dependence"
     ),
     shape="one channel",
+    family="numbers",
     paper="",
 )
 def reduce_channels(explain: Explain, *, by: str = "sum") -> Explain:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esegeta import random
-from esegeta._registry import takes_key, transform
+from esegeta._registry import Cost, takes_key, transform
 from esegeta._types import Explain
 from esegeta.engine import check, stream
 from esegeta.noise import Noise, as_noise
@@ -19,6 +19,8 @@ from esegeta.noise import Noise, as_noise
         "sensitivity_a dummy linearity implementation_invariance scale_of_output continuity class_sensitivity"
     ),
     example={"noise": 0.1, "samples": 4},
+    family="smoothing",
+    cost=lambda samples: Cost(explanations=samples),
     paper="Smilkov, Thorat, Kim, Viegas, Wattenberg 2017, arXiv:1706.03825",
 )
 def smooth(explain: Explain, *, noise: float | int | Noise = 0.1, samples: int = 25) -> Explain:
@@ -56,6 +58,8 @@ def smooth(explain: Explain, *, noise: float | int | Noise = 0.1, samples: int =
     key=True,
     preserves="sensitivity_a dummy implementation_invariance continuity class_sensitivity",
     example={"noise": 0.1, "samples": 4},
+    family="smoothing",
+    cost=lambda samples: Cost(explanations=samples),
     paper="Smilkov, Thorat, Kim, Viegas, Wattenberg 2017, arXiv:1706.03825",
 )
 def smooth_squared(explain: Explain, *, noise: float | int | Noise = 0.1, samples: int = 25) -> Explain:
@@ -93,6 +97,8 @@ def smooth_squared(explain: Explain, *, noise: float | int | Noise = 0.1, sample
     key=True,
     preserves=("dummy", "implementation_invariance", "continuity"),
     example={"noise": 0.1, "samples": 4},
+    family="smoothing",
+    cost=lambda samples: Cost(explanations=samples),
     paper="Adebayo, Gilmer, Goodfellow, Kim 2018, arXiv:1810.03307",
 )
 def variance(explain: Explain, *, noise: float | int | Noise = 0.1, samples: int = 25) -> Explain:

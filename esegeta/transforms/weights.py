@@ -7,7 +7,7 @@ from torch import Tensor
 
 from esegeta import random
 from esegeta._facts import explanation, facts_of
-from esegeta._registry import takes_key
+from esegeta._registry import Cost, combination, takes_key
 from esegeta._types import Explain
 from esegeta.engine import check, stream
 from esegeta.noise import Noise
@@ -16,6 +16,13 @@ from esegeta.transforms.smoothing import smooth
 Weights = Mapping[str, Tensor]
 
 
+@combination(
+    family="weights",
+    paper="Bykov, Hedstroem, Nakajima, Hoehne 2022, arXiv:2106.10185",
+    example={"samples": 2},
+    leads=2,
+    cost=lambda samples: Cost(explanations=samples),
+)
 def noise_grad(
     build: Callable[[Weights], Explain], parameters: Weights, *, noise: float | int = 0.2, samples: int = 10
 ) -> Explain:
@@ -79,6 +86,13 @@ def noise_grad(
     return explain if refs is None else explanation(explain, name, refs, key=True, doc=example.__doc__)
 
 
+@combination(
+    family="weights",
+    paper="Bykov, Hedstroem, Nakajima, Hoehne 2022, arXiv:2106.10185",
+    example={"samples": 2, "input_samples": 2},
+    leads=2,
+    cost=lambda samples, input_samples: Cost(explanations=samples * input_samples),
+)
 def fusion_grad(
     build: Callable[[Weights], Explain],
     parameters: Weights,

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from esegeta._registry import network
 from esegeta.zoo.volumes import DATA
 from esegeta.zoo.weights import read_safetensors
 
@@ -77,6 +78,7 @@ class BrainExtractionUNet(nn.Module):
         return self.out(x)
 
 
+@network(family="trained")
 def brain_extraction_unet() -> nn.Module:
     r"""A trained 3-D U-Net that separates brain from head in T1-weighted MRI, in eval mode.
 

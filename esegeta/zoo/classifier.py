@@ -4,10 +4,12 @@ from collections import OrderedDict
 
 from torch import nn
 
+from esegeta._registry import network
 from esegeta.engine import check
 from esegeta.zoo.drawn import drawn
 
 
+@network(family="drawn")
 def small_classifier(
     ndim: int = 2, channels: int = 1, classes: int = 3, width: int = 8, key: int = 0
 ) -> nn.Module:

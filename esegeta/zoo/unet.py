@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from esegeta._registry import network
 from esegeta.engine import check
 from esegeta.zoo.drawn import drawn
 
@@ -40,6 +41,7 @@ class SmallUNet(nn.Module):
         return self.out(self.decoder(torch.cat([deep, skip], dim=1)))
 
 
+@network(family="drawn", example={"ndim": 2})
 def small_unet(ndim: int, channels: int = 1, classes: int = 2, width: int = 4, key: int = 0) -> nn.Module:
     """A U-Net of one level with random weights, in eval mode: real structure at the price of a toy.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esegeta._facts import declared
 from esegeta.conformance.finding import of
 from esegeta.conformance.functions import call
 from esegeta.conformance.laws import Law
@@ -90,7 +91,7 @@ class Together(Law):
         given = [
             r.expand(2, *r.shape) if k == "baseline" else r for k, r in zip(subject.refs, refs, strict=True)
         ]
-        batched: Any = getattr(explain, "batched", None)
+        batched: Any = declared(explain).batched
         if batched is None:
             raise TypeError(
                 check.problem(

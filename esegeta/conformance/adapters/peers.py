@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from esegeta import random
+from esegeta._facts import declare, declared
 from esegeta._types import Explain, Score
 from esegeta.axioms.composed import Composed
 from esegeta.conformance.functions import AsModule
@@ -73,8 +74,7 @@ def subject(name: str, peer: Peer, options: Mapping[str, Any]) -> Subject:
             alone = [r[None] if kind == "baseline" else r for kind, r in zip(peer.refs, refs, strict=True)]
             return batched(x[None], *alone, key=key)[0]
 
-        explain.batched = batched  # type: ignore[attr-defined]
-        return explain
+        return declare(explain, batched=batched)
 
     return Subject(
         name,
@@ -183,7 +183,7 @@ class Copied(nn.Module):
 
 def network(name: str, score: Score) -> nn.Module:
     """A copy of the network (B,C,*S) -> (B,) of a score, which a peer may change as it likes."""
-    module = getattr(score, "module", None)
+    module = declared(score).module
     if not isinstance(module, nn.Module) or any(isinstance(m, AsModule) for m in module.modules()):
         raise TypeError(
             check.problem(
@@ -198,7 +198,7 @@ def network(name: str, score: Score) -> nn.Module:
 
 def of_batches(score: Score) -> Callable[[Tensor], Tensor]:
     """The score as a function (B,C,*S) -> (B,)."""
-    module = getattr(score, "module", None)
+    module = declared(score).module
     return copy.deepcopy(module).eval() if isinstance(module, nn.Module) else torch.func.vmap(score)
 
 

@@ -1,7 +1,7 @@
 """What a configuration can name: methods, transforms, reducers, baselines, and what their parameters may be.
 
-Nothing is listed here that a registry or a signature can tell. A parameter that is a function in Python is asked
-for by name, ``features = {name = "grid", size = 8}``; ``FAMILIES`` says from which module.
+Nothing is listed here that a registry can tell. A parameter that is a function in Python is asked for by name,
+``features = {name = "grid", size = 8}``: each registry says for which parameters.
 """
 
 import difflib
@@ -10,23 +10,29 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from esegeta import (
-    baselines,
-    features,
-    masks,
-    noise,
-    reducers,  # noqa: F401  what these three register is what can be named
-    rules,
-    segmentation,
-)
+from esegeta import baselines as _baselines  # noqa: F401  what comes with the package is registered
+from esegeta import features as _features  # noqa: F401
+from esegeta import masks as _masks  # noqa: F401
 from esegeta import methods as _methods  # noqa: F401
+from esegeta import noise as _noise  # noqa: F401
+from esegeta import reducers as _reducers  # noqa: F401
+from esegeta import rules as _rules  # noqa: F401
+from esegeta import segmentation as _segmentation  # noqa: F401
 from esegeta import transforms as _transforms  # noqa: F401
-from esegeta._registry import METHODS, TRANSFORMS, MethodSpec
-from esegeta.coalitions import mixed
+from esegeta import zoo as _zoo  # noqa: F401
+from esegeta._registry import (
+    BASELINES,
+    GIVEN,
+    METHODS,
+    REGISTRIES,
+    TRANSFORMS,
+    MethodSpec,
+    Numbers,
+    Registry,
+    Spec,
+)
+from esegeta.rules.composites import named_composites
 from esegeta.run.config.annotations import fits, is_file, members, said, shown
-
-# What the run itself knows and gives: the image where a mask is frozen, the key of the draw.
-GIVEN = ("at", "key")
 
 
 class Parameter(NamedTuple):
@@ -58,9 +64,9 @@ def parameters(fn: Callable[..., Any], skip: int = 0, without: Iterable[str] = G
     return {p.name: Parameter(p.name, p.annotation, p.default) for p in own if p.name not in without}
 
 
-def of_method(spec: MethodSpec) -> dict[str, Parameter]:
-    """The parameters of a method."""
-    return parameters(spec.fn, skip=1 + spec.place)
+def of_method(spec: Spec) -> dict[str, Parameter]:
+    """The parameters of a method, or of anything else that is registered."""
+    return parameters(spec.fn, skip=spec.leads)
 
 
 def methods_by_name() -> dict[str, MethodSpec]:
@@ -87,76 +93,46 @@ class Maker(NamedTuple):
     parameters: dict[str, Parameter]
 
 
-def _settable(item: tuple[str, Parameter]) -> bool:
-    return item[0] in FAMILIES or said(item[1].annotation) != "nothing"
+# The names of the parameters that are asked for by name, and where the name is looked up.
+FAMILIES: dict[str, Registry[Any]] = {name: table for table in REGISTRIES for name in table.asked_by}
 
 
-def _makers(module: Any, result: Any, names: Iterable[str] | None = None) -> dict[str, Maker]:
-    """The public functions of a module that return such a value, if a file can set what they need."""
-    found = {}
-    for name, fn in vars(module).items():
-        if name.startswith("_") or not inspect.isfunction(fn) or fn.__module__.partition(".")[0] != "esegeta":
-            continue
-        of = inspect.signature(fn).return_annotation
-        if (of == result) if names is None else (name in names):
-            found[name] = fn
-    makers = {n: Maker(fn, dict(filter(_settable, parameters(fn).items()))) for n, fn in found.items()}
-    return {n: m for n, m in makers.items() if not any(p.required for p in _missing(m))}
+def _settable(parameter: Parameter) -> bool:
+    return parameter.name in FAMILIES or said(parameter.annotation) != "nothing"
 
 
-def _missing(maker: Maker) -> list[Parameter]:
-    return [p for name, p in parameters(maker.make).items() if name not in maker.parameters]
-
-
-def _later(fn: Callable[..., Any], taken: int) -> Maker:
-    """A function that is itself the value, with its first arguments left open."""
+def _maker(spec: Spec) -> Maker | None:
+    """How a member is made from what a file can set; None if that is not all that it needs."""
+    known = parameters(spec.fn, skip=spec.leads)
+    settable = {name: p for name, p in known.items() if _settable(p)}
+    if any(p.required for name, p in known.items() if name not in settable):
+        return None
+    if not spec.leads:
+        return Maker(spec.fn, settable)
 
     def make(**settings: Any) -> Callable[..., Any]:
-        return functools.partial(fn, **settings) if settings else fn
+        return functools.partial(spec.fn, **settings) if settings else spec.fn  # it is itself the value
 
-    return Maker(make, parameters(fn, skip=taken))
+    return Maker(make, settable)
 
 
-@functools.cache
 def family(name: str) -> dict[str, Maker]:
     """What can be asked for as the value of a parameter of that name.
 
     >>> "grid" in family("features"), "slic" in family("segments")
     (True, True)
     """
-    if name == "features":
-        return _makers(features, features.Features)
-    if name == "noise":
-        return _makers(noise, noise.Noise, ("absolute", "fraction_of_range", "within"))
-    if name == "mask":
-        return _makers(masks, None, ("smooth",))
-    if name == "composite":
-        return _makers(rules, rules.Composite)
-    if name in ("segments", "segment"):
-        return {fn.__name__: _later(fn, 1) for fn in (segmentation.slic, segmentation.graph_segmentation)}
-    fills = {"mixed": _later(mixed, 3), "inpainted": _later(baselines.inpainted, 3)}
-    return fills | _makers(baselines, None, ("defocused", "shuffled"))
+    made = {known: _maker(spec) for known, spec in FAMILIES[name].items()}
+    return {known: maker for known, maker in made.items() if maker is not None}
 
 
-FAMILIES = ("features", "noise", "mask", "composite", "segments", "segment", "fill")
-
-
-@functools.cache
 def of_baselines() -> dict[str, Callable[..., Any]]:
     """The baselines that are made of the image alone, or of numbers.
 
     >>> sorted(of_baselines())[:3]
     ['black', 'blurred', 'constant']
     """
-    found: dict[str, Callable[..., Any]] = {}
-    for name, fn in vars(baselines).items():
-        if name.startswith("_") or not inspect.isfunction(fn) or fn.__module__ != baselines.__name__:
-            continue
-        names = list(inspect.signature(fn).parameters)
-        rest = parameters(fn, skip=1)
-        if names[:1] == ["x"] and not {"hidden", "keep"} & set(rest):
-            found[name] = fn
-    return found
+    return {name: spec.fn for name, spec in BASELINES.items()}
 
 
 def draws(fn: Callable[..., Any]) -> bool:
@@ -216,7 +192,7 @@ def _faults_of_value(path: str, value: Any, parameter: Parameter) -> list[str]:
     if parameter.name in FAMILIES and _callable(parameter) and not is_file(value):
         makers = family(parameter.name)
         if isinstance(value, str):
-            if parameter.name == "composite" and value in rules.COMPOSITES:
+            if parameter.name == "composite" and value in named_composites():
                 return []
             value = {"name": value}
         if isinstance(value, Mapping):
@@ -231,7 +207,7 @@ def _faults_of_call(path: str, value: Mapping[str, Any], makers: Mapping[str, Ma
     settings = dict(value)
     name = settings.pop("name", None)
     if not isinstance(name, str) or name not in makers:
-        known = [*makers, *(rules.COMPOSITES if what == "composite" else ())]
+        known = list(makers)
         got = "no name" if name is None else shown(name)
         return [fault(path, f"{what} by name, one of {', '.join(sorted(known))}", got, nearest(name, known))]
     return faults_of(path, settings, makers[name].parameters, name)
@@ -247,3 +223,37 @@ def references(refs: tuple[str, ...], transforms: Iterable[str]) -> tuple[str, .
     for name in transforms:
         now = None if now is None else TRANSFORMS[name].refs(now)
     return now
+
+
+def numbers(spec: MethodSpec, method: Any) -> Numbers:
+    """What the numbers of a map are, for a method of a configuration: declared, but for parts and places it names.
+
+    >>> from esegeta.run.config.loading import Method
+    >>> [numbers(METHODS[name], Method(name=name)) for name in ("gradient", "occlusion", "grad_cam", "lime")]
+    ['amount', 'part', 'layer', 'amount']
+    >>> numbers(METHODS["lime"], Method(name="lime", parameters={"features": {"name": "grid", "size": 4}}))
+    'part'
+    """
+    if method.place is not None and not spec.place:
+        return "layer"
+    return "part" if "features" in method.parameters else spec.numbers
+
+
+def cost(spec: MethodSpec, method: Mapping[str, Any]) -> int | None:
+    """How many gradients, or values of the score, a method of a configuration takes: at most, with a tolerance.
+
+    None where the image decides.
+
+    >>> cost(METHODS["integrated_gradients"], {"parameters": {"steps": 8}, "transforms": []})
+    8
+    """
+    if method.get("patches") == "per_patch":
+        return None
+    baselines = sum(call.get("count", 1) for call in method.get("baseline") or [{}])
+    own = spec.cost(**method["parameters"], baselines=baselines)
+    total: Any = own.gradients if spec.needs == "gradient" else own.forwards
+    for call in method["transforms"]:
+        settings = {name: value for name, value in call.items() if name != "name"}
+        runs = TRANSFORMS[call["name"]].cost(**settings, baselines=baselines).explanations
+        total = None if total is None or runs is None else total * runs
+    return total if isinstance(total, int) else None

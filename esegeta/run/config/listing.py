@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
+from esegeta._registry import BASELINES, METHODS, REDUCERS, TRANSFORMS, MethodSpec, Spec
 from esegeta.engine import check
 from esegeta.run.config import catalogue
 from esegeta.run.config.catalogue import Parameter
@@ -28,30 +28,21 @@ def tables() -> Iterator[tuple[str, tuple[str, ...], Rows]]:
     ['METHODS', 'TRANSFORMS', 'REDUCERS', 'BASELINES']
     """
     rows: Rows = [
-        (
-            name,
-            " ".join([*(["place"] if spec.place else []), *spec.refs, *(["key"] if spec.key else [])]) or "-",
-            _parameters(catalogue.of_method(spec)) or "-",
-            first_line(spec.fn),
-        )
+        (name, spec.origin, _needs(spec), _parameters(catalogue.of_method(spec)) or "-", first_line(spec.fn))
         for name, spec in sorted(METHODS.items())
     ]
-    yield "METHODS", ("name", "needs", "parameters", "what it is"), rows
-    rows = [
-        (name, _parameters(catalogue.parameters(spec.fn, 1)) or "-", first_line(spec.fn))
-        for name, spec in sorted(TRANSFORMS.items())
-    ]
-    yield "TRANSFORMS", ("name", "parameters", "what it is"), rows
-    rows = [
-        (name, _parameters(catalogue.parameters(spec.fn, 1)) or "-", first_line(spec.fn))
-        for name, spec in sorted(REDUCERS.items())
-    ]
-    yield "REDUCERS", ("name", "parameters", "what it is"), rows
-    rows = [
-        (name, _parameters(catalogue.parameters(fn, 1)) or "-", first_line(fn))
-        for name, fn in sorted(catalogue.of_baselines().items())
-    ]
-    yield "BASELINES", ("name", "parameters", "what it is"), rows
+    yield "METHODS", ("name", "from", "needs", "parameters", "what it is"), rows
+    for title, table in (("TRANSFORMS", TRANSFORMS), ("REDUCERS", REDUCERS), ("BASELINES", BASELINES)):
+        rows = [
+            (name, spec.origin, _parameters(catalogue.of_method(spec)) or "-", first_line(spec.fn))
+            for name, spec in sorted(table.items())
+        ]
+        yield title, ("name", "from", "parameters", "what it is"), rows
+
+
+def _needs(spec: MethodSpec) -> str:
+    """What a method needs besides the image."""
+    return " ".join([*(["place"] if spec.place else []), *spec.refs, *(["key"] if spec.key else [])]) or "-"
 
 
 def entry(name: str) -> str:
@@ -73,34 +64,33 @@ def entry(name: str) -> str:
             "keeps": ", ".join(sorted(spec.axioms)) or "no axiom that is claimed",
             "reference": spec.paper,
         }
-        return _text(spec.name, "method", facts, catalogue.of_method(spec), spec.fn)
+        return _text(spec, "method", facts)
     if name in TRANSFORMS:
         change = TRANSFORMS[name]
         facts = {"preserves": ", ".join(sorted(change.preserves)) or "no axiom", "reference": change.paper}
-        return _text(name, "transform", facts, catalogue.parameters(change.fn, 1), change.fn)
+        return _text(change, "transform", facts)
     if name in REDUCERS:
         reducer = REDUCERS[name]
         facts = {
             "outputs": {"map": "maps", "vector": "of classifiers", "any": "of every kind"}[reducer.output],
             "gradient": "" if reducer.differentiable else "none: for methods that need only values",
         }
-        return _text(name, "reducer", facts, catalogue.parameters(reducer.fn, 1), reducer.fn)
-    if name in catalogue.of_baselines():
-        fn = catalogue.of_baselines()[name]
-        facts = {"count": "how many are drawn, default 1" if catalogue.draws(fn) else ""}
-        return _text(name, "baseline", facts, catalogue.parameters(fn, 1), fn)
-    known = [*by_name, *TRANSFORMS, *REDUCERS, *catalogue.of_baselines()]
+        return _text(reducer, "reducer", facts)
+    if name in BASELINES:
+        facts = {"count": "how many are drawn, default 1" if catalogue.draws(BASELINES[name].fn) else ""}
+        return _text(BASELINES[name], "baseline", facts)
+    known = [*by_name, *TRANSFORMS, *REDUCERS, *BASELINES]
     expected = "the name of a method, transform, reducer or baseline"
     raise ValueError(check.problem("methods", expected, repr(name), catalogue.nearest(name, known)))
 
 
-def _text(
-    name: str, kind: str, facts: dict[str, str], known: dict[str, Parameter], fn: Callable[..., Any]
-) -> str:
-    lines = [f"{name}: a {kind}", f"  {first_line(fn)}"]
+def _text(spec: Spec, kind: str, facts: dict[str, str]) -> str:
+    lines = [f"{spec.name}: a {kind}", f"  {first_line(spec.fn)}"]
+    facts = {**facts, "origin": spec.origin}
     lines += [f"  {key}: {value}" for key, value in facts.items() if value]
+    known = catalogue.of_method(spec)
     lines.append("  parameters:" if known else "  parameters: none")
-    words = _explained(fn)
+    words = _explained(spec.fn)
     for parameter in known.values():
         default = "no default" if parameter.required else f"default {str(parameter).partition('=')[2]}"
         lines.append(

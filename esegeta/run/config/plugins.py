@@ -1,4 +1,6 @@
-"""Methods, transforms and reducers of one's own: files that register them when they are imported.
+"""Methods, transforms, reducers and so on of one's own: code that registers them when it is imported.
+
+There are files that a configuration names, and installed packages with an entry point ``esegeta.plugins``.
 
 The process that reads a configuration imports them, to check what it names, and so does every worker. They have to
 be trusted as a network's file has to be.
@@ -11,31 +13,43 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
+from esegeta._registry import REGISTRIES, load_plugins
 from esegeta.engine import check
 from esegeta.run.config.annotations import shown
 from esegeta.run.config.faults import Strict
 from esegeta.run.config.trust import NAME, Trust, UntrustedError, imported
 
 WHERE = "plugins"
-_TABLES: tuple[dict[str, Any], ...] = (METHODS, TRANSFORMS, REDUCERS)
 _loaded: dict[str, str] = {}  # what was in the files that this process has imported
 
 
 def registered(module: str) -> list[str]:
     """The names of what a module has registered."""
-    return [name for table in _TABLES for name, spec in table.items() if spec.fn.__module__ == module]
+    return [name for table in REGISTRIES for name, spec in table.items() if spec.fn.__module__ == module]
 
 
 def load(files: Iterable[str | Path], trust: Trust) -> None:
-    """Import files that register methods, transforms and reducers; one that has changed since is imported again.
+    """Import files that register methods, transforms and so on; one that has changed since is imported again.
+
+    Installed packages that offer an entry point of the group ``esegeta.plugins`` are imported if they are trusted
+    by name; nobody has named the others, so they stay out silently.
 
     Args:
         files: Python files.
         trust: which code may run.
     """
+    _installed(trust)
     for file in files:
         _one(Path(os.path.abspath(os.path.expanduser(file))), trust)
+
+
+def _installed(trust: Trust) -> None:
+    try:
+        load_plugins(lambda point: trust.names_module(point.module) or point.value in trust.names)
+    except (Exception, SystemExit) as error:
+        got = f"{type(error).__name__}: {error}".removesuffix(".")
+        advice = "Repair the package, or do not trust it"
+        raise check.refused(WHERE, "the plugins of trusted packages to import", got, advice) from error
 
 
 def _one(path: Path, trust: Trust) -> None:
@@ -70,7 +84,7 @@ def _one(path: Path, trust: Trust) -> None:
 
 def _forget(module: str) -> None:
     sys.modules.pop(module, None)
-    for table in _TABLES:
+    for table in REGISTRIES:
         for name in [name for name, spec in table.items() if spec.fn.__module__ == module]:
             del table[name]
 
@@ -79,6 +93,11 @@ def check_plugins(given: Any, folder: Path, trust: Trust, faults: Strict) -> Non
     """Look for what is wrong with the plugins of a configuration. Those that are trusted are imported."""
     if not isinstance(given, (list, tuple)) or not all(isinstance(name, str) for name in given):
         faults.add(WHERE, "a list of Python files", shown(given), 'Write ["my_methods.py"]')
+        return
+    try:
+        load([], trust)
+    except ValueError as error:
+        faults.say(str(error))
         return
     for number, name in enumerate(given):
         path = f"{WHERE}[{number}]"

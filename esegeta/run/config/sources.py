@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from esegeta import zoo
+from esegeta._registry import NETWORKS  # zoo registers its own
 from esegeta.engine import check
 from esegeta.engine.network import ModuleModel
 from esegeta.models import from_module
@@ -48,12 +49,7 @@ def of_zoo() -> dict[str, Any]:
     >>> sorted(of_zoo())
     ['brain_extraction_unet', 'small_classifier', 'small_unet']
     """
-    functions = {name: getattr(zoo, name) for name in zoo.__all__}
-    return {
-        n: f
-        for n, f in functions.items()
-        if inspect.signature(f).return_annotation in (nn.Module, "nn.Module")
-    }
+    return {name: spec.fn for name, spec in NETWORKS.items()}
 
 
 def is_program(source: str) -> bool:
@@ -94,7 +90,7 @@ def load(model: Model, device: str = "cpu", *, trust: Trust = NOTHING) -> Module
         known = of_zoo()
         if name not in known:
             raise _problem("a network of the zoo", repr(name), nearest(name, known))
-        network = _made(getattr(zoo, name), source, model.arguments)
+        network = _made(known[name], source, model.arguments)
     else:
         with _trusted():
             if is_program(source):

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from esegeta import reducers
-from esegeta._registry import MethodSpec
 from esegeta._types import Score
 from esegeta.engine.execution import (
     DeadlineExceeded,
@@ -56,7 +55,6 @@ from esegeta.run.jobs.plan import (
     Planning,
     content,
     contents,
-    evaluations,
     raw_path,
     releases,
     write_record,
@@ -72,22 +70,6 @@ OF_THE_RUN = (
 )
 _WRITING_SECONDS = 120.0
 _NO_NUMBERS = ("id", "title", "deadline", "memory")
-
-
-def is_amount(spec: MethodSpec, method: Method) -> bool:
-    """Whether a voxel's value is its own share, which is less where voxels are smaller: not the value of a part or
-    of a window, a mask, or a map of a layer.
-
-    >>> from esegeta.run.config.catalogue import METHODS
-    >>> [is_amount(METHODS[name], Method(name=name)) for name in ("gradient", "occlusion", "grad_cam", "lime")]
-    [True, False, False, True]
-    >>> is_amount(METHODS["lime"], Method(name="lime", parameters={"features": {"name": "grid", "size": 4}}))
-    False
-    """
-    elements = "features" not in method.parameters
-    own = spec.needs != "values" or (elements and "features" in catalogue.of_method(spec))
-    at_input = spec.shape == "input" and (spec.place or method.place is None)
-    return own and at_input and elements
 
 
 def computed(
@@ -190,7 +172,7 @@ def explain(payload: Record, inputs: Inputs, context: Context) -> Record:
         warnings.warn(said["message"], ExecutionWarning, stacklevel=1)
     write_raw(raw, Path(payload["folder"]) / raw_path(payload["id"]))
     map, notes = on_image(raw, image.x)
-    regridding = "density" if is_amount(built.spec, entry.method) else "values"
+    regridding = "density" if catalogue.numbers(built.spec, entry.method) == "amount" else "values"
     whole = image.prepared.back(map.cpu(), regridding)
     seen = whole[~whole.isnan()]
     record = {
@@ -502,7 +484,7 @@ def cost(payload: Record) -> tuple[int | None, str]:
     """Return how many gradients or values of the score a job takes, and which of them."""
     spec = catalogue.methods_by_name()[payload["method"]["name"]]
     needs = "gradients" if spec.needs == "gradient" else "values"
-    return evaluations(spec, payload["method"]), needs
+    return catalogue.cost(spec, payload["method"]), needs
 
 
 METHODS = register(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from esegeta import patches
+from esegeta._facts import declare
 from esegeta._types import Model, Score
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
@@ -185,8 +186,7 @@ def explanation_of(entry: Entry, model: Model, image: Image) -> tuple[Built, Sco
         def own(z: Tensor, *, key: Any = None) -> Tensor:
             return (built._replace(key=key) if built.keyed else built)(z)
 
-        own.takes_key = built.keyed  # type: ignore[attr-defined]
-        return own
+        return declare(own, key=built.keyed)
 
     extent = entry.patches
     explain = patches.patchwise(of_patch, _size(extent.size), extent.overlap, extent.weights)

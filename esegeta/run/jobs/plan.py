@@ -16,9 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esegeta._registry import TRANSFORMS, MethodSpec
 from esegeta.engine import check
-from esegeta.run.config import catalogue
 from esegeta.run.config.schema import Config
 from esegeta.run.config.sources import is_program
 from esegeta.run.config.trust import located
@@ -260,36 +258,3 @@ def raw_path(job: str) -> Path:
     '.jobs/raw/sub-01_brain_gradient.npy'
     """
     return Path(".jobs", "raw", f"{job}.npy")
-
-
-# Their samples are of runs through all parts of the image.
-_FOR_EVERY_PART = ("feature_shuffling", "shapley_sampling", "sobol_attribution")
-
-
-def evaluations(spec: MethodSpec, method: Mapping[str, Any]) -> int | None:
-    """How many gradients, or values of the score, a method takes: at most, where a tolerance ends it.
-
-    It is read off its parameters that count steps or samples, and off its baselines; None where the image decides.
-
-    >>> import esegeta.methods
-    >>> from esegeta._registry import METHODS
-    >>> evaluations(METHODS["integrated_gradients"], {"parameters": {"steps": 8}, "transforms": []})
-    8
-    """
-    if spec.name in _FOR_EVERY_PART or method.get("patches") == "per_patch":
-        return None
-    known = {name: p.default for name, p in catalogue.of_method(spec).items()}
-    settings = {**known, **method["parameters"]}
-    counts = [settings[name] for name in ("steps", "samples", "most") if name in settings]
-    if not counts and spec.needs == "values":
-        return None
-    baselines = sum(call.get("count", 1) for call in method.get("baseline") or [{}])
-    total = math.prod(counts) if counts or "baselines" not in spec.refs else baselines
-    for call in method["transforms"]:
-        change = TRANSFORMS[call["name"]]
-        samples = catalogue.parameters(change.fn, 1).get("samples")
-        if samples is not None:
-            total *= call.get("samples", samples.default)
-        elif call["name"] == "over_baselines":
-            total *= baselines
-    return total if isinstance(total, int) else None

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from esegeta._registry import step
 from esegeta.engine import check
 from esegeta.run.volumes.prepared import Prepared, Step, changed, each, numbers
 from esegeta.run.volumes.reading import Array
@@ -49,6 +50,7 @@ def _scaler(how: str, over: str, low: float, high: float) -> Callable[[Array], t
     return scaled
 
 
+@step(family="intensities", example={"low": 0.0})
 def clip(low: float | int | None = None, high: float | int | None = None) -> Step:
     """Bring what lies outside of two values to the nearer one, Hounsfield units for example.
 
@@ -70,6 +72,7 @@ def clip(low: float | int | None = None, high: float | int | None = None) -> Ste
     return run
 
 
+@step(family="intensities")
 def normalise(
     how: str = "zscore",
     over: str = "all",

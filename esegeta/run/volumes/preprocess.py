@@ -5,32 +5,20 @@ it did, so that ``Prepared.back`` puts a map onto the grid of the file.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+import esegeta.run.volumes.intensities
+import esegeta.run.volumes.steps  # noqa: F401  what these two register are the steps
+from esegeta._registry import STEPS
 from esegeta.engine import check
-from esegeta.run.volumes.intensities import clip, normalise
 from esegeta.run.volumes.prepared import Prepared, Step
 from esegeta.run.volumes.reading import Volume
-from esegeta.run.volumes.steps import content, crop, fit, pad, reorient, resample, resize, slice_
 
-__all__ = ["STEPS", "Prepared", "Step", "apply", "problems", "step"]
-
-STEPS: dict[str, Callable[..., Step]] = {
-    "reorient": reorient,
-    "resample": resample,
-    "resize": resize,
-    "crop": crop,
-    "content": content,
-    "fit": fit,
-    "pad": pad,
-    "slice": slice_,
-    "clip": clip,
-    "normalise": normalise,
-}
+__all__ = ["Prepared", "Step", "apply", "problems", "step"]
 
 
 def apply(volume: Volume, steps: Iterable[Step | Mapping[str, Any]]) -> Prepared:
@@ -38,10 +26,11 @@ def apply(volume: Volume, steps: Iterable[Step | Mapping[str, Any]]) -> Prepared
 
     Args:
         volume: from ``volumes.read``.
-        steps: made by the functions of ``STEPS``, or tables ``{"step": name, parameter: value}``.
+        steps: made by the functions that are registered as steps, or tables ``{"step": name, parameter: value}``.
 
     Example:
         >>> import torch
+        >>> from esegeta.run.volumes.steps import crop
         >>> box = Volume(torch.arange(6.)[None], np.diag([2., 2., 2., 1.]), (2.0,))
         >>> done = apply(box, [crop([[1, 5]]), {"step": "normalise", "how": "minmax"}])
         >>> done.data.tolist(), done.affine[0].tolist()
@@ -68,7 +57,7 @@ def step(table: Mapping[str, Any]) -> Step:
         got = "none" if name is None else repr(name)
         advice = 'Write step = "name"' if name is None else check.nearest(name, STEPS)
         raise ValueError(check.problem("preprocess", f"a step of {', '.join(STEPS)}", got, advice))
-    make = STEPS[name]
+    make = STEPS[name].fn
     known = inspect.signature(make).parameters
     for given in parameters:
         if given not in known:
@@ -89,7 +78,7 @@ def problems(tables: Iterable[Any]) -> list[str]:
     >>> for line in problems(tables):  # doctest: +ELLIPSIS
     ...     print(line)
     [0]: pad: expected multiple of whole numbers > 0, got int 0. Pass for example 8.
-    [2]: preprocess: expected a step of reorient, resample, ..., got 'crp'. Nearest: crop, clip.
+    [2]: preprocess: expected a step of clip, ..., got 'crp'. Nearest: crop, clip.
     """
     found = []
     for i, table in enumerate(tables):

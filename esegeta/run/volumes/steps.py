@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from esegeta._registry import step
 from esegeta.engine import check
 from esegeta.run.volumes import grids
 from esegeta.run.volumes.prepared import Prepared, Step, each, moved, numbers, sized
 from esegeta.run.volumes.reading import Array
 
 
+@step(family="grid", example={"to": "RAS"})
 def reorient(to: str) -> Step:
     """Flip and permute axes, so that they point to the sides that are named; voxels keep their places in mm.
 
@@ -63,6 +65,7 @@ def _regridded(
     return moved(now, grids.weighted(now.data.numpy(), matrices), affine, {"step": name, **record}, undo)
 
 
+@step(family="grid", example={"spacing": 2.0})
 def resample(spacing: Any, how: str = "linear") -> Step:
     """Change the size of voxels. The centre of the volume stays; its borders move by less than half a voxel.
 
@@ -86,6 +89,7 @@ def resample(spacing: Any, how: str = "linear") -> Step:
     return run
 
 
+@step(family="grid", example={"shape": 4})
 def resize(shape: Any, how: str = "linear") -> Step:
     """Show the same space on another number of voxels.
 
@@ -122,6 +126,7 @@ def _windowed(
     return moved(now, grids.window(now.data.numpy(), box, fill), affine, record, undo)
 
 
+@step(family="grid", example={"box": [[0, 2]] * 3})
 def crop(box: Any) -> Step:
     """Keep a box of voxels.
 
@@ -147,6 +152,7 @@ def crop(box: Any) -> Step:
     return run
 
 
+@step(family="grid")
 def content(above: float | int = 0.0, margin: int = 0) -> Step:
     """Keep the smallest box that holds all voxels above a value in any channel.
 
@@ -174,6 +180,7 @@ def content(above: float | int = 0.0, margin: int = 0) -> Step:
     return run
 
 
+@step(family="grid", example={"shape": 6})
 def fit(shape: Any, fill: float | int = 0.0) -> Step:
     """Cut or pad around the centre, to a number of voxels; of an odd number the larger half at the far end.
 
@@ -195,6 +202,7 @@ def fit(shape: Any, fill: float | int = 0.0) -> Step:
     return run
 
 
+@step(family="grid", example={"multiple": 8})
 def pad(multiple: Any, fill: float | int = 0.0) -> Step:
     """Pad on both sides to the next multiple: a U-Net with three levels of pooling takes multiples of 8.
 
@@ -215,6 +223,7 @@ def pad(multiple: Any, fill: float | int = 0.0) -> Step:
     return run
 
 
+@step(family="grid", example={"axis": 0, "index": 1}, called="slice")
 def slice_(axis: int, index: int) -> Step:
     """One plane of a volume, for networks with one axis less.
 
