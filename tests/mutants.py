@@ -193,9 +193,8 @@ STREAMS = (
     Mutant(
         "the rest is dropped",
         "esegeta.engine.stream",
-        "        while done < total:\n            if current().left() <= 0:\n                if not (partial",
-        "        while not done or done + plan.size <= total:\n            if current().left() <= 0:\n"
-        "                if not (partial",
+        "        while done < total:\n            some = partial",
+        "        while not done or done + plan.size <= total:\n            some = partial",
         "only whole chunks run",
         subjects=("integrated_gradients",),
     ),
@@ -258,8 +257,8 @@ STREAMS = (
     Mutant(
         "the mean over the examples",
         "esegeta.engine.batching",
-        "out[done : done + len(values)] = values",
-        "out[done : done + len(values)] = values.mean(0)",
+        "t[done : done + size] = v",
+        "t[done : done + size] = v.mean(0)",
         "one example leaks into the others",
         subjects=("gradient",),
     ),
@@ -687,8 +686,8 @@ MAPS = (
     Mutant(
         "half of the relevance of the input",
         "esegeta.methods.full_gradient",
-        "return FullGradient(x * slope(x), parts)",
-        "return FullGradient(slope(x), parts)",
+        "return FullGradient(x * g, parts)",
+        "return FullGradient(g, parts)",
         "the gradient without the input",
         tests=("tests/test_full_gradient.py::test_the_parts_add_up_to_the_score",),
     ),
@@ -706,15 +705,15 @@ SCORES = (
     Mutant(
         "the class before",
         "esegeta.reducers",
-        "        return z[0] if target else -z[0]\n    return z[target]\n",
-        "        return z[0] if target else -z[0]\n    return z[target - 1]\n",
+        "    if not isinstance(target, Tensor):\n        return z[target]\n",
+        "    if not isinstance(target, Tensor):\n        return z[target - 1]\n",
         "classes that are counted from one",
         tests=(_REDUCERS,),
     ),
     Mutant(
         "a count of logits",
         "esegeta.reducers",
-        "return z.softmax(0)[target] if _softmaxed(z, exclusive) else own.sigmoid()",
+        "return _channel(z.softmax(0), target) if _softmaxed(z, exclusive) else own.sigmoid()",
         "return own",
         "the softmax is left out",
         tests=(_REDUCERS,),
@@ -722,8 +721,8 @@ SCORES = (
     Mutant(
         "a margin with the other sign",
         "esegeta.reducers",
-        "lead = z[target] - z[other]",
-        "lead = z[other] - z[target]",
+        "lead = _channel(z, target) - _channel(z, other)",
+        "lead = _channel(z, other) - _channel(z, target)",
         "the rival leads",
         tests=(_REDUCERS,),
     ),

@@ -434,11 +434,11 @@ def test_values_are_clipped():
 @together(
     ("table", "message"),
     [
-        ({"step": "resampel"}, "preprocess: expected a step of .*, got 'resampel'. Did you mean resample."),
-        ({}, "preprocess: expected a step of .*, got None. Choose one of them."),
+        ({"step": "resampel"}, "preprocess: expected a step of .*, got 'resampel'. Nearest: resample"),
+        ({}, 'preprocess: expected a step of .*, got none. Write step = "name".'),
         (
             {"step": "resample", "spacin": 1},
-            "resample: expected parameters of spacing, how, got 'spacin'. Did you mean spacing.",
+            "resample: expected parameters of spacing, how, got 'spacin'. Nearest: spacing.",
         ),
         ({"step": "resample"}, "resample: expected the parameter spacing, got none. Add"),
         (
