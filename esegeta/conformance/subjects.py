@@ -44,7 +44,7 @@ class Subject:
     explains by parts; wants: ``"module"`` if it needs ``score.module``, a network of batches;
     declares: whether its owner says which axioms it keeps; finer: the same with four times the nodes;
     terms: from the input to how many values of the score it adds up, if they are thousands; mapped: whether vmap can
-    map over its explanations; if not they have ``explain.batched(xs, *refs)``, which takes a batch.
+    map over its explanations; if not they have ``explain.facts.batched(xs, *refs)``, which takes a batch.
     """
 
     name: str

@@ -41,7 +41,7 @@ def find(text: str) -> Subject:
 
     Returns:
         A subject. The explanation that it builds runs the library on a batch of one. It also has
-        ``explain.batched(xs, *refs, key=)``, which gives a batch to the library: a baseline for every example, but
+        ``explain.facts.batched(xs, *refs, key=)``, which gives a batch to the library: a baseline for every example, but
         the same baselines for all.
 
     Example:
