@@ -41,8 +41,8 @@ def find(text: str) -> Subject:
 
     Returns:
         A subject. The explanation that it builds runs the library on a batch of one. It also has
-        ``explain.facts.batched(xs, *refs, key=)``, which gives a batch to the library: a baseline for every example, but
-        the same baselines for all.
+        ``explain.facts.batched(xs, *refs, key=)``, which gives a batch to the library: a baseline for every example,
+        but the same baselines for all.
 
     Example:
         >>> find("captum:IntegratedGradients(n_steps=3)").nodes

@@ -57,8 +57,8 @@ class Peer:
 def subject(name: str, peer: Peer, options: Mapping[str, Any]) -> Subject:
     """The subject of a peer with options. Its explanations also have ``explain.facts.batched``.
 
-    ``explain.facts.batched(xs, *refs, key=)`` gives several examples to the peer at once: a baseline for each, baselines
-    shared by all. A method that lets examples influence each other answers otherwise there than one by one.
+    ``explain.facts.batched(xs, *refs, key=)`` gives several examples to the peer at once: a baseline for each,
+    baselines shared by all. A method that lets examples influence each other answers otherwise there than one by one.
     """
     run = peer.prepare(**options)
 
