@@ -420,7 +420,7 @@ def activation_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tu
         ([[2.0, 6.0]], [[4.0, 12.0]])
     """
     both = _one_pass(score, place, "tap")
-    return lambda x: both(x)[:2]
+    return named(lambda x: both(x)[:2], f"activation_and_gradient({name_of(score)})")
 
 
 def bias_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any, Tensor]]:

@@ -254,7 +254,7 @@ def test_writes_in_place_are_followed_or_refused(run, way):
     torch.manual_seed(1)
     score = score_of(Function(run).double())
     x = eg.random.normal(2, (1, 24, 24), dtype=torch.float64)
-    explain = eg.occlusion(score, size=3, stride=7)
+    explain = eg.occlusion(score, size=7, stride=7)
     with eg.execution(evaluation="whole"):
         whole = explain(x, 0 * x)
     if way is None:

@@ -23,7 +23,7 @@ from esegeta._registry import METHODS
 from esegeta.engine.check import Refused
 from esegeta.engine.execution import current, record
 from esegeta.run import log, pipeline
-from esegeta.run.config import building
+from esegeta.run.config import building, catalogue
 from esegeta.run.config import loading as config
 from esegeta.run.executors import stopping
 from esegeta.run.executors.child import Context

@@ -203,4 +203,5 @@ def excitation(score: Score, *, contrast: bool = False) -> Score:
         y = rewritten(score, lambda: Excitation(contrast, last))(x)
         return y if last or not isinstance(y, Tensor) else reroute(y, [y], lambda g, _, y: quotient(g, y))
 
+    changed.of = score  # type: ignore[attr-defined]
     return named(carry(changed, score, rewritten=True), f"{NAME} of {name_of(score)}")

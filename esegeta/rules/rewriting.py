@@ -196,6 +196,7 @@ def rewritten(
         return y
 
     carry(changed, score, rewritten=True, changes_values=make().changes_values)
+    changed.of = score  # type: ignore[attr-defined]
     return named(changed, f"{make().name} of {name_of(score)}")
 
 
