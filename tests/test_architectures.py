@@ -20,6 +20,8 @@ import esegeta as eg
 from esegeta._registry import METHODS
 from esegeta.conformance.adapters.peers import torchvision
 
+pytestmark = pytest.mark.zoo
+
 # Every error of this library: what was expected, what came instead, what to do.
 OUR_WORDS = re.compile(r"[^:]+: expected .+, got .+\..+", re.DOTALL)
 KEY = 20
