@@ -203,3 +203,15 @@ def test_the_table_can_be_read(capsys):
     assert lines[0].split()[:3] == ["method", "metric", "value"]
     assert len(lines) == 7
     assert str(found).splitlines() == lines
+
+
+def test_methods_with_and_without_a_baseline_share_the_refs():
+    score = lambda x: (x**2).sum()
+    xs = torch.arange(12.0).reshape(3, 1, 4) + 1
+    methods = {"gradient": eg.gradient, "path": lambda s: eg.integrated_gradients(s, steps=4)}
+    table = eg.compare(
+        methods, score, xs, refs=(torch.zeros(1, 4),), metrics={"deletion": eg.metrics.deletion}
+    )
+    assert [(row.patients, row.reason) for row in table.rows] == [(3, ""), (3, "")]
+    alone = eg.metrics.deletion(eg.gradient(score), score)(xs[0], torch.zeros(1, 4))
+    assert alone.area == eg.metrics.deletion(eg.gradient(score), score)(xs[0]).area

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esegeta._facts import facts_of
 from esegeta._registry import takes_key
 from esegeta._types import Explain
 from esegeta.engine import check
@@ -72,8 +73,16 @@ def callable_(where: str, explain: object) -> Callable[..., Tensor]:
 
 
 def asked(explain: Callable[..., Tensor], x: Tensor, refs: tuple[Tensor, ...], key: Any) -> Tensor:
-    """Explain x, with the key if the explanation draws at random."""
-    return explain(x, *refs, key=key) if takes_key(explain) else explain(x, *refs)
+    """Explain x with as many of the refs as the explanation takes, and with the key if it draws at random.
+
+    So methods with and without a baseline can be judged side by side, with the same fill.
+
+    >>> asked(lambda x: x + 1, torch.zeros(1), (torch.ones(1),), 0).item()
+    1.0
+    """
+    taken = facts_of(explain).refs
+    given = refs if taken is None else refs[: len(taken)]
+    return explain(x, *given, key=key) if takes_key(explain) else explain(x, *given)
 
 
 def attribution(
