@@ -233,6 +233,12 @@ def a_key_that_nothing_is_drawn_from(subject):
         subject.build(square)(TWO, *defaults(subject, TWO), key=3)
 
 
+@tried(lambda subject: subject.refs == ("baseline",))()
+def a_list_for_one_baseline(subject):
+    with refused(TypeError, subject.name, "baseline to be a torch.Tensor", "a list of 2", "torch.stack"):
+        run(subject, square, TWO, [[ZERO, ZERO]])
+
+
 @tried(lambda subject: subject.refs == ("baselines",))()
 def a_list_of_baselines(subject):
     with refused(TypeError, subject.name, "baselines to be a torch.Tensor", "a list of 2", r"torch\.stack\("):

@@ -87,7 +87,15 @@ def describe(value: object) -> str:
 
 
 def tensor(where: str, name: str, value: object) -> Tensor:
-    """Refuse anything but a tensor."""
+    """Refuse anything but a tensor.
+
+    >>> tensor("ig", "baseline", [torch.zeros(2), torch.ones(2)])
+    Traceback (most recent call last):
+    TypeError: ig: expected baseline to be a torch.Tensor, got a list of 2. Make one of them with torch.stack.
+    """
+    if isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
+        got, advice = f"a {type(value).__name__} of {len(value)}", "Make one of them with torch.stack"
+        raise TypeError(problem(where, f"{name} to be a torch.Tensor", got, advice))
     if not isinstance(value, Tensor):
         raise TypeError(problem(where, f"{name} to be a torch.Tensor", describe(value), "Convert it first"))
     return value
