@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ LENGTHS = (96, 192, 384)
 THIN = (16, 32, 64)
 
 
+@runtime_checkable
 class Model(Protocol):
     """What answers how far it sees: a network as a model, or the same model on patches of an image."""
 

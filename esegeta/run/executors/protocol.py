@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from esegeta.run.executors.status import Status
 
@@ -39,6 +39,7 @@ class Outcome:
     device: str = "cpu"
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Do tasks somewhere. One that fails in any way fails alone, with an outcome that says why."""
 
