@@ -392,13 +392,13 @@ def composite_of(where: str, composite: Composite | str) -> Composite:
     if isinstance(composite, Composite):
         return composite
     known = named_composites()
-    if composite not in known:
+    if not isinstance(composite, str) or composite not in known:
         near = difflib.get_close_matches(str(composite), known, n=3)
         raise ValueError(
             check.problem(
                 where,
                 f"a Composite or one of {', '.join(known)}",
-                repr(composite),
+                check.describe(composite),
                 f"Nearest: {', '.join(near)}" if near else "Compose one with esegeta.rules.Composite",
             )
         )
