@@ -614,7 +614,7 @@ MAPS = (
         'torch.einsum("d,d...->...", g.mean(grid(a)), a)',
         'torch.einsum("d,d...->...", g.sum(grid(a)), a)',
         "weights that grow with the grid",
-        tests=(f"{_CAMS}[unet-2-grad_cam]",),
+        tests=(f"{_CAMS}[2]",),
     ),
     Mutant(
         "Grad-CAM++ without the clamp",
@@ -622,7 +622,7 @@ MAPS = (
         "torch.where(never, 0.0, g.clamp(min=0) / ",
         "torch.where(never, 0.0, g / ",
         "negative gradients count",
-        tests=(f"{_CAMS}[unet-2-grad_cam_plus_plus]",),
+        tests=(f"{_CAMS}[2]",),
     ),
     Mutant(
         "ablation with the other sign",
@@ -630,7 +630,7 @@ MAPS = (
         "return (whole - head(torch.where(column == d, 0.0, a))) * (channels == d)",
         "return (head(torch.where(column == d, 0.0, a)) - whole) * (channels == d)",
         "what the score gains",
-        tests=(f"{_CAMS}[unet-2-ablation_cam]",),
+        tests=(f"{_CAMS}[2]",),
     ),
     Mutant(
         "masks that do not reach one",
@@ -638,7 +638,7 @@ MAPS = (
         "mask = (lit - low) * torch.where(varies, 1 / torch.where(varies, span, 1.0), 0.0)",
         "mask = lit - low",
         "the scaling is left out",
-        tests=(f"{_CAMS}[unet-2-score_cam]",),
+        tests=(f"{_CAMS}[2]",),
     ),
     Mutant(
         "corners on corners",
