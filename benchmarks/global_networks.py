@@ -1,4 +1,4 @@
-"""What `auto` evaluation costs where nothing is local, and what it gains where something is.
+"""Compare `auto` with whole evaluation where nothing is local, and where something is.
 
 Occlusion of a volume by the evaluation that the engine chooses and by whole evaluations, interleaved: on a network
 with instance norm after every convolution, as nnU-Net and DynUNet are built, and on the real network. The first call

@@ -87,15 +87,7 @@ def describe(value: object) -> str:
 
 
 def tensor(where: str, name: str, value: object) -> Tensor:
-    """Refuse anything but a tensor.
-
-    >>> tensor("ig", "baseline", [torch.zeros(2), torch.ones(2)])
-    Traceback (most recent call last):
-    TypeError: ig: expected baseline to be a torch.Tensor, got a list of 2. Make one of them with torch.stack.
-    """
-    if isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
-        got, advice = f"a {type(value).__name__} of {len(value)}", "Make one of them with torch.stack"
-        raise TypeError(problem(where, f"{name} to be a torch.Tensor", got, advice))
+    """Refuse anything but a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(problem(where, f"{name} to be a torch.Tensor", describe(value), "Convert it first"))
     return value
@@ -212,9 +204,17 @@ def wave(x: Tensor) -> Tensor:
     return torch.cos(steps * 2.399963).to(x.dtype).reshape(x.shape)
 
 
+def _one_tensor(where: str, name: str, value: object) -> Tensor:
+    """Refuse anything but a tensor; a list of references is told how to become one."""
+    if isinstance(value, (list, tuple)):
+        got = f"a {type(value).__name__} of {len(value)}"
+        raise TypeError(problem(where, f"{name} to be a torch.Tensor", got, f"Use torch.stack({name})"))
+    return tensor(where, name, value)
+
+
 def like(where: str, name: str, value: object, x: Tensor) -> Tensor:
     """Refuse a tensor whose shape, dtype or device differs from the input's."""
-    value = tensor(where, name, value)
+    value = _one_tensor(where, name, value)
     if value.shape != x.shape:
         raise ValueError(
             problem(
@@ -242,10 +242,7 @@ def like(where: str, name: str, value: object, x: Tensor) -> Tensor:
 
 def stack_of(where: str, name: str, value: object, x: Tensor) -> Tensor:
     """Refuse anything but ``n >= 1`` tensors like the input, stacked on a new first axis."""
-    if isinstance(value, (list, tuple)):
-        got = f"a {type(value).__name__} of {len(value)}"
-        raise TypeError(problem(where, f"{name} to be a torch.Tensor", got, f"Use torch.stack({name})"))
-    value = tensor(where, name, value)
+    value = _one_tensor(where, name, value)
     if value.ndim != x.ndim + 1 or value.shape[0] == 0:
         raise ValueError(
             problem(

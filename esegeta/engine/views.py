@@ -1,6 +1,5 @@
 """Places by name, and what one caller asks for at them while a score runs."""
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -217,5 +216,4 @@ class View:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return advice for a name that does not exist."""
-    near = difflib.get_close_matches(name, sorted({*names} - {""}), n=3, cutoff=0.5)
-    return f"Nearest: {', '.join(near)}" if near else "esegeta.places(score, x) lists them"
+    return check.nearest(name, {*names} - {""}, "esegeta.places(score, x) lists them")

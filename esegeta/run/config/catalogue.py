@@ -4,7 +4,6 @@ Nothing is listed here that a registry can tell. A parameter that is a function 
 ``features = {name = "grid", size = 8}``: each registry says for which parameters.
 """
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +30,7 @@ from esegeta._registry import (
     Registry,
     Spec,
 )
+from esegeta.engine import check
 from esegeta.rules.composites import named_composites
 from esegeta.run.config.annotations import fits, is_file, members, said, shown
 
@@ -77,10 +77,10 @@ def methods_by_name() -> dict[str, MethodSpec]:
 def nearest(word: object, known: Iterable[str]) -> str:
     """Advice for a word that is not known."""
     names = list(known)
-    close = difflib.get_close_matches(str(word), names, n=3, cutoff=0.5)
-    if close:
-        return f"Nearest: {', '.join(close)}"
-    return f"Known: {', '.join(sorted(names))}" if 0 < len(names) <= 12 else "Nothing is near it"
+    few = 0 < len(names) <= 12
+    return check.nearest(
+        str(word), names, f"Known: {', '.join(sorted(names))}" if few else "Nothing is near it"
+    )
 
 
 # --- Functions as values ----------------------------------------------------------------------------------
