@@ -230,8 +230,10 @@ NETWORKS = Registry("network", Spec)
 STEPS = Registry("step", Spec)
 METRICS = Registry("metric", MetricSpec)
 OBJECTIVES = Registry("objective", Spec)
-PARAMETRISATIONS = Registry("parametrisation", Spec)
+PARAMETRISATIONS = Registry("parametrisation", Spec, ("parametrisation",))
 REGULARISERS = Registry("regulariser", Spec)
+DISTORTIONS = Registry("distortion", Spec)  # under which a dream has to hold
+OPTIMISERS = Registry("optimiser", Spec, ("optimiser",))
 RECIPES = Registry("recipe", Spec)
 UNCERTAINTIES = Registry("uncertainty", Spec)
 
@@ -254,6 +256,8 @@ REGISTRIES: tuple[Registry[Any], ...] = (
     OBJECTIVES,
     PARAMETRISATIONS,
     REGULARISERS,
+    DISTORTIONS,
+    OPTIMISERS,
     RECIPES,
     UNCERTAINTIES,
 )
@@ -273,6 +277,8 @@ step = STEPS.register
 objective = OBJECTIVES.register
 parametrisation = PARAMETRISATIONS.register
 regulariser = REGULARISERS.register
+distortion = DISTORTIONS.register
+optimiser = OPTIMISERS.register
 recipe = RECIPES.register
 uncertainty = UNCERTAINTIES.register
 

@@ -18,7 +18,7 @@ PATH = Path(esegeta.__file__).with_name("__init__.pyi")
 # Module to what it has that is public but in no registry; of the package itself these are modules.
 EXPLICIT = {
     "esegeta": (
-        *("axioms", "baselines", "conformance", "features", "masks", "methods", "metrics"),
+        *("axioms", "baselines", "conformance", "dreams", "features", "masks", "methods", "metrics"),
         *("models", "noise", "plot"),
         *("radiomics", "random", "reducers", "rules", "segmentation", "spatial", "transforms", "zoo"),
     ),

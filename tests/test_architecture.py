@@ -68,6 +68,7 @@ ORDER = (
     "shapley_kernel",
     "masks",
     "rules",
+    "dreams",
     "methods",
     "transforms",
     "metrics",
