@@ -21,14 +21,9 @@ Features = Callable[[Tensor, Tensor], Mapping[str, float]]
 
 # Those of the paper, by the names of ``eg.radiomics.features``.
 NAMES = (
-    "statistics_rms",
-    "statistics_mean",
-    "histogram_entropy",
-    "shape_maximum_diameter",
-    "shape_elongation",
-    "shape_sphericity",
-    "glcm_contrast_3D_avg",
-    "ngldm_high_dependence_emphasis_3D",
+    *("statistics_rms", "statistics_mean", "histogram_entropy"),
+    *("shape_maximum_diameter", "shape_elongation", "shape_sphericity"),
+    *("glcm_contrast", "ngldm_high_dependence_emphasis"),
 )
 
 
@@ -140,7 +135,8 @@ def radiomic(
     """Return a function to radiomic features of an image and a mask; all NaN where the mask is empty.
 
     Args:
-        names: of ``eg.radiomics.features``; those of the paper by default.
+        names: of ``eg.radiomics.features``, those of the paper by default. Without an aggregation such as
+            ``glcm_contrast_2_5D_comb`` a texture is that of the image's own axes, averaged over directions.
         spacing: mm per voxel.
         channel: whose intensities count.
         width: of the bins of grey levels.
@@ -155,7 +151,12 @@ def radiomic(
 
     def features(image: Tensor, mask: Tensor) -> Mapping[str, float]:
         found = radiomics.features(image[channel], mask, spacing=spacing, **from_bins)
-        return {name: found[name] for name in names}
+        ending = "3D" if mask.ndim == 3 else "2D"
+        whole = {
+            name: next((n for n in (f"{name}_{ending}", f"{name}_{ending}_avg") if n in found), name)
+            for name in names
+        }
+        return {name: found[whole[name]] for name in names}
 
     return features
 

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
-from esegeta import random
+from esegeta import random, spatial
 from esegeta._registry import distortion
 from esegeta.engine import check
-from esegeta.features import Spacing
 
 Distortion = Callable[[Tensor, random.Key], Tensor]
 
@@ -39,7 +38,7 @@ def jitter(voxels: int = 8) -> Distortion:
 
 
 @distortion(example={"degrees": 10})
-def rotation(degrees: float | int = 10.0, *, spacing: Spacing | None = None) -> Distortion:
+def rotation(degrees: float | int = 10.0, *, spacing: spatial.Spacing | None = None) -> Distortion:
     """Turn the image about its centre by a random angle; volumes about a random axis.
 
     Args:
@@ -146,7 +145,7 @@ def flips(axis: int) -> Distortion:
     return mirrored
 
 
-def _sampled(x: Tensor, matrix: Tensor, spacing: Spacing | None) -> Tensor:
+def _sampled(x: Tensor, matrix: Tensor, spacing: spatial.Spacing | None) -> Tensor:
     """Return the image that at v has what the image has at ``matrix v``, in mm from the centre."""
     size = x.shape[1:]
     voxel = check.spacing("dreams", spacing, len(size)).to(x)

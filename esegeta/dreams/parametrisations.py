@@ -172,7 +172,7 @@ def maco(spectrum: Tensor) -> Parametrisation:
     fixed = spectra.own_mirror(size.shape, size.device)
     place = torch.arange(size.shape[1:].numel(), device=size.device).reshape(1, *size.shape[1:])
     half = (place < spectra.mirrored(place)) & ~fixed
-    mean, axes = place == 0, tuple(range(1, size.ndim))
+    mean, axes = spectra.at_zero(size), tuple(range(1, size.ndim))
 
     def encode(x: Tensor) -> Tensor:
         if x.shape != size.shape:

@@ -22,6 +22,15 @@ def mirrored(t: Tensor) -> Tensor:
     return t.flip(axes).roll((1,) * len(axes), axes)
 
 
+def at_zero(like: Tensor) -> Tensor:
+    """Return where the mean stands among the coefficients.
+
+    >>> at_zero(torch.zeros(2, 3)).tolist()
+    [[True, False, False]]
+    """
+    return torch.arange(like.shape[1:].numel(), device=like.device).reshape(1, *like.shape[1:]) == 0
+
+
 def own_mirror(shape: torch.Size, device: torch.device) -> Tensor:
     """Return where a frequency is its own opposite, so that its coefficient is real: mean, and at even sizes more.
 
@@ -75,9 +84,7 @@ def spectrum(images: Iterable[Tensor]) -> Tensor:
     for image in images:
         spatial.image("dreams.spectrum", "an image", image)
         coefficients = transformed(image)
-        own = coefficients.abs()
-        first = (slice(None), *(0,) * (image.ndim - 1))
-        own[first] = coefficients[first].real
+        own = torch.where(at_zero(image), coefficients.real, coefficients.abs())
         if total is not None and total.shape != own.shape:
             got, advice = f"{tuple(total.shape)} and {tuple(own.shape)}", "Resample them to one grid"
             raise check.refused("dreams.spectrum", "images of one shape", got, advice)
@@ -97,11 +104,10 @@ def spectrum_residual(x: Tensor, spectrum: Tensor) -> Tensor:
         1.0
     """
     wanted = check.like("dreams.spectrum_residual", "spectrum", spectrum, x).abs()
-    off = transformed(x).abs() - wanted
-    first = (slice(None), *(0,) * (x.ndim - 1))
-    power = wanted.square().sum() - wanted[first].square().sum()
-    left = off.square().sum() - off[first].square().sum()
-    return (left.clamp(min=0) / torch.where(power > 0, power, torch.nan)).sqrt()
+    others = ~at_zero(x)
+    off = (transformed(x).abs() - wanted).square() * others
+    power = (wanted.square() * others).sum()
+    return (off.sum() / torch.where(power > 0, power, torch.nan)).sqrt()
 
 
 class ChannelStatistics(NamedTuple):

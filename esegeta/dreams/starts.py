@@ -79,9 +79,7 @@ def phases(spectrum: Tensor) -> Start:
         # White noise has independent phases, uniform, and real coefficients of either sign where they must be.
         white = spectra.transformed(random.normal(key, tuple(spectrum.shape), device=spectrum.device))
         size = white.abs()
-        turns = white / torch.where(size > 0, size, 1)
-        mean = (slice(None), *(0,) * (spectrum.ndim - 1))
-        turns[mean] = 1
+        turns = torch.where(spectra.at_zero(spectrum), 1, white / torch.where(size > 0, size, 1))
         return torch.fft.ifftn(spectrum * turns, dim=axes, norm="ortho").real.to(spectrum.dtype)
 
     return start

@@ -107,6 +107,8 @@ def ascend(
     """
     every = max(1, steps // LOOKS)
     still: Tensor | None = None
+    best: Best
+    last: Tensor
 
     def unless_settled(k: int, state: State) -> State:
         new = step(k, state)
