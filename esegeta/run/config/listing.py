@@ -8,7 +8,6 @@ from esegeta._registry import BASELINES, METHODS, METRICS, REDUCERS, TRANSFORMS,
 from esegeta.engine import check
 from esegeta.run.config import catalogue
 from esegeta.run.config.catalogue import Parameter
-from esegeta.run.jobs import kinds
 
 Rows = list[tuple[str, ...]]
 
