@@ -24,7 +24,7 @@ EXPLICIT = {
         *("models", "noise", "plot"),
         *("radiomics", "random", "reducers", "rules", "segmentation", "spatial", "transforms", "zoo"),
     ),
-    "esegeta._registry": ("find_method", "method", "reducer", "transform"),
+    "esegeta._registry": ("find_method", "method", "metric", "reducer", "transform"),
     "esegeta.conformance.verify": ("verify",),
     "esegeta.engine.batching": ("batched", "explained"),
     "esegeta.engine.estimates": ("with_standard_error",),

@@ -123,6 +123,7 @@ ORDER = (
     "run.jobs.inputs",
     "run.jobs.methods",
     "run.jobs.summary",
+    "run.jobs.figures",
     "run.jobs.dispatch",
     "run.report",
     "run.report.display",
