@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 from torch import Tensor
 
 from esegeta._facts import carry, declare, explanation, facts_of, named, settings, short
+from esegeta.axioms import AXIOMS
 from esegeta.engine import check, gradient, views
 
 Needs = Literal["gradient", "values", "activation"]
@@ -213,14 +214,6 @@ class Registry(dict[str, S], Generic[S]):
         where, expected = f"find_{self.kind}", f"the name of a {self.kind}"
         raise ValueError(check.problem(where, expected, repr(name), advice))
 
-
-# What can be claimed: the names of the residuals in ``esegeta.axioms``, each with a law in ``esegeta.conformance``.
-AXIOMS = (
-    *("completeness", "conservation", "sensitivity_a", "dummy", "linearity", "symmetry"),
-    *("implementation_invariance", "sensitivity_n", "shift", "scale_of_output", "efficiency_of_regions"),
-    *("continuity", "class_sensitivity", "translation_equivariance", "affine_equivariance", "monotonicity"),
-    "parameter_dependence",
-)
 
 METHODS = Registry("method", MethodSpec)
 TRANSFORMS = Registry("transform", TransformSpec)
@@ -481,7 +474,7 @@ def _claims(where: str, what: str, names: tuple[str, ...] | str) -> frozenset[st
     claimed = names.split() if isinstance(names, str) else names
     for name in claimed:
         if name not in AXIOMS:
-            advice = check.nearest(name, AXIOMS, f"There are {', '.join(AXIOMS)}")
+            advice = check.nearest(name, AXIOMS, f"There are {', '.join(sorted(AXIOMS))}")
             raise ValueError(check.problem(where, f"{what} to be names of axioms", repr(name), advice))
     return frozenset(claimed)
 
