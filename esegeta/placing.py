@@ -764,9 +764,7 @@ def _with(kind: Any, score: Callable[..., Tensor], place: Names) -> Callable[...
     return named(changed, f"{name_of(score)} with {kind} at {_text(place)}")
 
 
-def _passes(
-    where: str, score: Callable[..., Any], names: Sequence[views.Address]
-) -> Callable[..., None]:
+def _passes(where: str, score: Callable[..., Any], names: Sequence[views.Address]) -> Callable[..., None]:
     """``(*inputs) -> None``, which tells that a place without a number is one of several calls.
 
     A tap stops at the first of them. What comes after it is counted once for inputs alike, by a dry run where the

@@ -878,7 +878,9 @@ def test_reshapes_are_counted_as_in_the_network_only():
         *("reshape#0", "reshape#1", "movedim#0", "movedim#1", "reshape#2"),
     ]
     h = net.a(x[None]).detach()
-    close(eg.tap(score, ["reshape#0", "reshape#1", "movedim#0"])(x), (x, h.reshape(2, 36), h.reshape(2, 36).T))
+    close(
+        eg.tap(score, ["reshape#0", "reshape#1", "movedim#0"])(x), (x, h.reshape(2, 36), h.reshape(2, 36).T)
+    )
 
 
 def test_what_the_library_computes_is_no_operation_of_the_score():

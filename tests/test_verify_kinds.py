@@ -92,7 +92,10 @@ def test_what_is_put_to_the_test_is_recognised(what, kind):
     [
         (lambda score: lambda x: torch.func.grad(score)(x).sum(), "whose number is .* where the score is"),
         (lambda score: lambda x, baseline=None: 0 * x.sum(), "whose number is 0 where the score is"),
-        (lambda f: lambda x: 2 * f(x), "call the first argument explain for a transform, model for a reducer"),
+        (
+            lambda f: lambda x: 2 * f(x),
+            "call the first argument explain for a transform, model for a reducer",
+        ),
         (lambda f: lambda x: f(x).sum(), "which makes a number of a map as well, .* score for a rewrite"),
     ],
     ids=["sum of a gradient", "zero", "unnamed transform", "unnamed reducer"],
