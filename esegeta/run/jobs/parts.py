@@ -133,13 +133,16 @@ def model_of(entry: Entry, device: torch.device, cache: dict[str, Any]) -> Model
         entry.model.model_dump(mode="json"),
         lambda: networks.load(entry.model, str(device), trust=entry.trust),
     )
-    model: Model = from_module(loaded.module, output=loaded.output)
-    if entry.method.patches != "whole":
-        with refusals():
-            model = patches.sliding_window(
-                model, _size(entry.patches.size), entry.patches.overlap, entry.patches.weights
-            )
-    return model
+    return model_around(from_module(loaded.module, output=loaded.output), entry)
+
+
+def model_around(model: Model, entry: Entry) -> Model:
+    """Return what runs a network on an image: on patches, where the method asks for them."""
+    if entry.method.patches == "whole":
+        return model
+    extent = entry.patches
+    with refusals():
+        return patches.sliding_window(model, _size(extent.size), extent.overlap, extent.weights)
 
 
 def _size(size: int | list[int]) -> int | tuple[int, ...]:
@@ -165,12 +168,17 @@ def reader(image: Image, memory: int | None = None) -> Callable[[Path], Tensor]:
     return read
 
 
-def explanation_of(entry: Entry, model: Model, image: Image) -> tuple[Built, Score | None]:
-    """The explanation with its baselines, and the score that it explains: none if every patch has its own."""
+def explanation_of(
+    entry: Entry, model: Model, image: Image, *, watch: Callable[[Score], Score] = lambda score: score
+) -> tuple[Built, Score | None]:
+    """The explanation with its baselines, and the score that it explains: none if every patch has its own.
+
+    watch: from the score to what is explained, such as the same score with its runs counted.
+    """
     settings: dict[str, Any] = {"spacing": image.prepared.spacing, "read": reader(image, _memory(entry))}
 
     def build(target_model: Model, x: Tensor) -> tuple[Built, Score]:
-        score = building.score(entry.target, target_model, x, **settings)
+        score = watch(building.score(entry.target, target_model, x, **settings))
         return building.explanation(entry.method, score, x, key=entry.key, **settings), score
 
     if entry.method.patches != "per_patch":

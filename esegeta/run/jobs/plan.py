@@ -234,10 +234,27 @@ def clear(job: Job, folder: str | Path) -> None:
     record = record_of(folder, job.id)
     record_path(folder, job.id).unlink(missing_ok=True)
     if record is not None and {"subject", "target", "method"} <= set(record):
-        for name in written_by(record):
-            path = Path(folder) / name
-            if Path(folder).resolve() in path.resolve().parents:
-                path.unlink(missing_ok=True)
+        _remove(record, folder)
+
+
+def forget_drawings(planned: Sequence[Job], folder: str | Path) -> None:
+    """Remove what was drawn in a folder by kinds of which the configuration asks for no job any more."""
+    unused = {kind.name for kind in kinds.known() if kind.draws} - {job.kind for job in planned}
+    if not unused:
+        return
+    for path in (Path(folder) / ".jobs").glob("*.json"):
+        record = record_of(folder, path.stem)
+        if record is not None and record.get("kind") in unused:
+            _remove(record, folder)
+            path.unlink(missing_ok=True)
+
+
+def _remove(record: Mapping[str, Any], folder: str | Path) -> None:
+    """Remove the files of a record, unless they lie elsewhere."""
+    for name in written_by(record):
+        path = Path(folder) / name
+        if Path(folder).resolve() in path.resolve().parents:
+            path.unlink(missing_ok=True)
 
 
 def discard(job: Job, folder: str | Path) -> None:
