@@ -112,13 +112,11 @@ def _named(name: str) -> AnySubject:
         made = _as_rewrite(getattr(rewrites, name.removeprefix(RULES), None))
         if made is None:
             known = [n for n in rewrites.__all__ if n.islower() and _as_rewrite(getattr(rewrites, n))]
-            raise ValueError(
-                check.problem(
-                    "verify",
-                    "the name of a rewrite",
-                    repr(name),
-                    f"There are {', '.join(RULES + n for n in known)}",
-                )
+            raise check.refused(
+                "verify",
+                "the name of a rewrite",
+                repr(name),
+                f"There are {', '.join(RULES + n for n in known)}",
             )
         return replace(made, name=name)
     if ":" in name and name.partition(":")[0].strip() not in adapters.LIBRARIES:
@@ -163,7 +161,7 @@ def _foreign_transform(function: Callable[..., Any]) -> TransformSpec:
     except Exception as error:  # whatever it is
         got = f"{_called(function)}, which raised {type(error).__name__}: {error}"
         advice = "Take an explanation (x, *refs) -> like x, give the others defaults, and return such a one"
-        raise TypeError(check.problem("verify", "a transform: explain -> explain", got, advice)) from error
+        raise check.refused_type("verify", "a transform: explain -> explain", got, advice) from error
     flat = tried("verify", _called(function), one, NET.shape)
     named = functools.wraps(function)(lambda inner, **static: function(inner, **static))
     named.__name__ = _called(function)
