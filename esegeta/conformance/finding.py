@@ -15,6 +15,7 @@ from esegeta._registry import METHODS, REFS, TRANSFORMS, find_method
 from esegeta._types import Explain
 from esegeta.conformance import adapters
 from esegeta.conformance.networks import Network
+from esegeta.conformance.scoring import ReducerSubject, RewriteSubject
 from esegeta.conformance.subjects import Subject, by_rule, of_method, of_transform, tried
 from esegeta.engine import check
 
@@ -69,7 +70,7 @@ def _named(name: str) -> Subject:
 
 
 def imported(name: str) -> Callable[..., Any]:
-    """The function ``"my_module:my_method"``; a module of the working directory too."""
+    """The function or subject ``"my_module:my_method"``; a module of the working directory too."""
     advice = check.nearest(name, adapters.names(), "The libraries are " + ", ".join(adapters.LIBRARIES))
     module, _, function = name.partition(":")
     here = os.getcwd()
@@ -83,11 +84,15 @@ def imported(name: str) -> Callable[..., Any]:
         got = f"{name!r} ({type(error).__name__}: {error})"
         advice = f"{advice}. Run this in the folder of the module, or install it"
         raise check.refused("verify", expected, got, advice) from error
-    if not callable(getattr(found, function, None)):
-        known = sorted(n for n, v in vars(found).items() if callable(v) and not n.startswith("_"))
-        expected = f"a function of {module}"
+    if not _can_be_tried(getattr(found, function, None)):
+        known = sorted(n for n, v in vars(found).items() if _can_be_tried(v) and not n.startswith("_"))
+        expected = f"a function or a subject of {module}"
         raise check.refused("verify", expected, repr(function), check.nearest(function, known))
     return cast("Callable[..., Any]", getattr(found, function))
+
+
+def _can_be_tried(thing: object) -> bool:
+    return callable(thing) or isinstance(thing, (Subject, ReducerSubject, RewriteSubject))
 
 
 def _foreign(method: Callable[..., Explain]) -> Subject:
