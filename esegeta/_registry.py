@@ -284,12 +284,12 @@ step = STEPS.register
 perturbation = PERTURBATIONS.register
 similarity = functools.partial(SIMILARITIES.register, leads=2)  # of two maps
 null = functools.partial(NULLS.register, leads=2)  # of a map and a key
-objective = OBJECTIVES.register
-parametrisation = PARAMETRISATIONS.register
-regulariser = REGULARISERS.register
-distortion = DISTORTIONS.register
-optimiser = OPTIMISERS.register
-recipe = RECIPES.register
+objective = functools.partial(OBJECTIVES.register, family="dreams")
+parametrisation = functools.partial(PARAMETRISATIONS.register, family="dreams")
+regulariser = functools.partial(REGULARISERS.register, family="dreams")
+distortion = functools.partial(DISTORTIONS.register, family="dreams")
+optimiser = functools.partial(OPTIMISERS.register, family="dreams")
+recipe = functools.partial(RECIPES.register, family="dreams", leads=2)  # of the objective and the start
 uncertainty = UNCERTAINTIES.register
 
 

@@ -136,7 +136,7 @@ def class_region(model: Model, target: Whole, *, mask: Tensor | None = None, exc
     return lambda x: score(x) / inside.sum()
 
 
-@objective(example={"place": "0", "vector": torch.ones(1)})
+@objective(example={"place": "0", "vector": torch.ones(3)})
 def direction(model: Model, place: str, vector: Tensor) -> Score:
     r"""Return the mean of the activation along a direction of its channels, :math:`\overline{v \cdot A(x)}`.
 
@@ -155,7 +155,7 @@ def direction(model: Model, place: str, vector: Tensor) -> Score:
     return lambda x: torch.tensordot(_vector("dreams.direction", vector, a := reached(x)), a, 1).mean()
 
 
-@objective(example={"place": "0", "vector": torch.ones(1)})
+@objective(example={"place": "0", "vector": torch.ones(3)})
 def cosine(model: Model, place: str, vector: Tensor, *, power: float | int = 2.0) -> Score:
     r"""Return how much the activation points along a direction, more if it is large too.
 
@@ -279,7 +279,7 @@ def channel_interpolation(
 
 
 @objective(
-    example={"place": "0", "image": torch.linspace(0, 1, 64).reshape(1, 8, 8)},
+    example={"place": "0", "image": torch.linspace(0, 1, 24).reshape(1, 4, 6)},
     paper="Mahendran, Vedaldi 2015",
 )
 def representation(model: Model, place: str, image: Tensor) -> Score:

@@ -148,7 +148,7 @@ def decorrelated(statistics: spectra.ChannelStatistics) -> Parametrisation:
     )
 
 
-@parametrisation(example={"spectrum": torch.ones(1, 8, 8)}, paper="Fel et al. 2023, MACO, arXiv:2306.06805")
+@parametrisation(example={"spectrum": torch.ones(1, 4, 6)}, paper="Fel et al. 2023, MACO, arXiv:2306.06805")
 def maco(spectrum: Tensor) -> Parametrisation:
     r"""Keep the magnitude of every frequency and move phases alone: the image stays as smooth as the data.
 

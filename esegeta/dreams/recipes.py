@@ -145,7 +145,7 @@ def render(
 
 
 @recipe(
-    example={"steps": 3, "spectrum": torch.ones(1, 8, 8)},
+    example={"steps": 3, "spectrum": torch.ones(1, 4, 6)},
     cost=_once,
     paper="Fel et al. 2023, arXiv:2306.06805",
 )

@@ -133,7 +133,7 @@ def total_variation(
 
 
 @regulariser(
-    example={"template": torch.linspace(0, 1, 64).reshape(1, 8, 8)}, paper="Li et al. 2017, arXiv:1701.01036"
+    example={"template": torch.linspace(0, 1, 24).reshape(1, 4, 6)}, paper="Li et al. 2017, arXiv:1701.01036"
 )
 def style(
     template: Tensor,
