@@ -247,7 +247,9 @@ def init(
     "[bold]esegeta methods smooth[/bold] · [bold]esegeta methods --plugins my_methods.py[/bold]"
 )
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method, transform, reducer or baseline.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A method, transform, reducer, baseline or kind of jobs.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="A configuration, whose plugins are listed too.")
     ] = None,
@@ -257,7 +259,7 @@ def methods(
     ] = None,
     trust: Trusted = None,
 ) -> None:
-    """List what a configuration can name: methods, transforms, reducers, baselines, and their parameters."""
+    """List what a configuration can name: methods, transforms, reducers, baselines, kinds of jobs, and parameters."""
     from esegeta.run.config import listing
 
     if config is not None or plugins:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from esegeta.run import pipeline
+from esegeta.run.config import listing, plugins
 from esegeta.run.config import loading as config
 from esegeta.run.executors import journal, local
 from esegeta.run.executors.child import Context
@@ -103,6 +104,142 @@ def test_a_job_is_known_by_what_it_reads_too(tmp_path):
     assert titled == before
     other = digests(run={"output": str(tmp_path / "out"), "key": 1})
     assert all(a != b for a, b in zip(before, other, strict=True))
+
+
+STRANGER = '''
+"""How many values of a map are above a threshold: a kind of jobs as a stranger writes it."""
+
+import time
+
+from esegeta.run.config.schema import Section
+from esegeta.run.jobs.kinds import Job, Kind, register
+from esegeta.run.jobs.plan import ended, header
+
+
+class Counting(Section):
+    """Count large values."""
+
+    above: float
+    name: str = "large"
+
+
+def check(section, path, faults):
+    if section.above < 0:
+        faults.add(f"{path}.above", "a number >= 0", section.above, "Raise it")
+
+
+def entries(planning):
+    return [
+        Job(
+            id=f"{job.id}_{section.name}",
+            kind="counting",
+            keys=job.keys,
+            given={**job.given, "of": job.id, "above": section.above, "title": section.name},
+            decides=["counting", section.above],
+            after=(job,),
+        )
+        for section in planning.config.more.get("counting", [])
+        for job in planning.jobs
+        if job.kind == "methods"
+    ]
+
+
+def count(payload, inputs, context):
+    """Count the values of a map above a threshold, and those of a new explanation."""
+    started = time.monotonic()
+    map, (explain, score) = inputs.map(payload["of"]), inputs.explain()
+    again = explain(inputs.image().x)
+    found = {"count": int((map > payload["above"]).sum()), "again": int((again > payload["above"]).sum())}
+    return ended(payload, {**found, "score": float(score(inputs.image().x))}, context, started)
+
+
+COUNTING = register(
+    Kind(
+        name="counting",
+        table="counting",
+        section=Counting,
+        many=True,
+        check=check,
+        reads=("methods",),
+        entries=entries,
+        header=header,
+        work=count,
+        file="counts",
+        columns=("id", "title", "status", "error", "count", "again"),
+        shown={"title": "What", "count": "How many"},
+        title="Counts of a stranger",
+    )
+)
+'''
+
+
+@pytest.fixture
+def stranger(tmp_path):
+    file = tmp_path / "stranger_kind.py"
+    file.write_text(STRANGER)
+    yield file
+    plugins._forget("stranger_kind")
+    plugins._loaded.clear()
+
+
+def test_a_kind_of_a_plugin_is_a_file_and_a_table(tmp_path, stranger, capsys):
+    path, folder = scan(tmp_path / "sub-1.nii.gz"), tmp_path / "out"
+    whole = tables(folder, path, output={"figures": False, "report": True})
+    whole["counting"] = [{"above": 0.0}, {"above": 1.0, "name": "larger"}]
+    whole["run"]["workers"] = 2
+    allowed = [str(tmp_path)]
+    with pytest.raises(ValueError, match=r"counting: expected a table of the file, got 'counting'"):
+        config.load(whole, trust=allowed)
+    whole["plugins"] = [str(stranger)]
+    with pytest.raises(ValueError, match=r"counting\[1\].above: expected a number >= 0, got -1.0. Raise it."):
+        config.load({**whole, "counting": [{"above": 0.0}, {"above": -1.0}]}, trust=allowed)
+    asked = config.load(whole, trust=allowed)
+    assert config.load(config.dump(asked), trust=allowed).more == asked.more
+    found = pipeline.run(asked, progress=False, threads=1)
+    assert (found.exit_code, found.counts) == (0, {"done": 3})
+    told = records(folder)
+    values = nibabel.load(folder / told["sub-1_spot_gradient"]["map"]).get_fdata()
+    for name, above in (("large", 0.0), ("larger", 1.0)):
+        one = told[f"sub-1_spot_gradient_{name}"]
+        assert one["count"] == one["again"] == (values > above).sum()
+        assert one["score"] == pytest.approx(told["sub-1_spot_gradient"]["score"])
+    rows = list(csv.DictReader((folder / "counts.csv").read_text().splitlines()))
+    assert [row["title"] for row in rows] == ["large", "larger"]
+    assert "Counts of a stranger" in (folder / "report.html").read_text()
+    listed = {title: rows for title, _, rows in listing.tables()}["KINDS OF JOBS"]
+    assert ("counting", "stranger_kind", "[[counting]]", "above, name") in [row[:4] for row in listed]
+    assert listing.entry("counting").startswith("counting: a kind of jobs\n  Count the values of a map above")
+    # Nothing again; what the plugin does differently is done again, and no more than that.
+    assert pipeline.run(asked, progress=False, threads=1).repeated == 0
+    before = [job.digest for job in jobs.plan(asked)]
+    stranger.write_text(STRANGER.replace("map > payload", "map >= payload"))
+    after = [job.digest for job in jobs.plan(config.load(whole, trust=allowed))]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, False]
+
+
+def test_a_kind_of_an_installed_package_is_known_when_it_is_trusted(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    (site / "stranger-1.0.dist-info").mkdir(parents=True)
+    (site / "stranger-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n"
+    )
+    (site / "stranger-1.0.dist-info" / "entry_points.txt").write_text(
+        "[esegeta.plugins]\nx = stranger_package\n"
+    )
+    (site / "stranger_package.py").write_text(STRANGER)
+    monkeypatch.syspath_prepend(str(site))
+    path, folder = scan(tmp_path / "sub-1.nii.gz"), tmp_path / "out"
+    whole = tables(folder, path, counting=[{"above": 0.0}])
+    try:
+        with pytest.raises(ValueError, match=r"counting: expected a table of the file"):
+            config.load(whole)
+        asked = config.load(whole, trust=["stranger_package"])
+        assert pipeline.run(asked, progress=False, threads=1).counts == {"done": 2}
+        code = kinds.find("counting").code
+        assert jobs.plan(asked)[0].decides["installed"] == {"stranger_package": code}
+    finally:
+        plugins._forget("stranger_package")
+        plugins._offered.clear()
 
 
 # ------------------------------------------------------------------ maps that others read

@@ -271,7 +271,7 @@ class _Work:
                 job = self.jobs[name]
                 lacking = self._lacking(job)
                 if lacking is None:
-                    payload = {**job.payload, "redraw": name in self.redrawn}
+                    payload = dispatch.payload_of(job, self.config, redraw=name in self.redrawn)
                     tasks.append(Task(name, dispatch.MAIN, payload, job.deadline, job.memory))
                 else:
                     skipped.append(Outcome(name, Status.SKIPPED, error=lacking))
@@ -387,7 +387,12 @@ def examined(config: Config, chosen: Sequence[Job], finished: Mapping[str, Recor
         if kinds.find(job.kind).examine is not None:
             subjects.setdefault(job.subject, []).append(job)
     tasks = [
-        Task(subject, dispatch.EXAMINE, [job.payload for job in together], _allowed(together))
+        Task(
+            subject,
+            dispatch.EXAMINE,
+            [dispatch.payload_of(job, config) for job in together],
+            _allowed(together),
+        )
         for subject, together in subjects.items()
     ]
     found: dict[str, dict[str, Any]] = {}

@@ -47,7 +47,6 @@ from esegeta.run.jobs.parts import (
     image_of,
     kept,
     model_of,
-    refusals,
     repeatable,
 )
 from esegeta.run.jobs.plan import (
@@ -150,15 +149,13 @@ def explain(payload: Record, inputs: Inputs, context: Context) -> Record:
     if device.type == "cuda":
         torch.cuda.init()  # before it there is nothing to reset
         torch.cuda.reset_peak_memory_stats(device)  # the job before may have ended in an error
-    entry, image, model = inputs.entry(), inputs.image(), inputs.model()
-    with torch.no_grad():
-        answer = model(image.x)
+    entry, image = inputs.entry(), inputs.image()
+    answer = inputs.prediction()
 
     def left() -> float | None:
         return None if context.seconds is None else max(0.0, context.seconds - (time.monotonic() - clock))
 
-    with refusals():
-        built, score = explanation_of(entry, model, image)
+    built, score = inputs.explain()
     raw, events = computed(entry, built, image, context, left)
     context.finishing(_WRITING_SECONDS)  # what was stopped in time has to be written too
     if there and not Path(payload["folder"]).is_dir():  # to make it anew would leave what looks like a run
@@ -497,6 +494,7 @@ METHODS = register(
         redraw=redraw,
         examine=examine,
         cost=cost,
+        group=lambda job: digest([job.given["files"], job.given["model"]]),
         written=written_files,
         stem=lambda job: names.statmap(job.subject, job.target, job.method, ""),
         file="summary",

@@ -142,6 +142,26 @@ def model_of(entry: Entry, device: torch.device, cache: dict[str, Any]) -> Model
     return model
 
 
+def answer_of(
+    payload: dict[str, Any], entry: Entry, image: Image, model: Model, cache: dict[str, Any]
+) -> Tensor:
+    """The network's answer to the image, computed once for the jobs that share both."""
+
+    def answer() -> Tensor:
+        with torch.no_grad():
+            return model(image.x)
+
+    patched = None if entry.method.patches == "whole" else entry.patches.model_dump(mode="json")
+    which = [
+        payload["files"],
+        payload["input_digest"],
+        entry.steps,
+        entry.model.model_dump(mode="json"),
+        patched,
+    ]
+    return kept(cache, "answer", which, answer)
+
+
 def _size(size: int | list[int]) -> int | tuple[int, ...]:
     return size if isinstance(size, int) else tuple(size)
 

@@ -11,16 +11,19 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from esegeta.engine import check
+from esegeta.run.config import plugins
 from esegeta.run.config.schema import Config
 from esegeta.run.config.sources import is_program
 from esegeta.run.config.trust import located
-from esegeta.run.executors.status import MADE
+from esegeta.run.executors.child import Context, peak
+from esegeta.run.executors.status import MADE, Status
 from esegeta.run.jobs import kinds, outputs
 from esegeta.run.jobs.kinds import Job, Record
 from esegeta.run.volumes import files as volumes
@@ -119,6 +122,7 @@ def plan(config: Config) -> list[Job]:
         "arguments": whole["model"]["arguments"],
         "chosen": whole["model"]["output"],
         "plugins": [content(path) for path in config.plugins],
+        **({"installed": offered} if (offered := plugins.installed()) else {}),
     }
     images = []
     for files, subject in zip(found, subjects, strict=True):
@@ -169,9 +173,44 @@ def write_record(folder: Path, record: Record) -> None:
     outputs.write_json(record_path(folder, record["id"]), record)
 
 
+def header(payload: Record) -> Record:
+    """Return what a record of most kinds says whatever comes of the job."""
+    about = {"id": payload["id"], "kind": payload["kind"], "title": payload["title"], **payload["keys"]}
+    return {**about, "config_digest": payload["digest"], "look_digest": payload["look"]}
+
+
+def ended(payload: Record, found: Record, context: Context, started: float) -> Record:
+    """Write the record of a job and return it.
+
+    Args:
+        payload: of the job.
+        found: what its kind says: its numbers, and "status", "events" and "share_done" if they are not those of a
+            job that is done without anything to tell.
+        context: of the worker.
+        started: by ``time.monotonic``.
+    """
+    record = {
+        **header(payload),
+        **{"status": Status.DONE, "share_done": 1.0, "events": []},
+        **found,
+        "inputs": inputs_of(payload["folder"], payload["after"]),
+        "error": None,
+        "versions": releases(),
+        "seconds": time.monotonic() - started,
+        "peak_memory": peak(),
+        "device": "cpu",
+        "deadline": context.seconds,
+        "memory": context.memory,
+    }
+    write_record(Path(payload["folder"]), record)
+    return json.loads(outputs.json_text(record))
+
+
 def written_by(record: Mapping[str, Any]) -> list[str]:
     """Return the files that belong to a record alone, relative to the folder of the run."""
-    return list(kinds.find(record.get("kind", "methods")).written(record))
+    known = {kind.name: kind for kind in kinds.known()}
+    kind = known.get(record.get("kind", "methods"))  # its plugin may be gone
+    return [] if kind is None else list(kind.written(record))
 
 
 def _usable(job: Job, folder: str | Path) -> Record | None:
