@@ -51,9 +51,9 @@ def on_image(map: Tensor, x: Tensor) -> tuple[Tensor, list[Record]]:
 class Inputs:
     """What a job may read; nothing is read before it is asked for, and nothing twice that jobs share.
 
-    ``image``, ``model``, ``prediction`` and ``explain`` are for jobs about one image, one target and one method: those
-    whose ``given`` has all that the job of a method is given. ``record``, ``map``, ``many`` and ``missing`` are of the
-    jobs that a job comes after.
+    ``image``, ``model``, ``prediction`` and ``explain`` are for jobs about one image, one target and one method: they
+    are given what the job of a method is given. ``record``, ``map``, ``many`` and ``missing`` are of the jobs that a
+    job comes after.
 
     Args:
         payload: of the job.

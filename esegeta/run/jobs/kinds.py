@@ -34,14 +34,19 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _now(value: Any) -> Any:
+    return value() if callable(value) else value
+
+
 @dataclass(frozen=True)
 class Job:
     """Something to do once.
 
     keys: what it is about, such as subject, target and method; a job over many subjects has fewer. given: what its
-    kind needs in a worker, as JSON. decides: what changes its numbers, and nothing else. looks: what changes only how
-    they are shown. after: the jobs that it reads; need: whether all of them must have a result, or any. deadline and
-    memory: its limits, in seconds and bytes.
+    kind needs in a worker, as JSON. decides: what changes its numbers, and nothing else. Where decides is a function,
+    or a value of given, it is called when it is the job's turn: a run need not read all inputs before its first job.
+    looks: what changes only how its numbers are shown. after: the jobs that it reads; need: whether all of them must
+    have a result, or any. deadline and memory: its limits, in seconds and bytes.
     """
 
     id: str
@@ -58,7 +63,7 @@ class Job:
     @functools.cached_property
     def digest(self) -> str:
         """The name of its numbers: of what decides about them, of the code of its kind, and of the jobs it reads."""
-        decides, code = self.decides, find(self.kind).code
+        decides, code = _now(self.decides), find(self.kind).code
         if code is not None:
             decides = [decides, code]
         return digest(decides if not self.after else [decides, [job.digest for job in self.after]])
@@ -87,7 +92,8 @@ class Job:
     def payload(self) -> Record:
         """What a worker is given, as JSON."""
         about = {"id": self.id, "kind": self.kind, "keys": dict(self.keys), "digest": self.digest}
-        return {**self.given, **about, "look": self.look, "after": [job.id for job in self.after]}
+        given = {name: _now(value) for name, value in self.given.items()}
+        return {**given, **about, "look": self.look, "after": [job.id for job in self.after]}
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from esegeta.engine import check
 from esegeta.run.config import plugins
@@ -32,12 +34,25 @@ from esegeta.run.volumes import names
 WHERE = "run"
 
 
-class AboutImage(NamedTuple):
-    """An image before it is read: its files, its subject, and what decides about it."""
+@dataclass(frozen=True)
+class AboutImage:
+    """An image before it is read: its files, its subject, how it is read, and the steps of its preprocessing."""
 
     files: Sequence[Path]
     subject: str
-    decides: dict[str, Any]
+    reading: dict[str, Any]
+    steps: list[dict[str, Any]]
+
+    @functools.cached_property
+    def decides(self) -> dict[str, Any]:
+        """What decides about it; to know that, its files are read."""
+        hashes = [part for path in self.files for part in contents(path)]
+        return {"files": hashes, "reading": self.reading, "preprocess": self.steps}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The name of what decides about it."""
+        return kinds.digest(self.decides)
 
 
 class Planning(NamedTuple):
@@ -89,7 +104,8 @@ def source_file(source: str, folder: str | None = None) -> Path | None:
     return way.parts[-1].file if way else None
 
 
-def releases() -> dict[str, str]:
+@functools.cache
+def releases() -> Mapping[str, str]:
     """The versions that decide about the numbers."""
     found = {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
     for name in ("esegeta", "torch", "numpy"):
@@ -97,11 +113,11 @@ def releases() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "unknown"
-    return found
+    return MappingProxyType(found)
 
 
 def plan(config: Config) -> list[Job]:
-    """Return every job of a run: kind by kind, and of a kind in the order of the configuration.
+    """Return every job of a run: kind by kind, and of a kind in the order of the configuration. No image is read.
 
     Args:
         config: from ``config.load``.
@@ -124,14 +140,11 @@ def plan(config: Config) -> list[Job]:
         "plugins": [content(path) for path in config.plugins],
         **({"installed": offered} if (offered := plugins.installed()) else {}),
     }
-    images = []
-    for files, subject in zip(found, subjects, strict=True):
-        about_image = {
-            "files": [part for path in files for part in contents(path)],
-            "reading": config.input.reading,
-            "preprocess": whole["input"]["preprocess"],
-        }
-        images.append(AboutImage(files, subject, about_image))
+    steps = whole["input"]["preprocess"]
+    images = [
+        AboutImage(files, subject, config.input.reading, steps)
+        for files, subject in zip(found, subjects, strict=True)
+    ]
     folder = str(Path(config.run.output).absolute())
     planning = Planning(config, whole, folder, network, images, [])
     for kind in kinds.known():
@@ -195,7 +208,7 @@ def ended(payload: Record, found: Record, context: Context, started: float) -> R
         **found,
         "inputs": inputs_of(payload["folder"], payload["after"]),
         "error": None,
-        "versions": releases(),
+        "versions": dict(releases()),
         "seconds": time.monotonic() - started,
         "peak_memory": peak(),
         "device": "cpu",
@@ -242,30 +255,37 @@ def inputs_of(folder: str | Path, ids: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
-def finished(job: Job, folder: str | Path) -> Record | None:
-    """Return the record of a job that need not be done again, None if it has to be done or shown otherwise."""
-    record = _usable(job, folder)
-    return record if record is not None and record.get("look_digest") == job.look else None
+State = Literal["kept", "shown otherwise", "to do"]
 
 
-def all_finished(planned: Sequence[Job], folder: str | Path) -> dict[str, Record | None]:
-    """Return the record of every job that need not be done again; what reads a job that is done again is, too."""
-    found: dict[str, Record | None] = {}
+def survey(planned: Iterable[Job], folder: str | Path, *, resume: bool = True) -> Iterator[tuple[Job, State]]:
+    """Say of every job, one after another, whether it has to be done; what reads a job that is done again is, too.
+
+    The files of an image are read when the first of its jobs comes up.
+
+    Args:
+        planned: all jobs of a run, each after those that it reads.
+        folder: of the run.
+        resume: False if everything has to be done.
+    """
     anew: set[str] = set()
-    for job in planned:  # each after those that it reads
-        stale = any(one.id in anew for one in job.after)
-        found[job.id] = None if stale else finished(job, folder)
-        if found[job.id] is None and (stale or not to_redraw(job, folder)):
+    for job in planned:
+        state: State = "to do"
+        if resume and not any(one.id in anew for one in job.after):
+            state = _state(job, folder)
+        if state == "to do":
             anew.add(job.id)
-    return found
+        yield job, state
 
 
-def to_redraw(job: Job, folder: str | Path) -> bool:
-    """Check whether the numbers of a job are there, and only how they are shown has changed."""
+def _state(job: Job, folder: str | Path) -> State:
     record = _usable(job, folder)
-    if record is None or kinds.find(job.kind).redraw is None or record.get("look_digest") == job.look:
-        return False
-    return bool(record.get("raw"))
+    if record is None:
+        return "to do"
+    if record.get("look_digest") == job.look:
+        return "kept"
+    can = kinds.find(job.kind).redraw is not None and record.get("raw")
+    return "shown otherwise" if can else "to do"
 
 
 def clear(job: Job, folder: str | Path) -> None:
