@@ -248,7 +248,8 @@ def init(
 )
 def methods(
     name: Annotated[
-        str | None, typer.Argument(help="A method, transform, reducer, baseline or kind of jobs.")
+        str | None,
+        typer.Argument(help="A method, transform, reducer, baseline, metric or kind of jobs."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="A configuration, whose plugins are listed too.")

@@ -245,7 +245,7 @@ def seen_by(seconds, cases, delay=0.0):
         return 0.0, 1.0
 
     found = search.smallest(
-        drawing.situations("completeness", of("gradient")),
+        drawing.of_kind(LAWS["completeness"], of("gradient")),
         measure,
         search.Search(cases, time.monotonic() + seconds, 3),
     )

@@ -7,8 +7,20 @@ import torch
 
 import esegeta as eg
 from esegeta import _registry, conformance
-from esegeta.conformance import LAWS, REDUCER_LAWS, REWRITE_LAWS, rebuilt, search, subject_of, verify
+from esegeta.axioms import registered
+from esegeta.conformance import (
+    LAWS,
+    REDUCER_LAWS,
+    REWRITE_LAWS,
+    law,
+    lawbook,
+    rebuilt,
+    search,
+    subject_of,
+    verify,
+)
 from esegeta.conformance.kinds import TransformSubject
+from esegeta.conformance.lawbook import MethodLaw, laws_for
 from esegeta.conformance.scoring import ReducerSubject, RewriteSubject
 from esegeta.engine import levels
 from esegeta.engine.operators import reroute
@@ -109,7 +121,8 @@ def broken(explain):
 
 
 @pytest.mark.parametrize(
-    ("name", "advice"), [("completness", "Nearest: completeness"), ("nothing", "There are completeness, ")]
+    ("name", "advice"),
+    [("completness", "Nearest: completeness"), ("nothing", "There are affine_equivariance, ")],
 )
 def test_a_claim_is_the_name_of_an_axiom(name, advice):
     with pytest.raises(
@@ -128,8 +141,8 @@ def test_a_claim_is_the_name_of_an_axiom(name, advice):
 
 
 def test_the_names_of_axioms_are_those_of_the_laws():
-    assert tuple(LAWS) == _registry.AXIOMS
-    assert all(hasattr(eg.axioms, name) for name in _registry.AXIOMS)
+    assert set(LAWS) == set(eg.axioms.AXIOMS)
+    assert all(getattr(eg.axioms, name) is residual for name, residual in eg.axioms.AXIOMS.items())
 
 
 @pytest.mark.parametrize(
@@ -360,3 +373,42 @@ def test_a_rule_is_compared_once_for_a_network_and_a_shape(monkeypatch):
     assert len(calls) == 1
     eg.guided_backprop(SCORE)(torch.cat([X, X], 1))
     assert len(calls) == 2
+
+
+@pytest.fixture
+def of_ones_own(monkeypatch):
+    """A residual and a law that somebody else registers: an axiom takes no line anywhere else."""
+    table = laws_for("method")
+    monkeypatch.setattr(lawbook, "_LAWS", {**lawbook._LAWS, "method": (laws := dict(table))})
+    monkeypatch.setattr(registered, "AXIOMS", claimable := dict(registered.AXIOMS))
+    monkeypatch.setattr(_registry, "AXIOMS", claimable)
+
+    @eg.axioms.axiom
+    def oddness(method, score):
+        return lambda x, *refs, **key: (method(score)(x) + method(score)(-x)).abs().amax()
+
+    @law("oddness")
+    class Oddness(MethodLaw):
+        def measure(self, subject):
+            return self.run(subject, subject.build, lambda build: oddness(build, self.case.score))
+
+    return laws
+
+
+def test_an_axiom_of_ones_own_can_be_claimed_and_is_tried(of_ones_own):
+    @eg.method(axioms="oddness linearity", paper="ours")
+    def odd(score):
+        return lambda x: x * score(torch.ones_like(x))
+
+    @eg.method(axioms="oddness", paper="ours")
+    def even(score):
+        return lambda x: x**2
+
+    assert verify("odd", axioms=["oddness"], cases=60)["oddness"].kind == "holds"
+    assert verify("even", axioms=["oddness"], cases=60).broken == ("oddness",)
+    with pytest.raises(ValueError, match="law: expected a new name, got 'oddness', a law of "):
+        law("oddness")(object)
+    with pytest.raises(ValueError, match="axiom: expected a new name, got 'dummy', already defined in "):
+        eg.axioms.axiom(eg.axioms.dummy)
+    with pytest.raises(ValueError, match="law: expected of to be one of method, reducer, rewrite, metric"):
+        law("oddness", of="nothing")

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,9 +26,10 @@ from esegeta._registry import (
 from esegeta._types import Score
 from esegeta.conformance import adapters
 from esegeta.conformance.finding import imported, of
+from esegeta.conformance.lawbook import laws_for
 from esegeta.conformance.laws import LAWS
 from esegeta.conformance.networks import Network
-from esegeta.conformance.scoring import REDUCER_LAWS, REWRITE_LAWS, ReducerSubject, RewriteSubject
+from esegeta.conformance.scoring import ReducerSubject, RewriteSubject
 from esegeta.conformance.subjects import TRANSFORMED, Subject, of_transform, tried
 from esegeta.engine import check
 
@@ -45,6 +46,8 @@ class TransformSubject:
     members: tuple[Subject, ...]
     keeping: Mapping[str, frozenset[str]]  # by member, what the method inside keeps
 
+    kind: ClassVar[str] = "method"  # it is tried by the laws of what it makes
+
     def __repr__(self) -> str:
         return self.name
 
@@ -58,10 +61,8 @@ Some = TypeVar("Some", bound=AnySubject)
 
 
 def laws_of(subject: AnySubject) -> Mapping[str, Any]:
-    """What is asked of a subject: the axioms, or the laws of its kind."""
-    if isinstance(subject, ReducerSubject):
-        return REDUCER_LAWS
-    return REWRITE_LAWS if isinstance(subject, RewriteSubject) else LAWS
+    """Return the laws of a subject's kind; those of methods are the axioms."""
+    return laws_for(subject.kind)
 
 
 def subject_of(what: "str | AnySubject | Callable[..., Any]") -> AnySubject:

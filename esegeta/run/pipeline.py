@@ -118,6 +118,7 @@ def run(
     _writable(folder)
     with terminable(), _alone(folder) as lock:
         outputs.sweep(folder)
+        jobs.forget_drawings(planned, folder)
         return _run(config, folder, lock, planned, chosen, resume, threads, progress)
 
 
@@ -129,7 +130,11 @@ def _chosen(planned: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
         if name not in known:
             advice = catalogue.nearest(name, known)
             raise ValueError(check.problem("run", "the id of a job or of a method", repr(name), advice))
-    return [job for job in planned if {job.id, job.method} & set(only)]
+    chosen = {job.id for job in planned if {job.id, job.method} & set(only)}
+    for job in planned:  # each after those that it reads
+        if kinds.find(job.kind).draws and chosen & {one.id for one in job.after}:
+            chosen.add(job.id)
+    return [job for job in planned if job.id in chosen]
 
 
 def _writable(folder: Path) -> None:
@@ -343,7 +348,7 @@ class _Work:
         if self.kept:
             yield {"event": "kept", "job": None, "count": self.kept}
             self.kept = 0
-        while ready := [name for name, waits in self.open.items() if not waits or name in self.cancelled]:
+        while ready := self._ready():
             pieces: dict[Any, list[Piece]] = {}
             over = []
             for name in ready:
@@ -369,6 +374,16 @@ class _Work:
         self.ended.add(name)
         for waits in self.open.values():
             waits.discard(name)
+
+    def _ready(self) -> list[str]:
+        """Return the jobs that wait for nothing; those that draw wait until all others are handed out."""
+        ready = [name for name, waits in self.open.items() if not waits or name in self.cancelled]
+        if not ready:
+            return ready
+        draws = {name for name in self.open if kinds.find(self.jobs[name].kind).draws}
+        if self.found_all and draws >= self.open.keys():
+            return ready
+        return [name for name in ready if name not in draws or name in self.cancelled]
 
     def _lacking(self, job: Job) -> str | None:
         """Say which input keeps a job from being done, None if nothing does."""
@@ -417,7 +432,7 @@ def without_result(job: Job, outcome: Outcome) -> Record:
         "deadline": job.deadline,
         "memory": job.memory,
         "events": [],
-        "versions": dict(jobs.releases()),
+        "versions": jobs.releases(),
     }
 
 
@@ -446,6 +461,8 @@ def _write_tables(folder: Path, records: Sequence[Record], counts: Mapping[str, 
     """Write a table for each kind that has records, and all of them in one file."""
     whole: dict[str, Any] = {"counts": counts, "missing": missing, "jobs": []}
     for kind in kinds.known():
+        if not kind.file:
+            continue
         own = [record for record in records if record.get("kind", "methods") == kind.name]
         if not own and kind.file != "summary":
             continue
@@ -484,7 +501,7 @@ def _what_is_reported(folder: Path, ids: Sequence[str]) -> str:
         for file in [*files, folder / "config.json", *program]
         if file.is_file() and (stat := file.stat())
     ]
-    return kinds.digest([about, dict(jobs.releases())])
+    return kinds.digest([about, jobs.releases()])
 
 
 # ------------------------------------------------------------------ looking only
@@ -518,6 +535,8 @@ def examined(
             found[job.id] = said or {"problem": outcome.error}
     plan = []
     for job in chosen:
+        if kinds.find(job.kind).draws:
+            continue
         said = found.get(job.id, {})
         count, needs = kinds.find(job.kind).cost(job.payload)
         shape = tuple(said["shape"]) if said.get("shape") else None

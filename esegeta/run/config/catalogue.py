@@ -13,6 +13,7 @@ from esegeta import baselines as _baselines  # noqa: F401  what comes with the p
 from esegeta import features as _features  # noqa: F401
 from esegeta import masks as _masks  # noqa: F401
 from esegeta import methods as _methods  # noqa: F401
+from esegeta import metrics as _metrics  # noqa: F401
 from esegeta import noise as _noise  # noqa: F401
 from esegeta import reducers as _reducers  # noqa: F401
 from esegeta import rules as _rules  # noqa: F401

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from esegeta._registry import BASELINES, METHODS, REDUCERS, TRANSFORMS, MethodSpec, Spec
+from esegeta._registry import BASELINES, METHODS, METRICS, REDUCERS, TRANSFORMS, MethodSpec, Spec
 from esegeta.engine import check
 from esegeta.run.config import catalogue
 from esegeta.run.config.catalogue import Parameter
@@ -26,7 +26,7 @@ def tables() -> Iterator[tuple[str, tuple[str, ...], Rows]]:
     """Title, head and rows of a table for each kind.
 
     >>> [title for title, _, _ in tables()]
-    ['METHODS', 'TRANSFORMS', 'REDUCERS', 'BASELINES', 'KINDS OF JOBS']
+    ['METHODS', 'TRANSFORMS', 'REDUCERS', 'BASELINES', 'METRICS', 'KINDS OF JOBS']
     """
     rows: Rows = [
         (name, spec.origin, _needs(spec), _parameters(catalogue.of_method(spec)) or "-", first_line(spec.fn))
@@ -39,6 +39,18 @@ def tables() -> Iterator[tuple[str, tuple[str, ...], Rows]]:
             for name, spec in sorted(table.items())
         ]
         yield title, ("name", "from", "parameters", "what it is"), rows
+    rows = [
+        (
+            name,
+            spec.origin,
+            " ".join(spec.needs) or "-",
+            spec.better or "-",
+            _parameters(catalogue.of_method(spec)) or "-",
+            first_line(spec.fn),
+        )
+        for name, spec in sorted(METRICS.items())
+    ]
+    yield "METRICS", ("name", "from", "needs", "better", "parameters", "what it is"), rows
     rows = [
         (kind.name, kind.origin, _table(kind), ", ".join(_keys(kind)) or "-", first_line(kind.work))
         for kind in kinds.known()
@@ -96,6 +108,20 @@ def entry(name: str) -> str:
     if name in BASELINES:
         facts = {"count": "how many are drawn, default 1" if catalogue.draws(BASELINES[name].fn) else ""}
         return _text(BASELINES[name], "baseline", facts)
+    metrics_by_name = {n: spec for spec in METRICS.values() for n in (spec.name, *spec.also)}
+    if name in metrics_by_name:
+        metric = metrics_by_name[name]
+        facts = {
+            "also called": ", ".join(metric.also),
+            "family": metric.family,
+            "needs": " and ".join(metric.needs) or "a map",
+            "answers with": {"scalar": "a number", "sampled": "a number and its standard error"}.get(
+                metric.answer, "a curve and its area"
+            ),
+            "better": metric.better or "neither higher nor lower",
+            "reference": metric.paper,
+        }
+        return _text(metric, "metric", facts)
     for kind in kinds.known():
         if kind.name == name:
             lines = [f"{name}: a kind of jobs", f"  {first_line(kind.work)}", f"  table: {_table(kind)}"]
@@ -104,8 +130,9 @@ def entry(name: str) -> str:
             told = {"keys": _keys(kind), "reads": kind.reads, "columns": kind.columns}
             lines += [f"  {key}: {', '.join(words)}" for key, words in told.items() if words]
             return "\n".join([*lines, f"  origin: {kind.origin}"])
-    known = [*by_name, *TRANSFORMS, *REDUCERS, *BASELINES, *(kind.name for kind in kinds.known())]
-    expected = "the name of a method, transform, reducer, baseline or kind of jobs"
+    also = [*metrics_by_name, *(kind.name for kind in kinds.known())]
+    known = [*by_name, *TRANSFORMS, *REDUCERS, *BASELINES, *also]
+    expected = "the name of a method, transform, reducer, baseline, metric or kind of jobs"
     raise ValueError(check.problem("methods", expected, repr(name), catalogue.nearest(name, known)))
 
 

@@ -1,4 +1,4 @@
-"""The kind of jobs "methods": one image, one target, one method become a map, figures and a record.
+"""The kind of jobs "methods": one image, one target, one method become a map and a record.
 
 Everything that it needs comes as JSON. Files are written whole or not at all, and the record last: where it is,
 everything of the job is. What is written beside the map does not change from run to run; times, memory and dates
@@ -60,7 +60,6 @@ from esegeta.run.jobs.plan import (
 )
 from esegeta.run.volumes import names
 from esegeta.run.volumes.files import files_of
-from esegeta.run.volumes.reading import Volume
 
 # What differs between two runs of the same job: not beside the map, which has to be the same file.
 OF_THE_RUN = (
@@ -298,20 +297,14 @@ def shared(payload: Record, entry: Entry, image: Image, answer: Tensor, context:
 
 
 def written(payload: Record, entry: Entry, image: Image, map: Tensor, record: Record) -> Record:
-    """Write a map, its sidecar and its figures, and return what the record says of them."""
+    """Write a map and its sidecar, and return what the record says of them."""
     folder, volume = Path(payload["folder"]), image.volume
     place = functools.partial(names.statmap, payload["subject"], entry.target.name, record["method"])
     paths: Record = {
         "anatomy": record["anatomy"],
         "prediction": record["prediction"],
         "map": None,
-        "figures": {},
     }
-    paths["events"] = list(record["events"])
-    if entry.output.figures:
-        drawings, said = drawn(map, volume, folder / place(""), record)
-        paths["figures"] = {kind: path.relative_to(folder).as_posix() for kind, path in drawings.items()}
-        paths["events"] += said
     if entry.output.nifti:
         outputs.write_map(map, volume, folder / place(), holes=record["status"] == "partial")
         paths["map"] = place().as_posix()
@@ -327,8 +320,7 @@ def redraw(payload: Record, inputs: Inputs, context: Context) -> Record:
     entry, image = inputs.entry(), inputs.image()
     whole = inputs.map(payload["id"], "file")
     context.finishing(_WRITING_SECONDS)
-    events = [event for event in before["events"] if event.get("event") != "figures"]
-    record = {**before, **about(payload), "events": events}
+    record = {**before, **about(payload)}
     gone = dict.fromkeys(written_files(before))
     record |= written(payload, entry, image, whole, record)
     for name in gone.keys() - set(written_files(record)):
@@ -340,24 +332,8 @@ def redraw(payload: Record, inputs: Inputs, context: Context) -> Record:
 def written_files(record: Mapping[str, Any]) -> list[str]:
     """Return the files that belong to a record alone, relative to the folder of the run."""
     sidecar = names.statmap(record["subject"], record["target"], record["method"], "statmap.json")
-    alone = [record.get("map"), record.get("raw"), *(record.get("figures") or {}).values()]
+    alone = [record.get("map"), record.get("raw")]
     return [sidecar.as_posix(), *(name for name in alone if name)]
-
-
-def drawn(map: Tensor, volume: Volume, stem: Path, record: Record) -> tuple[dict[str, Path], list[Record]]:
-    """Draw the figures of a map; without matplotlib there are none, and that is said."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        message = 'There are no figures: matplotlib is missing, pip install "esegeta[viz]".'
-        return {}, [{"event": "figures", "message": message}]
-    from esegeta import plot
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        title = marks.titled(f"{record['title']} ({record['target']})", marks.marks(record))
-        affine = None if volume.is_image else volume.affine
-        return plot.save_figures(map, volume.data, volume.spacing, stem, title, affine), []
 
 
 def examine(payload: Record, context: Context) -> Record:
@@ -414,7 +390,7 @@ def _job(
             "patches": whole["patches"] if method.patches != "whole" else None,
             "precision": config.run.precision,
             "key": config.run.key,
-            "versions": dict(releases()),
+            "versions": releases(),
         }
 
     def made_from() -> Record:
@@ -424,10 +400,10 @@ def _job(
             "images": {part.name: content(part) for path in image.files for part in files_of(path)},
         }
 
-    # What files are called, which of them there are, and what stands above the pictures.
+    # What files are called, which of them there are, and what stands above them.
     looks = {
         "names": [image.subject, target.name, own, method.title],
-        "output": {k: whole["output"][k] for k in ("nifti", "figures")},
+        "nifti": whole["output"]["nifti"],
     }
     given = {
         "input_digest": lambda: image.digest,
@@ -515,7 +491,6 @@ METHODS = register(
         blank={
             **dict.fromkeys(("map", "prediction", "anatomy", "score", "residual", "difference", "missed")),
             **dict.fromkeys(("min", "max", "sum", "sum_kept", "started", "place", "baseline", "key")),
-            "figures": {},
         },
     )
 )

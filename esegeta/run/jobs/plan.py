@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from esegeta.engine import check
@@ -104,16 +103,20 @@ def source_file(source: str, folder: str | None = None) -> Path | None:
     return way.parts[-1].file if way else None
 
 
-@functools.cache
-def releases() -> Mapping[str, str]:
+def releases() -> dict[str, str]:
     """The versions that decide about the numbers."""
+    return dict(_releases())
+
+
+@functools.cache
+def _releases() -> Mapping[str, str]:
     found = {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
     for name in ("esegeta", "torch", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "unknown"
-    return MappingProxyType(found)
+    return found
 
 
 def plan(config: Config) -> list[Job]:
@@ -208,7 +211,7 @@ def ended(payload: Record, found: Record, context: Context, started: float) -> R
         **found,
         "inputs": inputs_of(payload["folder"], payload["after"]),
         "error": None,
-        "versions": dict(releases()),
+        "versions": releases(),
         "seconds": time.monotonic() - started,
         "peak_memory": peak(),
         "device": "cpu",
@@ -293,10 +296,27 @@ def clear(job: Job, folder: str | Path) -> None:
     record = record_of(folder, job.id)
     record_path(folder, job.id).unlink(missing_ok=True)
     if record is not None and {"subject", "target", "method"} <= set(record):
-        for name in written_by(record):
-            path = Path(folder) / name
-            if Path(folder).resolve() in path.resolve().parents:
-                path.unlink(missing_ok=True)
+        _remove(record, folder)
+
+
+def forget_drawings(planned: Sequence[Job], folder: str | Path) -> None:
+    """Remove what was drawn in a folder by kinds of which the configuration asks for no job any more."""
+    unused = {kind.name for kind in kinds.known() if kind.draws} - {job.kind for job in planned}
+    if not unused:
+        return
+    for path in (Path(folder) / ".jobs").glob("*.json"):
+        record = record_of(folder, path.stem)
+        if record is not None and record.get("kind") in unused:
+            _remove(record, folder)
+            path.unlink(missing_ok=True)
+
+
+def _remove(record: Mapping[str, Any], folder: str | Path) -> None:
+    """Remove the files of a record, unless they lie elsewhere."""
+    for name in written_by(record):
+        path = Path(folder) / name
+        if Path(folder).resolve() in path.resolve().parents:
+            path.unlink(missing_ok=True)
 
 
 def discard(job: Job, folder: str | Path) -> None:

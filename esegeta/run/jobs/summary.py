@@ -135,7 +135,7 @@ def entries(planning: Planning) -> list[Job]:
             kind="summary",
             keys=job.keys,
             given={**job.given, "of": job.id, "title": job.method},
-            decides=["summary", NUMBERS, dict(releases())],
+            decides=["summary", NUMBERS, releases()],
             after=(job,),
         )
         for job in planning.jobs
