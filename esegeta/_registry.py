@@ -96,6 +96,8 @@ class MethodSpec(Spec):
     explanation is like x, "layer" if it is like the activation, "map" if it is one channel on the grid of either.
     rewrites: what it refuses to do without: "activations" if it is the plain gradient of a score that has none.
     differentiable: whether its explanations have a derivative; those by rules refuse it, regions have none.
+    contributions: whether the values of its map are shares of the score, False for slopes, which are in units of the
+    score per unit of the image; None where they are neither. What claims completeness has contributions.
     """
 
     refs: tuple[str, ...] = ()
@@ -106,6 +108,7 @@ class MethodSpec(Spec):
     shape: Shape = "input"
     rewrites: str = ""
     differentiable: bool = True
+    contributions: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -510,6 +513,7 @@ def method(
     family: str = "",
     cost: Callable[..., Cost] | None = None,
     numbers: Numbers | None = None,
+    contributions: bool | None = None,
 ) -> Callable[[Function], Function]:
     """Register ``Score -> Explain`` under its function name and put input checks around what it returns.
 
@@ -567,7 +571,8 @@ def method(
                 fn=factory,
                 refs=tuple(refs),
                 key=key,
-                axioms=_claims(name, "axioms", axioms),
+                axioms=(claimed := _claims(name, "axioms", axioms)),
+                contributions=True if "completeness" in claimed else contributions,
                 needs=needs,
                 example=dict(example or {}),
                 paper=paper,
