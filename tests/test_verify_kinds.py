@@ -215,7 +215,7 @@ def test_a_transform_that_falsely_preserves_is_found():
     def halved(explain):
         return lambda x, *refs, **key: explain(x, *refs, **key) / 2
 
-    report = verify("halved", axioms=["completeness", "linearity"], cases=32)
+    report = verify("halved", axioms=["completeness", "linearity"], cases=60)
     assert report["linearity"].kind == "holds"
     assert report.broken == ("completeness",)
     assert report["completeness"].why.startswith("by halved(")
@@ -281,7 +281,7 @@ SLOW_REDUCERS = ("class_sum", "predicted_count", "logit")
     "name", ["predicted_class_sum", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW_REDUCERS)]
 )
 def test_the_laws_accept_reducers(name):
-    report = verify(name, cases=36)
+    report = verify(name, cases=50)
     assert {v.kind for v in report.verdicts} <= {"holds", "not applicable"}, report
     assert not report.broken
     assert report["one_number"].kind == "holds"
