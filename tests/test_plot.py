@@ -570,3 +570,13 @@ def test_a_cascade_shows_every_map_above_its_number(shape):
     assert curve.lines[1].get_ydata().tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match="cascade: expected 3 numbers of the curve, one for each map, got 2"):
         plot.cascade(found, [1.0, 0.5])
+
+
+def test_a_band_lies_behind_its_curve():
+    figure = plot.curve([0, 1, 2], {"a": [3, 2, 1], "b": [1, 1, 1]}, bands={"a": ([2, 1, 0], [4, 3, 2])})
+    (axes,) = figure.axes
+    (band,) = axes.collections
+    (path,) = band.get_paths()
+    assert (path.vertices[:, 1].min(), path.vertices[:, 1].max()) == (0, 4)
+    with pytest.raises(ValueError, match=r"bands\['a'\] with the 3 numbers of x, got 2"):
+        plot.curve([0, 1, 2], {"a": [3, 2, 1]}, bands={"a": ([2, 1], [4, 3])})
