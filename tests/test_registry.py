@@ -70,7 +70,11 @@ def a_metric(spec):
     if "network" in spec.needs:
         explain = lambda model: eg.gradient(eg.reducers.class_sum(model, 1))
     rest = (
-        [NET] if "network" in spec.needs else [lambda x: SCORE(x).sigmoid()] if "score" in spec.needs else []
+        [NET]
+        if "network" in spec.needs
+        else [lambda x: (-SCORE(x)).sigmoid()]
+        if "score" in spec.needs
+        else []
     )
     called = {"mask": X[0] > 0} if "mask" in spec.needs else {}
     found = spec.fn(explain, *rest, **settings)(X, key=7, **called)

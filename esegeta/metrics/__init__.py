@@ -6,6 +6,7 @@ Metrics are registered: ``esegeta._registry.METRICS["deletion"]`` says which way
 besides a finished map, what it costs and where it comes from.
 """
 
+from esegeta.engine.sharing import sharing
 from esegeta.metrics.comparing import Comparison, compare
 from esegeta.metrics.complexity import effective_complexity, entropy, gini
 from esegeta.metrics.curves import Curve
@@ -51,7 +52,6 @@ from esegeta.metrics.randomisation import (
     smprt,
 )
 from esegeta.metrics.removal import deletion, insertion
-from esegeta.metrics.sharing import sharing
 from esegeta.metrics.similarity import absolute_rank_correlation, hog_correlation, rank_correlation, ssim
 from esegeta.metrics.stability import (
     lipschitz,

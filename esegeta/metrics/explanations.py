@@ -11,7 +11,7 @@ from esegeta._facts import facts_of
 from esegeta._registry import takes_key
 from esegeta._types import Explain
 from esegeta.engine import check
-from esegeta.metrics.sharing import shared
+from esegeta.engine.sharing import shared
 
 
 def given(a: Tensor, *, multiplied: bool = True) -> Explain:

@@ -10,12 +10,12 @@ from esegeta._registry import Cost, metric
 from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
 from esegeta.engine import check
+from esegeta.engine.sharing import sharing
 from esegeta.features import Features, segments
 from esegeta.metrics.curves import Curve, area_under, ranking
 from esegeta.metrics.explanations import attribution, callable_, start
 from esegeta.metrics.imputation import imputed
 from esegeta.metrics.removal import Measure, along, curve, means, parts_of
-from esegeta.metrics.sharing import sharing
 
 
 @metric(

@@ -12,9 +12,9 @@ from esegeta._registry import perturbation as perturbation_
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
 from esegeta.engine.estimates import answered
+from esegeta.engine.sharing import active, shared
 from esegeta.metrics.explanations import attribution, callable_, says, start
 from esegeta.metrics.removal import Measure
-from esegeta.metrics.sharing import active, shared
 
 # From (x, baseline, key) to what is taken from x.
 Perturbation = Callable[[Tensor, Tensor, Tensor], Tensor]

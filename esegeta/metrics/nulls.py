@@ -12,10 +12,10 @@ from esegeta import random
 from esegeta._registry import null as null_
 from esegeta._types import Explain, Score
 from esegeta.engine import check
+from esegeta.engine.sharing import sharing
 from esegeta.methods.random_cam import random_cam as cam
 from esegeta.metrics.declared import direction
 from esegeta.metrics.explanations import attribution, given, says
-from esegeta.metrics.sharing import sharing
 from esegeta.spatial import upsample
 
 Null = Callable[..., Tensor]

@@ -11,10 +11,10 @@ from esegeta._registry import Cost, metric
 from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
 from esegeta.engine import check, levels
+from esegeta.engine.sharing import active, shared
 from esegeta.features import Features, Partition, voxels
 from esegeta.metrics.curves import Curve, Ranking, area_under, ranking
 from esegeta.metrics.explanations import attribution, callable_, mask_of, start
-from esegeta.metrics.sharing import active, shared
 
 Measure = Callable[..., Any]
 

@@ -17,10 +17,10 @@ from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
 from esegeta.engine import check, levels
 from esegeta.engine.estimates import answered
+from esegeta.engine.sharing import active, shared
 from esegeta.features import Features
 from esegeta.metrics.explanations import attribution, callable_, start
 from esegeta.metrics.removal import Measure, means, parts_of
-from esegeta.metrics.sharing import active, shared
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
