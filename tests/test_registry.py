@@ -72,7 +72,7 @@ def a_metric(spec):
     rest = (
         [NET]
         if "network" in spec.needs
-        else [lambda x: (-SCORE(x)).sigmoid()]
+        else [lambda x: 0.5 + 0.01 * SCORE(x)]
         if "score" in spec.needs
         else []
     )
