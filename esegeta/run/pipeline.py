@@ -367,9 +367,10 @@ def _write_tables(folder: Path, records: Sequence[Record], counts: Mapping[str, 
         own = [record for record in records if record.get("kind", "methods") == kind.name]
         if not own and kind.file != "summary":
             continue
-        outputs.write_table(folder / f"{kind.file}.csv", own, kind.columns)
+        rows = [row for record in own for row in kind.rows(record)]
+        outputs.write_table(folder / f"{kind.file}.csv", rows, kind.columns)
         whole["jobs" if kind.file == "summary" else kind.file] = [
-            {name: record.get(name) for name in kind.columns} for record in own
+            {name: row.get(name) for name in kind.columns} for row in rows
         ]
     outputs.write_json(folder / "summary.json", whole)
 

@@ -21,7 +21,7 @@ from esegeta.run.config.building import configuration, identities
 from esegeta.run.config.catalogue import methods_by_name, references
 from esegeta.run.config.faults import Collector, Faults
 from esegeta.run.config.plugins import check_plugins
-from esegeta.run.config.schema import Call, Config, Method, Model, Run, Target
+from esegeta.run.config.schema import Call, Config, Method, Model, Run, Section, Target
 from esegeta.run.config.sources import check_model, is_program
 from esegeta.run.config.tables import part
 from esegeta.run.config.trust import Trust, asked, of_environment
@@ -184,6 +184,10 @@ def _resolved(config: Config, folder: Path) -> Config:
                 _with_files(entry, folder) for method in config.methods for entry in _entries(method, run)
             ],
             "run": run,
+            "more": {
+                key: table.placed(files) if isinstance(table, Section) else table
+                for key, table in config.more.items()
+            },
         }
     )
 
