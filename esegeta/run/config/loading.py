@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
+
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
 from esegeta.run import bounds
@@ -185,8 +187,10 @@ def _resolved(config: Config, folder: Path) -> Config:
             ],
             "run": run,
             "more": {
-                key: table.placed(files) if isinstance(table, Section) else table
-                for key, table in config.more.items()
+                key: [_of_kind(one, folder) for one in given]
+                if isinstance(given, list)
+                else _of_kind(given, folder)
+                for key, given in config.more.items()
             },
         }
     )
@@ -204,7 +208,13 @@ def _pattern(given: str, folder: Path) -> str:
     return os.path.normpath(Path(glob.escape(str(folder))) / given)
 
 
-Named = TypeVar("Named", Target, Method)
+def _of_kind(table: BaseModel, folder: Path) -> BaseModel:
+    """The same table of a kind of jobs, with the files that it names as absolute paths."""
+    whole = _with_files(table, folder)
+    return whole.placed(lambda given: _pattern(given, folder)) if isinstance(whole, Section) else whole
+
+
+Named = TypeVar("Named", bound=BaseModel)
 
 
 def _with_files(entry: Named, folder: Path) -> Named:

@@ -4,7 +4,6 @@
 the network predicts or the parts of an atlas, and their mean over all subjects for each target and method.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +16,12 @@ from pydantic import Field
 
 from esegeta.engine import check
 from esegeta.run.config.schema import Section
-from esegeta.run.executors.child import Context, peak
+from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
-from esegeta.run.jobs import outputs
 from esegeta.run.jobs.inputs import Inputs
 from esegeta.run.jobs.kinds import Job, Kind, Record, digest, register
 from esegeta.run.jobs.parts import kept, refusals
-from esegeta.run.jobs.plan import Planning, contents, inputs_of, releases, write_record
+from esegeta.run.jobs.plan import Planning, contents, ended, header, releases
 from esegeta.run.volumes import files as volumes
 from esegeta.run.volumes import labels, names
 from esegeta.run.volumes.reading import Array, Volume
@@ -166,7 +164,7 @@ def summarise(payload: Record, inputs: Inputs, context: Context) -> Record:
     if made["status"] == Status.PARTIAL:
         events.append({"event": "partial", "message": "The map is a part only; the rest does not count."})
     record = {"rows": rows, "status": made["status"], "share_done": made["share_done"], "events": events}
-    return _ended(payload, record, context, started)
+    return ended(payload, record, context, started)
 
 
 def _known(numbers: Record, made: Record, volume: Volume) -> Record:
@@ -230,7 +228,7 @@ def average(payload: Record, inputs: Inputs, context: Context) -> Record:
         "share_done": len(whole) / count,
         "events": events,
     }
-    return _ended(payload, record, context, started)
+    return ended(payload, record, context, started)
 
 
 def over_subjects(rows: Mapping[str, Sequence[Record]]) -> list[Record]:
@@ -270,30 +268,6 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-def _ended(payload: Record, found: Record, context: Context, started: float) -> Record:
-    """Write a record with what every record says."""
-    record = {
-        **header(payload),
-        **found,
-        "inputs": inputs_of(payload["folder"], payload["after"]),
-        "error": None,
-        "versions": releases(),
-        "seconds": time.monotonic() - started,
-        "peak_memory": peak(),
-        "device": "cpu",
-        "deadline": context.seconds,
-        "memory": context.memory,
-    }
-    write_record(Path(payload["folder"]), record)
-    return json.loads(outputs.json_text(record))
-
-
-def header(payload: Record) -> Record:
-    """Return what a record says whatever comes of the job."""
-    about = {"id": payload["id"], "kind": payload["kind"], "title": payload["title"], **payload["keys"]}
-    return {**about, "config_digest": payload["digest"], "look_digest": payload["look"]}
-
-
 def rows_of(record: Mapping[str, Any]) -> list[Record]:
     """Return a row for each region of a record, or one without numbers where there are none."""
     rows = record.get("rows") or [{}]
@@ -306,25 +280,24 @@ def entries(planning: Planning) -> list[Job]:
     if not isinstance(section, Summary):
         return []
     files_of = _files(section, planning)
-    return [
-        Job(
-            id=f"{job.id}_summary",
-            kind="summary",
-            keys=job.keys,
-            given={
-                **job.given,
-                "of": job.id,
-                "title": job.method,
-                "regions": (asked := [_asked(one, files_of, job.subject) for one in section.regions]),
-                "grid": section.grid,
-                "names": section.names,
-            },
-            decides=["summary", section.grid, section.names, _decides(asked, job), releases()],
-            after=(job,),
-        )
-        for job in planning.jobs
-        if job.kind == "methods"
-    ]
+    return [_job(job, section, files_of) for job in planning.jobs if job.kind == "methods"]
+
+
+def _job(job: Job, section: Summary, files_of: Mapping[str, Mapping[str, Path]]) -> Job:
+    regions = [_asked(one, files_of, job.subject) for one in section.regions]
+
+    def decides() -> list[Any]:
+        return ["summary", section.grid, section.names, _decides(regions, job.given["reference"]), releases()]
+
+    how = {"regions": regions, "grid": section.grid, "names": section.names}
+    return Job(
+        id=f"{job.id}_summary",
+        kind="summary",
+        keys=job.keys,
+        given={**job.given, "of": job.id, "title": job.method, **how},
+        decides=decides,
+        after=(job,),
+    )
 
 
 def _files(section: Summary, planning: Planning) -> dict[str, dict[str, Path]]:
@@ -351,11 +324,11 @@ def _asked(one: str, files: Mapping[str, Mapping[str, Path]], subject: str) -> R
     return {"of": of, "file": str(path) if path else None}
 
 
-def _decides(regions: Sequence[Record], job: Job) -> list[Any]:
+def _decides(regions: Sequence[Record], reference: Callable[[], Record | None]) -> list[Any]:
     """Return what decides about regions: their files by what is in them."""
     found: list[Any] = [[one["of"], one["file"] and digest(contents(one["file"]))] for one in regions]
     if any(one["of"] == "reference" for one in regions):
-        found.append((job.given["reference"] or {}).get("decides"))
+        found.append((reference() or {}).get("decides"))
     return found
 
 
@@ -403,6 +376,7 @@ SUMMARY = register(
         entries=entries,
         header=header,
         work=summarise,
+        group=lambda job: digest([job.given["files"], job.given["model"]]),
         blank={"rows": []},
         rows=rows_of,
         file="regions",
