@@ -9,12 +9,22 @@ import torch
 from torch import Tensor
 
 from esegeta import spatial
-from esegeta._types import Model
+from esegeta._types import Model, Score
 from esegeta.engine import check
+from esegeta.run.config.building import Built
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import MADE
 from esegeta.run.jobs.kinds import Record
-from esegeta.run.jobs.parts import Entry, Image, entry_of, image_of, model_of, refusals
+from esegeta.run.jobs.parts import (
+    Entry,
+    Image,
+    answer_of,
+    entry_of,
+    explanation_of,
+    image_of,
+    model_of,
+    refusals,
+)
 from esegeta.run.jobs.plan import record_of
 
 
@@ -39,7 +49,11 @@ def on_image(map: Tensor, x: Tensor) -> tuple[Tensor, list[Record]]:
 
 
 class Inputs:
-    """What a job may read. ``payload`` is that of a job about one image, one target and one method, or of none.
+    """What a job may read; nothing is read before it is asked for, and nothing twice that jobs share.
+
+    ``image``, ``model``, ``prediction`` and ``explain`` are for jobs about one image, one target and one method: they
+    are given what the job of a method is given. ``record``, ``map``, ``many`` and ``missing`` are of the jobs that a
+    job comes after.
 
     Args:
         payload: of the job.
@@ -49,11 +63,14 @@ class Inputs:
     def __init__(self, payload: Record, context: Context) -> None:
         self._payload = payload
         self._context = context
+        self._entry: Entry | None = None
 
     def entry(self) -> Entry:
         """Return the parts of the configuration that the job is about."""
-        with refusals():
-            return entry_of(self._payload, self._context.memory)
+        if self._entry is None:
+            with refusals():
+                self._entry = entry_of(self._payload, self._context.memory)
+        return self._entry
 
     def image(self) -> Image:
         """Return the image, as it is in its file and as the network takes it."""
@@ -62,6 +79,20 @@ class Inputs:
     def model(self) -> Model:
         """Return the network."""
         return model_of(self.entry(), self._device, self._context.cache)
+
+    def prediction(self) -> Tensor:
+        """Return the network's answer to the image, computed once for all jobs of this worker that share both."""
+        return answer_of(self._payload, self.entry(), self.image(), self.model(), self._context.cache)
+
+    def explain(self) -> tuple[Built, Score | None]:
+        """Return the explanation that the method of this job is, built anew, and the score that it explains.
+
+        Called with an image on the grid of the network, ``explain()[0](x)`` explains it, with the same baselines and
+        key as the job did; its ``explain``, ``refs`` and ``keyed`` are there for who calls it otherwise. The score is
+        None where every patch has its own.
+        """
+        with refusals():
+            return explanation_of(self.entry(), self.model(), self.image())
 
     @property
     def _device(self) -> torch.device:
@@ -97,7 +128,11 @@ class Inputs:
             grid: "network" for the map as it was computed, with all channels, on the grid of the network or of a
                 layer; "file" for the one on the grid of the image's file, where NaN is what was not computed.
         """
+        check.one_of("Inputs.map", "grid", grid, ("network", "file"))
         record = self.record(job)
+        if not record.get("raw"):
+            got, advice = f"a job of the kind {record.get('kind')!r}", "Read its record"
+            raise check.refused(self._payload["id"], f"a map of {job}", got, advice)
         values: Any = np.load(Path(self._payload["folder"]) / record["raw"], allow_pickle=False)
         raw = torch.from_numpy(values)
         if grid == "network":

@@ -145,6 +145,26 @@ def model_around(model: Model, entry: Entry) -> Model:
         return patches.sliding_window(model, _size(extent.size), extent.overlap, extent.weights)
 
 
+def answer_of(
+    payload: dict[str, Any], entry: Entry, image: Image, model: Model, cache: dict[str, Any]
+) -> Tensor:
+    """The network's answer to the image, computed once for the jobs that share both."""
+
+    def answer() -> Tensor:
+        with torch.no_grad():
+            return model(image.x)
+
+    patched = None if entry.method.patches == "whole" else entry.patches.model_dump(mode="json")
+    which = [
+        payload["files"],
+        payload["input_digest"],
+        entry.steps,
+        entry.model.model_dump(mode="json"),
+        patched,
+    ]
+    return kept(cache, "answer", which, answer)
+
+
 def _size(size: int | list[int]) -> int | tuple[int, ...]:
     return size if isinstance(size, int) else tuple(size)
 
