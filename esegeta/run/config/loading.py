@@ -27,6 +27,7 @@ from esegeta.run.config.schema import Call, Config, Method, Model, Run, Target
 from esegeta.run.config.sources import check_model, is_program
 from esegeta.run.config.tables import part
 from esegeta.run.config.trust import Trust, asked, of_environment
+from esegeta.run.jobs.kinds import Kind, tables
 
 WHERE = "configuration"
 
@@ -184,14 +185,25 @@ def _resolved(config: Config, folder: Path) -> Config:
                 _with_files(entry, folder) for method in config.methods for entry in _entries(method, run)
             ],
             "run": run,
-            "more": {
-                key: [_with_files(one, folder) for one in given]
-                if isinstance(given, list)
-                else _with_files(given, folder)
-                for key, given in config.more.items()
-            },
+            "more": _of_kinds(config, folder),
         }
     )
+
+
+def _of_kinds(config: Config, folder: Path) -> dict[str, Any]:
+    """The tables of kinds of jobs, with the files and patterns that they name as absolute paths."""
+
+    def placed(kind: Kind, table: BaseModel) -> BaseModel:
+        made: BaseModel = kind.placed(table, lambda given: _pattern(given, folder))
+        return _with_files(made, folder)
+
+    known = tables()
+    return {
+        key: [placed(known[key], one) for one in given]
+        if isinstance(given, list)
+        else placed(known[key], given)
+        for key, given in config.more.items()
+    }
 
 
 def _absolute(path: str, folder: Path) -> str:
