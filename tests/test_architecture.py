@@ -84,6 +84,8 @@ ORDER = (
     "run.volumes.pictures",
     "run.volumes.files",
     "run.volumes.names",
+    "run.volumes.labels",
+    "run.volumes.padding",
     "run.volumes.grids",
     "run.volumes.prepared",
     "run.volumes.intensities",

@@ -486,7 +486,7 @@ def test_what_jobs_of_an_image_share_is_made_once(tmp_path, monkeypatch):
     counted(parts.networks, "load")
     one, cache = jobs.plan(asked)[:4], {}
     answers = []
-    monkeypatch.setattr(methods.Inputs, "prediction", recording(methods.Inputs.prediction, answers))
+    monkeypatch.setattr(methods.Inputs, "answer", recording(methods.Inputs.answer, answers))
     for job in one:
         dispatch.main(
             json.loads(json.dumps(job.payload)), Context("cpu", None, None, cache, lambda **event: None)

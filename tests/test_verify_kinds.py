@@ -65,6 +65,15 @@ def kept(score):
     return lambda x: score(x)
 
 
+def total(model):
+    return lambda x: model(x).sum()
+
+
+def slope(model):
+    """A method, whatever its argument is called."""
+    return torch.func.grad(model)
+
+
 @pytest.mark.parametrize(
     ("what", "kind"),
     [
@@ -74,6 +83,9 @@ def kept(score):
         ("class_sum", ReducerSubject),
         (eg.reducers.class_sum, ReducerSubject),
         (half_sum, ReducerSubject),
+        (total, ReducerSubject),
+        (lambda score: lambda x: score(x).sum(), RewriteSubject),
+        (slope, conformance.Subject),
         ("rules.lrp", RewriteSubject),
         (eg.rules.deeplift, RewriteSubject),
         (functools.partial(eg.rules.lrp, composite="epsilon_plus"), RewriteSubject),
@@ -85,6 +97,38 @@ def kept(score):
 )
 def test_what_is_put_to_the_test_is_recognised(what, kind):
     assert isinstance(subject_of(what), kind)
+
+
+@pytest.mark.parametrize(
+    ("what", "got"),
+    [
+        (lambda score: lambda x: torch.func.grad(score)(x).sum(), "whose number is .* where the score is"),
+        (lambda score: lambda x, baseline=None: 0 * x.sum(), "whose number is 0 where the score is"),
+        (
+            lambda f: lambda x: 2 * f(x),
+            "call the first argument explain for a transform, model for a reducer",
+        ),
+        (lambda f: lambda x: f(x).sum(), "which makes a number of a map as well, .* score for a rewrite"),
+    ],
+    ids=["sum of a gradient", "zero", "unnamed transform", "unnamed reducer"],
+)
+def test_a_number_that_is_not_the_scores_makes_no_rewrite(what, got):
+    """A method that returns a number by mistake is no rewrite that breaks a law; what could be both is asked for."""
+    with pytest.raises(TypeError, match=rf"^verify: expected a .*{got}"):
+        verify(what, axioms=["same_values"])
+
+
+def test_a_subject_of_a_module_is_taken_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "my_subjects.py").write_text(
+        "from esegeta.conformance.scoring import RewriteSubject\n"
+        "twice = RewriteSubject('twice', lambda score: lambda x: 2 * score(x))\nnumber = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    report = verify("my_subjects:twice", axioms=["same_values"], cases=40)
+    assert report.broken == ("same_values",)
+    for name in ("number", "nothing"):
+        with pytest.raises(ValueError, match="expected a function or a subject of my_subjects"):
+            verify(f"my_subjects:{name}")
 
 
 def test_a_transform_of_a_module_is_no_method(tmp_path, monkeypatch):

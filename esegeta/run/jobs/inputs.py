@@ -1,5 +1,6 @@
 """What a job may read: its image, its network, the records and maps of the jobs before it; each when asked for."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,11 @@ from esegeta.run.jobs.parts import (
     entry_of,
     explanation_of,
     image_of,
+    kept,
     model_of,
+    on_file,
+    predicted,
+    reference_of,
     refusals,
 )
 from esegeta.run.jobs.plan import record_of
@@ -80,9 +85,13 @@ class Inputs:
         """Return the network."""
         return model_of(self.entry(), self._device, self._context.cache)
 
-    def prediction(self) -> Tensor:
-        """Return the network's answer to the image, computed once for all jobs of this worker that share both."""
-        return answer_of(self._payload, self.entry(), self.image(), self.model(), self._context.cache)
+    def answer(self) -> Any:
+        """Return the network's answer to the image, computed once for the jobs of this worker that share both."""
+        payload, entry = self._payload, self.entry()
+        which = [payload[name] for name in ("files", "input_digest", "model", "preprocess")]
+        which += [entry.pad, payload["patches"] if entry.method.patches != "whole" else None]
+        make = functools.partial(answer_of, entry, self.model(), self.image())
+        return kept(self._context.cache, "answer", which, make)
 
     def explain(self) -> tuple[Built, Score | None]:
         """Return the explanation that the method of this job is, built anew, and the score that it explains.
@@ -93,6 +102,46 @@ class Inputs:
         """
         with refusals():
             return explanation_of(self.entry(), self.model(), self.image())
+
+    def prediction(self, grid: Literal["network", "file"] = "file") -> Tensor | None:
+        r"""Return where the network sees the target of the job.
+
+        Args:
+            grid: "file" for the grid of the image's file, on which it is also written beside the maps; "network"
+                for that of the prepared image.
+
+        Returns:
+            bool (\*S), on the CPU; None if the target has no class, or the answer of the network no grid, as that
+            of a classifier. With ``patches`` other than "whole" it is of the stitched answer.
+        """
+        payload, entry, image = self._payload, self.entry(), self.image()
+
+        def look() -> Tensor | None:
+            found = predicted(entry, self.answer(), image)
+            return None if found is None else found.cpu()
+
+        how = [entry.method.patches, payload["patches"]] if entry.method.patches != "whole" else None
+        about = [payload[name] for name in ("files", "input_digest", "model", "preprocess", "target")]
+        mask = kept(self._context.cache, "seen", [*about, entry.pad, how], look, 8)
+        return mask if mask is None or grid == "network" else on_file(mask, image)
+
+    def reference(self, grid: Literal["network", "file"] = "file") -> Tensor | None:
+        r"""Return where the ground truth that the configuration gives shows the target of the job.
+
+        It does not decide about maps. A kind whose numbers depend on it says so: ``payload["reference"]`` is None or
+        has a ``decides`` to be put into ``Job.decides``. When jobs are planned, ``job.given["reference"]`` is a
+        function that returns that: it reads the file, so ``Job.decides`` should be a function as well.
+
+        Args:
+            grid: "file" for the grid of the image's file, on which it is also written beside the maps; "network"
+                for that of the prepared image, to which the nearest label is brought.
+
+        Returns:
+            bool (\*S), on the CPU; None if the configuration has no table ``[reference]``, or no file for this
+            subject.
+        """
+        with refusals():
+            return reference_of(self._payload, self.image(), self._context.cache, self._context.memory, grid)
 
     @property
     def _device(self) -> torch.device:

@@ -48,9 +48,9 @@ class Job:
     """Something to do once.
 
     keys: what it is about, such as subject, target and method; a job over many subjects has fewer. given: what its
-    kind needs in a worker, as JSON. decides: what changes its numbers, and nothing else. Where decides is a function,
-    or a value of given, it is called when it is the job's turn: a run need not read all inputs before its first job.
-    looks: what changes only how its numbers are shown. after: the jobs that it reads; need: whether all of them must
+    kind needs in a worker, as JSON. decides: what changes its numbers, and nothing else. looks: what changes only how
+    they are shown. Where decides, looks, or a value of given is a function, it is called when it is the job's turn: a
+    run need not read all inputs before its first job. after: the jobs that it reads; need: whether all of them must
     have a result, or any. deadline and memory: its limits, in seconds and bytes.
     """
 
@@ -76,7 +76,7 @@ class Job:
     @functools.cached_property
     def look(self) -> str:
         """The name of how its numbers are shown."""
-        return digest(self.looks)
+        return digest(_now(self.looks))
 
     @property
     def subject(self) -> str:

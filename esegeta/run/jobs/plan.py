@@ -28,25 +28,27 @@ from esegeta.run.executors.status import MADE, Status
 from esegeta.run.jobs import kinds, outputs
 from esegeta.run.jobs.kinds import Job, Record
 from esegeta.run.volumes import files as volumes
-from esegeta.run.volumes import names
+from esegeta.run.volumes import labels, names
 
 WHERE = "run"
 
 
 @dataclass(frozen=True)
 class AboutImage:
-    """An image before it is read: its files, its subject, how it is read, and the steps of its preprocessing."""
+    """An image before it is read: its files, subject, how it is read and prepared, its label map if it has one."""
 
     files: Sequence[Path]
     subject: str
     reading: dict[str, Any]
     steps: list[dict[str, Any]]
+    pad: str | None = None
+    reference: Path | None = None
 
     @functools.cached_property
     def decides(self) -> dict[str, Any]:
         """What decides about it; to know that, its files are read."""
         hashes = [part for path in self.files for part in contents(path)]
-        return {"files": hashes, "reading": self.reading, "preprocess": self.steps}
+        return {"files": hashes, "reading": self.reading, "preprocess": self.steps, "pad": self.pad}
 
     @functools.cached_property
     def digest(self) -> str:
@@ -143,9 +145,12 @@ def plan(config: Config) -> list[Job]:
         "plugins": [content(path) for path in config.plugins],
         **({"installed": offered} if (offered := plugins.installed()) else {}),
     }
-    steps = whole["input"]["preprocess"]
+    steps, given = whole["input"]["preprocess"], config.reference
+    known = (
+        {} if given is None else labels.matched(given.files, subjects, given.subject or config.input.subject)
+    )
     images = [
-        AboutImage(files, subject, config.input.reading, steps)
+        AboutImage(files, subject, config.input.reading, steps, config.input.pad, known.get(subject))
         for files, subject in zip(found, subjects, strict=True)
     ]
     folder = str(Path(config.run.output).absolute())
@@ -243,7 +248,7 @@ def _usable(job: Job, folder: str | Path) -> Record | None:
         return None
     if job.after and record.get("inputs") != inputs_of(folder, [one.id for one in job.after]):
         return None
-    shared = [record[name] for name in ("anatomy", "prediction") if record.get(name)]
+    shared = [record[name] for name in ("anatomy", "prediction", "reference") if record.get(name)]
     there = all((Path(folder) / name).is_file() for name in [*written_by(record), *shared])
     return record if there else None
 
