@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -106,14 +106,6 @@ class Material:
         with refusals():
             return explanation_of(self.entry, self.inputs.model(), self.image, watch=self._watched)
 
-    def answer(self) -> Tensor:
-        """Return what the network says of the image."""
-        return self.inputs.prediction()
-
-    def reference(self) -> Tensor:
-        """Return where the target is according to the label map of the image, on the grid of the network."""
-        return self.inputs.reference()
-
     def score(self) -> Score:
         """Return the score that the map explains."""
         score = self.explained[1]
@@ -167,7 +159,7 @@ class Material:
         if not isinstance(target, int):
             advice = "Take a reducer with a class"
             raise check.Refused(check.problem(self.of, "a target with a class", "none", advice))
-        channels = len(self.answer())
+        channels = len(self.inputs.answer())
         one_for_two = channels == 1 and self.entry.target.parameters.get("exclusive", True)
         return target, 2 if one_for_two else channels
 
@@ -300,7 +292,9 @@ def answer(
             elif current().left() > 0:
                 with contextlib.suppress(DeadlineExceeded):
                     found = _found(measure, x, refs, {**masks, **more})
-            if found is None or (seen and found.share is not None):  # of less than the map: none to compare with
+            if found is None or (
+                seen and found.share is not None
+            ):  # of less than the map: none to compare with
                 found = _Found(torch.tensor(torch.nan))
             seen.append(found)
             return found.answer
@@ -313,13 +307,39 @@ def answer(
         recorded(*own, **settings)(x, *refs, key=random.fold_in(word, 1))
         return Answer(*seen[0].numbers(), seen[0].share, None)
     model, draws, better = null
-    judge = metrics.calibrated(recorded, null=model, draws=draws, better=better or spec.better or None)
-    found = judge(*own, **settings)(x, *refs, key=word)
-    others = [one.numbers() for one in seen[1:]]
-    made = sum(not math.isnan(value) for value, *_ in others)
-    beside = (float(found.null_mean), float(found.low), float(found.high), float(found.p))
+    way = better or spec.better
+    judge = metrics.calibrated(recorded, null=model, draws=draws, better=way or None)
+    with contextlib.suppress(_Late):  # then there are fewer
+        judge(*own, **settings)(x, *refs, key=word)
+    mine, *others = (one.numbers() for one in seen)
     curves = [curve for value, _, curve in others if curve is not None and not math.isnan(value)]
-    return Answer(*seen[0].numbers(), seen[0].share, Nulls(*beside, made, curves))
+    nulls = beside(mine[0], [value for value, *_ in others], way == "higher")
+    return Answer(*mine, seen[0].share, nulls._replace(curves=curves))
+
+
+class _Late(Exception):
+    """The time is up while random maps are judged."""
+
+
+def beside(value: float, others: Sequence[float], higher: bool) -> Nulls:
+    """Return how a number stands beside those of random maps, as ``metrics.calibrated`` does.
+
+    Args:
+        value: of the map.
+        others: of random maps, NaN for those that have none.
+        higher: whether higher numbers are better.
+
+    Example:
+        >>> beside(3.0, [1.0, 2.0, math.nan, 4.0], True)[3:5]
+        (0.5, 3)
+    """
+    known = torch.tensor([o for o in others if not math.isnan(o)], dtype=torch.float64)
+    if not len(known):
+        return Nulls(*[math.nan] * 4, 0, [])
+    low, high = known.quantile(known.new_tensor([0.025, 0.975])).tolist()
+    as_good = int((known >= value).sum() if higher else (known <= value).sum())
+    p = math.nan if math.isnan(value) else (1 + as_good) / (1 + len(known))
+    return Nulls(known.mean().item(), low, high, p, len(known), [])
 
 
 class _Found(NamedTuple):

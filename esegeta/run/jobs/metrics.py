@@ -16,7 +16,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from esegeta import reducers
 from esegeta._registry import METRICS, MetricSpec
 from esegeta.engine import check
 from esegeta.engine.execution import DeadlineExceeded, execution, parse_memory
@@ -363,25 +362,22 @@ def mask_of(key: str, section: Metric, payload: Record, material: Material) -> T
     given = getattr(section, key)
     if given is None:
         return None
-    image, target = material.image, material.entry.target
-    grid = tuple(image.x.shape[1:])
-    if given == PREDICTION:
-        number = target.parameters.get("target", target.class_)
-        answer = material.answer()
-        if not isinstance(number, int) or answer.ndim != image.x.ndim or tuple(answer.shape[1:]) != grid:
+    image, inputs = material.image, material.inputs
+    if given in (PREDICTION, REFERENCE):
+        found = inputs.prediction("network") if given == PREDICTION else inputs.reference("network")
+        if found is None:
             got, advice = "an answer without a grid, or a target without a class", "Take another mask"
-            raise check.refused(payload["id"], "a prediction on the grid of the image", got, advice)
-        exclusive = target.parameters.get("exclusive", True)
-        return reducers.predicted_mask(answer, number, exclusive=exclusive)
-    if given == REFERENCE:
-        return material.reference()
+            if given == REFERENCE:
+                got, advice = f"none for {payload['subject']}", "Add one to [reference]"
+            raise check.refused(payload["id"], f"a {given} to hold the map against", got, advice)
+        return found.to(image.x.device)
     path = payload["masks"][key]
     if path is None:
         got = f"none for {payload['subject']}"
         raise check.refused(payload["id"], f"a mask among {Path(given).name}", got, "Add one, or rename it")
     volume = labels.read(path)
-    found = labels.onto(volume, grid, image.prepared.affine) > 0
-    return found.to(image.x.device)
+    inside = labels.onto(volume, tuple(image.x.shape[1:]), image.prepared.affine) > 0
+    return inside.to(image.x.device)
 
 
 def judge(payload: Record, inputs: Inputs, context: Context) -> Record:

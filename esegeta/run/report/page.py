@@ -539,9 +539,7 @@ def _metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {"names": sorted({str(name) for r in rows for name in r["metrics"]}), "rows": rows}
 
 
-def _sections(
-    folder: Path, records: Sequence[Mapping[str, Any]], notes: list[str]
-) -> list[dict[str, Any]]:
+def _sections(folder: Path, records: Sequence[Mapping[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
     """Return the table, and the pictures, of each kind of jobs without maps that has records."""
     found = []
     for kind in kinds.known():
