@@ -286,16 +286,16 @@ def answer(
         measure = spec.fn(*args, **kwargs)
 
         def run(x: Tensor, *refs: Tensor, **more: Any) -> Any:
-            found = None
-            if not seen:
+            if seen and current().left() <= 0:
+                raise _Late
+            try:
                 found = _found(measure, x, refs, {**masks, **more})
-            elif current().left() > 0:
-                with contextlib.suppress(DeadlineExceeded):
-                    found = _found(measure, x, refs, {**masks, **more})
-            if found is None or (
-                seen and found.share is not None
-            ):  # of less than the map: none to compare with
-                found = _Found(torch.tensor(torch.nan))
+            except DeadlineExceeded:
+                if seen:
+                    raise _Late from None
+                raise
+            if seen and found.share is not None:  # of less than the map: none to compare with
+                raise _Late
             seen.append(found)
             return found.answer
 
