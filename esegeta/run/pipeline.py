@@ -470,7 +470,7 @@ def _write_tables(folder: Path, records: Sequence[Record], counts: Mapping[str, 
             continue
         added = dict.fromkeys(name for record in own for name in more.get(record["id"], {}))
         columns = [*kind.columns, *(name for name in added if name not in kind.columns)]
-        rows = [{**more.get(record["id"], {}), **record} for record in own]
+        rows = [{**more.get(record["id"], {}), **row} for record in own for row in kind.rows(record)]
         outputs.keep_text(folder / f"{kind.file}.csv", outputs.table_text(rows, columns))
         whole["jobs" if kind.file == "summary" else kind.file] = [
             {name: row.get(name) for name in columns} for row in rows

@@ -23,11 +23,10 @@ from esegeta.run.config.building import configuration, identities
 from esegeta.run.config.catalogue import methods_by_name, references
 from esegeta.run.config.faults import Collector, Faults
 from esegeta.run.config.plugins import check_plugins
-from esegeta.run.config.schema import Call, Config, Method, Model, Run, Target
+from esegeta.run.config.schema import Call, Config, Method, Model, Run, Section, Target
 from esegeta.run.config.sources import check_model, is_program
 from esegeta.run.config.tables import part
 from esegeta.run.config.trust import Trust, asked, of_environment
-from esegeta.run.jobs.kinds import Kind, tables
 
 WHERE = "configuration"
 
@@ -187,25 +186,14 @@ def _resolved(config: Config, folder: Path) -> Config:
                 _with_files(entry, folder) for method in config.methods for entry in _entries(method, run)
             ],
             "run": run,
-            "more": _of_kinds(config, folder),
+            "more": {
+                key: [_of_kind(one, folder) for one in given]
+                if isinstance(given, list)
+                else _of_kind(given, folder)
+                for key, given in config.more.items()
+            },
         }
     )
-
-
-def _of_kinds(config: Config, folder: Path) -> dict[str, Any]:
-    """The tables of kinds of jobs, with the files and patterns that they name as absolute paths."""
-
-    def placed(kind: Kind, table: BaseModel) -> BaseModel:
-        made: BaseModel = kind.placed(table, lambda given: _pattern(given, folder))
-        return _with_files(made, folder)
-
-    known = tables()
-    return {
-        key: [placed(known[key], one) for one in given]
-        if isinstance(given, list)
-        else placed(known[key], given)
-        for key, given in config.more.items()
-    }
 
 
 def _absolute(path: str, folder: Path) -> str:
@@ -218,6 +206,12 @@ def _pattern(given: str, folder: Path) -> str:
     if os.path.isabs(os.path.expanduser(given)) or os.path.isfile(whole):
         return whole
     return os.path.normpath(Path(glob.escape(str(folder))) / given)
+
+
+def _of_kind(table: BaseModel, folder: Path) -> BaseModel:
+    """The same table of a kind of jobs, with the files that it names as absolute paths."""
+    whole = _with_files(table, folder)
+    return whole.placed(lambda given: _pattern(given, folder)) if isinstance(whole, Section) else whole
 
 
 Named = TypeVar("Named", bound=BaseModel)

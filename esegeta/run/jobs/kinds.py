@@ -121,7 +121,6 @@ class Kind:
         many: whether there may be several of that table, ``[[table]]``, each of the class ``section``.
         check: (section, path, faults) -> None, of one table: tells ``faults`` what its class does not see.
         check_all: ([(path, section)], beside, faults) -> None, of all tables, beside the targets and methods.
-        placed: (section, place) -> the same with patterns of files from anywhere, where ``place`` makes one so.
         reads: the kinds whose jobs it may depend on; they are planned before it.
         entries: (plan) -> jobs, from a ``plan.Planning``.
         header: (payload) -> what a record says whatever comes of the job.
@@ -137,6 +136,7 @@ class Kind:
         draws: whether its jobs only show what others have computed. They are done last and along with any job that
             they read, a dry run leaves them out, and a configuration that asks for none of them has none.
         joins: (record) -> the id of another job, and the columns that its row gets from this record.
+        rows: (record) -> the rows that it becomes in the table and in the report; one by default.
         file: the table that its records become, without its ending, empty for none; columns: of that table.
         shown: column -> heading, of its table in the report; empty if the report knows it better.
         title: of that table; note: what is said below it.
@@ -154,7 +154,6 @@ class Kind:
     check: Callable[[Any, str, Any], None] | None = None
     group: Callable[[Job], str | None] = lambda job: None  # noqa: ARG005
     check_all: Callable[[Sequence[tuple[str, Any]], Beside, Any], None] | None = None
-    placed: Callable[[Any, Callable[[str], str]], Any] = lambda section, place: section  # noqa: ARG005
     reads: tuple[str, ...] = ()
     blank: Mapping[str, Any] = field(default_factory=dict)
     redraw: Callable[[Record, Any, Any], Record] | None = None
@@ -164,6 +163,7 @@ class Kind:
     stem: Callable[[Job], Path] | None = None
     joins: Callable[[Mapping[str, Any]], tuple[str, Record]] | None = None
     draws: bool = False
+    rows: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]] = lambda record: [record]
     shown: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
     note: str = ""

@@ -78,6 +78,14 @@ class Metric(Section):
         """How many random maps each map stands beside."""
         return 0 if self.null is None else DRAWS if self.draws is None else self.draws
 
+    def placed(self, place: Callable[[str], str]) -> "Metric":
+        """The same with patterns of files from anywhere."""
+
+        def whole(given: str | None) -> str | None:
+            return given if given in (None, PREDICTION, REFERENCE) else place(str(given))
+
+        return self.model_copy(update={"mask": whole(self.mask), "within": whole(self.within)})
+
 
 # ------------------------------------------------------------------ the table of a configuration
 
@@ -206,15 +214,6 @@ def check_all(tables: Sequence[tuple[str, Metric]], beside: Beside, faults: Stri
             if getattr(table, key) == REFERENCE and not beside.reference:
                 advice = "Add [reference] with the files of the label maps"
                 faults.add(f"{path}.{key}", "label maps in [reference]", "no such table", advice)
-
-
-def placed(table: Metric, place: Callable[[str], str]) -> Metric:
-    """Return the entry with patterns of files from anywhere."""
-
-    def whole(given: str | None) -> str | None:
-        return given if given in (None, PREDICTION, REFERENCE) else place(str(given))
-
-    return table.model_copy(update={"mask": whole(table.mask), "within": whole(table.within)})
 
 
 # ------------------------------------------------------------------ plan
@@ -692,7 +691,6 @@ METRICS_KIND = register(
         many=True,
         check=check_table,
         check_all=check_all,
-        placed=placed,
         joins=joined,
         reads=("methods",),
         entries=entries,

@@ -38,6 +38,7 @@ ANATOMIES = 2_000_000  # for those of images and masks
 FIGURES = 4_000_000
 MOST_VOLUMES = 60
 MOST_COMPARED = 6
+MOST_ROWS = 2000  # of a table
 KINDS = ("overlay", "projections", "montage")
 
 
@@ -548,9 +549,15 @@ def _sections(folder: Path, records: Sequence[Mapping[str, Any]], notes: list[st
             continue
         pictures = [one for record in own for one in _drawn(folder, record, notes)]
         if kind.shown or pictures:
-            rows = [[record.get(name) for name in kind.shown] for record in own]
+            every = [row for record in own for row in kind.rows(record)]
+            rows = [[row.get(name) for name in kind.shown] for row in every[:MOST_ROWS]]
             heads = list(kind.shown.values())
-            about = {"name": kind.name, "title": kind.title, "note": kind.note}
+            rest = (
+                f" {len(every) - MOST_ROWS} more rows are in {kind.file}.csv."
+                if len(every) > MOST_ROWS
+                else ""
+            )
+            about = {"name": kind.name, "title": kind.title, "note": kind.note + rest}
             said = [f"{record['id']}: {line}" for record in own for line in record["said"]]
             found.append({**about, "heads": heads, "rows": rows, "said": said, "pictures": pictures})
     return found
