@@ -5,19 +5,22 @@ matplotlib that belong to nobody: no window opens and nothing global changes.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esegeta.engine import check
 from esegeta.plot.canvas import png, save
-from esegeta.plot.images import FIGURES, layers, montage, overlay, projections, side_by_side
+from esegeta.plot.images import FIGURES, channels, layers, montage, overlay, projections, side_by_side
 from esegeta.plot.lines import curve, is_signal, signal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "channels",
     "curve",
+    "kinds_of",
     "layers",
     "montage",
     "overlay",
@@ -38,17 +41,19 @@ def show(
     kind: str = "overlay",
     title: str | None = None,
     affine: object = None,
+    **look: Any,
 ) -> "Figure":
     """The figure of a map, which a notebook shows.
 
     Args:
-        map: ``(C,*S)`` with one to three spatial axes; channels are added up.
+        map: ``(C,*S)`` with one to three spatial axes; channels are added up but for "channels".
         anatomy: the image ``(C,*S)`` that was explained.
         spacing: mm per voxel, one per spatial axis; by default from the affine, else 1.
-        kind: "overlay" (planes where the map has most), "projections" (maximum along each axis) or "montage"
-            (parallel planes). A signal has one picture.
+        kind: "overlay" (planes where the map has most), "projections" (maximum along each axis), "montage"
+            (parallel planes) or "channels" (one a row). A signal has one picture.
         title: above the picture.
         affine: from voxels to mm (right, front, up): turns the planes and gives them letters.
+        **look: what else these functions take: ``subtitle``, ``mask``, ``outline``, ``box``, ``colours``.
 
     Returns:
         A figure of matplotlib.
@@ -61,8 +66,22 @@ def show(
     """
     check.one_of("show", "kind", kind, list(FIGURES))
     if is_signal(map):
-        return signal(map, anatomy, spacing, title=title)
-    return FIGURES[kind](map, anatomy, spacing, affine, title=title)
+        return signal(map, anatomy, spacing, title=title, subtitle=look.get("subtitle"))
+    return FIGURES[kind](map, anatomy, spacing, affine, title=title, **look)
+
+
+def kinds_of(map: object) -> tuple[str, ...]:
+    """The kinds of figures that say something of a map.
+
+    >>> import torch
+    >>> kinds_of(torch.ones(1, 4)), kinds_of(torch.ones(1, 4, 4)), kinds_of(torch.ones(2, 4, 4, 4))
+    (('overlay',), ('overlay', 'projections'), ('overlay', 'projections', 'montage', 'channels'))
+    """
+    shape = getattr(map, "shape", ())
+    found = {2: ("overlay",), 3: ("overlay", "projections")}.get(
+        len(shape), ("overlay", "projections", "montage")
+    )
+    return (*found, "channels") if len(shape) > 2 and shape[0] > 1 else found
 
 
 def save_figures(
@@ -72,27 +91,35 @@ def save_figures(
     stem: "str | os.PathLike[str]",
     title: str | None = None,
     affine: object = None,
+    *,
+    kinds: Sequence[str] | None = None,
+    **look: Any,
 ) -> dict[str, Path]:
     """Write all figures of a map beside it: ``{stem}_projections.png``, ``_montage.png``, ``_overlay.png``.
 
-    A flat image has no montage, and a signal has one figure, the overlay.
+    A flat image has no montage, a signal has one figure, the overlay, and a map with several channels has one of
+    them, too. The files have 256 colours.
 
     Args:
-        map: ``(C,*S)`` with one to three spatial axes; channels are added up.
+        map: ``(C,*S)`` with one to three spatial axes; channels are added up but for "channels".
         anatomy: the image ``(C,*S)`` that was explained, or None.
         spacing: mm per voxel, one per spatial axis, or None.
         stem: folder and beginning of the names.
         title: above the pictures.
         affine: from voxels to mm (right, front, up): turns the planes and gives them letters.
+        kinds: which, of those that the map has; by default all.
+        **look: as for ``show``, and ``names`` of channels.
 
     Returns:
         Kind of figure -> path of its PNG file.
     """
     stem = Path(stem)
-    axes = len(getattr(map, "shape", ())) - 1
-    kinds = {1: ("overlay",), 2: ("projections", "overlay")}.get(axes, tuple(FIGURES))
+    names = look.pop("names", None)
     written = {}
-    for kind in kinds:
+    for kind in kinds_of(map):
+        if kinds is not None and kind not in kinds:
+            continue
         path = stem.with_name(f"{stem.name}_{kind}.png")
-        written[kind] = save(show(map, anatomy, spacing, kind, title, affine), path)
+        more = {"names": names} if kind == "channels" else {}
+        written[kind] = save(show(map, anatomy, spacing, kind, title, affine, **look, **more), path, 256)
     return written

@@ -418,7 +418,7 @@ def _viewer(
             f"{reduced} of {len(overlays)} maps are on fewer voxels in the viewer than in their files, "
             "to keep this page small: single strong voxels look weaker there."
         )
-    steps = {kind: colours.STEPS[kind] for kind in ("positive", "negative")}
+    steps = {kind: colours.SCHEMES["orange"][kind] for kind in ("positive", "negative")}
     return {"overlays": overlays, "colours": steps}, volumes
 
 
