@@ -48,7 +48,15 @@ _LEVEL = (
     1  # of compression: maps of 64 MiB shrink by 3 % more at the highest one, which takes half as long again
 )
 _IGNORED = (
-    *("*_statmap.*", "*_mask.*", "*_desc-input.*", "*_projections.*", "*_montage.*", "*_overlay.*"),
+    *(
+        "*_statmap.*",
+        "*_mask.*",
+        "*_desc-input.*",
+        "*_projections.*",
+        "*_montage.*",
+        "*_overlay.*",
+        "*_channels.*",
+    ),
     *("*.png", "config.json", "log.txt", "summary.*", "report.html", ".jobs/"),
 )
 
