@@ -35,6 +35,13 @@ def _grey(scene: grids.Scene) -> np.ndarray:
     return np.repeat(scene.anatomy[..., None], 3, axis=-1)
 
 
+def _below(scene: grids.Scene) -> np.ndarray:
+    """What lies under a map: the anatomy without its own colours, which would be taken for the map's."""
+    if scene.anatomy is None or scene.anatomy.ndim < 4:
+        return _grey(scene)
+    return np.repeat((scene.anatomy @ np.array([0.299, 0.587, 0.114]))[..., None], 3, axis=-1)
+
+
 def _cell(scene: grids.Scene, axis: int, picture: np.ndarray, corner: str = "") -> Cell:
     a, b = (i for i in range(3) if i != axis)
     width, height = (scene.values.shape[i] * scene.sizes[i] for i in (a, b))
@@ -51,7 +58,7 @@ def _rings(scene: grids.Scene, flat: Callable[[np.ndarray], np.ndarray]) -> list
 def _plane(scene: grids.Scene, axis: int, index: int, scale: Scale | None, corner: str = "") -> Cell:
     """One plane of the anatomy, under the map unless there is no scale for it."""
     turned = scene.affine is not None
-    below = grids.plane(_grey(scene), axis, index, turned)
+    below = grids.plane(_grey(scene) if scale is None else _below(scene), axis, index, turned)
     if scale is not None:
         below = shades.blend(grids.plane(scene.values, axis, index, turned), scale, below)
     rings = _rings(scene, lambda mask: grids.plane(mask, axis, index, turned))
@@ -194,7 +201,7 @@ def projections(
     end = _limit("projections", limit, [scene]) if limit is not None else 0.0
     if limit is None:
         end = grids.limit_of(np.concatenate([p.ravel() for p in flat["size"]]), percentile)
-    faint = [0.35 * _grey(scene).max(axis) for axis in scene.across]
+    faint = [0.35 * _below(scene).max(axis) for axis in scene.across]
     rows: list[list[Cell | None]] = []
     for kind, pictures in flat.items():
         scale, sign = Scale(kind, end, scheme), -1 if kind == "negative" else 1
@@ -552,7 +559,7 @@ def _peaks(scene: grids.Scene, axis: int, scale: Scale) -> Cell:
     place = np.expand_dims(np.abs(clean).argmax(axis), axis)
     peaks = np.take_along_axis(clean, place, axis).squeeze(axis)
     peaks = np.where(np.isnan(scene.values).all(axis), np.nan, peaks)
-    faint = grids.upright(0.35 * _grey(scene).max(axis), axis, turned)
+    faint = grids.upright(0.35 * _below(scene).max(axis), axis, turned)
     drawn = shades.blend(grids.upright(peaks, axis, turned), scale, faint)
     return _cell(scene, axis, drawn)._replace(lines=_shadows(scene, axis))
 
@@ -616,10 +623,9 @@ def channels(
         bare = [_plane(scene, axis, voxel[axis], None, corners[axis]) for axis in scene.across]
         drawn = [_plane(scene, axis, voxel[axis], scale, corners[axis]) for axis in scene.across]
         rows.append([bare[0], *drawn] if scene.anatomy is not None else list(drawn))
-    titled = [scenes[0].titles[axis] for axis in scenes[0].across]
-    head = (
-        [f"{titled[0]}, the image itself".lstrip(", "), *titled] if scenes[0].anatomy is not None else titled
-    )
+    head = [scenes[0].titles[axis] or "the map" for axis in scenes[0].across]
+    if scenes[0].anatomy is not None:
+        head = ["the image itself", *head]
     caption = _words(scenes, scale.limit, grids.PERCENTILE, _signed(scheme))
     beside = [Bar(scale, 0, len(rows) - 1, unit)]
     content = Sheet(

@@ -138,11 +138,17 @@ def _shown(folder: Path, job: str, record: Mapping[str, Any], inputs: Inputs, ho
     }
     if how.mask in masks:
         look["mask"] = masks[how.mask]
-    elif how.mask == "otsu" and anatomy.affine is not None:
+    elif how.mask == "otsu" and anatomy.affine is not None and not _same_everywhere(map):
         look["mask"] = "otsu"
     if how.zoom != "none":
         look["box"] = how.zoom
     return Shown(record, map, anatomy.values, anatomy.affine, look)
+
+
+def _same_everywhere(map: Tensor) -> bool:
+    """Check whether each channel has one value: then nothing in the air is noise."""
+    flat = map.flatten(1)
+    return bool((flat == flat[:, :1]).all())
 
 
 def facts(record: Mapping[str, Any]) -> str:
