@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 from torch import Tensor
 
 from esegeta._facts import carry, declare, explanation, facts_of, named, settings, short
+from esegeta.axioms import AXIOMS
 from esegeta.engine import check, gradient, views
 
 Needs = Literal["gradient", "values", "activation"]
@@ -95,6 +96,8 @@ class MethodSpec(Spec):
     explanation is like x, "layer" if it is like the activation, "map" if it is one channel on the grid of either.
     rewrites: what it refuses to do without: "activations" if it is the plain gradient of a score that has none.
     differentiable: whether its explanations have a derivative; those by rules refuse it, regions have none.
+    contributions: whether the values of its map are shares of the score, False for slopes, which are in units of the
+    score per unit of the image; None where they are neither. What claims completeness has contributions.
     """
 
     refs: tuple[str, ...] = ()
@@ -105,6 +108,7 @@ class MethodSpec(Spec):
     shape: Shape = "input"
     rewrites: str = ""
     differentiable: bool = True
+    contributions: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,14 +214,6 @@ class Registry(dict[str, S], Generic[S]):
         where, expected = f"find_{self.kind}", f"the name of a {self.kind}"
         raise ValueError(check.problem(where, expected, repr(name), advice))
 
-
-# What can be claimed: the names of the residuals in ``esegeta.axioms``, each with a law in ``esegeta.conformance``.
-AXIOMS = (
-    *("completeness", "conservation", "sensitivity_a", "dummy", "linearity", "symmetry"),
-    *("implementation_invariance", "sensitivity_n", "shift", "scale_of_output", "efficiency_of_regions"),
-    *("continuity", "class_sensitivity", "translation_equivariance", "affine_equivariance", "monotonicity"),
-    "parameter_dependence",
-)
 
 METHODS = Registry("method", MethodSpec)
 TRANSFORMS = Registry("transform", TransformSpec)
@@ -478,7 +474,7 @@ def _claims(where: str, what: str, names: tuple[str, ...] | str) -> frozenset[st
     claimed = names.split() if isinstance(names, str) else names
     for name in claimed:
         if name not in AXIOMS:
-            advice = check.nearest(name, AXIOMS, f"There are {', '.join(AXIOMS)}")
+            advice = check.nearest(name, AXIOMS, f"There are {', '.join(sorted(AXIOMS))}")
             raise ValueError(check.problem(where, f"{what} to be names of axioms", repr(name), advice))
     return frozenset(claimed)
 
@@ -517,6 +513,7 @@ def method(
     family: str = "",
     cost: Callable[..., Cost] | None = None,
     numbers: Numbers | None = None,
+    contributions: bool | None = None,
 ) -> Callable[[Function], Function]:
     """Register ``Score -> Explain`` under its function name and put input checks around what it returns.
 
@@ -574,7 +571,8 @@ def method(
                 fn=factory,
                 refs=tuple(refs),
                 key=key,
-                axioms=_claims(name, "axioms", axioms),
+                axioms=(claimed := _claims(name, "axioms", axioms)),
+                contributions=True if "completeness" in claimed else contributions,
                 needs=needs,
                 example=dict(example or {}),
                 paper=paper,

@@ -1,5 +1,6 @@
 """Is a number good? It stands beside that of random maps with the same values and the same smoothness."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -166,4 +167,6 @@ def calibrated(
 
         return measure
 
+    functools.update_wrapper(judged, metric)  # it takes what the metric takes
+    judged.better = way  # type: ignore[attr-defined]
     return judged
