@@ -121,6 +121,27 @@ def run(
         return _run(config, folder, lock, planned, chosen, finished, redrawn, threads, progress)
 
 
+def draw(folder: str | Path, *, trust: Iterable[str] = (), **how: Any) -> Summary:
+    """Draw the figures that a run has left out, of the maps in its folder, and write its report.
+
+    Args:
+        folder: of a run, with its ``config.json``.
+        trust: which code the configuration may name, as for ``run``.
+        **how: ``threads`` and ``progress``, as for ``run``.
+
+    Returns:
+        The summary.
+    """
+    folder = Path(folder)
+    whole, _ = configuration.read(folder / "config.json")
+    whole = {**whole, "output": {**whole.get("output", {}), "figures": True, "report": True}}
+    whole["figures"] = {**whole.get("figures", {}), "maps": "all"}
+    whole["run"] = {**whole.get("run", {}), "output": str(folder.absolute())}
+    config = configuration.load(whole, trust=trust)
+    drawing = [job.id for job in jobs.plan(config) if kinds.find(job.kind).draws]
+    return run(config, only=drawing, **how)
+
+
 def _chosen(planned: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
     if only is None:
         return list(planned)
@@ -368,6 +389,10 @@ def _write_tables(folder: Path, records: Sequence[Record], counts: Mapping[str, 
         if not own and kind.file != "summary":
             continue
         outputs.write_table(folder / f"{kind.file}.csv", own, kind.columns)
+        for name, columns in kind.inner.items():
+            rows = [{**record, **row} for record in own for row in record.get(name) or ()]
+            if rows:
+                outputs.write_table(folder / f"{name}.csv", rows, columns)
         whole["jobs" if kind.file == "summary" else kind.file] = [
             {name: record.get(name) for name in kind.columns} for record in own
         ]

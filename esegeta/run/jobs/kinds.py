@@ -106,6 +106,7 @@ class Kind:
         draws: whether its jobs only show what others have computed. They are done last and along with any job that
             they read, a dry run leaves them out, and a configuration that asks for none of them has none.
         file: the table that its records become, without its ending, empty for none; columns: of that table.
+        inner: the fields of a record that hold rows of their own, with their columns: a table of each, by its name.
         shown: column -> heading, of its table in the report; empty if the report knows it better.
         title: of that table; note: what is said below it.
     """
@@ -126,6 +127,7 @@ class Kind:
     written: Callable[[Mapping[str, Any]], Sequence[str]] = lambda record: ()  # noqa: ARG005
     stem: Callable[[Job], Path] | None = None
     draws: bool = False
+    inner: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shown: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
     note: str = ""

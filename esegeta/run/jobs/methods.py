@@ -567,6 +567,12 @@ METHODS = register(
         written=written_files,
         stem=lambda job: names.statmap(job.subject, job.target, job.method, ""),
         file="summary",
+        inner={
+            "channels": (
+                *("id", "subject", "target", "method", "title", "channel"),
+                *("sum", "mean", "share", "min", "max"),
+            )
+        },
         columns=(
             *("id", "subject", "target", "method", "title", "status", "error", "score", "residual"),
             *("difference", "missed", "share_done", "min", "max", "sum", "sum_kept"),

@@ -57,7 +57,7 @@ _IGNORED = (
         "*_overlay.*",
         "*_channels.*",
     ),
-    *("*.png", "config.json", "log.txt", "summary.*", "report.html", ".jobs/"),
+    *("*.png", "config.json", "log.txt", "summary.*", "channels.csv", "report.html", ".jobs/"),
 )
 
 
