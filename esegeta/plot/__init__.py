@@ -77,7 +77,7 @@ def kinds_of(map: object) -> tuple[str, ...]:
     >>> kinds_of(torch.ones(1, 4)), kinds_of(torch.ones(1, 4, 4)), kinds_of(torch.ones(2, 4, 4, 4))
     (('overlay',), ('overlay', 'projections'), ('overlay', 'projections', 'montage', 'channels'))
     """
-    shape = getattr(map, "shape", ())
+    shape: Sequence[int] = getattr(map, "shape", ())
     found = {2: ("overlay",), 3: ("overlay", "projections")}.get(
         len(shape), ("overlay", "projections", "montage")
     )

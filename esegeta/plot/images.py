@@ -261,7 +261,7 @@ def projections(
 def _shadows(scene: grids.Scene, axis: int) -> list[tuple[str, np.ndarray]]:
     """The outlines of what masks project to along an axis."""
     turned = scene.affine is not None
-    return _rings(scene, lambda mask: grids.upright(mask.any(axis), axis, turned))
+    return _rings(scene, lambda mask: grids.upright(np.asarray(mask.any(axis)), axis, turned))
 
 
 def montage(

@@ -30,7 +30,8 @@ from esegeta.run.volumes import names, pictures
 TABLE = "figures"
 
 
-KINDS = ("overlay", "projections", "montage", "channels")
+Picture = Literal["overlay", "projections", "montage", "channels"]
+KINDS: tuple[Picture, ...] = ("overlay", "projections", "montage", "channels")
 SOME = 12  # maps beside each other in one picture
 
 
@@ -43,7 +44,7 @@ class Figures(Section):
     """
 
     maps: int | Literal["all"] = 40
-    kinds: list[Literal["overlay", "projections", "montage", "channels"]] = Field(default=list(KINDS))
+    kinds: list[Picture] = Field(default=list(KINDS))
     colours: Literal["orange", "red"] = "orange"
     mask: Literal["otsu", "prediction", "reference", "none"] = "otsu"
     outline: list[Literal["prediction", "reference"]] = Field(default=["prediction", "reference"])
@@ -300,7 +301,8 @@ def entries(planning: Planning) -> list[Job]:
     for job in planning.jobs:
         if job.kind == "methods":
             of_subject.setdefault(job.subject, []).append(job)
-    found, count = [], 0
+    found: list[Job] = []
+    count = 0
     for subject, jobs in of_subject.items():
         if how.maps != "all" and (how.maps <= 0 or (found and count + len(jobs) > how.maps)):
             break
