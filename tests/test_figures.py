@@ -77,7 +77,7 @@ def test_of_many_subjects_the_first_are_planned_and_the_settings_decide_about_no
     assert drawing.digest != changed.digest
     assert [job.digest for job in every[:6]] == [job.digest for job in other[:6]]
     assert planned(maps=4)[1][0].digest == drawing.digest, "how many are drawn changes no picture"
-    with pytest.raises(ValueError, match='figures.colours: expected "orange" or "red", got .green.'):
+    with pytest.raises(ValueError, match=r'figures.colours: expected "orange" or "red", got .green.'):
         planned(colours="green")
     assert not [job for job in jobs.plan(config.load(tables(tmp_path, files, output={"figures": False})))
                 if kinds.find(job.kind).draws]  # fmt: skip
