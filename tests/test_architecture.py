@@ -42,6 +42,7 @@ ORDER = (
     "engine.stream",
     "engine.ascent",
     "engine.estimates",
+    "engine.sharing",
     "engine.local",
     "engine.tiles",
     "engine.patches",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from esegeta.engine import check
 from esegeta.plot.canvas import png, save
+from esegeta.plot.cascade import cascade
 from esegeta.plot.images import FIGURES, channels, layers, montage, overlay, projections, side_by_side
 from esegeta.plot.lines import curve, is_signal, signal
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "cascade",
     "channels",
     "curve",
     "kinds_of",

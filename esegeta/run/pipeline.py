@@ -487,13 +487,14 @@ def _write_tables(folder: Path, records: Sequence[Record], counts: Mapping[str, 
         own = [record for record in records if record.get("kind", "methods") == kind.name]
         if not own and kind.file != "summary":
             continue
-        outputs.keep_text(folder / f"{kind.file}.csv", outputs.table_text(own, kind.columns))
+        rows = [row for record in own for row in kind.rows(record)]
+        outputs.keep_text(folder / f"{kind.file}.csv", outputs.table_text(rows, kind.columns))
         for name, columns in kind.inner.items():
-            rows = [{**record, **row} for record in own for row in record.get(name) or ()]
-            if rows:
-                outputs.keep_text(folder / f"{name}.csv", outputs.table_text(rows, columns))
+            inner = [{**record, **row} for record in own for row in record.get(name) or ()]
+            if inner:
+                outputs.keep_text(folder / f"{name}.csv", outputs.table_text(inner, columns))
         whole["jobs" if kind.file == "summary" else kind.file] = [
-            {name: record.get(name) for name in kind.columns} for record in own
+            {name: row.get(name) for name in kind.columns} for row in rows
         ]
     outputs.keep_text(folder / "summary.json", outputs.json_text(whole))
 

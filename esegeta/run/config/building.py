@@ -473,7 +473,7 @@ def _input(given: Input, folder: Path, faults: Strict) -> None:
                 faults.add("input.subject", "a pattern with a group", repr(given.subject), advice)
             elif files:
                 subjects(files, given.subject)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             faults.add("input.subject", "a regular expression", repr(given.subject), str(error))
         except volumes.UnreadableInput as error:
             faults.say(f"input.subject: {told(error)}")

@@ -121,6 +121,7 @@ class Kind:
         stem: (job) -> the beginning of the names of all these files, for what a job left that came to no end.
         draws: whether its jobs only show what others have computed. They are done last and along with any job that
             they read, a dry run leaves them out, and a configuration that asks for none of them has none.
+        rows: (record) -> the rows that it becomes in the table and in the report; one by default.
         file: the table that its records become, without its ending, empty for none; columns: of that table.
         inner: the fields of a record that hold rows of their own, with their columns: a table of each, by its name.
         shown: column -> heading, of its table in the report; empty if the report knows it better.
@@ -146,6 +147,7 @@ class Kind:
     written: Callable[[Mapping[str, Any]], Sequence[str]] = lambda record: ()  # noqa: ARG005
     stem: Callable[[Job], Path] | None = None
     draws: bool = False
+    rows: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]] = lambda record: [record]
     inner: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shown: Mapping[str, str] = field(default_factory=dict)
     title: str = ""

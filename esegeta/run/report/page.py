@@ -36,6 +36,7 @@ ANATOMIES = 2_000_000  # for those of images and masks
 FIGURES = 7_000_000
 MOST_VOLUMES = 120
 MOST_COMPARED = 8
+MOST_ROWS = 2000  # of a table
 KINDS = ("overlay", "channels", "projections", "montage")
 
 
@@ -549,9 +550,15 @@ def _sections(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for kind in kinds.known():
         own = [record for record in records if record["kind"] == kind.name]
         if own and kind.shown:
-            rows = [[record.get(name) for name in kind.shown] for record in own]
+            every = [row for record in own for row in kind.rows(record)]
+            rows = [[row.get(name) for name in kind.shown] for row in every[:MOST_ROWS]]
             heads = list(kind.shown.values())
-            about = {"name": kind.name, "title": kind.title, "note": kind.note}
+            rest = (
+                f" {len(every) - MOST_ROWS} more rows are in {kind.file}.csv."
+                if len(every) > MOST_ROWS
+                else ""
+            )
+            about = {"name": kind.name, "title": kind.title, "note": kind.note + rest}
             said = [f"{record['id']}: {line}" for record in own for line in record["said"]]
             found.append({**about, "heads": heads, "rows": rows, "said": said})
     return found
