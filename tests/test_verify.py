@@ -507,7 +507,7 @@ def command(*words):
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="verify: expected axioms to be one of completeness"):
+    with pytest.raises(ValueError, match="verify: expected axioms to be one of affine_equivariance"):
         verify("gradient", axioms=["completness"])
     with pytest.raises(ValueError, match="cases"):
         verify("gradient", cases=0)
