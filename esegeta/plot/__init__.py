@@ -43,7 +43,12 @@ def show(
     kind: str = "overlay",
     title: str | None = None,
     affine: object = None,
-    **look: Any,
+    *,
+    subtitle: str | None = None,
+    mask: object = None,
+    outline: object = None,
+    box: object = None,
+    colours: str = "orange",
 ) -> "Figure":
     """The figure of a map, which a notebook shows.
 
@@ -55,7 +60,11 @@ def show(
             (parallel planes) or "channels" (one a row). A signal has one picture.
         title: above the picture.
         affine: from voxels to mm (right, front, up): turns the planes and gives them letters.
-        **look: what else these functions take: ``subtitle``, ``mask``, ``outline``, ``box``, ``colours``.
+        subtitle: below the title, smaller: whose it is, score, residual.
+        mask: where the map is shown, ``(*S)`` or "otsu" for what is not dark in the anatomy.
+        outline: a mask ``(*S)`` to go round, or several by their names.
+        box: the part to zoom to: (start, stop) in voxels for each axis, or "outline" or "mask" for round these.
+        colours: "orange" or "red" for what is for the score; what is against it is blue.
 
     Returns:
         A figure of matplotlib.
@@ -68,8 +77,9 @@ def show(
     """
     check.one_of("show", "kind", kind, list(FIGURES))
     if is_signal(map):
-        return signal(map, anatomy, spacing, title=title, subtitle=look.get("subtitle"))
-    return FIGURES[kind](map, anatomy, spacing, affine, title=title, **look)
+        return signal(map, anatomy, spacing, title=title, subtitle=subtitle)
+    look: dict[str, Any] = {"mask": mask, "outline": outline, "box": box, "colours": colours}
+    return FIGURES[kind](map, anatomy, spacing, affine, title=title, subtitle=subtitle, **look)
 
 
 def kinds_of(map: object) -> tuple[str, ...]:
@@ -95,7 +105,12 @@ def save_figures(
     affine: object = None,
     *,
     kinds: Sequence[str] | None = None,
-    **look: Any,
+    names: Sequence[str] | None = None,
+    subtitle: str | None = None,
+    mask: object = None,
+    outline: object = None,
+    box: object = None,
+    colours: str = "orange",
 ) -> dict[str, Path]:
     """Write all figures of a map beside it: ``{stem}_projections.png``, ``_montage.png``, ``_overlay.png``.
 
@@ -110,18 +125,27 @@ def save_figures(
         title: above the pictures.
         affine: from voxels to mm (right, front, up): turns the planes and gives them letters.
         kinds: which, of those that the map has; by default all.
-        **look: as for ``show``, and ``names`` of channels.
+        names: of the channels.
+        subtitle: below the title, smaller: whose it is, score, residual.
+        mask: where the map is shown, ``(*S)`` or "otsu" for what is not dark in the anatomy.
+        outline: a mask ``(*S)`` to go round, or several by their names.
+        box: the part to zoom to: (start, stop) in voxels for each axis, or "outline" or "mask" for round these.
+        colours: "orange" or "red" for what is for the score; what is against it is blue.
 
     Returns:
         Kind of figure -> path of its PNG file.
     """
     stem = Path(stem)
-    names = look.pop("names", None)
+    look: dict[str, Any] = {"mask": mask, "outline": outline, "box": box, "colours": colours}
     written = {}
     for kind in kinds_of(map):
         if kinds is not None and kind not in kinds:
             continue
         path = stem.with_name(f"{stem.name}_{kind}.png")
-        more = {"names": names} if kind == "channels" else {}
-        written[kind] = save(show(map, anatomy, spacing, kind, title, affine, **look, **more), path, 256)
+        if kind == "channels":
+            about = {"title": title, "subtitle": subtitle, "names": names}
+            figure = channels(map, anatomy, spacing, affine, **about, **look)
+        else:
+            figure = show(map, anatomy, spacing, kind, title, affine, subtitle=subtitle, **look)
+        written[kind] = save(figure, path, 256)
     return written
