@@ -109,7 +109,10 @@ def demo(
 
     if size % 8 or not 40 <= size <= 128:
         raise typer.BadParameter(f"expected a multiple of 8 from 40 to 128, got {size}", param_hint="--size")
-    say(f"A U-Net finds the brain in a head of {size} voxels a side; a dozen methods say why. Into {output}.")
+    say(
+        f"A U-Net finds the brain in a head of {size} voxels a side; a dozen methods say why, and five metrics "
+        f"judge them. Into {output}."
+    )
     _execute(starter.demo(str(output.absolute()), size, workers), open_=open_)
 
 

@@ -563,8 +563,9 @@ def _sections(folder: Path, records: Sequence[Mapping[str, Any]], notes: list[st
         pictures = [one for record in own for one in _drawn(folder, record, notes)]
         if kind.shown or pictures:
             every = [row for record in own for row in kind.rows(record)]
-            rows = [[row.get(name) for name in kind.shown] for row in every[:MOST_ROWS]]
-            heads = list(kind.shown.values())
+            known = [name for name in kind.shown if any(row.get(name) not in (None, "") for row in every)]
+            rows = [[row.get(name) for name in known] for row in every[:MOST_ROWS]]
+            heads = [kind.shown[name] for name in known]  # a column without any value says nothing
             rest = (
                 f" {len(every) - MOST_ROWS} more rows are in {kind.file}.csv."
                 if len(every) > MOST_ROWS
