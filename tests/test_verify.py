@@ -509,7 +509,7 @@ def command(*words):
 def test_settings_are_checked():
     with pytest.raises(
         ValueError,
-        match="verify: expected axioms to be one of .*completeness, .* got .completness.. Nearest: completeness",
+        match=r"verify: expected axioms to be one of .*, got .completness.\. Nearest: completeness",
     ):
         verify("gradient", axioms=["completness"])
     with pytest.raises(ValueError, match=r"^verify: expected the name of a method, got .* Nearest: gradient"):
