@@ -365,12 +365,9 @@ def test_performance_information_equals_a_plain_loop():
     def bits(y):
         left = []
         for row in y[0].tolist():
-            before = 0
-            for v in row:
-                q = min(255, max(0, round((v - low) / (high - low) * 255)))
-                left.append((q - before) % 256)
-                before = q
-        return len(left) * entropy_of(left)
+            levels = [min(255, max(0, round((v - low) / (high - low) * 255))) for v in row]
+            left += [(q - p) % 256 for p, q in itertools.pairwise(levels)]
+        return 8 * 3 + len(left) * entropy_of(left)
 
     order = a.flatten().argsort(descending=True)
     images = []

@@ -150,6 +150,7 @@ def curve(
     example={"steps": 4},
     also=("pixel_flipping",),
     cost=lambda steps: Cost(forwards=None if steps is None else steps + 1),
+    ranks=True,
 )
 def deletion(
     explain: Explain,
@@ -202,6 +203,7 @@ def deletion(
     paper="Petsiuk et al. 2018, arXiv:1806.07421",
     example={"steps": 4},
     cost=lambda steps: Cost(forwards=None if steps is None else steps + 1),
+    ranks=True,
 )
 def insertion(
     explain: Explain,
