@@ -133,3 +133,90 @@ def test_verify_takes_metrics_by_name_and_as_functions(monkeypatch):
 def test_a_registered_metric_keeps_every_law_on_drawn_situations(name):
     report = verify(f"metric:{name}", cases=30)
     assert not [v for v in report.verdicts if v.kind == "violated"], report
+
+
+# -- other libraries: their faults are found by the same laws --------------------------------------------------------
+
+PLANES = [(1, 4, 4), (1, 3, 4)]
+
+
+def in_the_plane(law, subject):
+    for n, shape in enumerate(PLANES):
+        generator = torch.Generator().manual_seed(n)
+        draw = lambda high: torch.randint(-high, high + 1, shape, generator=generator).double()
+        residual, allowed = METRIC_LAWS[law](draw(4), draw(3) + 0.5, draw(2)).measure(subject)
+        if not residual <= allowed:
+            return residual
+    return 0.0
+
+
+def peer(name):
+    pytest.importorskip(name.partition(":")[0], reason="pip install 'esegeta[peers]'")
+    return subject_of(name)
+
+
+@pytest.fixture
+def torchvision():
+    from esegeta.conformance.adapters import peers
+
+    peers.torchvision()
+
+
+FAULTS = {
+    # Step sums beside cumulative drops: of a linear network with exact maps it is not 1.
+    "quantus:SensitivityN": {"linear_scores"},
+    # An empty mask is a hit.
+    "quantus:PointingGame": {"no_number_without_meaning"},
+    # The largest are taken in the order of their places.
+    "quantus:RelevanceRankAccuracy": {"ties"},
+    "torchcam:deletion": {"ties"},
+    "torchcam:insertion": {"ties"},
+    "quantus:RelevanceMassAccuracy": set(),
+    "captum:infidelity": set(),
+}
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_faults_of_other_metrics_are_found(name, torchvision):
+    subject = peer(name)
+    broken_ones = {law for law in METRIC_LAWS if law in subject.axioms and in_the_plane(law, subject) > 0}
+    assert broken_ones >= FAULTS[name]
+    if not FAULTS[name]:
+        assert "linear_scores" not in broken_ones
+        assert "ties" not in broken_ones
+
+
+@pytest.mark.peers
+def test_an_area_that_counts_its_steps_is_found(torchvision, monkeypatch):
+    """One curve has several areas, by the number of elements in a step."""
+    import numpy as np
+
+    subject = peer("quantus:PixelFlipping")
+    if not hasattr(np, "trapz"):
+        situation = METRIC_LAWS["units"](torch.ones(1, 3, 4), torch.ones(1, 3, 4), torch.arange(12.0))
+        with pytest.raises(AttributeError, match="trapz"):
+            METRIC_LAWS["units"](*[torch.arange(12.0).reshape(1, 3, 4)] * 3).measure(subject)
+        assert situation.trivial is False
+        monkeypatch.setattr(np, "trapz", np.trapezoid, raising=False)
+    law = METRIC_LAWS["steps"]
+    w = torch.arange(1.0, 17).reshape(1, 4, 4).double()
+    situation = law(w, torch.ones_like(w), w)
+    score = situation.score()
+    numbers = [float(situation.number(subject, w, score, steps=k)) for k in (2, 4, 8)]
+    assert max(numbers) > 2 * min(numbers)
+
+
+@pytest.mark.peers
+def test_completeness_by_equality_is_found(torchvision):
+    subject = peer("quantus:Completeness")
+    w = torch.tensor([[[0.1, 0.2, 0.3], [0.7, -0.4, 0.11]]], dtype=torch.float64)
+    law = METRIC_LAWS["linear_scores"](w, torch.full_like(w, 0.3), w)
+    residual, allowed = law.measure(subject)
+    assert residual > allowed  # False, for a residual of one part in 10 million
+    assert (
+        eg.axioms.completeness(lambda x, b: w * (x - b), lambda x: (w * x).sum())(
+            law.image, 0 * law.image
+        ).abs()
+        < 1e-12
+    )

@@ -4,7 +4,7 @@ Each gets a batch of one image, the finished map, and a network whose class 0 ha
 under a name that stands here is put to the laws of metrics; images are in the plane, and in single precision.
 """
 
-import importlib
+import contextlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from esegeta._types import Score
 from esegeta.conformance.adapters import peers
 from esegeta.conformance.judging import MetricSubject
 
-# From (network, x (1,C,*S), map (1,C,*S), mask (1,1,*S)) to one number.
+# From (network, images (B,C,*S), maps (B,C,*S), masks (B,1,*S)) to one number; B is 1 unless it needs more.
 Judge = Callable[[nn.Module, Tensor, Tensor, Tensor], float]
 
 
@@ -45,6 +45,8 @@ class PeerMetric:
     better: str = "higher"
     exact: float | None = None
     ranks: bool = False
+    drawn: bool = False
+    images: int = 1  # how many it needs at once; further ones are the first with its elements moved on
     steps: str = ""  # the option that says how many elements a step has
 
 
@@ -58,9 +60,12 @@ def _quantus(name: str) -> Callable[..., Judge]:
         "perturb_baseline": "black",
         "return_auc_per_sample": True,
         "nr_runs": 8,
+        "subset_size": 4,
+        "return_aggregate": False,
     }
 
     def prepare(**options: Any) -> Judge:
+        peers.torchvision()
         package = peers.package("quantus", "peers")
         kind = getattr(package, name)
         known = inspect.signature(kind.__init__).parameters
@@ -71,10 +76,10 @@ def _quantus(name: str) -> Callable[..., Judge]:
                 metric = kind(**own)
                 arrays = {"x_batch": x, "a_batch": a, "s_batch": mask}
                 batch = {k: v.float().numpy() for k, v in arrays.items()}
-                found = metric(
-                    model=model.eval(), y_batch=np.zeros(1, dtype=int), device="cpu", softmax=False, **batch
-                )
-            return float(np.mean(np.asarray(found, dtype=float)))
+                classes = np.zeros(len(x), dtype=int)
+                found = metric(model=model.eval(), y_batch=classes, device="cpu", softmax=False, **batch)
+            numbers = np.asarray(found, dtype=float)
+            return float(numbers[~np.isnan(numbers)].mean()) if (~np.isnan(numbers)).any() else float("nan")
 
         return judge
 
@@ -82,7 +87,7 @@ def _quantus(name: str) -> Callable[..., Judge]:
 
 
 def _captum_infidelity(**options: Any) -> Judge:
-    metrics = importlib.import_module("captum.metrics") if peers.package("captum.metrics", "test") else None
+    metrics = peers.package("captum.metrics", "test")
 
     def judge(model: nn.Module, x: Tensor, a: Tensor, _: Tensor) -> float:
         def perturb(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,53 +96,52 @@ def _captum_infidelity(**options: Any) -> Judge:
 
         with peers.seeded(7), peers.quiet():
             slopes = torch.where(x != 0, a / torch.where(x != 0, x, 1), 0)
-            found = metrics.infidelity(model, perturb, x, slopes, target=0, **options)  # type: ignore[union-attr]
+            found = metrics.infidelity(model, perturb, x, slopes, target=0, **options)
         return float(found)
 
     return judge
 
 
-def _torchcam(name: str) -> Callable[..., Judge]:
+def _torchcam(number: str) -> Callable[..., Judge]:
     def prepare(**options: Any) -> Judge:
+        peers.torchvision()
         package = peers.package("torchcam.metrics", "peers")
-        kind = getattr(package, name)
 
         def judge(model: nn.Module, x: Tensor, a: Tensor, _: Tensor) -> float:
-            extractor = _Maps(model, a.sum(1)[0])
             with peers.quiet():
-                metric = kind(extractor, **options)
+                metric = package.DeletionInsertionMetric(_Maps(model.eval(), a.sum(1)), **options)
                 metric.update(x, 0)
-                found = metric.summary()
-            return float(next(iter(v for k, v in found.items() if k in (name_of(name), *found))))
+                return float(metric.summary()[number])
 
         return judge
 
     return prepare
 
 
-def name_of(kind: str) -> str:
-    """Return what a summary calls the number of a class: ``"deletion"`` for ``DeletionMetric``."""
-    return kind.removesuffix("Metric").lower()
-
-
 class _Maps:
-    """What torch-cam asks for its maps: an extractor that gives one finished map."""
+    """What torch-cam asks for its maps: an extractor that has one finished map (1,*S)."""
 
     def __init__(self, model: nn.Module, a: Tensor) -> None:
         self.model, self.a = model, a
 
     def __call__(self, *_: Any, **__: Any) -> list[Tensor]:
-        return [self.a.float()[None]]
+        return [self.a]
 
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
+    def fuse_cams(self, cams: list[Tensor]) -> Tensor:
+        """There is but one."""
+        return cams[0]
+
+    def _hooks_off(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
 
 MASK = ("mask",)
 LIBRARIES: dict[str, dict[str, PeerMetric]] = {
     "quantus": {
-        "SensitivityN": PeerMetric(_quantus("SensitivityN"), exact=1.0, ranks=True),
-        "FaithfulnessCorrelation": PeerMetric(_quantus("FaithfulnessCorrelation"), exact=1.0, ranks=True),
+        "SensitivityN": PeerMetric(_quantus("SensitivityN"), exact=1.0, images=6),
+        "FaithfulnessCorrelation": PeerMetric(
+            _quantus("FaithfulnessCorrelation"), exact=1.0, ranks=True, drawn=True
+        ),
         "PixelFlipping": PeerMetric(
             _quantus("PixelFlipping"), better="lower", ranks=True, steps="features_in_step"
         ),
@@ -150,10 +154,12 @@ LIBRARIES: dict[str, dict[str, PeerMetric]] = {
         "EffectiveComplexity": PeerMetric(_quantus("EffectiveComplexity"), (), better=""),
         "Completeness": PeerMetric(_quantus("Completeness"), exact=1.0),
     },
-    "captum": {"infidelity": PeerMetric(_captum_infidelity, better="lower", exact=0.0, ranks=True)},
+    "captum": {
+        "infidelity": PeerMetric(_captum_infidelity, better="lower", exact=0.0, ranks=True, drawn=True)
+    },
     "torchcam": {
-        "DeletionMetric": PeerMetric(_torchcam("DeletionMetric"), better="lower", ranks=True),
-        "InsertionMetric": PeerMetric(_torchcam("InsertionMetric"), ranks=True),
+        "deletion": PeerMetric(_torchcam("deletion_auc"), better="lower", ranks=True),
+        "insertion": PeerMetric(_torchcam("insertion_auc"), ranks=True),
     },
 }
 
@@ -170,12 +176,14 @@ def find(library: str, name: str, options: dict[str, Any]) -> MetricSubject:
 
     def build(explain: Any, score: Score, steps: int | None = None, **_: Any) -> Callable[..., Any]:
         def measure(x: Tensor, key: Any = None, mask: Tensor | None = None) -> Tensor:  # noqa: ARG001
-            a = explain(x).to(x.dtype).expand(x.shape)
+            xs = torch.stack([x.flatten().roll(k).reshape(x.shape) for k in range(peer.images)])
+            maps = torch.stack([explain(one).to(x.dtype).expand(x.shape) for one in xs])
             chosen = judge
             if steps is not None and peer.steps:
                 chosen = peer.prepare(**{**options, peer.steps: max(1, x.numel() // steps)})
             inside = torch.ones_like(x[:1], dtype=torch.bool) if mask is None else mask[None]
-            return torch.tensor(chosen(OfScore(score), x[None], a[None], inside[None]), dtype=torch.float64)
+            masks = inside[None].expand(len(xs), *inside.shape)
+            return torch.tensor(chosen(OfScore(score), xs, maps, masks), dtype=torch.float64)
 
         return measure
 
@@ -187,6 +195,7 @@ def find(library: str, name: str, options: dict[str, Any]) -> MetricSubject:
         peer.exact,
         peer.ranks,
         bool(peer.steps),
+        peer.drawn,
         planar=True,
         vectorised=False,
         slack=1e-4,
