@@ -907,14 +907,6 @@ METRICS = (
         "two ways through one function, of which tests take one",
         tests=(f"{_KEEPS}[deletion]",),
     ),
-    Mutant(
-        "the loss of the first chunk",
-        "esegeta.metrics.subsets",
-        "return torch.where((found - found.mean()).abs().amax() <= rounding, 0.0, found)",
-        "return found[: current().chunk]",
-        "the first batch only",
-        tests=(f"{_KEEPS}[sensitivity_n]",),
-    ),
 )
 
 MUTANTS = (*PATHS, *RANDOM, *STREAMS, *DERIVATIVES, *RULES, *COALITIONS, *MAPS, *SCORES, *PLACES, *METRICS)

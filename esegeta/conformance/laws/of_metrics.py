@@ -11,8 +11,8 @@ from esegeta.conformance.lawbook import ABSURD, INAPPLICABLE, Measured, law
 from esegeta.engine.execution import execution
 from esegeta.engine.refusals import is_refusal
 
-CASE = 4.0  # the change of unit
-CODA = 1e-3
+UNIT = 4.0  # another unit; powers of two do not round
+NEARLY = 1e-3  # between two equal values, so that they have an order
 
 
 def _no_score(subject: MetricSubject) -> str:
@@ -110,7 +110,7 @@ class Steps(MetricLaw):
             return equal, self.allowed(subject, *flat)
         n = self.image.numel()
         # A curve between stops is off by no more than it goes up and down there, over the longest stretch; ties join.
-        order = self.map + CODA * torch.arange(n).reshape(self.map.shape) / n
+        order = self.map + NEARLY * torch.arange(n).reshape(self.map.shape) / n
         some, all_ = (self.number(subject, order, score, steps=k) for k in (max(2, n // 2), n))
         stretch = -(-n // max(2, n // 2)) / n
         swing = float((self.weights * self.image).abs().sum())
@@ -126,12 +126,12 @@ class Units(MetricLaw):
             return INAPPLICABLE
         score = self.score()
         here = self.number(subject, self.map, score)
-        scaled = self.number(subject, CASE * self.map, score)
-        free = apart(here, scaled), self.allowed(subject, here, scaled)
+        scaled = [self.number(subject, unit * self.map, score) for unit in (UNIT, 2.0**-20)]
+        free = max(apart(here, other) for other in scaled), self.allowed(subject, here, *scaled)
         if free[0] <= free[1]:
             return free
-        both = self.number(subject, CASE * self.map, self.score(unit=CASE))
-        ways = [(apart(both, CASE**k * here), self.allowed(subject, both)) for k in (1, 2)]
+        both = self.number(subject, UNIT * self.map, self.score(unit=UNIT))
+        ways = [(apart(both, UNIT**k * here), self.allowed(subject, both)) for k in (1, 2)]
         return min(ways, key=lambda way: way[0] - way[1])
 
 
