@@ -964,6 +964,13 @@ def test_a_network_without_parameters_is_refused():
             metric(METHOD, nn.ReLU())
 
 
+def test_a_class_that_is_not_there_is_refused():
+    model = eg.from_module(network())
+    explain_of = lambda label: eg.gradient(eg.reducers.logit(model, label))
+    with pytest.raises(ValueError, match="logit: expected target"):
+        metrics.random_logit(explain_of, 0, 2)(noise(1, 8, 8).float())
+
+
 def test_bad_maps_and_masks_are_refused_in_words():
     x, two, mask = torch.zeros(1, 4, 4), torch.zeros(2, 4, 4), torch.ones(4, 4, dtype=torch.bool)
     total = lambda x: x.sum()
