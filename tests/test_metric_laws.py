@@ -12,7 +12,9 @@ from esegeta.engine import levels
 from esegeta.engine.execution import current
 
 NAMES = [n for n, spec in METRICS.items() if "network" not in spec.needs and n != "random_logit"]
-SHAPES = [(1, 6), (1, 2, 4), (1, 2, 2, 3)]
+SHAPES = [(1, 6), (1, 2, 2, 3)]
+# One of each family is tried by default; the others with the slow tests.
+ALWAYS = ("deletion", "infidelity", "sensitivity_n", "pointing_game", "effective_complexity")
 
 
 def situations(law):
@@ -32,7 +34,9 @@ def broken(law, subject):
     return None
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.slow) for n in NAMES]
+)
 def test_a_registered_metric_keeps_every_law(name):
     subject = subject_of(f"metric:{name}")
     kept = [n for n in METRIC_LAWS if n in subject.axioms]
@@ -128,7 +132,7 @@ def test_verify_takes_metrics_by_name_and_as_functions(monkeypatch):
     assert report["ties"].kind == "violated"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", NAMES)
 def test_a_registered_metric_keeps_every_law_on_drawn_situations(name):
     report = verify(f"metric:{name}", cases=30)
