@@ -82,7 +82,10 @@ def main() -> None:
     sets = functools.partial(eg.metrics.sensitivity_n, samples=4, features=eg.features.grid(16))
     rows = []
     with eg.execution(progress=False, chunk=1):
-        for name, metric in {"one map": sets, "eleven maps": eg.metrics.calibrated(sets, draws=10)}.items():
+        for name, metric in {
+            "one map": sets,
+            "eleven maps": eg.metrics.calibrated(sets, draws=10, null=eg.metrics.shifted),
+        }.items():
             images[0] = 0
             metric(explain, counted)(task.x, key=0)
             rows.append((name, str(images[0])))
