@@ -150,6 +150,26 @@ def run(
     _execute(config, changes, dry_run, only, resume, plain, open_, trust)
 
 
+@app.command(
+    epilog="Examples: [bold]esegeta report results[/bold] · [bold]esegeta report results --open[/bold]"
+)
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of bars.")] = False,
+    trust: Trusted = None,
+) -> None:
+    """Draw the figures that a run of many maps has left out, and write its report. No map is computed."""
+    from esegeta.run import pipeline
+
+    summary = pipeline.draw(folder, trust=trust or (), progress=True if plain else None)
+    _ended(summary)
+    if open_ and summary.report is not None:
+        import webbrowser
+
+        webbrowser.open(summary.report.absolute().as_uri())
+
+
 def _execute(
     source: Any,
     changes: dict[str, Any] | None = None,
