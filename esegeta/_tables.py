@@ -10,25 +10,35 @@ from pathlib import Path
 from typing import TypeVar
 
 import esegeta
+import esegeta.baselines
+import esegeta.dreams
+import esegeta.features
+import esegeta.masks
 import esegeta.methods
 import esegeta.metrics
+import esegeta.noise
 import esegeta.reducers
-import esegeta.transforms  # all of these register what comes with the package
+import esegeta.rules
+import esegeta.segmentation
+import esegeta.transforms
+import esegeta.zoo  # all of these register what comes with the package
 from esegeta._registry import (
     METHODS,
     METRICS,
     REDUCERS,
+    REGISTRIES,
     TRANSFORMS,
     MethodSpec,
     MetricSpec,
     ReducerSpec,
     TransformSpec,
 )
+from esegeta.axioms import AXIOMS
 
 Spec = TypeVar("Spec", MethodSpec, TransformSpec, ReducerSpec, MetricSpec)
 
 COMMAND = "python -m esegeta._tables"
-PAGES = ("docs/methods.md", "docs/metrics.md", "docs/reducers.md")
+PAGES = ("README.md", "docs/methods.md", "docs/metrics.md", "docs/reducers.md")
 _MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -70,7 +80,7 @@ def _names(words: Iterable[str]) -> str:
 
 
 def methods() -> str:
-    """Every method: how it is called, the axioms that it keeps, other names."""
+    """Return every method: how it is called, the axioms that it keeps, other names."""
     return _table(
         ("method", "called with", "what it is", "axioms it keeps", "other names"),
         (
@@ -87,7 +97,7 @@ def methods() -> str:
 
 
 def transforms() -> str:
-    """Every transform and the axioms that survive it."""
+    """Return every transform and the axioms that survive it."""
     return _table(
         ("transform", "what it is", "axioms that survive it"),
         (
@@ -98,7 +108,7 @@ def transforms() -> str:
 
 
 def reducers() -> str:
-    """Every reducer, what outputs it reads, and whether it has a gradient."""
+    """Return every reducer, what outputs it reads, and whether it has a gradient."""
     kinds = {"map": "maps", "vector": "classifiers", "any": "both"}
     return _table(
         ("reducer", "for", "what it is"),
@@ -114,7 +124,7 @@ def reducers() -> str:
 
 
 def metrics() -> str:
-    """Every metric by its family: what it needs besides a map, which way it is better, where it comes from."""
+    """Return every metric by its family: what it needs besides a map, which way it is better, where it comes from."""
     return _table(
         ("metric", "of", "what it is", "needs", "answer", "better", "other names", "reference"),
         (
@@ -134,7 +144,7 @@ def metrics() -> str:
 
 
 def papers() -> str:
-    """What every method and transform takes, and where it comes from."""
+    """Return what every method and transform takes, and where it comes from."""
     found = {name: (spec.fn, spec.paper) for name, spec in _own(METHODS)}
     found.update({name: (spec.fn, spec.paper) for name, spec in _own(TRANSFORMS)})
     return _table(
@@ -146,7 +156,21 @@ def papers() -> str:
     )
 
 
+def families() -> str:
+    """Return what there is: methods by family, everything else by kind, with numbers and names."""
+    found: dict[str, list[str]] = {}
+    for name, spec in _own(METHODS):
+        found.setdefault(f"methods: {spec.family}", []).append(name)
+    for table in REGISTRIES[1:]:
+        plural = table.kind if table.kind.endswith("s") else f"{table.kind}s"
+        found[plural.replace("ys", "ies")] = [name for name, _ in _own(table)]
+    found["axioms"] = sorted(AXIOMS)
+    rows = ((kind, str(len(names)), ", ".join(names)) for kind, names in found.items() if names)
+    return _table(("family", "number", "names"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "families": families,
     "methods": methods,
     "transforms": transforms,
     "reducers": reducers,
@@ -156,7 +180,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def fill(text: str) -> str:
-    """A page with its tables as they are now.
+    """Return a page with its tables as they are now.
 
     >>> fill("<!-- table: transforms -->\\nold\\n<!-- end -->").splitlines()[1]
     '| transform | what it is | axioms that survive it |'

@@ -109,7 +109,10 @@ def demo(
 
     if size % 8 or not 40 <= size <= 128:
         raise typer.BadParameter(f"expected a multiple of 8 from 40 to 128, got {size}", param_hint="--size")
-    say(f"A U-Net finds the brain in a head of {size} voxels a side; a dozen methods say why. Into {output}.")
+    say(
+        f"A U-Net finds the brain in a head of {size} voxels a side; a dozen methods say why, and five metrics "
+        f"judge them. Into {output}."
+    )
     _execute(starter.demo(str(output.absolute()), size, workers), open_=open_)
 
 
@@ -145,6 +148,26 @@ def run(
     if workers is not None:
         changes["workers"] = workers
     _execute(config, changes, dry_run, only, resume, plain, open_, trust)
+
+
+@app.command(
+    epilog="Examples: [bold]esegeta report results[/bold] · [bold]esegeta report results --open[/bold]"
+)
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of bars.")] = False,
+    trust: Trusted = None,
+) -> None:
+    """Draw the figures that a run of many maps has left out, and write its report. No map is computed."""
+    from esegeta.run import pipeline
+
+    summary = pipeline.draw(folder, trust=trust or (), progress=True if plain else None)
+    _ended(summary)
+    if open_ and summary.report is not None:
+        import webbrowser
+
+        webbrowser.open(summary.report.absolute().as_uri())
 
 
 def _execute(
@@ -422,6 +445,31 @@ def verify(
         json_.write_text(report.json(), encoding="utf-8")
     if report.broken or report.undecided:
         raise typer.Exit(FAILED if report.broken else UNDECIDED)
+
+
+@app.command(
+    epilog="Examples: [bold]esegeta compare results_before results_after[/bold] · "
+    "[bold]esegeta compare a b --csv differences.csv --json differences.json[/bold]"
+)
+def compare(
+    first: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    second: Annotated[Path, typer.Argument(help="The folder of another one.")],
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write one tidy table there as well.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write everything there as well.")] = None,
+    key: Annotated[int, typer.Option("--key", help="Of the draws of the bootstrap.")] = 0,
+) -> None:
+    """Put two finished runs beside each other: how alike their maps are, and by how much metrics differ.
+
+    What has the same subject, target and method in both belongs together. Differences are of the second less the
+    first, in pairs over subjects, with intervals and Holm's correction. Nothing is computed again.
+    """
+    from esegeta.run import comparison
+
+    found = comparison.compare(first, second, key=key)
+    say(str(found))
+    for path, text in ((csv, found.csv), (json_, found.json)):
+        if path is not None:
+            path.write_text(text(), encoding="utf-8")
 
 
 # --- The way in and out -----------------------------------------------------------------------------------

@@ -967,7 +967,7 @@ def test_a_network_without_parameters_is_refused():
 def test_a_class_that_is_not_there_is_refused():
     model = eg.from_module(network())
     explain_of = lambda label: eg.gradient(eg.reducers.logit(model, label))
-    with pytest.raises(ValueError, match="expected.*class"):
+    with pytest.raises(ValueError, match=r"expected.*class"):
         metrics.random_logit(explain_of, 0, 2)(noise(1, 8, 8).float())
 
 

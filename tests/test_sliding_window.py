@@ -1,6 +1,7 @@
 """Stitched inference against explicit stitching in plain torch, under every transform; and patches by themselves."""
 
 import copy
+import functools
 import gc
 import itertools
 import math
@@ -11,6 +12,7 @@ import threading
 import jaxtyping
 import numpy as np
 import pytest
+import rounding
 import torch
 from torch import nn
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -22,14 +24,11 @@ from esegeta.engine.memory import Live
 from esegeta.engine.tiles import shares, starts
 from esegeta.patches import patchwise, sliding_window
 
+close = functools.partial(rounding.close, tolerance=1e-11, least=0)
+
 
 def drawn(*shape, key=0, dtype=torch.float64):
     return eg.random.normal(key, shape, dtype=dtype)
-
-
-def close(a, b, tol=1e-11):
-    scale = b.abs().max().item() if b.numel() else 1.0
-    torch.testing.assert_close(a, b, rtol=0, atol=tol * max(scale, 1e-30))
 
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -233,7 +232,7 @@ def test_every_nest_is_that_of_explicit_stitching(word, made):
     x = drawn(*(2, 3)[:depth], 1, 6)
     for letter in reversed(word):
         ours, plain = LETTERS[letter](ours), LETTERS[letter](plain)
-    close(ours(x), plain(x), 1e-9)
+    close(ours(x), plain(x), tolerance=1e-9)
 
 
 def test_ordinary_autograd_and_its_second_derivative():
@@ -314,7 +313,7 @@ def test_attributions_of_a_global_score_are_those_of_explicit_stitching(name):
     model, x = eg.from_module(network(2)), drawn(1, 8, 9)
     ours, plain = (METHODS[name](s, x, torch.zeros_like(x)) for s in scores(model, x, 4))
     assert ours.abs().max() > 0
-    close(ours, plain, 1e-9)
+    close(ours, plain, tolerance=1e-9)
 
 
 def test_integrated_gradients_of_a_stitched_score_are_complete():
@@ -395,14 +394,14 @@ def test_pointwise_networks_are_exact_with_any_weights(axes, kind):
     net = nn.Sequential(CONV[axes](1, 4, 1), nn.Tanh(), CONV[axes](4, 2, 1)).eval()
     x = drawn(1, *(13, 10, 9)[:axes], dtype=torch.float32)
     for whole, ours in whole_and_stitched(net, x, 5, 0.3, kind):
-        close(ours, whole, 1e-5)
+        close(ours, whole, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_the_centres_of_tiles_are_exact_where_neighbours_share_twice_the_reach(axes):
     x = drawn(1, *(27, 17, 14)[:axes], dtype=torch.float32)
     for whole, ours in whole_and_stitched(conv(axes, 2), x, 8, 0.5, "centre"):
-        close(ours, whole, 1e-5)
+        close(ours, whole, tolerance=1e-5)
 
 
 def test_and_only_there():
@@ -422,7 +421,7 @@ def test_strided_networks_are_exact_where_tiles_begin_at_multiples_of_the_period
     x = drawn(1, 40, 28, dtype=torch.float32)
     assert starts(40, 16, 0.75, "even") == [0, 4, 8, 12, 16, 20, 24]
     for whole, ours in whole_and_stitched(net, x, 16, 0.75, "centre"):
-        close(ours, whole, 1e-5)
+        close(ours, whole, tolerance=1e-5)
     odd = drawn(1, 38, 28, dtype=torch.float32)  # 3 or 4 steps of 3.67: some tiles begin at odd places
     assert any(s % 2 for s in starts(38, 16, 0.75, "even"))
     whole, ours = next(iter(whole_and_stitched(net, odd, 16, 0.75, "centre")))
@@ -588,7 +587,7 @@ def test_half_precision_images_are_summed_in_single():
     x = torch.full((1, 12), 1000.0, dtype=torch.float16)
     y = sliding_window(model, 4, 0.75)(x)
     assert y.dtype == torch.float16
-    close(y.double(), x.double() + 1, 1e-3)
+    close(y.double(), x.double() + 1, tolerance=1e-3)
 
 
 def test_networks_that_take_one_at_a_time():
@@ -669,7 +668,7 @@ def test_where_a_change_touches_everything_whole_images_are_run():
     for i, j in itertools.product(range(0, 24, 6), repeat=2):
         hidden = x.clone()
         hidden[:, i : i + 6, j : j + 6] = 0
-        close(ours[0, i, j], score(x) - score(hidden), 1e-3)
+        close(ours[0, i, j], score(x) - score(hidden), tolerance=1e-3)
     small = eg.reducers.class_sum(sliding_window(model, 32), 1)  # zeros around the image
     with (
         eg.execution(evaluation="windows"),
@@ -686,21 +685,99 @@ def test_it_has_no_reach_of_its_own():
             eg.locality(score, x)
 
 
-def test_places_and_rewrites_of_a_stitched_score_are_refused():
-    net = conv(2, 1)
-    score = eg.reducers.class_sum(sliding_window(eg.from_module(net), 8), 1)
+def test_places_of_a_stitched_score_are_refused():
+    score = eg.reducers.class_sum(sliding_window(eg.from_module(conv(2, 1)), 8), 1)
     x = drawn(1, 16, 16, dtype=torch.float32)
-    refused = pytest.raises(
-        ValueError, match=r"sliding_window: expected a score whose inside is left alone, got"
-    )
-    with refused:
-        eg.grad_cam(score, "0")(x)
-    with refused:
-        eg.places(score, x)
-    with refused:
-        eg.gradient(eg.rules.guided(score))(x)
-    with refused:
-        eg.deep_lift(score)(x, torch.zeros_like(x))
+    zero = torch.zeros_like(x)
+    for explain in (
+        lambda: eg.grad_cam(score, "0")(x),
+        lambda: eg.guided_grad_cam(score, "0")(x),
+        lambda: eg.excitation_backprop(score, "0")(x),
+        lambda: eg.conductance(score, "0", steps=2)(x, zero),
+        lambda: eg.places(score, x),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"expected a score whose inside is left alone, .* none of the whole image, which class",
+        ):
+            explain()
+
+
+RULED = {
+    "guided": lambda score, x, x0: eg.guided_backprop(score)(x),
+    "deconvolution": lambda score, x, x0: eg.deconvolution(score)(x),
+    "deep_lift": lambda score, x, x0: eg.deep_lift(score)(x, x0),
+    "lrp": lambda score, x, x0: eg.lrp(score)(x),
+    "lrp by depth": lambda score, x, x0: eg.lrp(score, composite="epsilon_plus_flat")(x),
+}
+RULES = {
+    "guided": lambda model, x0: eg.rules.guided(model),
+    "deconvolution": lambda model, x0: eg.rules.deconvnet(model),
+    "deep_lift": eg.rules.deeplift,
+    "lrp": lambda model, x0: eg.rules.lrp(model, "epsilon"),
+    "lrp by depth": lambda model, x0: eg.rules.lrp(model, "epsilon_plus_flat"),
+}
+
+
+def ruled_network():
+    torch.manual_seed(3)
+    layers = nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1)
+    return eg.from_module(nn.Sequential(*layers).double().eval())
+
+
+@pytest.mark.parametrize("name", RULED)
+def test_rules_of_a_stitched_score_are_those_of_every_patch_added_up(name):
+    model, x, x0 = ruled_network(), drawn(1, 10, 9), drawn(1, 10, 9, key=2)
+    weight = drawn(2, 10, 9, key=5)
+    patch = (6, 6)
+    tiled = sliding_window(model, patch)
+    found = RULED[name](lambda z: (weight * tiled(z)).sum(), x, x0)
+    slow = torch.zeros_like(x)
+    total = torch.zeros(10, 9, dtype=x.dtype)
+    boxes = [
+        (slice(i, i + 6), slice(j, j + 6))
+        for i in nnunet_starts(10, 6, 0.5)
+        for j in nnunet_starts(9, 6, 0.5)
+    ]
+    for box in boxes:
+        total[box] += importance(patch, "gaussian")
+    for box in boxes:
+        here = (slice(None), *box)
+        pull = vjp(RULES[name](model, x0[here]), x[here])[1]
+        slow[here] += pull(weight[here] * importance(patch, "gaussian") / total[box])[0]
+    factor = {"deep_lift": x - x0, "lrp": x, "lrp by depth": x}.get(name, 1)
+    close(found, factor * slow, 1e-9)
+    if name == "deep_lift":
+        change = (weight * (tiled(x) - tiled(x0))).sum()
+        torch.testing.assert_close(found.sum(), change)
+
+
+@pytest.mark.parametrize("name", RULED)
+def test_rules_of_a_stitched_score_are_those_of_the_whole_where_tiles_share_twice_the_reach(name):
+    model, x, x0 = ruled_network(), drawn(1, 20, 9), drawn(1, 20, 9, key=2)
+    tiled = sliding_window(model, (10, 9), 0.5, "centre")
+    found = [RULED[name](eg.reducers.class_sum(f, 1), x, x0) for f in (model, tiled)]
+    if name in ("guided", "deconvolution"):
+        # They clip what comes back, in each patch what comes from there: where outputs of two tiles reach, which is
+        # within twice the reach of the seams in the middle of what tiles share, that is not the whole's.
+        interior = [i for i in range(20) if min(abs(i - 7), abs(i - 12)) > 2]
+        assert (found[0] - found[1]).abs().max() > 1e-3
+        found = [a[:, interior] for a in found]
+    close(*found, 1e-9)
+    assert found[0].abs().max() > 0.01
+
+
+def test_rules_go_on_in_what_is_made_of_a_stitched_answer():
+    model, x, x0 = ruled_network(), drawn(1, 10, 9), drawn(1, 10, 9, key=2)
+    tiled = sliding_window(model, 6)
+    score = lambda z: tiled(z).softmax(0)[1].sum()
+    torch.testing.assert_close(eg.deep_lift(score)(x, x0).sum(), score(x) - score(x0))
+    batch, many = torch.stack([x, x0]), torch.stack([x0, 0 * x])
+    close(eg.batched(eg.deep_lift(score))(batch, many)[1], eg.deep_lift(score)(x0, 0 * x), 1e-9)
+    # Without anything to rewrite it is refused, as for a whole network.
+    flat = sliding_window(eg.from_module(nn.Conv2d(1, 2, 3, padding=1)), 8)
+    with pytest.raises(ValueError, match="expected a network with at least one of the operations"):
+        eg.guided_backprop(eg.reducers.class_sum(flat, 1))(drawn(1, 16, 16, dtype=torch.float32))
 
 
 # ------------------------------------------------------------------ errors
@@ -891,11 +968,11 @@ def test_monai_predicts_the_same(grid, overlap):
     ]
     ours = lambda weights: sliding_window(model, patch, overlap, weights, steps="fixed")(x)
     with torch.no_grad():
-        close(ours("average"), theirs(mode="constant"), 1e-5)
+        close(ours("average"), theirs(mode="constant"), tolerance=1e-5)
         gaussian = importance(patch, "gaussian").float()
-        close(ours("gaussian"), theirs(roi_weight_map=gaussian), 1e-5)
+        close(ours("gaussian"), theirs(roi_weight_map=gaussian), tolerance=1e-5)
         own = utils.compute_importance_map(patch, mode="gaussian")  # another centre, and never below 0.001
-        close(ours(own), theirs(mode="gaussian"), 1e-5)
+        close(ours(own), theirs(mode="gaussian"), tolerance=1e-5)
 
 
 CHILD = """

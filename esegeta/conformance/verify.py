@@ -66,7 +66,8 @@ def verify(
         >>> [v.kind for v in report.verdicts]
         ['holds', 'violated']
     """
-    subject = subject_of(method)
+    with check.calling("verify", ["find_method"]):
+        subject = subject_of(method)
     names = _chosen(axioms, tuple(laws_of(subject)))
     if scores is not None and not callable(scores):
         raise check.refused_type(
@@ -184,7 +185,7 @@ def _of(subject: AnySubject, member: Any) -> str:
 
 
 def decided(axiom: str, found: "Found", wanted: int, claimed: bool = False) -> Verdict:
-    """What follows from a search of ``wanted`` cases. One that ended early, or saw too little, decides nothing."""
+    """Decide what follows from a search of ``wanted`` cases; one that saw too little decides nothing."""
 
     def verdict(kind: Kind, why: str, example: Counterexample | None = None) -> Verdict:
         return Verdict(axiom, kind, found.cases, found.refused, claimed, why, example)

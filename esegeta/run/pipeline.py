@@ -122,6 +122,27 @@ def run(
         return _run(config, folder, lock, planned, chosen, resume, threads, progress)
 
 
+def draw(folder: str | Path, *, trust: Iterable[str] = (), **how: Any) -> Summary:
+    """Draw the figures that a run has left out, of the maps in its folder, and write its report.
+
+    Args:
+        folder: of a run, with its ``config.json``.
+        trust: which code the configuration may name, as for ``run``.
+        **how: ``threads`` and ``progress``, as for ``run``.
+
+    Returns:
+        The summary.
+    """
+    folder = Path(folder)
+    whole, _ = configuration.read(folder / "config.json")
+    whole = {**whole, "output": {**whole.get("output", {}), "figures": True, "report": True}}
+    whole["figures"] = {**whole.get("figures", {}), "maps": "all"}
+    whole["run"] = {**whole.get("run", {}), "output": str(folder.absolute())}
+    config = configuration.load(whole, trust=trust)
+    drawing = [job.id for job in jobs.plan(config) if kinds.find(job.kind).draws]
+    return run(config, only=drawing, **how)
+
+
 def _chosen(planned: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
     if only is None:
         return list(planned)
@@ -425,6 +446,7 @@ def without_result(job: Job, outcome: Outcome) -> Record:
         **kind.header(job.payload),
         "status": outcome.status,
         "error": outcome.error,
+        **({"reason": outcome.error} if "reason" in kind.blank else {}),
         "share_done": 0.0,
         "seconds": outcome.seconds,
         "peak_memory": outcome.peak_memory,
@@ -460,15 +482,23 @@ def _summed_up(
 def _write_tables(folder: Path, records: Sequence[Record], counts: Mapping[str, int], missing: int) -> None:
     """Write a table for each kind that has records, and all of them in one file."""
     whole: dict[str, Any] = {"counts": counts, "missing": missing, "jobs": []}
+    more = jobs.joined(records)
     for kind in kinds.known():
         if not kind.file:
             continue
         own = [record for record in records if record.get("kind", "methods") == kind.name]
         if not own and kind.file != "summary":
             continue
-        outputs.keep_text(folder / f"{kind.file}.csv", outputs.table_text(own, kind.columns))
+        added = dict.fromkeys(name for record in own for name in more.get(record["id"], {}))
+        columns = [*kind.columns, *(name for name in added if name not in kind.columns)]
+        rows = [{**more.get(record["id"], {}), **row} for record in own for row in kind.rows(record)]
+        outputs.keep_text(folder / f"{kind.file}.csv", outputs.table_text(rows, columns))
+        for name, inside in kind.inner.items():
+            inner = [{**record, **row} for record in own for row in record.get(name) or ()]
+            if inner:
+                outputs.keep_text(folder / f"{name}.csv", outputs.table_text(inner, inside))
         whole["jobs" if kind.file == "summary" else kind.file] = [
-            {name: record.get(name) for name in kind.columns} for record in own
+            {name: row.get(name) for name in columns} for row in rows
         ]
     outputs.keep_text(folder / "summary.json", outputs.json_text(whole))
 

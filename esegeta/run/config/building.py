@@ -63,7 +63,7 @@ class Context(NamedTuple):
     faults: Strict = Strict()
 
     def leaves_out(self, value: Any) -> bool:
-        """Whether a value stands in a file that nobody reads before a job does: nothing is made of it then."""
+        """Return whether a value stands in a file that nobody reads before a job does: nothing is made of it then."""
         inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
         unread = self.read is None and isinstance(self.faults, Collector)
         return unread and (is_file(value) or any(map(self.leaves_out, inner)))
@@ -102,15 +102,13 @@ def _value(value: Any, parameter: Parameter, context: Context) -> Any:
     name = parameter.name
     if name == "spacing" and value == "input":
         if context.spacing is None:
-            raise ValueError(
-                check.problem(
-                    "spacing", "an input with a size of voxels", "one without", "Give it in numbers"
-                )
+            raise check.refused(
+                "spacing", "an input with a size of voxels", "one without", "Give it in numbers"
             )
         return tuple(context.spacing)
     if is_file(value):
         if context.read is None:
-            raise ValueError(check.problem(name, "a reader of files", "none", "Pass read= to the builder"))
+            raise check.refused(name, "a reader of files", "none", "Pass read= to the builder")
         return context.read(Path(value["file"]))
     if name in catalogue.FAMILIES and not (isinstance(value, str) and value in rules.COMPOSITES):
         if isinstance(value, str):
@@ -142,7 +140,7 @@ def arguments(
     path: str = "parameters",
     owner: str = "the function",
 ) -> dict[str, Any] | None:
-    """Keyword arguments from the parameters in a file; None where something is wrong with them.
+    """Return keyword arguments from the parameters in a file; None where something is wrong with them.
 
     >>> known = catalogue.of_method(catalogue.METHODS["occlusion"])
     >>> arguments({"size": [4, 4], "spacing": "input"}, known, Context(spacing=(2.0, 1.0)))
@@ -188,7 +186,7 @@ def score(
     spacing: Sequence[float] | None = None,
     read: Reader | None = None,
 ) -> Score:
-    """The score of a target, its mask frozen at the image.
+    """Return the score of a target, its mask frozen at the image.
 
     Args:
         target: of the configuration.
@@ -246,7 +244,7 @@ def explanation(
     key: int = 0,
     read: Reader | None = None,
 ) -> Built:
-    """The explanation that an entry asks for, with its baselines.
+    """Return the explanation that an entry asks for, with its baselines.
 
     Args:
         method: of the configuration, after ``config.load``.
@@ -378,7 +376,7 @@ def _plain(given: Any) -> Any:
 def baselines(
     given: str | Call | Sequence[str | Call], path: str, x: Tensor | None, context: Context
 ) -> list[Tensor | None] | None:
-    """One or more baselines, None for each that has no image yet; None instead where one of them is wrong.
+    """Return one or more baselines, None for each that has no image yet; None instead where one of them is wrong.
 
     The same call twice draws twice.
     """
@@ -473,7 +471,7 @@ def _input(given: Input, folder: Path, faults: Strict) -> None:
                 faults.add("input.subject", "a pattern with a group", repr(given.subject), advice)
             elif files:
                 subjects(files, given.subject)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             faults.add("input.subject", "a regular expression", repr(given.subject), str(error))
         except volumes.UnreadableInput as error:
             faults.say(f"input.subject: {told(error)}")
@@ -559,7 +557,7 @@ def _patches(patches: Patches, faults: Strict) -> None:
 
 
 def identities(method: Method) -> list[str]:
-    """The ids of the entries that a method becomes: one, or one for each place."""
+    """Return the ids of the entries that a method becomes: one, or one for each place."""
     spec = catalogue.methods_by_name().get(method.name)
     own = method.id or (spec.name if spec else method.name)
     if not isinstance(method.place, list):
@@ -567,11 +565,13 @@ def identities(method: Method) -> list[str]:
     return [f"{own}-{re.sub(r'[^A-Za-z0-9._-]', '-', place)}" for place in method.place]
 
 
-def _of_kind(kind: kinds.Kind, raw: Mapping[str, Any], folder: Path, faults: Collector) -> Any:
-    """The table, or the list of tables, that a kind of jobs brings along."""
+def _of_kind(
+    kind: kinds.Kind, raw: Mapping[str, Any], folder: Path, faults: Collector
+) -> list[tuple[str, Any]]:
+    """The tables that a kind of jobs brings along, with their paths."""
     section, key = kind.section, kind.table
     if section is None:
-        return None
+        return []
     if kind.many:
         found = [(f"{key}[{number}]", table) for number, table in several(section, raw, key, faults)]
     else:
@@ -581,8 +581,7 @@ def _of_kind(kind: kinds.Kind, raw: Mapping[str, Any], folder: Path, faults: Col
         _missing(table.model_dump(), path, folder, faults)
         if kind.check is not None:
             kind.check(table, path, faults)
-    made = [table for _, table in found]
-    return made if kind.many else next(iter(made), None)
+    return found
 
 
 def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Collector) -> Config | None:
@@ -639,6 +638,11 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
         _missing(method.model_dump(), path, folder, faults)
     no_twins("targets", "name", [(n, [t.name]) for n, t in targets], faults)
     no_twins("methods", "id", [(n, identities(m)) for n, m in methods], faults)
+    ids = [name for _, method in methods for name in identities(method)]
+    beside = kinds.Beside([target.name for _, target in targets], ids, "reference" in raw)
+    for key, found in more.items():
+        if (together := of_kinds[key].check_all) is not None:
+            together(found, beside, faults)
     if faults.lines or model is None or given is None:
         return None
     return Config(
@@ -651,5 +655,9 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
         patches=patches,
         run=run or Run(),
         output=output or Output(),
-        more={key: table for key, table in more.items() if table is not None},
+        more={
+            key: [table for _, table in found] if of_kinds[key].many else found[0][1]
+            for key, found in more.items()
+            if found
+        },
     )
