@@ -225,6 +225,76 @@ def _ended(summary: Any) -> None:
         say(f"Report: {summary.report}")
 
 
+@app.command(
+    epilog="Examples: [bold]esegeta follow results[/bold] · "
+    "[bold]esegeta follow results --cancel sub-01_lesion_rise[/bold] · "
+    "[bold]esegeta follow results --cancel all[/bold]"
+)
+def follow(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run, run.output.")],
+    cancel: Annotated[
+        list[str] | None,
+        typer.Option("--cancel", metavar="ID|all", help="Give a job up; several times for several."),
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of bars.")] = False,
+) -> None:
+    """Look on while another process runs, or cancel its jobs: how many are done, have failed, and the time left."""
+    from esegeta.run import log, pipeline
+
+    if cancel:
+        asked = pipeline.cancel(folder, cancel)
+        say(f"Asked to be cancelled: {', '.join(asked)}.")
+        return
+    events, tally = pipeline.follow(folder), log.Tally()
+    with log.display(True if plain else None) as shown:
+        for event in events:
+            tally.hear(event)
+            shown.show(event)
+    how = (
+        "The run has ended" if tally.ended else "The run has ended without saying so: start it again to go on"
+    )
+    say(f"{how}. {tally.line()}.")
+    if tally.failed or tally.done < tally.total:
+        raise typer.Exit(FAILED)
+
+
+@app.command(
+    epilog="Examples: [bold]esegeta clean results[/bold] · [bold]esegeta clean results --config a.toml --yes[/bold]"
+)
+def clean(
+    folder: Annotated[Path, typer.Argument(help="The folder of runs, run.output.")],
+    config: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--config", help="What shall stay; several times for several. Default: the last run there."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    trust: Trusted = None,
+) -> None:
+    """Remove from the folder of a run what its configuration does not know any more, after a list and a question.
+
+    Only what runs have written there is touched.
+    """
+    from esegeta.run import pipeline
+    from esegeta.run.config import loading as configuration
+
+    if not (folder / ".jobs").is_dir():
+        raise typer.BadParameter(f"expected the folder of a run, got {folder}", param_hint="FOLDER")
+    given = config or [folder / "config.json"]
+    known = [configuration.load(path, trust=trust or ()) for path in given]
+
+    def agreed(files: list[Path]) -> bool:
+        whole = sum(path.stat().st_size for path in files)
+        for path in files:
+            say(os.path.relpath(path, folder))
+        say(f"{len(files)} files, {size_of(whole)}, that {' and '.join(map(str, given))} does not know.")
+        return yes or typer.confirm("Remove them?", default=False)
+
+    removed = pipeline.clean(folder, known, agreed)
+    say(f"Removed {len(removed)} files." if removed else "Nothing was removed.")
+
+
 @app.command(epilog="Examples: [bold]esegeta init[/bold] · [bold]esegeta init knee.toml[/bold]")
 def init(
     path: Annotated[Path, typer.Argument(help="The file to write, .toml.")] = Path("esegeta.toml"),

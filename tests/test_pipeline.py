@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 import torch
 
+from esegeta import cli
 from esegeta._registry import METHODS
 from esegeta.engine.check import Refused
 from esegeta.engine.execution import current, record
 from esegeta.run import log, pipeline
 from esegeta.run.config import building, catalogue
 from esegeta.run.config import loading as config
-from esegeta.run.executors import stopping
+from esegeta.run.executors import journal, stopping
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.protocol import Piece
 from esegeta.run.jobs import dispatch, methods, parts
@@ -708,6 +709,78 @@ def test_lines_and_bars_and_functions_show_a_run(capsys):
         "b: 3 of 9 samples",
         "b: ended after 1.2 s, partial: 33 % done, 0 MiB",
     ]
+
+
+def test_a_run_is_followed_and_its_jobs_cancelled_from_another_process(tmp_path, scan, capsys):
+    stuck = {"name": "slow", "id": "stuck", "parameters": {"seconds": 600.0}}
+    whole = settings(tmp_path / "out", scan, [{"name": "gradient"}, stuck, {"name": "saliency"}])
+    folder = str(tmp_path / "out")
+    assert cli.main(["follow", folder]) == cli.BAD_INPUT
+    assert "expected" in capsys.readouterr().err
+    process = start(whole)
+    try:
+        seen = []
+        while ("begin", "sub-01_spot_stuck") not in seen:
+            assert process.poll() is None
+            time.sleep(0.05)
+            with contextlib.suppress(OSError, ValueError):
+                seen = [(event["event"], event["job"]) for event in journal.events(f"{folder}/.jobs")]
+        assert cli.main(["follow", folder, "--cancel", "sub-01_spot_stck"]) == cli.BAD_INPUT
+        assert "got 'sub-01_spot_stck'. Nearest: sub-01_spot_stuck" in capsys.readouterr().err
+        assert pipeline.going_on(folder)
+        assert cli.main(["follow", folder, "--cancel", "sub-01_spot_stuck"]) == 0
+        assert cli.main(["follow", folder, "--plain"]) == cli.FAILED
+    finally:
+        out, _ = process.communicate(timeout=60)
+    assert json.loads(out)["counts"] == {"done": 2, "cancelled": 1}
+    told = capsys.readouterr()
+    assert "The run has ended. 3 of 3, 1 failed." in told.out
+    assert re.search(r"^\[3 of 3, 1 failed\] sub-01_spot_", told.err, re.M)
+    assert "sub-01_spot_stuck: cancelled after" in told.err
+    # What has ended can still be read, and is not to be cancelled.
+    assert not pipeline.going_on(folder)
+    assert cli.main(["follow", folder, "--plain"]) == cli.FAILED
+    assert cli.main(["follow", folder, "--cancel", "all"]) == cli.BAD_INPUT
+    assert "a run that works in" in capsys.readouterr().err
+
+
+def test_what_no_configuration_knows_is_listed_and_removed_and_nothing_else(tmp_path, scan, capsys):
+    folder = tmp_path / "out"
+    whole = settings(folder, scan, [GOOD[0], {"name": "saliency"}], output={"tables": True})
+    whole["model"] = {"source": "zoo:small_unet", "arguments": {"ndim": 3}}
+    whole["summary"] = {}
+    assert pipeline.run(config.load(whole), progress=False).exit_code == 0
+    own = folder / scan.name.partition("_")[0] / "notes_saliency_statmap.txt"
+    own.write_text("of the user")
+    (folder / ".jobs" / "raw" / "gone.npy").write_bytes(b"left by a job without a record")
+    (folder / ".jobs" / "strange.json").write_text(
+        '{"id": "another", "status": "done", "map": "summary.csv"}'
+    )
+    before = files(folder)
+    assert pipeline.clean(folder, [config.load(whole)]) == [folder / ".jobs" / "raw" / "gone.npy"]
+    whole["methods"] = whole["methods"][:1]
+    del whole["summary"]
+    path = tmp_path / "less.json"
+    path.write_text(json.dumps(whole))
+    assert cli.main(["clean", str(folder), "--config", str(path)]) != 0  # nobody answers: nothing is removed
+    assert "saliency" in capsys.readouterr().out
+    assert cli.main(["clean", str(folder), "--config", str(path), "--yes"]) == 0
+    printed = capsys.readouterr().out
+    after = files(folder)
+    removed = {str(name) for name in before.keys() - after.keys()}
+    assert removed
+    assert all(
+        "saliency" in name or "summary" in name or "regions" in name or "gone" in name for name in removed
+    )
+    assert all(name in printed for name in removed if "gone" not in name)
+    assert not [name for name in after if "saliency" in str(name) and "notes" not in str(name)]
+    assert own.exists()
+    assert (folder / ".jobs" / "strange.json").exists()
+    assert (folder / "summary.csv").exists()
+    again = pipeline.run(config.load(whole), progress=False)
+    assert (again.exit_code, again.repeated) == (0, 0)
+    assert cli.main(["clean", str(tmp_path)]) == cli.BAD_INPUT
+    assert "expected the folder of a run" in capsys.readouterr().err
 
 
 def test_a_log_gives_every_line_its_time(tmp_path):

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,10 @@ from esegeta.run.config import catalogue
 from esegeta.run.config import loading as configuration
 from esegeta.run.config.schema import Config
 from esegeta.run.executors import local as pool
-from esegeta.run.executors.journal import Journal
+from esegeta.run.executors.journal import EVENTS, Journal
+from esegeta.run.executors.journal import cancel as cancel_in
+from esegeta.run.executors.journal import events as journal_events
+from esegeta.run.executors.journal import follow as events_of
 from esegeta.run.executors.processes import memory_here
 from esegeta.run.executors.protocol import Executor, Outcome, Piece, Task
 from esegeta.run.executors.status import Status
@@ -160,16 +165,77 @@ def _alone(folder: Path) -> Iterator[int]:
     (folder / ".jobs").mkdir(exist_ok=True)
     lock = os.open(folder / ".jobs" / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            advice = "Wait for it, or give run.output another folder"
-            raise ValueError(
-                check.problem("run", f"{folder} for itself", "another run that works there", advice)
-            ) from None
+        for again in (True, True, True, False):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if again:  # who only looks whether a run goes on holds it for a moment
+                    time.sleep(0.05)
+                    continue
+                advice = "Wait for it, or give run.output another folder"
+                raise ValueError(
+                    check.problem("run", f"{folder} for itself", "another run that works there", advice)
+                ) from None
         yield lock
     finally:
         os.close(lock)
+
+
+def going_on(folder: str | Path) -> bool:
+    """Check whether a run works in a folder just now."""
+    import fcntl
+
+    try:
+        lock = os.open(Path(folder) / ".jobs" / "lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def journal_of(folder: str | Path) -> Path:
+    """Return where the events of the run in a folder are."""
+    found = Path(folder) / ".jobs"
+    if not (found / EVENTS).is_file():
+        got = "none" if not Path(folder).is_dir() else "one without events of a run"
+        raise check.refused("follow", f"{folder} to be the folder of a run", got, "Name run.output")
+    return found
+
+
+def follow(folder: str | Path) -> Iterator[Event]:
+    """Give the events of the run that works in a folder, from its beginning until it ends.
+
+    The same as ``run(progress=...)`` is told, in another process. If a run ends without saying so, the events end.
+    """
+    return events_of(journal_of(folder), going_on=lambda: going_on(folder))
+
+
+def cancel(folder: str | Path, ids: Iterable[str]) -> list[str]:
+    """Ask the run that works in a folder to give jobs up, those that wait and those that run.
+
+    Args:
+        folder: of the run.
+        ids: of jobs, or "all".
+
+    Returns:
+        What was asked.
+    """
+    place, asked = journal_of(folder), list(ids)
+    if not going_on(folder):
+        raise check.refused("cancel", f"a run that works in {folder}", "none", "It has ended")
+    known = next((event["jobs"] for event in journal_events(place) if event["event"] == "planned"), [])
+    for name in asked:
+        if name != "all" and name not in known:
+            advice = catalogue.nearest(name, [*known, "all"])
+            raise check.refused("cancel", 'the id of a job of the run, or "all"', repr(name), advice)
+    cancel_in(place, asked)
+    return asked
 
 
 def _check_that_it_stays(folder: Path, lock: int) -> None:
@@ -304,7 +370,7 @@ class _Work:
 
     def events(self, executor: Executor) -> Iterator[Event]:
         """Give the events of all jobs, those that need not be submitted among them."""
-        yield {"event": "planned", "job": None, "total": len(self.asked)}
+        yield {"event": "planned", "job": None, "total": len(self.asked), "jobs": sorted(self.asked)}
         self.surveyor.start()
         while True:
             yield from self._submit(executor)
@@ -502,6 +568,79 @@ def _what_is_reported(folder: Path, ids: Sequence[str]) -> str:
         if file.is_file() and (stat := file.stat())
     ]
     return kinds.digest([about, jobs.releases()])
+
+
+# ------------------------------------------------------------------ clearing up
+
+
+def leftovers(folder: str | Path, configs: Sequence[Config]) -> list[Path]:
+    """Return the files that runs have written into a folder and that no configuration knows any more.
+
+    What a run has written is what its records and tables name; everything else in the folder is somebody else's.
+
+    Args:
+        folder: of the runs.
+        configs: what shall stay: what the jobs of any of these have written or will write.
+    """
+    folder = Path(folder).absolute()
+    planned = [job for config in configs for job in jobs.plan(config)]
+    known, asked = {job.id for job in planned}, {kinds.find(job.kind).file for job in planned}
+    kept: set[str] = set()
+    gone: list[str] = []
+    for path in sorted((folder / ".jobs").glob("*.json")):
+        record = jobs.record_of(folder, path.stem)
+        if record is None or "status" not in record or record.get("id") != path.stem:
+            continue
+        if path.stem in known:
+            kept.update(jobs.named_by(record))
+        elif record.get("kind", "methods") in {kind.name for kind in kinds.known()}:
+            gone += [*jobs.named_by(record), path.relative_to(folder).as_posix()]
+    for path in sorted((folder / ".jobs" / "raw").glob("*.npy")):
+        if path.stem not in known:
+            gone.append(path.relative_to(folder).as_posix())
+    with contextlib.suppress(OSError, ValueError):
+        tables = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        written = {kind.file for kind in kinds.known()} & set(tables)
+        gone += [f"{name}.csv" for name in sorted(written - asked)]
+    paths = [folder / name for name in dict.fromkeys(gone) if name not in kept]
+    inside = [path for path in paths if path.is_file() and folder.resolve() in path.resolve().parents]
+    return [*inside, *sorted(folder.rglob(f"{outputs.PART}*"))]
+
+
+def clean(
+    folder: str | Path,
+    configs: Sequence[Config],
+    agreed: Callable[[list[Path]], bool] = lambda files: True,  # noqa: ARG005
+) -> list[Path]:
+    """Remove ``leftovers``, and folders that are empty then; no run may work there meanwhile.
+
+    Args:
+        folder: of the runs.
+        configs: what shall stay.
+        agreed: asked with the files before they are removed.
+
+    Returns:
+        The files that were removed.
+    """
+    folder = Path(folder).absolute()
+    if not (folder / ".jobs").is_dir():
+        got = "none" if not folder.is_dir() else "one without records"
+        raise check.refused("clean", f"{folder} to be the folder of a run", got, "Name run.output")
+    with _alone(folder):
+        files = leftovers(folder, configs)
+        if not files or not agreed(files):
+            return []
+        # Records last: should this be interrupted, they still say what there is.
+        for path in sorted(files, key=lambda path: path.parent == folder / ".jobs"):
+            path.unlink(missing_ok=True)
+        for place in sorted({path.parent for path in files}, reverse=True):
+            while place != folder and place != folder / ".jobs":
+                try:
+                    place.rmdir()
+                except OSError:  # it is not empty
+                    break
+                place = place.parent
+    return files
 
 
 # ------------------------------------------------------------------ looking only

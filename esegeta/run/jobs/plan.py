@@ -234,6 +234,13 @@ def written_by(record: Mapping[str, Any]) -> list[str]:
     return [] if kind is None else list(kind.written(record))
 
 
+def named_by(record: Mapping[str, Any]) -> list[str]:
+    """Return all files that a record names, relative to the folder of the run: its own, and those it shares."""
+    shared = [str(record[name]) for name in ("anatomy", "prediction", "reference") if record.get(name)]
+    beside = [name.replace(".nii.gz", ".json") for name in shared if name.endswith("mask.nii.gz")]
+    return [*written_by(record), *shared, *beside]
+
+
 def _usable(job: Job, folder: str | Path) -> Record | None:
     """Return the record of a job if it holds the numbers that the job would give, and all of its files are there.
 
