@@ -234,8 +234,10 @@ PERTURBATIONS = Registry("perturbation", Spec, ("perturbation",))  # of images, 
 SIMILARITIES = Registry("similarity", Spec, ("similarity",))  # of two maps
 NULLS = Registry("null", Spec, ("null",))  # random maps that stand beside a map
 OBJECTIVES = Registry("objective", Spec)
-PARAMETRISATIONS = Registry("parametrisation", Spec)
+PARAMETRISATIONS = Registry("parametrisation", Spec, ("parametrisation",))
 REGULARISERS = Registry("regulariser", Spec)
+DISTORTIONS = Registry("distortion", Spec)  # under which a dream has to hold
+OPTIMISERS = Registry("optimiser", Spec, ("optimiser",))
 RECIPES = Registry("recipe", Spec)
 UNCERTAINTIES = Registry("uncertainty", Spec)
 
@@ -261,6 +263,8 @@ REGISTRIES: tuple[Registry[Any], ...] = (
     OBJECTIVES,
     PARAMETRISATIONS,
     REGULARISERS,
+    DISTORTIONS,
+    OPTIMISERS,
     RECIPES,
     UNCERTAINTIES,
 )
@@ -280,10 +284,12 @@ step = STEPS.register
 perturbation = PERTURBATIONS.register
 similarity = functools.partial(SIMILARITIES.register, leads=2)  # of two maps
 null = functools.partial(NULLS.register, leads=2)  # of a map and a key
-objective = OBJECTIVES.register
-parametrisation = PARAMETRISATIONS.register
-regulariser = REGULARISERS.register
-recipe = RECIPES.register
+objective = functools.partial(OBJECTIVES.register, family="dreams")
+parametrisation = functools.partial(PARAMETRISATIONS.register, family="dreams")
+regulariser = functools.partial(REGULARISERS.register, family="dreams")
+distortion = functools.partial(DISTORTIONS.register, family="dreams")
+optimiser = functools.partial(OPTIMISERS.register, family="dreams")
+recipe = functools.partial(RECIPES.register, family="dreams", leads=2)  # of the objective and the start
 uncertainty = UNCERTAINTIES.register
 
 

@@ -1050,6 +1050,47 @@ def predicted_count(model: Model, target: Whole, *, exclusive: bool = True) -> S
     return score
 
 
+@reducer(mask=True, differentiable=False, example={"target": 1})
+def predicted_dice(model: Model, target: Whole, *, at: Tensor, exclusive: bool = True) -> Score:
+    r"""How much of the prediction at the explained input stays: what curves of metrics follow in segmentation.
+
+    .. math:: F(x) = \frac{2 |P(x) \cap M|}{|P(x)| + |M|}, \qquad P(x) = \{v : \hat y_v = c\}, \quad M = P(x_0)
+
+    1 at the explained input, 0 where none of its object is found. Constant but for jumps where a voxel changes
+    class: for methods and metrics that need only values.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)``.
+        target: class number.
+        at: the explained input, whose prediction is the reference.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()`` in [0, 1], in the dtype of the output.
+
+    Example:
+        >>> import esegeta as eg
+        >>> x = torch.tensor([[-1., 2., 3., -7.]])
+        >>> score = eg.reducers.predicted_dice(lambda x: x, 1, at=x)
+        >>> score(x).item(), score(x - 2.5).item()
+        (1.0, 0.6666666865348816)
+
+    Reference: A. Zijdenbos et al., "Morphometric analysis of white matter lesions in MR images", 1994.
+    """
+    here = "predicted_dice"
+    target = _target(here, target)
+    empty = f"class {check.values(target)} is predicted nowhere at x"
+    predicted = lambda z: _predicted(here, z.detach(), target, exclusive)
+    reference = _frozen(here, model, predicted, at, False, empty)
+
+    def score(x: Tensor) -> Tensor:
+        z = _output(here, model, x)
+        now, then = predicted(z), reference(z)
+        return 2 * (now & then).sum().to(z.dtype) / (now.sum() + then.sum()).to(z.dtype)
+
+    return score
+
+
 # --- Classification ---------------------------------------------------------------------------------------
 
 

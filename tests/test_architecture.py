@@ -42,6 +42,7 @@ ORDER = (
     "engine.stream",
     "engine.ascent",
     "engine.estimates",
+    "engine.sharing",
     "engine.local",
     "engine.tiles",
     "engine.patches",
@@ -69,6 +70,7 @@ ORDER = (
     "shapley_kernel",
     "masks",
     "rules",
+    "dreams",
     "methods",
     "transforms",
     "metrics",
@@ -138,7 +140,18 @@ ORDER = (
     "_stubs",
 )
 # A package that stands for all of its files: they are many, and found by name. Inside there is no circle either.
-WHOLE = ("radiomics", "rules", "methods", "transforms", "metrics", "axioms", "zoo", "conformance", "plot")
+WHOLE = (
+    "radiomics",
+    "rules",
+    "dreams",
+    "methods",
+    "transforms",
+    "metrics",
+    "axioms",
+    "zoo",
+    "conformance",
+    "plot",
+)
 SURFACE = "__init__"  # whoever takes a name from it may bring in any module of the stub
 
 FUNCTORCH = ("torch._C", "torch._functorch", "torch._subclasses")

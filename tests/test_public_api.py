@@ -127,6 +127,7 @@ PROMISED = [
     ("reducers.negative_loss", "model labels", "kind exclusive"),
     ("reducers.uncertainty", "model", "exclusive"),
     ("reducers.predicted_count", "model target", "exclusive"),
+    ("reducers.predicted_dice", "model target", "at exclusive"),
     ("reducers.logit", "model target", "exclusive"),
     ("reducers.probability", "model target", "exclusive"),
     ("reducers.predicted_mask", "z target", "exclusive"),
