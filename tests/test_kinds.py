@@ -242,6 +242,7 @@ def test_a_kind_of_an_installed_package_is_known_when_it_is_trusted(tmp_path, mo
     finally:
         plugins._forget("stranger_package")
         plugins._offered.clear()
+        plugins._asked.clear()
 
 
 # ------------------------------------------------------------------ maps that others read

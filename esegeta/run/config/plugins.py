@@ -49,6 +49,9 @@ def load(files: Iterable[str | Path], trust: Trust) -> None:
 
 
 def _installed(trust: Trust) -> None:
+    asked = (trust.names, tuple(sys.path))
+    if asked in _asked:  # to look through all packages takes longer than many a job
+        return
     try:
         modules = load_plugins(lambda point: trust.names_module(point.module) or point.value in trust.names)
         for module in modules:
@@ -59,6 +62,7 @@ def _installed(trust: Trust) -> None:
         got = f"{type(error).__name__}: {error}".removesuffix(".")
         advice = "Repair the package, or do not trust it"
         raise check.refused(WHERE, "the plugins of trusted packages to import", got, advice) from error
+    _asked.add(asked)
 
 
 def installed() -> dict[str, str]:

@@ -83,12 +83,16 @@ def kept(cache: dict[str, Any], kind: str, about: Any, make: Callable[[], Any], 
     (9, 9, 16)
     """
     shelf = cache.setdefault(kind, {})
-    name = json.dumps(about, sort_keys=True, default=str)
+    name = _key(about)
     if name not in shelf:
         while len(shelf) >= most:
             del shelf[next(iter(shelf))]
         shelf[name] = make()
     return shelf[name]
+
+
+def _key(about: Any) -> str:
+    return json.dumps(about, sort_keys=True, default=str)
 
 
 @contextlib.contextmanager
@@ -210,19 +214,22 @@ def _memory(entry: Entry) -> int | None:
     return None if memory is None else parse_memory("memory", memory)
 
 
-def model_of(entry: Entry, device: torch.device, cache: dict[str, Any]) -> Model:
-    """The model, whose weights are loaded once; what it learns about itself is not kept.
+def model_of(entry: Entry, device: torch.device, cache: dict[str, Any], whose: Any = None) -> Model:
+    """The model, whose weights are loaded once; what methods find out about it is not kept.
 
-    A job must not depend on which jobs its worker has done before.
+    A job must not depend on which jobs its worker has done before. What the first call with an image shows, whether
+    examples may go together, takes as long as several calls: ``answered`` keeps that for ``whose`` image.
     """
-
-    loaded = kept(
-        cache,
-        "network",
-        entry.model.model_dump(mode="json"),
-        lambda: networks.load(entry.model, str(device), trust=entry.trust),
-    )
-    return model_around(from_module(loaded.module, output=loaded.output), entry)
+    about = entry.model.model_dump(mode="json")
+    shown = cache.get("shown", {}).get(_key([about, whose])) if whose is not None else None
+    if shown is None:
+        loaded = kept(
+            cache, "network", about, lambda: networks.load(entry.model, str(device), trust=entry.trust)
+        )
+        model: Model = from_module(loaded.module, output=loaded.output)
+    else:
+        model = shown.again()
+    return model_around(model, entry)
 
 
 def model_around(model: Model, entry: Entry) -> Model:
@@ -232,6 +239,21 @@ def model_around(model: Model, entry: Entry) -> Model:
     extent = entry.patches
     with refusals():
         return patches.sliding_window(model, _size(extent.size), extent.overlap, extent.weights)
+
+
+def answered(entry: Entry, image: Image, device: torch.device, cache: dict[str, Any], whose: Any) -> Any:
+    """The network's answer to an image, computed once for the jobs that share both."""
+    patched = entry.patches.model_dump(mode="json") if entry.method.patches != "whole" else None
+    about = entry.model.model_dump(mode="json")
+
+    def answer() -> Any:
+        model = model_of(entry, device, cache)
+        found = answer_of(entry, model, image)
+        if patched is None:
+            kept(cache, "shown", [about, whose], lambda: model)
+        return found
+
+    return kept(cache, "answer", [about, whose, patched], answer)
 
 
 def _size(size: int | list[int]) -> int | tuple[int, ...]:
