@@ -165,7 +165,7 @@ def _execute(
         config, resume=resume, dry=dry, only=only or None, progress=True if plain else None
     )
     if dry:
-        _plan(summary)
+        _plan(summary, config.run.workers)
     else:
         _ended(summary)
         if open_ and summary.report is not None:
@@ -176,23 +176,49 @@ def _execute(
         raise typer.Exit(summary.exit_code)
 
 
-def _plan(summary: Any) -> None:
-    rows = [
-        (
-            planned.job.id,
+_MOST_ROWS = 60
+
+
+def _plan(summary: Any, workers: int) -> None:
+    from esegeta.run import log, pipeline
+
+    def columns(planned: Any) -> tuple[str, ...]:
+        return (
             "done already" if planned.done else "to do",
-            "-" if planned.evaluations is None else f"{planned.evaluations} {planned.needs}",
-            "x".join(map(str, planned.shape)) if planned.shape else "-",
-            size_of(planned.memory),
+            "the image decides" if planned.evaluations is None else f"{planned.evaluations} {planned.needs}",
+            "?" if planned.seconds is None else log.roughly(planned.seconds),
+            "x".join(map(str, planned.shape)) if planned.shape else "?",
+            "?" if planned.memory is None else size_of(planned.memory),
         )
-        for planned in summary.plan
-    ]
-    show(("job", "state", "at most", "image", "memory of tensors"), rows)
+
+    looked = [planned for planned in summary.plan if planned.shape or planned.problem or planned.evaluations]
+    if len(looked) <= _MOST_ROWS:
+        head, rows = "job", [(planned.job.id, *columns(planned)) for planned in looked]
+    else:  # those that differ in their subject alone in one line
+        alike: dict[tuple[str, ...], int] = {}
+        for planned in looked:
+            what = f"{planned.job.target} {planned.job.method}"
+            alike[what, *columns(planned)] = alike.get((what, *columns(planned)), 0) + 1
+        head, rows = "jobs", [(f"{count} x {what}", *rest) for (what, *rest), count in alike.items()]
+    show((head, "state", "at most", "about", "image", "memory of tensors"), rows)
+    if len(looked) < len(summary.plan):
+        kinds = sorted({planned.job.kind for planned in summary.plan if planned not in looked})
+        say(f"And {len(summary.plan) - len(looked)} jobs that read these: {', '.join(kinds)}.")
+    causes: dict[str, list[str]] = {}
     for planned in summary.plan:
         if planned.problem:
-            say(f"{planned.job.id}: {planned.problem}")
+            causes.setdefault(planned.problem, []).append(planned.job.id)
+    for problem, ids in causes.items():
+        rest = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+        say(f"{', '.join(ids[:3])}{rest}: {problem}")
+    ahead = pipeline.forecast(summary, workers)
+    if ahead.jobs:
+        open_ = f", and {ahead.unknown} jobs of which only the image tells" if ahead.unknown else ""
+        most = "" if ahead.memory is None else f" The largest job takes {size_of(ahead.memory)} of tensors."
+        say(f"About {log.roughly(ahead.seconds)} with {workers} workers{open_}.{most}")
+        say(f"At most {size_of(ahead.disk)} on disk, without figures; {size_of(ahead.free)} are free.")
     say(f"{len(summary.plan)} jobs. Nothing was written. Without --dry-run they go to {summary.folder}.")
-    if any(planned.problem for planned in summary.plan):
+    if causes:
         raise typer.Exit(FAILED)
 
 

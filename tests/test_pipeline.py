@@ -4,6 +4,7 @@ import contextlib
 import copy
 import csv
 import json
+import math
 import os
 import random
 import re
@@ -446,9 +447,55 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, scan):
     assert found["occlusion"].needs == "values"
     assert found["smooth"].memory > 8**3 * 4
     assert found["smooth"].problem is None
+    assert found["occlusion"].seconds is None
+    assert found["smooth"].seconds == pytest.approx(5 / 4 * found["integrated_gradients"].seconds)
+    sized = 4 * 8**3 + 4 * math.prod(nibabel.load(scan).shape)
+    assert found["smooth"].disk == sized
+    assert sum(one.disk or 0 for one in found.values()) == 4 * sized + nibabel.load(scan).get_fdata().size * 4
+    ahead = pipeline.forecast(summary, 2)
+    assert (ahead.jobs, ahead.unknown) == (3, 1)
+    assert ahead.memory == max(one.memory for one in found.values() if one.memory)
+    assert ahead.disk == sum(one.disk for one in found.values() if one.problem is None)
     assert "nowhere" in found["grad_cam"].problem
     assert "expected size" in found["wrong"].problem
     assert not any(one.done for one in found.values())
+
+
+def test_a_dry_run_looks_at_one_image_of_each_shape_and_groups_what_is_wrong(tmp_path, capsys, monkeypatch):
+    for number, shape in enumerate([(8, 8, 8), (8, 8, 8), (8, 8, 8), (7, 9, 8)]):
+        values = np.random.default_rng(number).standard_normal(shape).astype(np.float32)
+        nibabel.Nifti1Image(values, np.eye(4)).to_filename(tmp_path / f"sub-{number}.nii.gz")
+    (tmp_path / "sub-5.nii.gz").write_bytes(b"no image")
+    whole = settings(
+        tmp_path / "out", tmp_path / "sub-*.nii.gz", [{"name": "gradient"}, {"name": "saliency"}]
+    )
+    whole["model"] = {"source": "zoo:small_unet", "arguments": {"ndim": 3}}
+    whole["input"] = {"files": str(tmp_path / "sub-*.nii.gz")}
+    looked = []
+    examine = dispatch.payload_of
+    monkeypatch.setattr(
+        dispatch, "payload_of", lambda job, config: looked.append(job.id) or examine(job, config)
+    )
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps(whole))
+    monkeypatch.setattr("esegeta.cli._MOST_ROWS", 3)
+    assert cli.main(["run", str(path), "--dry-run", "--trust", str(tmp_path)]) == cli.FAILED
+    assert looked == [f"sub-{n}_spot_{method}" for n in (0, 3, 5) for method in ("gradient", "saliency")]
+    text = capsys.readouterr().out
+    assert re.search(r"^3 x spot gradient +to do +1 gradients +\d+ s +1x8x8x8 +\d", text, re.M)
+    assert re.search(r'^sub-3_spot_gradient, sub-3_spot_saliency: .* step = "pad", multiple = ', text, re.M)
+    assert re.search(r"^sub-5_spot_gradient, sub-5_spot_saliency: ", text, re.M)
+    assert " - " not in text
+    assert re.search(r"^About \d+ s with 2 workers. The largest job takes ", text, re.M)
+    assert re.search(r"^At most \d+ KiB on disk, without figures; .* are free.$", text, re.M)
+    channels = [tmp_path / "two" / f"sub-7_{name}.nii.gz" for name in ("T1w", "T2w")]
+    channels[0].parent.mkdir()
+    for file in channels:
+        file.write_bytes((tmp_path / "sub-0.nii.gz").read_bytes())
+    whole["input"]["files"] = [list(map(str, channels))]
+    (job, _) = jobs.plan(config.load(whole))
+    problem = dispatch.examine([json.loads(json.dumps(job.payload))], context())[job.id]["problem"]
+    assert "expected an image of 1 channel, which the network takes, got 2 channels" in problem
 
 
 def test_a_dry_run_takes_at_most_the_time_of_all_jobs_of_an_image(tmp_path, scan):

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import queue
+import shutil
 import threading
 import time
 from collections import Counter
@@ -41,11 +42,13 @@ _LEAST_MEMORY = 2**30
 
 @dataclass(frozen=True)
 class Planned:
-    """A job and what is known of it before it runs.
+    """A job and what is known of it before it runs, from one image of each shape.
 
     done: whether it need not be done again; shape: of the prepared image; evaluations: how many gradients or
-    values of the score it takes, None where only running it tells; needs: which of them; memory: in bytes, what
-    its tensors will occupy at their peak, from a run without values; problem: why it would be refused.
+    values of the score it takes, None where only running it tells; needs: which of them; seconds: what these would
+    take one after another, each as long as the one that was tried; memory: in bytes, what its tensors will occupy at
+    their peak, from a run without values, or where that cannot be, what one evaluation occupied; disk: in bytes, what
+    it will write at most, with the copy of the image at its first job; problem: why it would be refused.
     """
 
     job: Job
@@ -54,6 +57,8 @@ class Planned:
     needs: str = ""
     shape: tuple[int, ...] | None = None
     memory: int | None = None
+    seconds: float | None = None
+    disk: int | None = None
     problem: str | None = None
 
 
@@ -655,31 +660,85 @@ def _allowed(together: Sequence[Job]) -> float | None:
 def examined(
     config: Config, planned: Sequence[Job], chosen: Sequence[Job], folder: Path, resume: bool = True
 ) -> list[Planned]:
-    """What can be said of jobs before they run. The network and the images are loaded in worker processes."""
+    """What can be said of jobs before they run. The network is loaded in worker processes, and one image of each
+    shape; of jobs that differ in their images alone one is looked at.
+    """
     kept = {job.id for job, state in jobs.survey(planned, folder, resume=resume) if state == "kept"}
-    subjects: dict[str, list[Job]] = {}
+    like: dict[str, str] = {}  # each image -> what it looks like
+    first: dict[tuple[str, ...], Job] = {}
+    same: dict[str, tuple[str, ...]] = {}
     for job in chosen:
         if kinds.find(job.kind).examine is not None:
-            subjects.setdefault(job.subject, []).append(job)
-    share = _share(config)
-    tasks = []
-    for subject, together in subjects.items():
-        payloads = [dispatch.payload_of(job, config) for job in together]
-        piece = Piece(subject, payloads, _allowed(together))
-        tasks.append(Task(dispatch.EXAMINE, _limited([piece], share)))
-    found: dict[str, dict[str, Any]] = {}
-    for outcome in pool.run(tasks, workers=config.run.workers):
-        for job in subjects[outcome.id]:
-            said = (outcome.value or {}).get(job.id)
-            found[job.id] = said or {"problem": outcome.error}
-    plan = []
+            files = job.given.get("files", [])
+            look = like.setdefault(str(files), jobs.looks_like(files))
+            without = {name: value for name, value in job.keys.items() if name != "subject"}
+            same[job.id] = (look, job.kind, *without.values())
+            first.setdefault(same[job.id], job)
+    found = _examined(config, list(first.values()))
+    plan, copied = [], set()
     for job in chosen:
-        if kinds.find(job.kind).draws:
-            continue
-        said = found.get(job.id, {})
+        said = found.get(first[same[job.id]].id, {}) if job.id in same else {}
         count, needs = kinds.find(job.kind).cost(job.payload)
-        shape = tuple(said["shape"]) if said.get("shape") else None
+        disk = said.get("disk")
+        if disk is not None and job.subject not in copied:
+            copied.add(job.subject)
+            disk += said.get("shared_disk", 0)
         plan.append(
-            Planned(job, job.id in kept, count, needs, shape, said.get("memory"), said.get("problem"))
+            Planned(
+                job,
+                job.id in kept,
+                count,
+                needs,
+                tuple(said["shape"]) if said.get("shape") else None,
+                said.get("memory"),
+                said.get("seconds"),
+                disk,
+                said.get("problem"),
+            )
         )
     return plan
+
+
+def _examined(config: Config, some: Sequence[Job]) -> dict[str, Record]:
+    """What a worker says of jobs; those of an image are looked at one after another."""
+    share, tasks = _share(config), []
+    groups: dict[str, list[Job]] = {}
+    for job in some:
+        groups.setdefault(job.subject, []).append(job)
+    for subject, together in groups.items():
+        payloads = [dispatch.payload_of(job, config) for job in together]
+        tasks.append(Task(dispatch.EXAMINE, _limited([Piece(subject, payloads, _allowed(together))], share)))
+    found: dict[str, Record] = {}
+    for outcome in pool.run(tasks, workers=config.run.workers):
+        for job in groups[outcome.id]:
+            found[job.id] = (outcome.value or {}).get(job.id) or {"problem": outcome.error}
+    return found
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take, of the jobs that are to do. unknown: of how many jobs only running them tells the time.
+
+    seconds: of all workers together; memory: the most that one job takes; free: what is left on the disk, in bytes.
+    """
+
+    jobs: int
+    seconds: float
+    unknown: int
+    memory: int | None
+    disk: int
+    free: int
+
+
+def forecast(summary: Summary, workers: int) -> Forecast:
+    """Return what a dry run says of time, memory and disk."""
+    todo = [planned for planned in summary.plan if not planned.done and planned.problem is None]
+    place = next(path for path in [summary.folder, *summary.folder.parents] if path.exists())
+    return Forecast(
+        len(todo),
+        sum(planned.seconds or 0.0 for planned in todo) / max(1, workers),
+        sum(planned.seconds is None for planned in todo if planned.shape is not None),
+        max((planned.memory for planned in todo if planned.memory is not None), default=None),
+        sum(planned.disk or 0 for planned in todo),
+        shutil.disk_usage(place).free,
+    )

@@ -22,6 +22,7 @@ from esegeta.run.jobs import kinds
 
 WHERE = "plugins"
 _loaded: dict[str, str] = {}  # what was in the files that this process has imported
+_asked: set[Any] = set()  # for whom, and where, installed packages were looked through
 _offered: dict[
     str, str
 ] = {}  # modules of installed packages that were imported, with what was in their files

@@ -14,6 +14,7 @@ from esegeta._facts import declare
 from esegeta._types import Model, Score
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
+from esegeta.engine.memory import without_values
 from esegeta.engine.refusals import one_line
 from esegeta.models import from_module
 from esegeta.run.config import building, plugins, trust
@@ -28,6 +29,7 @@ from esegeta.run.volumes.prepared import Prepared
 from esegeta.run.volumes.reading import Volume
 
 _KEPT_INPUTS = 2
+_MOST_CHANNELS = 16  # that are tried, to say how many a network takes
 
 
 class Entry(NamedTuple):
@@ -150,12 +152,29 @@ def answer_of(entry: Entry, model: Model, image: Image) -> Any:
         if verdict(error) == Status.MEMORY:
             raise
         advice = _sizes(entry, model, image)
+        shape = tuple(image.x.shape)
         if advice is None:
-            raise
-        where, shape = advice[0], tuple(image.x.shape)
+            channels = _channels(model, image)
+            if channels is None:
+                raise
+            expected = f"an image of {channels} channel{'s' * (channels > 1)}, which the network takes"
+            got = f"{shape[0]} channel{'s' * (shape[0] > 1)}, shape {shape}"
+            advice = "Name the files of all its channels, or say with input.channels which axis they are"
+            raise check.refused("input.files", expected, got, advice) from error
+        where = advice[0]
         got = f"shape {shape}, of which it says {one_line(error)[:200]!r}"
         text = check.problem(where, "an image of sizes that the network takes", got, advice[1])
         raise check.Refused(one_line(text)) from error
+
+
+def _channels(model: Model, image: Image) -> int | None:
+    """How many channels the network takes, if it takes an image of this size with others than there are."""
+    inner: Any = getattr(model, "model", model)
+    for channels in range(1, _MOST_CHANNELS + 1):
+        with contextlib.suppress(Exception):
+            without_values(inner, image.x.new_empty((channels, *image.x.shape[1:])))
+            return None if channels == len(image.x) else channels
+    return None
 
 
 def _sizes(entry: Entry, model: Model, image: Image) -> tuple[str, str] | None:

@@ -18,6 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import nibabel
+import numpy as np
+
 from esegeta.engine import check
 from esegeta.run.config import plugins
 from esegeta.run.config.schema import Config
@@ -170,6 +173,29 @@ def _refuse_twins(jobs: Sequence[Job]) -> None:
             got = f"{other.target!r} {other.method!r} and {job.target!r} {job.method!r}, both named {job.id}"
             advice = "Give a method another id, or a target another name"
             raise ValueError(check.problem(WHERE, "targets and methods with different names", got, advice))
+
+
+def looks_like(files: Sequence[str | Path]) -> str:
+    """Return the name of what can be told of images by their headers: those of one name have one shape.
+
+    A file whose header tells nothing, or that cannot be read, is like no other.
+    """
+    return kinds.digest([_header(Path(path)) for path in files])
+
+
+def _header(path: Path) -> Any:
+    try:
+        if volumes.suffix_of(path) == ".npy":
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+            return [list(found.shape), str(found.dtype)]
+        image: Any = nibabel.load(path)
+        return [
+            list(image.shape),
+            str(image.header.get_data_dtype()),
+            [float(s) for s in image.header.get_zooms()],
+        ]
+    except Exception:  # whatever is wrong with it is said when it is read
+        return str(path)
 
 
 # ------------------------------------------------------------------ what is done already
