@@ -22,7 +22,8 @@ PROMISED = [
     (
         "method",
         "",
-        "refs key axioms needs example paper also place shape rewrites differentiable family cost numbers contributions",
+        "refs key axioms needs example paper also place shape rewrites differentiable family cost numbers "
+        "contributions",
     ),
     ("transform", "", "refs key preserves example paper shape family cost"),
     ("reducer", "", "output mask differentiable example family"),

@@ -29,7 +29,9 @@ from torch.func import vmap
 from esegeta.engine import check, crops, folded, layout, levels, progress, stream, visits
 from esegeta.engine.execution import DeadlineExceeded, current
 from esegeta.engine.folded import Op, Run
+from esegeta.engine.interception import observe
 from esegeta.engine.locality import Locality, NotLocal, hear, listening
+from esegeta.engine.operators import Tracer
 from esegeta.engine.tiles import Tiling, cropped_by, cut, margins_of, padded_by, patch_of
 from esegeta.engine.windows import Missing, NotFollowed, TooWide, Unforeseen, Window, fit, region
 
@@ -86,7 +88,7 @@ class Stitched(Op):
         self.thread, self.context = threading.get_ident(), contextvars.copy_context()
 
     def run(self, run: Run, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # noqa: ARG002
-        """Values on a plain batch, a few patches at a time; no graph is kept."""
+        """Return values on a plain batch, a few patches at a time; no graph is kept."""
         if threading.get_ident() == self.thread:
             return self._stream(*xs)
         return self.context.copy().run(self._stream, *xs)
@@ -98,11 +100,11 @@ class Stitched(Op):
         given: tuple[int, ...],
         run: Run | None = None,  # noqa: ARG002
     ) -> Op:
-        """The sum of the patches' own pullbacks: each runs forward again, and back."""
+        """Return the sum of the patches' own pullbacks: each runs forward again, and back."""
         return self._derived(f"gradient of {self.name}", count, lambda op: op.pullback(count, wanted, given))
 
     def pushforward(self, count: int) -> Op:
-        """The sum of the patches' own pushforwards."""
+        """Return the sum of the patches' own pushforwards."""
         return self._derived(f"pushforward of {self.name}", count, lambda op: op.pushforward(count))
 
     def _derived(self, name: str, count: int, derive: Callable[[Op], Op]) -> Op:
@@ -200,14 +202,54 @@ class SlidingWindow:
         if isinstance(x, Window):
             return self._in_windows(x)
         hear(self, (x,))
-        if visits.current() is not None:
+        session = visits.current()
+        if session is None:
+            return self._stitched(x)
+        if session.tracer is None or session.listing is not None or any(view.edits for view in session.views):
             raise check.refused(
                 WHERE,
                 "a score whose inside is left alone",
-                "one whose places are looked at or whose derivatives are rewritten",
-                "Patches run apart, so it has no activation of the whole image. Rewrite the model before it is "
-                "stitched, explain patches with esegeta.models.patchwise, or take the network without tiles",
+                "one whose places are looked at",
+                "Patches run apart, so a layer has activations of patches and none of the whole image, which "
+                "class activation maps and layer methods need. Explain the input, explain patches with "
+                "esegeta.models.patchwise, or take the network without tiles",
             )
+        with visits.aside():
+            return self._rewritten(x, session.tracer)
+
+    def _rewritten(self, x: Tensor, tracer: Tracer) -> Tensor:
+        """Stitch with the rules of a rewrite in every patch: a stitched answer is a sum, through which all rules go.
+
+        A rule that compares with a reference has that of its own patch, which is cut out beside it.
+        """
+        if not tracer.is_data(x):
+            return self._stitched(x)
+        rewrite, note, notes = tracer.rewrite, tracer.notes.get(x), [None]
+        twin = tracer.twin(x) if rewrite.paired else None
+
+        def looked(own: Tensor) -> Tensor:
+            session = visits.current()
+            assert session is not None
+            assert session.tracer is not None
+            if note is not None:
+                session.tracer.notes[own] = note
+            y = self.model(own)
+            notes[:] = [session.tracer.notes.get(y)]  # of code, and so the same for every patch
+            return y
+
+        def ruled(patch: Tensor) -> Tensor:
+            own, *others = patch.chunk(2) if rewrite.paired else (patch,)
+            others = [other.detach() for other in others]
+            return observe(rewrite.name, looked, (own,), (), rewrite=rewrite, references=others)[0]
+
+        inner = SlidingWindow(ruled, self.patch, self.overlap, self.weights, self.steps)
+        y = inner._stitched(x if twin is None else torch.cat([x, twin]))
+        tracer.mark(y, None if twin is None else self._stitched(twin))
+        if notes[0] is not None:
+            tracer.notes[y] = notes[0]
+        return y
+
+    def _stitched(self, x: Tensor) -> Tensor:
         patch = patch_of(WHERE, self.patch, check.floating(WHERE, "the image", x))
         margins = margins_of(x.shape[1:], patch)
         padded = padded_by(margins, x)
@@ -310,11 +352,11 @@ class SlidingWindow:
         ) from why
 
     def locality(self, x: Tensor, allowed: float = math.inf) -> Locality:  # noqa: ARG002
-        """There is none that shifts with the image: what an element reaches depends on its place in the tiles."""
+        """Return no locality: what an element reaches depends on its place in the tiles."""
         raise NotLocal("a sliding window's reach depends on where the tiles lie")
 
 
 def name_of(model: Callable[..., Any]) -> str:
-    """How errors call a model."""
+    """Return how errors call a model."""
     name = getattr(model, "__name__", None) or repr(model)
     return name if len(name) < 60 else f"{name[:57]}..."
