@@ -2,6 +2,7 @@
 
 import contextvars
 import functools
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,12 @@ class Native:
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies find out anew what the network takes."""
         return Native, (self.module, self.output)
+
+    def know(self, other: "Native") -> None:
+        """Take over what another one of the same network has found out at its batches."""
+        self.one_at_a_time, self.writes_buffers = other.one_at_a_time, other.writes_buffers
+        self.channels_last, self.outside = other.channels_last, other.outside
+        self.channelless = set(other.channelless)
 
     @property
     def tree(self) -> list[nn.Module]:
@@ -423,7 +430,8 @@ def _same(a: Tensor, b: Tensor, exactly: bool = False) -> bool:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:80]
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return textwrap.shorten(first, 120, placeholder=" ...")
 
 
 @contextmanager
