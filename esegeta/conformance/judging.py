@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from esegeta import placing
 from esegeta._registry import MetricSpec
 from esegeta._types import Score
 from esegeta.conformance import cases
 from esegeta.conformance.lawbook import Law, laws_for
 from esegeta.metrics import given
-from esegeta.placing import name
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -125,7 +125,7 @@ class MetricLaw(Law):
         offset = 1 + 4 * float((self.weights * self.image).abs().sum())
 
         def score(x: Tensor) -> Tensor:
-            z = name(x, PLACE)
+            z = placing.name(x, PLACE)
             return unit * (offset + (w * z).sum() + bend * z.sum() ** 2 / z.numel())
 
         return score
