@@ -48,8 +48,8 @@ def extremal_perturbation(
               \Phi(m) = w\, \frac{F(m x + (1 - m) x')}{|F(x) - F(x')|}
 
     with r the region of that area where m is largest (``masks.nearest_region``), to which the mask m comes
-    nearer and nearer in the search. That is ``preserve``; ``delete`` takes :math:`-\Phi(1 - m)` instead, and ``dual`` the
-    sum of both. Nothing is flipped and nothing is moved.
+    nearer and nearer in the search. That is ``preserve``; ``delete`` takes :math:`-\Phi(1 - m)` instead, and
+    ``dual`` the sum of both. Nothing is flipped and nothing is moved.
 
     A search, of which no result is exact. It looks at balls and boxes of that area on a grid of 125 places, closer
     and closer around the best of them, and at what they say together; then it climbs by gradient, with momentum and
