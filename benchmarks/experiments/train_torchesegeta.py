@@ -27,7 +27,7 @@ NETWORKS = {
     "vessel_unet_mss": (StridedUNet, 4, False),
     "vessel_unet_mss_deformation": (PooledUNet, 4, True),
 }
-STEPS, BATCH, SIZE, LEARNING_RATE = 260, 2, 64, 6e-3
+STEPS, BATCH, SIZE, LEARNING_RATE = 200, 1, 64, 5e-3
 PHANTOMS = 60  # keys 0 to 59 are for training; held out are those from 1000 on
 HELD_OUT = range(1000, 1008)
 
