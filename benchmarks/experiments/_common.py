@@ -45,6 +45,13 @@ def verdict(difference: Interval) -> str:
     return "holds" if difference.low > 0 else "does not hold" if difference.high < 0 else "undecided"
 
 
+def together(verdicts: Sequence[str]) -> str:
+    """A conclusion of several parts holds if all do, and does not if one does not."""
+    if "does not hold" in verdicts:
+        return "does not hold"
+    return "undecided" if "undecided" in verdicts else "holds"
+
+
 def number(value: float) -> str:
     """Three digits that count, with an exponent where zeros would hide them."""
     if np.isnan(value):
@@ -58,6 +65,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table in markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def filled(name: str, **parts: object) -> str:
+    """The page ``pages/{name}.md`` with its numbers."""
+    return (Path(__file__).with_name("pages") / f"{name}.md").read_text().format(**parts)
 
 
 def figure(name: str, drawn: Any, folder: Path) -> str:

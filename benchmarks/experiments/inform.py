@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import esegeta as eg
-from _common import DOCS, LINES, figure, interval, kept, number, table, verdict
+from _common import DOCS, LINES, figure, filled, interval, kept, number, table, together, verdict
 from esegeta import metrics, segmentation
 
 SIZE = 64
 METHODS = ("BP", "IGB", "IGBW", "EG", "D")
 SMOOTHINGS = ("plain", "SG", "SG²")
 FORMS = ("voxel", "region")
+VOXEL = FORMS[:1]
 METRICS = ("AUC", "maximum Dice", "fidelity")
 ROWS = [(m, s, f) for m in METHODS for s in SMOOTHINGS for f in FORMS]
 CONTROLS = (("random", "", "voxel"), ("the mask", "", "voxel"))
@@ -68,7 +69,9 @@ def slice_of(key: int, contrast: bool, size: int = SIZE) -> tuple[Tensor, Tensor
         bone = np.maximum(bone, ellipse(place, (0.035, 0.035)))
     image = put(image, bone, rng.uniform(0.8, 0.95))
 
-    heart = ellipse((-0.1 + jitter(0.04)[0], -0.08 + jitter(0.05)[0]), (0.22 + jitter(0.03)[0], 0.25 + jitter(0.03)[0]))
+    heart = ellipse(
+        (-0.1 + jitter(0.04)[0], -0.08 + jitter(0.05)[0]), (0.22 + jitter(0.03)[0], 0.25 + jitter(0.03)[0])
+    )
     aorta = ellipse((0.22 + jitter(0.03)[0], -0.14 + jitter(0.03)[0]), (0.075, 0.075))
     vessels = np.maximum(heart, aorta)
     for at, lung in lungs:
@@ -166,7 +169,9 @@ def segments(x: Tensor) -> Tensor:
     return segmentation.graph_segmentation(scaled, scales, sigma=0.8, minimum=minimum)
 
 
-def maps_of(net: nn.Module, x: Tensor, pool: Tensor, key: int, samples: int) -> dict[tuple[str, str, str], Tensor]:
+def maps_of(
+    net: nn.Module, x: Tensor, pool: Tensor, key: int, samples: int
+) -> dict[tuple[str, str, str], Tensor]:
     """Every map of one slice: 5 methods, 3 ways of smoothing, 2 forms."""
     score = eg.reducers.logit(eg.from_module(net), 1)
     ends = torch.stack([torch.zeros_like(x), torch.ones_like(x)])
@@ -186,8 +191,8 @@ def maps_of(net: nn.Module, x: Tensor, pool: Tensor, key: int, samples: int) -> 
 def judged(a: Tensor, net: nn.Module, x: Tensor, mask: Tensor, without: Tensor) -> list[float]:
     """AUC, maximum Dice and fidelity of one map.
 
-    Fidelity is the probability of contrast agent less its mean while pixels, the largest of the map first, become what
-    slices without contrast agent have there on average: the area that is lost.
+    Fidelity is the probability of contrast agent less its mean while pixels, the largest of the map first, become
+    what slices without contrast agent have there on average: the area that is lost.
     """
     explain = metrics.given(a)
     probability = eg.reducers.probability(eg.from_module(net), 1)
@@ -224,7 +229,9 @@ def measure(seeds: int, cases: int, steps: int, patients: int, samples: int) -> 
     return {"accuracies": accuracies, "values": values.tolist(), "samples": samples}
 
 
-def example(steps: int, patients: int, samples: int) -> tuple[Tensor, Tensor, dict[tuple[str, str, str], Tensor]]:
+def example(
+    steps: int, patients: int, samples: int
+) -> tuple[Tensor, Tensor, dict[tuple[str, str, str], Tensor]]:
     """The maps of one slice, to look at."""
     net, _ = trained(0, steps, patients)
     pool = torch.cat([slices(range(0, patients, max(1, patients // 32)), c) for c in (False, True)])
@@ -256,7 +263,10 @@ def conclusions(values: dict) -> list[tuple[str, list[tuple[str, Any]]]]:
         squared = mean_of(values, metric, smoothings=["SG²"])
         for other in ("plain", "SG"):
             told.append(
-                (f"{METRICS[metric]}, SG² less {other}", squared - mean_of(values, metric, smoothings=[other]))
+                (
+                    f"{METRICS[metric]}, SG² less {other}",
+                    squared - mean_of(values, metric, smoothings=[other]),
+                )
             )
     found.append(("The best maps, by AUC and by Dice, are those with SG²", told))
     told = []
@@ -265,21 +275,19 @@ def conclusions(values: dict) -> list[tuple[str, list[tuple[str, Any]]]]:
         told.append((f"{METRICS[metric]} with SG², region less voxel", region - voxel))
     found.append(("especially by regions", told))
     region, voxel = (mean_of(values, 2, forms=[f]) for f in ("region", "voxel"))
-    found.append(("Maps by voxels have the higher fidelity", [("fidelity, voxel less region", voxel - region)]))
-    good = mean_of(values, 2, methods=["BP", "IGBW", "EG"], forms=["voxel"])
+    found.append(
+        ("Maps by voxels have the higher fidelity", [("fidelity, voxel less region", voxel - region)])
+    )
+    good = mean_of(values, 2, methods=["BP", "IGBW", "EG"], forms=VOXEL)
     told = [
-        (f"fidelity by voxels, mean of BP, IGBW and EG less {m}", good - mean_of(values, 2, methods=[m], forms=["voxel"]))
+        (
+            f"fidelity by voxels, mean of BP, IGBW and EG less {m}",
+            good - mean_of(values, 2, methods=[m], forms=["voxel"]),
+        )
         for m in ("D", "IGB")
     ]
     found.append(("All methods but deconvolution and IGB are faithful", told))
     return found
-
-
-def overall(verdicts: list[str]) -> str:
-    """A conclusion of several parts holds if all do, and does not if one does not."""
-    if "does not hold" in verdicts:
-        return "does not hold"
-    return "undecided" if "undecided" in verdicts else "holds"
 
 
 # --- Figures and the page ---------------------------------------------------------------------------------
@@ -303,12 +311,21 @@ def plots(values: dict) -> Any:
                 error = [[at.mean - at.low], [at.high - at.mean]]
                 label = f"{smoothing}, {form}" if n == 0 else None
                 axes.errorbar(
-                    place, at.mean, yerr=error, fmt="o" if form == "voxel" else "s", ms=4.5, lw=1.1, color=colour,
-                    markerfacecolor=face, label=label,
+                    place,
+                    at.mean,
+                    yerr=error,
+                    fmt="o" if form == "voxel" else "s",
+                    ms=4.5,
+                    lw=1.1,
+                    color=colour,
+                    markerfacecolor=face,
+                    label=label,
                 )
         for control, style in (("random", ":"), ("the mask", "--")):
             at = values[control, "", "voxel"][metric].mean()
-            axes.axhline(at, color="#666666", lw=0.9, ls=style, label=control if metric == 0 else None, zorder=0)
+            axes.axhline(
+                at, color="#666666", lw=0.9, ls=style, label=control if metric == 0 else None, zorder=0
+            )
         axes.set_xticks(range(len(METHODS)), METHODS)
         axes.set_xlim(-0.5, len(METHODS) - 0.5)
         axes.set_title(name, fontsize=10)
@@ -367,70 +384,32 @@ def page(found: dict[str, Any], files: dict[str, str], cases: int) -> str:
     told = []
     for claim, differences in conclusions(values):
         intervals = [(name, interval(d)) for name, d in differences]
-        says = overall([verdict(i) for _, i in intervals])
+        says = together([verdict(i) for _, i in intervals])
         numbers = "; ".join(f"{name}: {i}" for name, i in intervals)
         told.append(f"- *{claim}*: **{says}** here. {numbers}.")
     accuracies = ", ".join(f"{100 * a:.1f} %" for a in found["accuracies"])
-    return f"""# A poster's comparison, drawn again
-
-W. Marchadour, J. Maison, B. Badic, M. Hatt and F. Vermet compared five gradient methods on a network that tells CT
-slices with contrast agent from slices without (*Comparison of Methods for Interpretability of DNNs in the context of
-CT images Classification*). This is their comparison on drawn slices, where everything is known. It is written, with
-all numbers and figures, by `python benchmarks/experiments/inform.py`.
-
-## What is done
-
-- **Slices** of {SIZE} by {SIZE} pixels are drawn: body, lungs, bones, heart, aorta, vessels of the lungs. Contrast agent
-  makes heart and vessels brighter and changes nothing else. They are the reference mask. Bones are bright in every
-  slice, and slices differ in brightness.
-- **A classifier** of four convolutions is trained for less than a minute, from {len(found["accuracies"])} seeds. It is
-  right on {accuracies} of 200 unseen slices.
-- **Maps** explain the logit of contrast agent: gradient (BP), integrated gradients from black (IGB), from black and from
-  white (IGBW), expected gradients over slices of the training set (EG), deconvolution (D); each as it is, as the mean
-  over {found["samples"]} noisy copies (SG, noise of a tenth of the range) and as the mean of its square (SG²). Absolute
-  values are judged, by voxels and by the regions of XRAI.
-- **AUC** and **maximum Dice** compare what lies above every threshold with the mask. **Fidelity** is the probability of
-  contrast agent less its mean while pixels, the largest of the map first, are replaced by the mean slice without
-  contrast agent: what the poster asks for, that the prediction drops, with a formula of ours, since it gives none.
-- **Intervals** are 95 % bootstraps in which {cases} unseen slices with contrast agent and {len(found["accuracies"])} seeds
-  of the network are drawn again. Random maps and the mask itself, judged as maps, say where the scale begins and how far
-  what people expect takes one.
-
-## Maps
-
-![All kinds of maps of one slice]({files["gallery"]})
-
-## Numbers
-
-![AUC, maximum Dice and fidelity of all kinds of maps]({files["plots"]})
-
-Circles are maps by voxels, squares by regions. Dotted: random maps; dashed: the reference mask taken as a map.
-
-## The poster's conclusions
-
-A conclusion holds here if the interval of every difference lies above zero, it does not if one lies below, and is
-undecided otherwise.
-
-{chr(10).join(told)}
-
-The last conclusion of the poster, that results belong to one application and may differ on other tasks and
-architectures, is what such an experiment can only confirm.
-
-## All numbers
-
-The best of each column is bold; in brackets the interval.
-
-{table(["method", "smoothing", "form", *METRICS], rows)}
-"""
+    return filled(
+        "inform",
+        size=SIZE,
+        cases=cases,
+        seeds=len(found["accuracies"]),
+        accuracies=accuracies,
+        samples=found["samples"],
+        conclusions="\n".join(told),
+        table=table(["method", "smoothing", "form", *METRICS], rows),
+        **files,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small and few, to see whether it runs")
     parser.add_argument("--folder", type=Path, help="where the page goes; by default the documentation")
-    parser.add_argument("--results", type=Path, help="a JSON file of numbers: read if it is there, else written")
+    parser.add_argument(
+        "--results", type=Path, help="a JSON file of numbers: read if it is there, else written"
+    )
     options = parser.parse_args()
-    seeds, cases, steps, patients, samples = (1, 2, 6, 8, 2) if options.quick else (3, 20, 250, 160, 16)
+    seeds, cases, steps, patients, samples = (1, 2, 6, 8, 2) if options.quick else (3, 12, 250, 160, 16)
     folder = options.folder or (Path(tempfile.mkdtemp()) if options.quick else DOCS)
     with eg.execution(progress=False):
         found = kept(options.results, lambda: measure(seeds, cases, steps, patients, samples))

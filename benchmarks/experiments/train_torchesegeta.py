@@ -27,7 +27,7 @@ NETWORKS = {
     "vessel_unet_mss": (StridedUNet, 4, False),
     "vessel_unet_mss_deformation": (PooledUNet, 4, True),
 }
-STEPS, BATCH, SIZE, LEARNING_RATE = 200, 1, 64, 5e-3
+STEPS, BATCH, SIZE, LEARNING_RATE = 130, 1, 64, 6e-3
 PHANTOMS = 60  # keys 0 to 59 are for training; held out are those from 1000 on
 HELD_OUT = range(1000, 1008)
 
@@ -61,14 +61,13 @@ def deformed(x: Tensor, m: Tensor, rng: np.random.Generator) -> tuple[Tensor, Te
     axes = [torch.linspace(-1, 1, n) for n in x.shape[2:]]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)[None]
     grid = (grid + shift.permute(0, 2, 3, 4, 1)).expand(len(x), -1, -1, -1, -1)
-    moved = functional.grid_sample(
-        torch.cat([x, m], dim=1), grid, padding_mode="border", align_corners=True
-    )
+    moved = functional.grid_sample(torch.cat([x, m], dim=1), grid, padding_mode="border", align_corners=True)
     return moved[:, :1], (moved[:, 1:] > 0.5).float()
 
 
 def loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy and one less the soft Dice."""
+    logits = logits.float()
     p = logits.sigmoid()
     overlap = 2 * (p * target).sum() / (p.sum() + target.sum() + 1)
     return functional.binary_cross_entropy_with_logits(logits, target) + 1 - overlap
@@ -99,6 +98,8 @@ def train(name: str, seed: int, steps: int, checkpoints: Path) -> VesselUNet:
     build, scales, deform = NETWORKS[name]
     torch.manual_seed(seed)
     task = Supervised(build(), scales).to(memory_format=torch.channels_last_3d)
+    for head in (task.net.out, *task.coarser):  # vessels are rare: that need not be learnt
+        nn.init.constant_(head.bias, -3.0)
     optimiser = torch.optim.AdamW(task.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, steps, pct_start=0.1)
     xs, masks = phantoms(checkpoints)
@@ -116,14 +117,18 @@ def train(name: str, seed: int, steps: int, checkpoints: Path) -> VesselUNet:
         if deform:
             x, m = deformed(x, m, rng)
         optimiser.zero_grad()
-        value = task(x.contiguous(memory_format=torch.channels_last_3d), m)
+        # Activations in bfloat16, weights and losses in float32: three times as fast where the processor knows it.
+        with torch.autocast("cpu", torch.bfloat16):
+            value = task(x.contiguous(memory_format=torch.channels_last_3d), m)
         value.backward()
         nn.utils.clip_grad_norm_(task.parameters(), 5.0)
         optimiser.step()
         schedule.step()
         running = 0.9 * running + 0.1 * float(value.detach())
-        if (step + 1) % 20 == 0:
-            print(f"{name} {step + 1}/{steps}: loss {running / (1 - 0.9 ** (step + 1 - start)):.3f}", flush=True)
+        if (step + 1) % 10 == 0 or step + 1 == steps:
+            print(
+                f"{name} {step + 1}/{steps}: loss {running / (1 - 0.9 ** (step + 1 - start)):.3f}", flush=True
+            )
             torch.save(
                 {
                     "task": task.state_dict(),

@@ -46,7 +46,9 @@ def vessel_phantom(key: int = 0, size: int = 64) -> Phantom:
     check.positive_count("vessel_phantom", "size", size)
     if size < 32:
         raise ValueError(
-            check.problem("vessel_phantom", "size to be 32 or more", str(size), "Smaller heads hold no vessels")
+            check.problem(
+                "vessel_phantom", "size to be 32 or more", str(size), "Smaller heads hold no vessels"
+            )
         )
     rng = np.random.default_rng([key, size])
     scale = size / 64
@@ -75,7 +77,7 @@ def vessel_phantom(key: int = 0, size: int = 64) -> Phantom:
 def _trees(rng: np.random.Generator, radii: Floats) -> Iterator[tuple[Floats, float]]:
     """Points along the middle of tubes, in coordinates from -1 to 1, each with its radius in voxels of 64."""
     for _ in range(rng.integers(4, 7)):
-        start = rng.normal(0, 0.25, 3) + [0, 0, -0.35]
+        start = np.add(rng.normal(0, 0.25, 3), (0, 0, -0.35))
         branches = [(start, _unit(rng.standard_normal(3)), rng.uniform(1.6, 2.6))]
         while branches:
             point, heading, radius = branches.pop()

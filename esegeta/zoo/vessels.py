@@ -1,6 +1,7 @@
 """Three 3-D U-Nets that segment vessels, trained on drawn ones."""
 
 from collections import OrderedDict
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ class StridedUNet(VesselUNet):
 
     def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
         super().__init__()
-        finer = list(zip(widths, widths[1:], strict=False))
+        finer = list(pairwise(widths))
         self.down = nn.ModuleList(
             [strided_block(1, widths[0], 1), *(strided_block(a, b, 2) for a, b in finer)]
         )
@@ -85,7 +86,7 @@ class PooledUNet(VesselUNet):
 
     def __init__(self, widths: tuple[int, ...] = WIDTHS[:-1]) -> None:
         super().__init__()
-        finer = list(zip(widths, widths[1:], strict=False))
+        finer = list(pairwise(widths))
         self.down = nn.ModuleList(
             [
                 pooled_block(1, widths[0]),
@@ -104,7 +105,9 @@ def _trained(build: type[VesselUNet], name: str) -> nn.Module:
     with torch.device("meta"):  # draws no initial weights, so the global random state stays as it is
         net = build()
     weights = read_safetensors(DATA / f"{name}.safetensors")
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()}, assign=True)
+    net.load_state_dict(
+        {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}, assign=True
+    )
     return net.eval()
 
 
