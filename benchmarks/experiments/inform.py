@@ -191,8 +191,8 @@ def maps_of(
 def judged(a: Tensor, net: nn.Module, x: Tensor, mask: Tensor, without: Tensor) -> list[float]:
     """AUC, maximum Dice and fidelity of one map.
 
-    Fidelity is the probability of contrast agent less its mean while pixels, the largest of the map first, become
-    what slices without contrast agent have there on average: the area that is lost.
+    Fidelity is the share of the probability of contrast agent that is lost, on average while pixels, the largest of
+    the map first, become what slices without contrast agent have there on average.
     """
     explain = metrics.given(a)
     probability = eg.reducers.probability(eg.from_module(net), 1)
@@ -200,7 +200,7 @@ def judged(a: Tensor, net: nn.Module, x: Tensor, mask: Tensor, without: Tensor) 
     return [
         float(metrics.roc_auc(explain)(x, mask=mask)),
         float(metrics.max_dice(explain)(x, mask=mask)),
-        float(curve.values[0] - curve.area),
+        float(1 - curve.area / curve.values[0]),
     ]
 
 
