@@ -19,6 +19,7 @@ from esegeta import transforms as transforms
 from esegeta import zoo as zoo
 from esegeta._registry import find_method as find_method
 from esegeta._registry import method as method
+from esegeta._registry import metric as metric
 from esegeta._registry import reducer as reducer
 from esegeta._registry import transform as transform
 from esegeta.conformance.verify import verify as verify
@@ -206,6 +207,7 @@ __all__ = [
     "meaningful_perturbation",
     "method",
     "methods",
+    "metric",
     "metrics",
     "models",
     "name",

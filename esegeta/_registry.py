@@ -15,11 +15,14 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 from torch import Tensor
 
 from esegeta._facts import carry, declare, explanation, facts_of, named, settings, short
+from esegeta.axioms import AXIOMS
 from esegeta.engine import check, gradient, views
 
 Needs = Literal["gradient", "values", "activation"]
 Shape = Literal["input", "layer", "map"]
 Numbers = Literal["amount", "part", "mask", "layer"]
+Better = Literal["higher", "lower", ""]
+Answer = Literal["scalar", "sampled", "curve"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 GROUP = "esegeta.plugins"  # of entry points, by which installed packages offer what they register
@@ -93,6 +96,8 @@ class MethodSpec(Spec):
     explanation is like x, "layer" if it is like the activation, "map" if it is one channel on the grid of either.
     rewrites: what it refuses to do without: "activations" if it is the plain gradient of a score that has none.
     differentiable: whether its explanations have a derivative; those by rules refuse it, regions have none.
+    contributions: whether the values of its map are shares of the score, False for slopes, which are in units of the
+    score per unit of the image; None where they are neither. What claims completeness has contributions.
     """
 
     refs: tuple[str, ...] = ()
@@ -103,6 +108,7 @@ class MethodSpec(Spec):
     shape: Shape = "input"
     rewrites: str = ""
     differentiable: bool = True
+    contributions: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +145,13 @@ class ReducerSpec(Spec):
 class MetricSpec(Spec):
     """What a metric promises.
 
-    better: which values are good; needs: what it reads besides the explanation.
+    better: which values are good, "" where neither direction is; answer: one number, a number with a standard error
+    because it is a mean over draws, or a curve with an area; needs: what it reads besides a finished map,
+    of ``METRIC_NEEDS``.
     """
 
-    better: Literal["higher", "lower"] = "higher"
+    better: Better = ""
+    answer: Answer = "scalar"
     needs: tuple[str, ...] = ()
 
 
@@ -206,14 +215,6 @@ class Registry(dict[str, S], Generic[S]):
         raise ValueError(check.problem(where, expected, repr(name), advice))
 
 
-# What can be claimed: the names of the residuals in ``esegeta.axioms``, each with a law in ``esegeta.conformance``.
-AXIOMS = (
-    *("completeness", "conservation", "sensitivity_a", "dummy", "linearity", "symmetry"),
-    *("implementation_invariance", "sensitivity_n", "shift", "scale_of_output", "efficiency_of_regions"),
-    *("continuity", "class_sensitivity", "translation_equivariance", "affine_equivariance", "monotonicity"),
-    "parameter_dependence",
-)
-
 METHODS = Registry("method", MethodSpec)
 TRANSFORMS = Registry("transform", TransformSpec)
 REDUCERS = Registry("reducer", ReducerSpec)
@@ -229,6 +230,9 @@ MASKS = Registry("mask", Spec, ("mask",))
 NETWORKS = Registry("network", Spec)
 STEPS = Registry("step", Spec)
 METRICS = Registry("metric", MetricSpec)
+PERTURBATIONS = Registry("perturbation", Spec, ("perturbation",))  # of images, by metrics
+SIMILARITIES = Registry("similarity", Spec, ("similarity",))  # of two maps
+NULLS = Registry("null", Spec, ("null",))  # random maps that stand beside a map
 OBJECTIVES = Registry("objective", Spec)
 PARAMETRISATIONS = Registry("parametrisation", Spec)
 REGULARISERS = Registry("regulariser", Spec)
@@ -251,6 +255,9 @@ REGISTRIES: tuple[Registry[Any], ...] = (
     NETWORKS,
     STEPS,
     METRICS,
+    PERTURBATIONS,
+    SIMILARITIES,
+    NULLS,
     OBJECTIVES,
     PARAMETRISATIONS,
     REGULARISERS,
@@ -270,6 +277,9 @@ noise = NOISES.register
 mask = MASKS.register
 network = NETWORKS.register
 step = STEPS.register
+perturbation = PERTURBATIONS.register
+similarity = functools.partial(SIMILARITIES.register, leads=2)  # of two maps
+null = functools.partial(NULLS.register, leads=2)  # of a map and a key
 objective = OBJECTIVES.register
 parametrisation = PARAMETRISATIONS.register
 regulariser = REGULARISERS.register
@@ -277,10 +287,16 @@ recipe = RECIPES.register
 uncertainty = UNCERTAINTIES.register
 
 
+# What a metric can need besides a finished map: a score to run, a mask and a key at the call, explanations of other
+# images, and the network whose weights it randomises.
+METRIC_NEEDS = ("score", "mask", "key", "explain", "network")
+
+
 def metric(
     *,
     family: str,
-    better: Literal["higher", "lower"],
+    better: Better,
+    answer: Answer = "scalar",
     needs: tuple[str, ...] = (),
     paper: str,
     example: Mapping[str, Any] | None = None,
@@ -291,24 +307,30 @@ def metric(
 
     Args:
         family: faithfulness, localisation, robustness, ...
-        better: which of its values are good, "higher" or "lower".
-        needs: what it reads besides a finished explanation: "score", "mask", "explain" for new explanations.
+        better: which of its values are good, "higher" or "lower"; "" where neither is.
+        answer: "scalar" for one number, "sampled" for a mean over draws, which has a standard error, or "curve".
+        needs: what it reads besides a finished map: "score", "network", which are its second argument, "mask" and
+            "key", which are given at the call, "explain" for explanations of other images or networks.
         paper: where it comes from.
         example: arguments of a cheap instance, by name.
         also: other names that people look for.
-        cost: from some of its arguments, by name, to the forwards, gradients and explanations of one value.
+        cost: from some of its arguments, by name, to the forwards, gradients and explanations of one value beyond
+            the map that it judges.
     """
-    check.one_of("metric", "better", better, ("higher", "lower"))
+    check.one_of("metric", "better", better, ("higher", "lower", ""))
+    check.one_of("metric", "answer", answer, ("scalar", "sampled", "curve"))
     for need in needs:
-        check.one_of("metric", "needs", need, ("score", "mask", "explain"))
+        check.one_of("metric", "needs", need, METRIC_NEEDS)
     return METRICS.register(
         family=family,
         better=better,
+        answer=answer,
         needs=tuple(needs),
         paper=paper,
         example=dict(example or {}),
         also=tuple(also),
         cost=cost,
+        leads=1 + bool({"score", "network"} & set(needs)),
     )
 
 
@@ -452,7 +474,7 @@ def _claims(where: str, what: str, names: tuple[str, ...] | str) -> frozenset[st
     claimed = names.split() if isinstance(names, str) else names
     for name in claimed:
         if name not in AXIOMS:
-            advice = check.nearest(name, AXIOMS, f"There are {', '.join(AXIOMS)}")
+            advice = check.nearest(name, AXIOMS, f"There are {', '.join(sorted(AXIOMS))}")
             raise ValueError(check.problem(where, f"{what} to be names of axioms", repr(name), advice))
     return frozenset(claimed)
 
@@ -491,6 +513,7 @@ def method(
     family: str = "",
     cost: Callable[..., Cost] | None = None,
     numbers: Numbers | None = None,
+    contributions: bool | None = None,
 ) -> Callable[[Function], Function]:
     """Register ``Score -> Explain`` under its function name and put input checks around what it returns.
 
@@ -548,7 +571,8 @@ def method(
                 fn=factory,
                 refs=tuple(refs),
                 key=key,
-                axioms=_claims(name, "axioms", axioms),
+                axioms=(claimed := _claims(name, "axioms", axioms)),
+                contributions=True if "completeness" in claimed else contributions,
                 needs=needs,
                 example=dict(example or {}),
                 paper=paper,

@@ -1,7 +1,7 @@
-"""The public surface: ``python -m esegeta._stubs`` writes ``esegeta/__init__.pyi``.
+"""The public surface: ``python -m esegeta._stubs`` writes ``esegeta/__init__.pyi`` and that of the axioms.
 
 The package imports each name from where the stub says, when it is first used; type checkers read the same file.
-Methods and transforms are those of the registry, the rest stands below.
+Methods, transforms and axioms are those that are registered, the rest stands below.
 """
 
 from pathlib import Path
@@ -10,10 +10,12 @@ import esegeta
 import esegeta.methods
 import esegeta.transforms
 from esegeta._registry import METHODS, TRANSFORMS
+from esegeta.axioms import AXIOMS
 
 COMMAND = "python -m esegeta._stubs"
 WIDTH = 110  # of a line, as the formatter breaks them
 PATH = Path(esegeta.__file__).with_name("__init__.pyi")
+OF_AXIOMS = PATH.parent / "axioms" / "__init__.pyi"
 
 # Module to what it has that is public but in no registry; of the package itself these are modules.
 EXPLICIT = {
@@ -22,7 +24,7 @@ EXPLICIT = {
         *("models", "noise", "plot"),
         *("radiomics", "random", "reducers", "rules", "segmentation", "spatial", "transforms", "zoo"),
     ),
-    "esegeta._registry": ("find_method", "method", "reducer", "transform"),
+    "esegeta._registry": ("find_method", "method", "metric", "reducer", "transform"),
     "esegeta.conformance.verify": ("verify",),
     "esegeta.engine.batching": ("batched", "explained"),
     "esegeta.engine.estimates": ("with_standard_error",),
@@ -77,5 +79,18 @@ def text() -> str:
     return f"# Written by: {COMMAND}\n" + "\n".join(lines) + f"\n\n__version__: str\n__all__ = [\n{public}]\n"
 
 
+def text_of_axioms() -> str:
+    """Return what the stub of the axioms should hold.
+
+    >>> "from esegeta.axioms.sums import completeness as completeness" in text_of_axioms()
+    True
+    """
+    found = {("esegeta.axioms", "exact"), *(("esegeta.axioms.registered", n) for n in ("AXIOMS", "axiom"))}
+    found |= {(fn.__module__, name) for name, fn in AXIOMS.items() if fn.__module__.startswith("esegeta.")}
+    lines = [_line(module, name) for module, name in sorted(found)]
+    return f"# Written by: {COMMAND}\n" + "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
     PATH.write_text(text())
+    OF_AXIOMS.write_text(text_of_axioms())

@@ -11,14 +11,24 @@ from typing import TypeVar
 
 import esegeta
 import esegeta.methods
+import esegeta.metrics
 import esegeta.reducers
-import esegeta.transforms  # all three register what comes with the package
-from esegeta._registry import METHODS, REDUCERS, TRANSFORMS, MethodSpec, ReducerSpec, TransformSpec
+import esegeta.transforms  # all of these register what comes with the package
+from esegeta._registry import (
+    METHODS,
+    METRICS,
+    REDUCERS,
+    TRANSFORMS,
+    MethodSpec,
+    MetricSpec,
+    ReducerSpec,
+    TransformSpec,
+)
 
-Spec = TypeVar("Spec", MethodSpec, TransformSpec, ReducerSpec)
+Spec = TypeVar("Spec", MethodSpec, TransformSpec, ReducerSpec, MetricSpec)
 
 COMMAND = "python -m esegeta._tables"
-PAGES = ("docs/methods.md", "docs/reducers.md")
+PAGES = ("docs/methods.md", "docs/metrics.md", "docs/reducers.md")
 _MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -103,6 +113,26 @@ def reducers() -> str:
     )
 
 
+def metrics() -> str:
+    """Every metric by its family: what it needs besides a map, which way it is better, where it comes from."""
+    return _table(
+        ("metric", "of", "what it is", "needs", "answer", "better", "other names", "reference"),
+        (
+            (
+                f"`{name}`",
+                spec.family,
+                _first_line(spec.fn).removeprefix("Return "),
+                ", ".join(spec.needs) or "a map",
+                spec.answer,
+                spec.better or "neither",
+                _names(spec.also),
+                _link(spec.paper),
+            )
+            for name, spec in sorted(_own(METRICS), key=lambda row: (row[1].family, row[0]))
+        ),
+    )
+
+
 def papers() -> str:
     """What every method and transform takes, and where it comes from."""
     found = {name: (spec.fn, spec.paper) for name, spec in _own(METHODS)}
@@ -120,6 +150,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "transforms": transforms,
     "reducers": reducers,
+    "metrics": metrics,
     "papers": papers,
 }
 

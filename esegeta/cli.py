@@ -247,7 +247,9 @@ def init(
     "[bold]esegeta methods smooth[/bold] · [bold]esegeta methods --plugins my_methods.py[/bold]"
 )
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method, transform, reducer or baseline.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A method, transform, reducer, baseline or metric.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="A configuration, whose plugins are listed too.")
     ] = None,

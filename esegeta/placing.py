@@ -29,7 +29,7 @@ from esegeta._facts import carry, explanation, facts_of, named
 from esegeta._registry import find_method
 from esegeta._types import Explain, Method, Score
 from esegeta.engine import check, interception, levels, memory, native, views, visits
-from esegeta.engine.execution import current, record
+from esegeta.engine.execution import DeadlineExceeded, current, record
 from esegeta.engine.gradient import name_of, value_gradients_and_more
 from esegeta.engine.graph import Graph
 from esegeta.engine.views import Edit
@@ -195,9 +195,12 @@ def tap(score: Callable[..., Any], place: Names) -> Callable[..., Any]:
     check.runs("tap", score)
     names, form = _names("tap", place)
     edits = [Edit(at, "tap") for at in names]
+    say_which_calls = _passes("tap", score, names)
 
     def tapped(*inputs: Tensor) -> Any:
-        return form(interception.observe("tap", score, inputs, edits, stop=True)[1])
+        found = form(interception.observe("tap", score, inputs, edits, stop=True)[1])
+        say_which_calls(*inputs)
+        return found
 
     return named(tapped, f"{name_of(score)} at {_text(place)}")
 
@@ -275,6 +278,7 @@ def split(
         check.image("split", "at", at)
     put = replace(score, place)
     taps = [Edit(name, "tap") for name in names]
+    say_which_calls = _passes("split", score, names)
     single = isinstance(place, str)
     # What a trunk returned belongs to the input that it came from for as long as somebody holds it.
     origin = _Origins()
@@ -282,6 +286,7 @@ def split(
 
     def trunk(x: Tensor) -> Any:
         _, found = interception.observe("split", score, (x,), taps, stop=True)
+        say_which_calls(x)
         for z, name in zip(found, names, strict=True):
             if not z.is_floating_point():
                 raise TypeError(
@@ -757,6 +762,44 @@ def _with(kind: Any, score: Callable[..., Tensor], place: Names) -> Callable[...
         return interception.observe(kind, score, own, edits)[0]
 
     return named(changed, f"{name_of(score)} with {kind} at {_text(place)}")
+
+
+def _passes(where: str, score: Callable[..., Any], names: Sequence[views.Address]) -> Callable[..., None]:
+    """``(*inputs) -> None``, which tells that a place without a number is one of several calls.
+
+    A tap stops at the first of them. What comes after it is counted once for inputs alike, by a dry run where the
+    code allows one.
+    """
+    seen: dict[Any, views.View | None] = {}
+
+    def run(*inputs: Any) -> views.View:
+        with torch.no_grad():
+            return interception.count_passes(where, score, inputs, names)
+
+    def counted(inputs: Sequence[Any]) -> views.View | None:
+        plain = [t.detach() if isinstance(t, Tensor) else t for t in inputs]
+        with visits.aside():
+            try:
+                if threading.current_thread() is threading.main_thread():
+                    with contextlib.suppress(Exception):
+                        return memory.without_values(lambda x: run(x, *plain[1:]), plain[0])
+                return run(*plain)
+            except DeadlineExceeded:
+                raise
+            except Exception:  # what fails behind the place is no matter of the place
+                return None
+
+    def say(*inputs: Any) -> None:
+        if all(at.numbered for at in names):
+            return
+        key = tuple((tuple(t.shape), t.dtype, t.device) for t in inputs if isinstance(t, Tensor))
+        if key not in seen:
+            seen[key] = counted(inputs)
+        view = seen[key]
+        if view is not None:
+            view.say_which_calls()
+
+    return say
 
 
 def _shapes(score: Score, place: Names) -> Callable[[Tensor], list[tuple[tuple[int, ...], torch.dtype]]]:

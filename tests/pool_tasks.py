@@ -94,10 +94,12 @@ def leave_politely(payload, context):
 
 
 def eat(payload, context):
+    """Occupy 400 MiB, and wait: however late a busy machine looks, there is never more."""
     hoard = []
-    while True:
+    for _ in range(50):
         hoard.append(bytearray(b"x" * 2**23))
         time.sleep(0.005)
+    time.sleep(120)
 
 
 def eat_in_a_child(payload, context):

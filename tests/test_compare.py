@@ -187,7 +187,13 @@ def test_a_deadline_holds_for_each_method_and_is_told():
 
 def test_what_is_called_wrongly_is_refused_at_once():
     with pytest.raises(TypeError, match="compare: expected methods by name"):
-        eg.compare([eg.gradient], score, XS, metrics=METRICS)
+        eg.compare(eg.gradient, score, XS, metrics=METRICS)
+    with pytest.raises(ValueError, match=r"the name of a method, got 'gradeint'. Nearest: gradient"):
+        eg.compare(["gradeint"], score, XS, metrics=METRICS)
+    with pytest.raises(ValueError, match=r"the name of a metric, got 'deletoin'. Nearest: deletion"):
+        eg.compare(METHODS, score, XS, metrics=["deletoin"])
+    with pytest.raises(ValueError, match="metrics with different names, got 'deletion' twice"):
+        eg.compare(METHODS, score, XS, metrics=["deletion", METRICS["deletion"]])
     with pytest.raises(TypeError, match="compare: expected metrics by name"):
         eg.compare(METHODS, score, XS, metrics={})
     with pytest.raises(ValueError, match="masks for each of the 7 images, got 2"):
@@ -196,13 +202,41 @@ def test_what_is_called_wrongly_is_refused_at_once():
         eg.compare(METHODS, score, [], metrics=METRICS)
 
 
-def test_the_table_can_be_read(capsys):
+def test_the_tables_can_be_read(capsys):
     found = compared()
     found.show()
-    lines = capsys.readouterr().out.splitlines()
+    rows, differences, agreement = capsys.readouterr().out.rstrip("\n").split("\n\n")
+    assert rows == str(found)
+    lines = rows.splitlines()
     assert lines[0].split()[:3] == ["method", "metric", "value"]
     assert len(lines) == 7
-    assert str(found).splitlines() == lines
+    assert differences.splitlines()[0].split()[:4] == ["metric", "method", "less", "difference"]
+    assert len(differences.splitlines()) == 1 + len(found.differences)
+    assert agreement.splitlines()[1].split() == ["deletion", "auc", "1"]
+    for table, count in (("rows", 6), ("differences", 6), ("cells", 42)):
+        assert len(list(csv.DictReader(io.StringIO(found.csv(table))))) == count
+    with pytest.raises(ValueError, match="table"):
+        found.csv("all")
+
+
+def test_lists_are_named_by_what_is_in_them_and_random_maps_stand_beside():
+    judged = metrics.calibrated(metrics.roc_auc, null=metrics.shifted, draws=19)
+    curve = metrics.calibrated(METRICS["deletion"], null=metrics.shifted, draws=9)
+    asked = {"auc": judged, "deletion": curve, "plain": metrics.roc_auc}
+    found = eg.compare(
+        ["input_x_gradient", eg.gradient], score, XS[:2], masks=MASKS[:2], metrics=asked, key=1
+    )
+    one = row(found, "input_x_gradient", "auc")
+    assert (one.better, one.reason) == ("higher", "")
+    assert one.value == row(found, "input_x_gradient", "plain").value
+    assert one.null_mean < one.value
+    assert math.isnan(row(found, "gradient", "plain").null_mean)
+    assert row(found, "gradient", "deletion").null_mean > row(found, "gradient", "deletion").value
+    cells = [c for c in found.cells if c.metric == "auc"]
+    assert all(0.05 <= c.p <= 1 for c in cells)
+    assert "random" in str(found).splitlines()[0]
+    named = eg.compare([eg.gradient], score, XS[:1], metrics=["entropy", metrics.gini])
+    assert [r.metric for r in named.rows] == ["entropy", "gini"]
 
 
 def test_methods_with_and_without_a_baseline_share_the_refs():

@@ -86,6 +86,7 @@ def test_every_page_is_linked_from_the_first():
 def test_the_stub_is_current():
     stub = _stubs.PATH.read_text() if _stubs.PATH.exists() else ""
     assert stub == _stubs.text(), f"Run: {_stubs.COMMAND}"
+    assert _stubs.OF_AXIOMS.read_text() == _stubs.text_of_axioms(), f"Run: {_stubs.COMMAND}"
 
 
 def test_the_stub_names_what_the_package_has():

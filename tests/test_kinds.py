@@ -145,14 +145,15 @@ def test_a_title_and_figures_recompute_no_map(tmp_path, monkeypatch):
     whole["methods"][0]["title"] = "Another"
     whole["output"]["figures"] = True
     second = run(whole)
-    assert (second.exit_code, second.repeated) == (0, 1)
+    assert (second.exit_code, second.repeated) == (0, 2)
     after = records(folder)["sub-1_spot_gradient"]
     assert (after["title"], before["title"]) == ("Another", "gradient")
     assert {k: after[k] for k in ("score", "sum", "seconds", "started", "config_digest")} == {
         k: before[k] for k in ("score", "sum", "seconds", "started", "config_digest")
     }
-    assert after["figures"]
-    assert all((folder / name).is_file() for name in after["figures"].values())
+    drawn = records(folder)["figures_sub-1"]["figures"]["sub-1_spot_gradient"]
+    assert "overlay" in drawn
+    assert all((folder / name).is_file() for name in drawn.values())
     sidecar = json.loads((folder / after["map"].replace(".nii.gz", ".json")).read_text())
     assert sidecar["title"] == "Another"
     written = nibabel.load(folder / after["map"]).get_fdata()
@@ -161,9 +162,9 @@ def test_a_title_and_figures_recompute_no_map(tmp_path, monkeypatch):
     np.save(folder / before["raw"], raw)
     whole["output"] = {**whole["output"], "figures": False, "nifti": False}
     assert run(whole).repeated == 1
-    last = records(folder)["sub-1_spot_gradient"]
-    assert (last["figures"], last["map"]) == ({}, None)
-    assert not any((folder / name).exists() for name in [*after["figures"].values(), after["map"]])
+    assert records(folder)["sub-1_spot_gradient"]["map"] is None
+    assert "figures_sub-1" not in records(folder)
+    assert not any((folder / name).exists() for name in [*drawn.values(), after["map"]])
     whole["output"] = {"figures": False, "report": False}
     assert run(whole).repeated == 1
     assert (folder / before["map"]).read_bytes() == map

@@ -329,10 +329,11 @@ def explained(tmp_path):
             "run": {"output": str(tmp_path / "out")},
             "output": {"report": False, "figures": True},
         }
-        (job,) = jobs.plan(config.load(whole, trust=[str(tmp_path)]))
+        job, drawing = jobs.plan(config.load(whole, trust=[str(tmp_path)]))
         said = []
         send = lambda **event: said.append(event.get("message"))
         record = dispatch.main(job.payload, Context("cpu", None, None, {}, send))
+        dispatch.main(drawing.payload, Context("cpu", None, None, {}, send))
         sidecar = tmp_path / "out" / record["map"].replace(".nii.gz", ".json")
         return record, json.loads(sidecar.read_text()), [text for text in said if text]
 

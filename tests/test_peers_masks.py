@@ -107,7 +107,8 @@ def test_the_mask_that_is_found(torchray, mode, target):
     """The same objective: no flips, fading, a place at every voxel, an area in voxels, the logit as it is.
 
     Three things differ: they count the area of a margin around the image; at a mask of ones, where their search
-    starts, their pyramid has no slope; and they return the last smooth mask, we the best region that was seen.
+    starts, their pyramid has no slope; and they return the last smooth mask, we the best region that was seen. Cut at
+    one half their mask is a tenth larger than the area, so regions are compared: theirs is where it is largest.
     """
     net, x, sigma = Boxes().eval(), torch.ones(1, 32, 32), 3
     area = (80, 64)[target] / 32**2
@@ -121,16 +122,17 @@ def test_the_mask_that_is_found(torchray, mode, target):
     explain = eg.extremal_perturbation(
         score, area=area, mode=mode, mask=masks.smooth(step=1, sigma=sigma), worth=worth
     )
-    ours, peer, truth = explain(x, 0 * x)[0] > 0.5, found[0, 0] > 0.5, net.weight[target] > 0
+    mask, truth = explain(x, 0 * x)[0], net.weight[target] > 0
+    region = masks.wanted(found[0, 0].detach(), area)
+    assert float(region.mean()) == pytest.approx(area) == pytest.approx(float(mask.mean()))
+    ours, peer = mask > 0.5, region > 0.5
     iou = lambda a, b: float((a & b).sum() / (a | b).sum())
-    print(
-        f"{mode} {target}: ours and theirs {iou(ours, peer):.3f}; to the box {iou(ours, truth):.3f} and",
-        end=" ",
-    )
-    print(f"{iou(peer, truth):.3f}")
     assert iou(ours, truth) > 0.9
-    assert iou(ours, peer) > 0.75  # the corners of theirs are round
+    assert iou(ours, peer) > 0.8  # the corners of theirs are round
     assert iou(ours, truth) > iou(peer, truth) - 0.05
+    sign = -1 if mode == "delete" else 1
+    reached = lambda m: float(sign * score((m if sign > 0 else 1 - m)[None]))
+    assert reached(mask) >= reached(region)
 
 
 def test_they_flip_left_and_right_unless_told_not_to(torchray):

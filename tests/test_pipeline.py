@@ -202,7 +202,7 @@ def test_a_map_that_is_not_finite_is_a_failure_and_one_that_is_cut_short_is_part
         output={"figures": True, "report": True},
     )  # fmt: skip
     told, found, printed = run(whole)
-    assert (told["code"], told["counts"]) == (1, {"failed": 1, "done": 1, "partial": 2})
+    assert (told["code"], told["counts"]) == (1, {"failed": 1, "done": 2, "partial": 2})
     assert [event["event"] for event in found["rise"]["events"]] == ["partial"]
     assert 5 < found["rise"]["seconds"] < 60
     assert found["rise"]["share_done"] < 0.5
@@ -289,7 +289,7 @@ def test_killed_at_random_moments_nothing_is_repeated_and_the_files_are_the_same
     started = time.monotonic()
     told, _, _ = run(settings(tmp_path / "calm", scan, methods, output=drawn))
     whole_time = time.monotonic() - started
-    assert told["counts"] == {"done": 16, "crashed": 1, "refused": 1}
+    assert told["counts"] == {"done": 17, "crashed": 1, "refused": 1}
     whole = settings(tmp_path / "killed", scan, methods, output=drawn)
     kept, kills = {}, 0
     for _ in range(12):
@@ -316,7 +316,7 @@ def test_killed_at_random_moments_nothing_is_repeated_and_the_files_are_the_same
         kept = done
     assert kills >= 2
     told, _, _ = run(whole)
-    assert told["counts"] == {"done": 16, "crashed": 1, "refused": 1}
+    assert told["counts"] == {"done": 17, "crashed": 1, "refused": 1}
     for name, content in kept.items():
         assert (tmp_path / "killed" / ".jobs" / name).read_bytes() == content
     calm, killed = files(tmp_path / "calm"), files(tmp_path / "killed")

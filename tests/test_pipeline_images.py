@@ -211,12 +211,13 @@ def test_a_picture_is_explained_and_its_map_has_its_rows_and_columns(tmp_path):
     whole["model"] = {"source": "zoo:small_classifier", "arguments": {"ndim": 2, "channels": 3}}
     whole["input"]["preprocess"] = [{"step": "normalise", "how": "fixed", "std": 255}]
     whole["output"]["figures"] = True
-    (record,) = done(whole)
+    record, drawn = done(whole)
     assert record["prediction"] is None, "a classifier predicts no place"
     map = nibabel.load(tmp_path / "out" / record["map"])
     assert map.shape[:2] == (24, 16)
-    assert set(record["figures"]) >= {"overlay"}
-    for name in record["figures"].values():
+    figures = drawn["figures"][record["id"]]
+    assert set(figures) >= {"overlay"}
+    for name in figures.values():
         assert (tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG"
 
 

@@ -556,3 +556,13 @@ def test_without_matplotlib_one_line_says_what_to_install():
     assert done.stdout == 'Figures need matplotlib, which is missing: pip install "esegeta[viz]".\n', (
         done.stderr
     )
+
+
+def test_a_band_lies_behind_its_curve():
+    figure = plot.curve([0, 1, 2], {"a": [3, 2, 1], "b": [1, 1, 1]}, bands={"a": ([2, 1, 0], [4, 3, 2])})
+    (axes,) = figure.axes
+    (band,) = axes.collections
+    (path,) = band.get_paths()
+    assert (path.vertices[:, 1].min(), path.vertices[:, 1].max()) == (0, 4)
+    with pytest.raises(ValueError, match=r"bands\['a'\] with the 3 numbers of x, got 2"):
+        plot.curve([0, 1, 2], {"a": [3, 2, 1]}, bands={"a": ([2, 1], [4, 3])})

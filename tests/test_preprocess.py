@@ -574,5 +574,5 @@ def test_every_step_says_what_it_did():
         assert said["step"] == asked["step"]
     assert done.record[0] == {"step": "reorient", "from": "RAS", "to": "LPS"}
     assert done.record[1]["shape"] == [4, 12, 18]
-    assert done.record[5] == {"step": "pad", "fill": 0.0, "box": [[0, 9]] * 3}
+    assert done.record[5] == {"step": "pad", "multiple": [3], "fill": 0.0, "box": [[0, 9]] * 3}
     assert done.back(torch.ones(1, *done.data.shape[1:])).shape == (1, *GRID)

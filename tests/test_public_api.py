@@ -22,7 +22,7 @@ PROMISED = [
     (
         "method",
         "",
-        "refs key axioms needs example paper also place shape rewrites differentiable family cost numbers",
+        "refs key axioms needs example paper also place shape rewrites differentiable family cost numbers contributions",
     ),
     ("transform", "", "refs key preserves example paper shape family cost"),
     ("reducer", "", "output mask differentiable example family"),
@@ -196,7 +196,7 @@ PROMISED = [
 ]
 MODULES = [eg.axioms, eg.baselines, eg.models, eg.noise, eg.random, eg.reducers, eg.spatial, zoo]
 # Decorators, registry functions and building blocks: no formula, no paper, or not called by users.
-UNREGISTERED_NEED_NO_EXAMPLE = {"method", "transform", "reducer", "adaptive_report", "find_method"}
+UNREGISTERED_NEED_NO_EXAMPLE = {"method", "metric", "transform", "reducer", "adaptive_report", "find_method"}
 
 
 def own(fn):

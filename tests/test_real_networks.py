@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -257,6 +258,63 @@ def test_a_place_that_is_passed_several_times_has_a_number_from_the_first_on():
     torch.testing.assert_close(eg.grad_cam(score, "act#0")(X), first)
     with pytest.raises(ValueError, match=r"#5, but there are 3\. Calls are counted from 0"):
         eg.grad_cam(score, "act#5")(X)
+
+
+class Twice(nn.Module):
+    """One activation that is called two times; it counts how often real values pass its end."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.act, self.b = nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1)
+        self.ends = 0
+
+    def forward(self, x):
+        y = self.act(self.b(self.act(self.a(x))))
+        self.ends += type(y) is torch.Tensor
+        return y
+
+
+@together("name", sorted(name for name, spec in METHODS.items() if spec.place))
+def test_every_method_at_a_place_says_which_call_it_took(name):
+    """Also those that run no further than the place, and see the first call only."""
+    spec, score = METHODS[name], score_of(Twice().eval())
+    refs = [torch.stack([0 * X, X.flip(-1)]) if ref == "baselines" else 0 * X for ref in spec.refs]
+    key = {"key": 1} if spec.key else {}
+    message = rf"^{name}: 'act' is passed 2 times, and this is the first of them. Write 'act#0' for it"
+    with eg.execution() as seen, warnings.catch_warnings():
+        warnings.simplefilter("ignore", eg.ExecutionWarning)
+        for place in ("act#0", "act#1"):
+            spec.fn(score, place, **spec.example)(X, *refs, **key)
+        assert not [e for e in seen.events if e["event"] == "place"]
+        spec.fn(score, "act", **spec.example)(X, *refs, **key)
+    assert re.search(message, "".join(e["message"] for e in seen.events if e["event"] == "place"))
+
+
+def test_a_tap_counts_the_calls_once_and_without_values():
+    network = Twice().eval()
+    model = eg.from_module(network)
+    look = eg.tap(model, "act")
+    for x in (X, X, 2 * X, torch.cat([X, X], 2)):
+        with eg.execution() as seen, pytest.warns(eg.ExecutionWarning, match="^tap: 'act' is passed 2 times"):
+            look(x)
+        assert len(seen.events) == 1
+    assert network.ends == 0
+    with pytest.warns(eg.ExecutionWarning, match="^tap: 'act' is passed 2 times"):
+        torch.func.vmap(look)(torch.stack([X, X]))
+    with pytest.warns(eg.ExecutionWarning, match="^split: 'act' is passed 2 times"):
+        eg.split(model, "act", at=X)[0](X)
+
+
+def test_a_tap_of_code_that_looks_at_values_counts_the_calls_by_one_run():
+    network = Twice().eval()
+    model = eg.from_module(network)
+    looking = lambda x: model(x if x.max().item() > 0 else -x)
+    look = eg.tap(looking, "act")
+    for x in (X, X, 2 * X):
+        with pytest.warns(eg.ExecutionWarning, match="^tap: 'act' is passed 2 times"):
+            look(x)
+    assert network.ends == 1
 
 
 def test_an_operation_whose_other_results_are_scalars_is_there_once():

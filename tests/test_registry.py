@@ -62,6 +62,22 @@ def a_step(spec):
     return preprocess.apply(box, [spec.fn(**spec.example)]).data.flatten()[0] + 0 * X
 
 
+def a_metric(spec):
+    """The number of a map of x, of a network, or of two classes; like x by broadcasting."""
+    explain, settings = eg.gradient(SCORE), dict(spec.example)
+    if spec.name == "random_logit":
+        explain = lambda label: eg.gradient(eg.reducers.class_sum(eg.from_module(NET), label))
+    if "network" in spec.needs:
+        explain = lambda model: eg.gradient(eg.reducers.class_sum(model, 1))
+    rest = (
+        [NET] if "network" in spec.needs else [lambda x: SCORE(x).sigmoid()] if "score" in spec.needs else []
+    )
+    called = {"mask": X[0] > 0} if "mask" in spec.needs else {}
+    found = spec.fn(explain, *rest, **settings)(X, key=7, **called)
+    assert hasattr(found, "area") == (spec.answer == "curve")
+    return getattr(found, "area", found) + 0 * X
+
+
 # How an example of each kind is run; all return something like x.
 RUNS = {
     "method": a_method,
@@ -81,6 +97,10 @@ RUNS = {
         + 0 * X
     ),
     "step": a_step,
+    "metric": a_metric,
+    "perturbation": lambda spec: spec.fn(**spec.example)(X, 0 * X, torch.tensor(7)),
+    "similarity": lambda spec: spec.fn(X, 2 * X, **spec.example) + 0 * X,
+    "null": lambda spec: spec.fn(X, 7, **spec.example),
 }
 SPECS = [(table.kind, spec) for table in REGISTRIES for spec in table.values() if spec.origin == "esegeta"]
 
@@ -108,7 +128,7 @@ def test_what_is_declared_is_true(table):
         known = inspect.signature(spec.fn).parameters
         assert spec.name == name
         assert set(spec.example) <= set(known), name
-        assert spec.family or table.kind in ("reducer", "metric"), name
+        assert spec.family or table.kind == "reducer", name
         if spec.costs is not None:
             needed = {n: 3 for n, p in known.items() if p.default is p.empty}
             assert isinstance(spec.cost(**{**needed, "baselines": 2, "explains": [1, 2]}), Cost), name
@@ -168,14 +188,17 @@ def test_a_metric_says_what_it_needs(as_before):
         needs=("score", "explain"),
         paper="this test",
         example={"samples": 4},
+        answer="sampled",
         cost=lambda samples: Cost(forwards=samples, explanations=samples),
     )
     def flatness(explain, score, *, samples=8): ...
 
     spec = METRICS.find("flatness")
     assert isinstance(spec, MetricSpec)
-    assert (spec.better, spec.needs, spec.family, dict(spec.example)) == (
+    assert list(spec.parameters) == ["samples"]
+    assert (spec.better, spec.answer, spec.needs, spec.family, dict(spec.example)) == (
         "lower",
+        "sampled",
         ("score", "explain"),
         "faithfulness",
         {"samples": 4},
@@ -184,6 +207,8 @@ def test_a_metric_says_what_it_needs(as_before):
     assert spec.cost().explanations == 8
     with pytest.raises(ValueError, match="metric: expected better"):
         _registry.metric(family="", better="more", paper="")
+    with pytest.raises(ValueError, match="metric: expected answer"):
+        _registry.metric(family="", better="lower", answer="many", paper="")
     with pytest.raises(ValueError, match="metric: expected needs"):
         _registry.metric(family="", better="lower", needs=("truth",), paper="")
 

@@ -245,7 +245,7 @@ def seen_by(seconds, cases, delay=0.0):
         return 0.0, 1.0
 
     found = search.smallest(
-        drawing.situations("completeness", of("gradient")),
+        drawing.of_kind(LAWS["completeness"], of("gradient")),
         measure,
         search.Search(cases, time.monotonic() + seconds, 3),
     )
@@ -475,12 +475,15 @@ def test_a_function_of_the_working_directory_is_named():
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("mine_to_verify:halve", "expected a function of mine_to_verify, got 'halve'. Nearest: halved."),
+        (
+            "mine_to_verify:halve",
+            "expected a function or a subject of mine_to_verify, got 'halve'. Nearest: halved.",
+        ),
         ("mine_to_verfy:halved", "No module named 'mine_to_verfy'"),
         ("mine_needs_more:halved", "No module named 'nobody_has_this'"),
         ("captun:DeepLift", "Nearest: captum:DeepLift"),
         (":halved", "module:function"),
-        ("mine_to_verify:", "expected a function of mine_to_verify, got ''"),
+        ("mine_to_verify:", "expected a function or a subject of mine_to_verify, got ''"),
         ("..:halved", "module:function"),
     ],
 )

@@ -7,8 +7,20 @@ import torch
 
 import esegeta as eg
 from esegeta import _registry, conformance
-from esegeta.conformance import LAWS, REDUCER_LAWS, REWRITE_LAWS, rebuilt, search, subject_of, verify
+from esegeta.axioms import registered
+from esegeta.conformance import (
+    LAWS,
+    REDUCER_LAWS,
+    REWRITE_LAWS,
+    law,
+    lawbook,
+    rebuilt,
+    search,
+    subject_of,
+    verify,
+)
 from esegeta.conformance.kinds import TransformSubject
+from esegeta.conformance.lawbook import MethodLaw, laws_for
 from esegeta.conformance.scoring import ReducerSubject, RewriteSubject
 from esegeta.engine import levels
 from esegeta.engine.operators import reroute
@@ -53,6 +65,15 @@ def kept(score):
     return lambda x: score(x)
 
 
+def total(model):
+    return lambda x: model(x).sum()
+
+
+def slope(model):
+    """A method, whatever its argument is called."""
+    return torch.func.grad(model)
+
+
 @pytest.mark.parametrize(
     ("what", "kind"),
     [
@@ -62,6 +83,9 @@ def kept(score):
         ("class_sum", ReducerSubject),
         (eg.reducers.class_sum, ReducerSubject),
         (half_sum, ReducerSubject),
+        (total, ReducerSubject),
+        (lambda score: lambda x: score(x).sum(), RewriteSubject),
+        (slope, conformance.Subject),
         ("rules.lrp", RewriteSubject),
         (eg.rules.deeplift, RewriteSubject),
         (functools.partial(eg.rules.lrp, composite="epsilon_plus"), RewriteSubject),
@@ -73,6 +97,38 @@ def kept(score):
 )
 def test_what_is_put_to_the_test_is_recognised(what, kind):
     assert isinstance(subject_of(what), kind)
+
+
+@pytest.mark.parametrize(
+    ("what", "got"),
+    [
+        (lambda score: lambda x: torch.func.grad(score)(x).sum(), "whose number is .* where the score is"),
+        (lambda score: lambda x, baseline=None: 0 * x.sum(), "whose number is 0 where the score is"),
+        (
+            lambda f: lambda x: 2 * f(x),
+            "call the first argument explain for a transform, model for a reducer",
+        ),
+        (lambda f: lambda x: f(x).sum(), "which makes a number of a map as well, .* score for a rewrite"),
+    ],
+    ids=["sum of a gradient", "zero", "unnamed transform", "unnamed reducer"],
+)
+def test_a_number_that_is_not_the_scores_makes_no_rewrite(what, got):
+    """A method that returns a number by mistake is no rewrite that breaks a law; what could be both is asked for."""
+    with pytest.raises(TypeError, match=rf"^verify: expected a .*{got}"):
+        verify(what, axioms=["same_values"])
+
+
+def test_a_subject_of_a_module_is_taken_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "my_subjects.py").write_text(
+        "from esegeta.conformance.scoring import RewriteSubject\n"
+        "twice = RewriteSubject('twice', lambda score: lambda x: 2 * score(x))\nnumber = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    report = verify("my_subjects:twice", axioms=["same_values"], cases=40)
+    assert report.broken == ("same_values",)
+    for name in ("number", "nothing"):
+        with pytest.raises(ValueError, match="expected a function or a subject of my_subjects"):
+            verify(f"my_subjects:{name}")
 
 
 def test_a_transform_of_a_module_is_no_method(tmp_path, monkeypatch):
@@ -109,7 +165,8 @@ def broken(explain):
 
 
 @pytest.mark.parametrize(
-    ("name", "advice"), [("completness", "Nearest: completeness"), ("nothing", "There are completeness, ")]
+    ("name", "advice"),
+    [("completness", "Nearest: completeness"), ("nothing", "There are affine_equivariance, ")],
 )
 def test_a_claim_is_the_name_of_an_axiom(name, advice):
     with pytest.raises(
@@ -128,8 +185,8 @@ def test_a_claim_is_the_name_of_an_axiom(name, advice):
 
 
 def test_the_names_of_axioms_are_those_of_the_laws():
-    assert tuple(LAWS) == _registry.AXIOMS
-    assert all(hasattr(eg.axioms, name) for name in _registry.AXIOMS)
+    assert set(LAWS) == set(eg.axioms.AXIOMS)
+    assert all(getattr(eg.axioms, name) is residual for name, residual in eg.axioms.AXIOMS.items())
 
 
 @pytest.mark.parametrize(
@@ -360,3 +417,42 @@ def test_a_rule_is_compared_once_for_a_network_and_a_shape(monkeypatch):
     assert len(calls) == 1
     eg.guided_backprop(SCORE)(torch.cat([X, X], 1))
     assert len(calls) == 2
+
+
+@pytest.fixture
+def of_ones_own(monkeypatch):
+    """A residual and a law that somebody else registers: an axiom takes no line anywhere else."""
+    table = laws_for("method")
+    monkeypatch.setattr(lawbook, "_LAWS", {**lawbook._LAWS, "method": (laws := dict(table))})
+    monkeypatch.setattr(registered, "AXIOMS", claimable := dict(registered.AXIOMS))
+    monkeypatch.setattr(_registry, "AXIOMS", claimable)
+
+    @eg.axioms.axiom
+    def oddness(method, score):
+        return lambda x, *refs, **key: (method(score)(x) + method(score)(-x)).abs().amax()
+
+    @law("oddness")
+    class Oddness(MethodLaw):
+        def measure(self, subject):
+            return self.run(subject, subject.build, lambda build: oddness(build, self.case.score))
+
+    return laws
+
+
+def test_an_axiom_of_ones_own_can_be_claimed_and_is_tried(of_ones_own):
+    @eg.method(axioms="oddness linearity", paper="ours")
+    def odd(score):
+        return lambda x: x * score(torch.ones_like(x))
+
+    @eg.method(axioms="oddness", paper="ours")
+    def even(score):
+        return lambda x: x**2
+
+    assert verify("odd", axioms=["oddness"], cases=60)["oddness"].kind == "holds"
+    assert verify("even", axioms=["oddness"], cases=60).broken == ("oddness",)
+    with pytest.raises(ValueError, match="law: expected a new name, got 'oddness', a law of "):
+        law("oddness")(object)
+    with pytest.raises(ValueError, match="axiom: expected a new name, got 'dummy', already defined in "):
+        eg.axioms.axiom(eg.axioms.dummy)
+    with pytest.raises(ValueError, match="law: expected of to be one of method, reducer, rewrite, metric"):
+        law("oddness", of="nothing")

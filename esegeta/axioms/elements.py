@@ -7,9 +7,11 @@ from torch import Tensor
 
 from esegeta._types import Explain, Score
 from esegeta.axioms import arguments
+from esegeta.axioms.registered import axiom
 from esegeta.engine import check, levels
 
 
+@axiom
 def dummy(explain: Explain, ignored: Tensor) -> Callable[..., Tensor]:
     r"""The largest attribution of elements that the score does not depend on.
 
@@ -43,6 +45,7 @@ def dummy(explain: Explain, ignored: Tensor) -> Callable[..., Tensor]:
     return residual
 
 
+@axiom
 def sensitivity_a(explain: Explain, score: Score) -> Callable[..., Tensor]:
     r"""The score's difference if the only element that differs from the baseline gets no attribution.
 
@@ -78,6 +81,7 @@ def sensitivity_a(explain: Explain, score: Score) -> Callable[..., Tensor]:
     return residual
 
 
+@axiom
 def symmetry(explain: Explain, permutation: Tensor) -> Callable[..., Tensor]:
     r"""How differently elements are treated that the score, the input and the baseline cannot tell apart.
 
@@ -132,6 +136,7 @@ def symmetry(explain: Explain, permutation: Tensor) -> Callable[..., Tensor]:
     return residual
 
 
+@axiom
 def monotonicity(explain: Explain) -> Callable[..., Tensor]:
     r"""The largest attribution against the direction in which an element was changed.
 
@@ -171,6 +176,7 @@ def monotonicity(explain: Explain) -> Callable[..., Tensor]:
     return residual
 
 
+@axiom
 def continuity(explain: Explain, step: Tensor) -> Callable[..., Tensor]:
     r"""How much the attribution changes with a small step of the input.
 

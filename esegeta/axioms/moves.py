@@ -11,9 +11,11 @@ from torch import Tensor
 from esegeta._types import Method, Score
 from esegeta.axioms import arguments
 from esegeta.axioms.composed import composed
+from esegeta.axioms.registered import axiom
 from esegeta.engine import check
 
 
+@axiom
 def shift(method: Method, score: Score, offset: Tensor) -> Callable[..., Tensor]:
     r"""How much the attribution changes when input, baselines and network are shifted together.
 
@@ -46,6 +48,7 @@ def shift(method: Method, score: Score, offset: Tensor) -> Callable[..., Tensor]
     return residual
 
 
+@axiom
 def translation_equivariance(method: Method, score: Score, offsets: Sequence[int]) -> Callable[..., Tensor]:
     r"""How far the attribution of a moved image is from the moved attribution.
 
@@ -94,6 +97,7 @@ def translation_equivariance(method: Method, score: Score, offsets: Sequence[int
     )
 
 
+@axiom
 def affine_equivariance(
     method: Method, score: Score, matrix: "Tensor | Sequence[Sequence[float | int]]"
 ) -> Callable[..., Tensor]:

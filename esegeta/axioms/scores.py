@@ -8,9 +8,11 @@ from torch import Tensor
 from esegeta._types import Method, Score
 from esegeta.axioms import arguments
 from esegeta.axioms.composed import composed
+from esegeta.axioms.registered import axiom
 from esegeta.engine import check
 
 
+@axiom
 def linearity(
     method: Method, score: Score, other: Score, *, weights: tuple[float | int, float | int] = (1.0, 2.0)
 ) -> Callable[..., Tensor]:
@@ -47,6 +49,7 @@ def linearity(
     return residual
 
 
+@axiom
 def scale_of_output(method: Method, score: Score, *, factor: float | int = 2.0) -> Callable[..., Tensor]:
     r"""How far the attribution of a scaled score is from the scaled attribution.
 
@@ -85,6 +88,7 @@ def scale_of_output(method: Method, score: Score, *, factor: float | int = 2.0) 
     return residual
 
 
+@axiom
 def implementation_invariance(method: Method, score: Score, same: Score) -> Callable[..., Tensor]:
     r"""How differently two networks are explained that are the same function.
 
@@ -118,6 +122,7 @@ def implementation_invariance(method: Method, score: Score, same: Score) -> Call
     return residual
 
 
+@axiom
 def class_sensitivity(method: Method, score: Score, other: Score) -> Callable[..., Tensor]:
     r"""How far two scores are apart if they get the same attribution nevertheless.
 
@@ -157,6 +162,7 @@ def class_sensitivity(method: Method, score: Score, other: Score) -> Callable[..
     return residual
 
 
+@axiom
 def parameter_dependence(method: Method, score: Score, randomised: Sequence[Score]) -> Callable[..., Tensor]:
     r"""How much of an attribution stays when the parameters of the network are drawn again.
 

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from esegeta._types import Explain, Score
 from esegeta.axioms import arguments
+from esegeta.axioms.registered import axiom
 
 
+@axiom
 def completeness(explain: Explain, score: Score) -> Callable[..., Tensor]:
     r"""What the attribution leaves unexplained of the score's difference to the baseline.
 
@@ -42,6 +44,7 @@ def completeness(explain: Explain, score: Score) -> Callable[..., Tensor]:
     return residual
 
 
+@axiom
 def conservation(explain: Explain, score: Score) -> Callable[..., Tensor]:
     r"""What the sum of the attribution has more than the score itself.
 
@@ -72,6 +75,7 @@ def conservation(explain: Explain, score: Score) -> Callable[..., Tensor]:
     return residual
 
 
+@axiom
 def sensitivity_n(explain: Explain, score: Score, subset: Tensor) -> Callable[..., Tensor]:
     r"""What a part of the attribution leaves unexplained of the score's loss without that part.
 
@@ -114,6 +118,7 @@ def sensitivity_n(explain: Explain, score: Score, subset: Tensor) -> Callable[..
     return residual
 
 
+@axiom
 def efficiency_of_regions(explain: Explain, score: Score, labels: Tensor) -> Callable[..., Tensor]:
     r"""What the values of all regions leave unexplained of the score's difference to the baseline.
 

@@ -9,10 +9,11 @@ from esegeta.conformance.cases import Case
 from esegeta.conformance.finding import of
 from esegeta.conformance.functions import Additive, Extremum, Ignoring, Linear, Perceptron, Polynomial
 from esegeta.conformance.kinds import TransformSubject, laws_of, subject_of
-from esegeta.conformance.laws import LAWS
+from esegeta.conformance.lawbook import law
+from esegeta.conformance.laws import LAWS, REDUCER_LAWS, REWRITE_LAWS
 from esegeta.conformance.networks import Network
 from esegeta.conformance.report import Counterexample, Report, Verdict
-from esegeta.conformance.scoring import REDUCER_LAWS, REWRITE_LAWS, ReducerSubject, RewriteSubject
+from esegeta.conformance.scoring import ReducerSubject, RewriteSubject
 from esegeta.conformance.situations import rebuilt
 from esegeta.conformance.subjects import Subject, subjects
 from esegeta.conformance.verify import verify
@@ -36,6 +37,7 @@ __all__ = [
     "Subject",
     "TransformSubject",
     "Verdict",
+    "law",
     "laws_of",
     "of",
     "rebuilt",

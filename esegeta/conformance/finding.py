@@ -15,6 +15,7 @@ from esegeta._registry import METHODS, REFS, TRANSFORMS, find_method
 from esegeta._types import Explain
 from esegeta.conformance import adapters
 from esegeta.conformance.networks import Network
+from esegeta.conformance.scoring import ReducerSubject, RewriteSubject
 from esegeta.conformance.subjects import Subject, by_rule, nearest, of_method, of_transform, tried
 from esegeta.engine import check
 
@@ -73,7 +74,7 @@ def _named(name: str) -> Subject:
 
 
 def imported(name: str) -> Callable[..., Any]:
-    """The function ``"my_module:my_method"``; a module of the working directory too."""
+    """The function or subject ``"my_module:my_method"``; a module of the working directory too."""
     advice = nearest(name, adapters.names(), cutoff=0.4)
     module, _, function = name.partition(":")
     here = os.getcwd()
@@ -87,11 +88,15 @@ def imported(name: str) -> Callable[..., Any]:
         got = f"{name!r} ({type(error).__name__}: {error})"
         advice = f"{advice}. Run this in the folder of the module, or install it"
         raise ValueError(check.problem("verify", expected, got, advice)) from error
-    if not callable(getattr(found, function, None)):
-        known = sorted(n for n, v in vars(found).items() if callable(v) and not n.startswith("_"))
-        expected = f"a function of {module}"
+    if not _can_be_tried(getattr(found, function, None)):
+        known = sorted(n for n, v in vars(found).items() if _can_be_tried(v) and not n.startswith("_"))
+        expected = f"a function or a subject of {module}"
         raise ValueError(check.problem("verify", expected, repr(function), nearest(function, known)))
     return cast("Callable[..., Any]", getattr(found, function))
+
+
+def _can_be_tried(thing: object) -> bool:
+    return callable(thing) or isinstance(thing, (Subject, ReducerSubject, RewriteSubject))
 
 
 def _foreign(method: Callable[..., Explain]) -> Subject:

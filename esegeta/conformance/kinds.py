@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,9 +26,10 @@ from esegeta._registry import (
 from esegeta._types import Score
 from esegeta.conformance import adapters
 from esegeta.conformance.finding import imported, of
+from esegeta.conformance.lawbook import laws_for
 from esegeta.conformance.laws import LAWS
 from esegeta.conformance.networks import Network
-from esegeta.conformance.scoring import REDUCER_LAWS, REWRITE_LAWS, ReducerSubject, RewriteSubject
+from esegeta.conformance.scoring import ReducerSubject, RewriteSubject
 from esegeta.conformance.subjects import TRANSFORMED, Subject, of_transform, tried
 from esegeta.engine import check
 
@@ -45,6 +46,8 @@ class TransformSubject:
     members: tuple[Subject, ...]
     keeping: Mapping[str, frozenset[str]]  # by member, what the method inside keeps
 
+    kind: ClassVar[str] = "method"  # it is tried by the laws of what it makes
+
     def __repr__(self) -> str:
         return self.name
 
@@ -58,18 +61,17 @@ Some = TypeVar("Some", bound=AnySubject)
 
 
 def laws_of(subject: AnySubject) -> Mapping[str, Any]:
-    """What is asked of a subject: the axioms, or the laws of its kind."""
-    if isinstance(subject, ReducerSubject):
-        return REDUCER_LAWS
-    return REWRITE_LAWS if isinstance(subject, RewriteSubject) else LAWS
+    """Return the laws of a subject's kind; those of methods are the axioms."""
+    return laws_for(subject.kind)
 
 
 def subject_of(what: "str | AnySubject | Callable[..., Any]") -> AnySubject:
     """The subject that a name or a function stands for, of whatever kind.
 
     What is registered is what it was registered as. Of others the name of the first argument tells: ``explain`` for
-    a transform, ``model`` for a reducer. What makes a number of a score and an image is a rewrite, and everything
-    else a method.
+    a transform, ``model`` for a reducer, unless it explains a score. What makes of a score another one of the same
+    values is a rewrite, what makes an explanation a method. A number that is not the score's is neither, and a number
+    that a reducer would give as well is ambiguous: both are refused.
 
     Args:
         what: as for ``of``; also the name of a transform or of a reducer, ``"rules.guided"`` for a rewrite.
@@ -97,9 +99,10 @@ def subject_of(what: "str | AnySubject | Callable[..., Any]") -> AnySubject:
     first = _first(what)
     if first == "explain":
         return of_transforms(_foreign_transform(what))
-    if first == "model":
+    made = _made(what)
+    if first == "model" and not (isinstance(made.value, Tensor) and made.value.shape == NET.shape):
         return _foreign_reducer(what)
-    return _as_rewrite(what) or of(what)
+    return _foreign_rewrite(what, made, named=first == "score") or of(what)
 
 
 def _named(name: str) -> AnySubject:
@@ -203,24 +206,68 @@ def _foreign_reducer(function: Callable[..., Any]) -> ReducerSubject:
 # -- rewrites ------------------------------------------------------------------------------------------------------
 
 
-def _as_rewrite(function: Any) -> RewriteSubject | None:
-    """A function as a rewrite, if it makes a number of a score and an image; None if it does not."""
-    if not callable(function):
-        return None
+@dataclass(frozen=True)
+class _Made:
+    """What a function makes of a score: ``refs`` that it takes, whether it says to be rewritten, and its value."""
+
+    refs: tuple[str, ...] = ()
+    says: bool = False
+    value: Any = None
+
+
+def _made(function: Any, of: Callable[[Tensor], Tensor] = NET) -> _Made:
+    """Try a function on a score, or on something else; nothing if it does not run."""
     try:
-        needed = [
+        needed = tuple(
             p.name
             for p in list(inspect.signature(function).parameters.values())[1:]
             if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
+        )
         if any(name not in REFS for name in needed):
-            return None
-        x = torch.linspace(-1, 1, math.prod(NET.shape), dtype=torch.float64).reshape(NET.shape)
+            return _Made()
+        x = _input()
         refs = [torch.zeros_like(x) if name == "baseline" else torch.zeros_like(x)[None] for name in needed]
-        made = function(NET, *refs)
-        says = declared(made).rewritten  # even if one of its rules refuses to run
-        value = None if says else made(x)
+        made = function(of, *refs)
+        if declared(made).rewritten:  # even if one of its rules refuses to run
+            return _Made(needed, True)
+        return _Made(needed, False, made(x))
     except Exception:  # whatever it is, it is none
+        return _Made()
+
+
+def _input() -> Tensor:
+    return torch.linspace(-1, 1, math.prod(NET.shape), dtype=torch.float64).reshape(NET.shape)
+
+
+def _as_rewrite(function: Any) -> RewriteSubject | None:
+    """A function of ours as a rewrite, if what it makes says so."""
+    made = _made(function)
+    return RewriteSubject(_called(function), function, made.refs) if made.says else None
+
+
+def _foreign_rewrite(function: Any, made: _Made, named: bool) -> RewriteSubject | None:
+    """A function as a rewrite, if it makes the score's own numbers; None if it makes none.
+
+    ``named`` says that its first argument is called a score.
+    """
+    subject = RewriteSubject(_called(function), function, made.refs)
+    if made.says:
+        return subject
+    value = made.value
+    if not isinstance(value, Tensor) or value.ndim:
         return None
-    scalar = isinstance(value, Tensor) and value.ndim == 0
-    return RewriteSubject(_called(function), function, tuple(needed)) if says or scalar else None
+    expected = "a method (an explanation is like x), or a rewrite (a score of the same values)"
+    own = NET(_input())
+    if not torch.allclose(value.to(own.dtype), own, rtol=1e-6, atol=0):
+        got = f"{subject.name}, whose number is {float(value):.6g} where the score is {float(own):.6g}"
+        advice = (
+            "Return an explanation like x; call the first argument explain for a transform, model for a reducer; "
+            "or pass a conformance.RewriteSubject, to see which laws of a rewrite it breaks"
+        )
+        raise TypeError(check.problem("verify", expected, got, advice))
+    of_a_map = _made(function, lambda x: x).value
+    if not named and isinstance(of_a_map, Tensor) and not of_a_map.ndim:
+        got = f"{subject.name}, which makes a number of a map as well, as a reducer does"
+        advice = "Call its first argument model for a reducer, score for a rewrite"
+        raise TypeError(check.problem("verify", "a rewrite or a reducer", got, advice))
+    return subject

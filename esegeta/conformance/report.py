@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from esegeta._registry import AXIOMS
+from esegeta.axioms import AXIOMS
 
 Kind = Literal["holds", "violated", "undecided", "not applicable"]
 # Without so many cases that could have failed nothing is said to hold.

@@ -4,8 +4,7 @@ import ast
 from typing import Any
 
 from esegeta.conformance import cases, functions, networks, pairs, rebuilding, segmentations
-from esegeta.conformance.laws import LAWS
-from esegeta.conformance.scoring import REDUCER_LAWS, REWRITE_LAWS
+from esegeta.conformance.lawbook import every_law
 from esegeta.engine import check
 
 # What the code of a situation consists of: calls of what is known here, and literals.
@@ -18,9 +17,7 @@ def rebuilt(code: str) -> Any:
     >>> rebuilt("Completeness(Case(Linear((1, 2)), [[3, 4]], [[0, 0]], [[[0, 0]]]))").case.score
     Linear((1, 2))
     """
-    names: dict[str, Any] = {
-        law.__name__: law for table in (LAWS, REDUCER_LAWS, REWRITE_LAWS) for law in table.values()
-    }
+    names: dict[str, Any] = {law.__name__: law for law in every_law()}
     for module in (functions, networks, pairs, rebuilding, segmentations, cases):
         names.update({n: v for n, v in vars(module).items() if isinstance(v, type)})
     try:

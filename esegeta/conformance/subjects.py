@@ -5,7 +5,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -64,6 +64,8 @@ class Subject:
     finer: Build | None = None
     terms: Callable[[Tensor], int] | None = None
     mapped: bool = True
+
+    kind: ClassVar[str] = "method"  # whose laws it is tried by
 
     def __repr__(self) -> str:
         return self.name

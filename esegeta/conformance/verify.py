@@ -114,7 +114,7 @@ def _warm_up(
     for name in names:
         for one in _members(subject, name)[:1]:
             measure = operator.methodcaller("measure", one) if not measured else lambda _: (0.0, 0.0)
-            search.smallest(drawing.of_kind(name, one, scores), measure, search.Search(2))
+            search.smallest(drawing.of_kind(laws_of(subject)[name], one, scores), measure, search.Search(2))
             measured += 1
 
 
@@ -162,7 +162,7 @@ def _verdict(
     for i, member in enumerate(members):
         until = time.monotonic() + (settings.until - time.monotonic()) / (len(members) - i)
         found = search.smallest(
-            drawing.of_kind(axiom, member, scores),
+            drawing.of_kind(laws_of(subject)[axiom], member, scores),
             operator.methodcaller("measure", member),
             search.Search(share, until, settings.start),
             lambda situation: situation.trivial,

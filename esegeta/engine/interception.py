@@ -21,7 +21,7 @@ from esegeta.engine import check
 from esegeta.engine.biases import Call
 from esegeta.engine.operators import Rewrite, refuse_unseen
 from esegeta.engine.spellings import is_builtin_leaf, may_be_operation, operation
-from esegeta.engine.views import Edit, Passed, Stop, View
+from esegeta.engine.views import Address, Edit, Passed, Stop, View
 from esegeta.engine.visits import CURRENT, Session
 
 
@@ -74,6 +74,17 @@ def observe(
         raise error
     view.say_which_calls()
     return result, [t for _, t in sorted(view.met.items()) if t is not None]
+
+
+def count_passes(
+    where: str, score: Callable[..., Any], inputs: Sequence[Any], places: Sequence[Address]
+) -> View:
+    """Run a score to its end and return the view that counted how often it passes the places."""
+    view = View(where, [Edit(at, "tap") for at in places], False)
+    with running(Session((view,))):
+        score(*inputs)
+    view.met = dict.fromkeys(view.met)  # the counts alone are kept
+    return view
 
 
 def list_passed(score: Callable[..., Any], x: Tensor) -> tuple[Any, list[Passed]]:

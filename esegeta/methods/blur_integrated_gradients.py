@@ -18,6 +18,7 @@ from esegeta.spatial import Spacing, blur
     example={"steps": 64, "sigma": 3.0},
     family="gradients and paths",
     cost=lambda steps: Cost(gradients=steps),
+    contributions=True,
     paper="Xu, Venugopalan, Sundararajan 2020, arXiv:2004.03383",
     also=("blur_ig",),
 )

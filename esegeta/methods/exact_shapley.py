@@ -25,6 +25,7 @@ MOST_PARTS = 16
     needs="values",
     example={"features": grid(2)},
     family="parts",
+    contributions=True,
     paper="Shapley 1953, doi:10.1515/9781400881970-018",
     also=("shapley_values", "shapley"),
 )

@@ -19,6 +19,7 @@ from esegeta.features import Features, Lengths, Spacing, elements, windows
     ),
     needs="values",
     family="parts",
+    contributions=True,
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
     also=("ablation", "leave_one_out"),
 )

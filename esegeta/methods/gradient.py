@@ -14,6 +14,7 @@ from esegeta.engine import gradient as primitive
         "translation_equivariance affine_equivariance parameter_dependence"
     ),
     family="gradients and paths",
+    contributions=False,
     paper="Simonyan, Vedaldi, Zisserman 2014, arXiv:1312.6034",
     also=("vanilla_gradient", "vanilla_backpropagation", "sensitivity_map"),
 )
@@ -52,6 +53,7 @@ def gradient(score: Score) -> Explain:
         "affine_equivariance"
     ),
     family="gradients and paths",
+    contributions=False,
     paper="Simonyan, Vedaldi, Zisserman 2014, arXiv:1312.6034",
     also=("saliency_map", "absolute_gradient"),
 )

@@ -20,6 +20,7 @@ from esegeta.spatial import upsample
     rewrites="activations",
     differentiable=False,
     family="rules",
+    contributions=False,
     paper="Springenberg et al. 2015, arXiv:1412.6806",
     also=("guided_backpropagation", "gbp"),
 )
@@ -60,6 +61,7 @@ def guided_backprop(score: Score) -> Explain:
     rewrites="activations",
     differentiable=False,
     family="rules",
+    contributions=False,
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
     also=("deconvnet_attribution",),
 )

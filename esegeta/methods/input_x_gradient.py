@@ -14,6 +14,7 @@ from esegeta.engine.gradient import gradient
         "affine_equivariance monotonicity"
     ),
     family="gradients and paths",
+    contributions=True,
     paper="Shrikumar, Greenside, Shcherbina, Kundaje 2016, arXiv:1605.01713",
     also=("gradient_times_image", "gradient_times_input", "grad_times_image", "input_times_gradient"),
 )

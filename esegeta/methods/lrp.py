@@ -21,6 +21,7 @@ _ALMOST_ZERO = 1e-20
     ),
     differentiable=False,
     family="rules",
+    contributions=True,
     paper="Bach, Binder, Montavon, Klauschen, Mueller, Samek 2015, doi:10.1371/journal.pone.0130140",
     also=("layer_wise_relevance_propagation", "deep_taylor_decomposition"),
 )

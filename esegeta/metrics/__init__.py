@@ -2,13 +2,13 @@
 
 A metric is ``(explain, score) -> measure`` or ``explain -> measure``, and a measure ``(x, *refs, key=, mask=,
 within=)`` gives one number, or a ``Curve``. Maps are judged with their sign; ``eg.absolute(explain)`` takes sizes.
-A metric whose numbers are better one way says so: ``metrics.deletion.better`` is "lower".
+Metrics are registered: ``esegeta._registry.METRICS["deletion"]`` says which way its numbers are better, what it needs
+besides a finished map, what it costs and where it comes from.
 """
 
 from esegeta.metrics.comparing import Comparison, compare
 from esegeta.metrics.complexity import effective_complexity, entropy, gini
 from esegeta.metrics.curves import Curve
-from esegeta.metrics.declared import declare
 from esegeta.metrics.explanations import given
 from esegeta.metrics.faithfulness import (
     aopc,
@@ -53,22 +53,6 @@ from esegeta.metrics.stability import (
     sensitivity_mean,
 )
 from esegeta.metrics.subsets import faithfulness_correlation, mu_fidelity, sensitivity_n
-
-# Neither way: entropy, gini and effective_complexity say how simple a map is, context_share how far a network looks.
-declare(
-    {
-        "higher": (
-            *(insertion, relevance_gain, aopc, irof, average_increase, average_gain, monotonicity),
-            *(sensitivity_n, faithfulness_correlation, mu_fidelity),
-            *(roc_auc, max_dice, pointing_game, relevance_mass, relevance_rank, top_k_intersection),
-            *(iou, ioa, weighted_ioa, entropy_change),
-        ),
-        "lower": (
-            *(deletion, road, average_drop, infidelity, sensitivity_max, sensitivity_mean, lipschitz),
-            *(relative_input_stability, relative_output_stability, random_logit),
-        ),
-    }
-)
 
 __all__ = [
     "Calibrated",

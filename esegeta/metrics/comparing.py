@@ -12,21 +12,25 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from esegeta import random
+from esegeta._registry import METHODS, METRICS, Registry
 from esegeta._types import Explain, Score
 from esegeta.engine import check, levels, progress
 from esegeta.engine.estimates import value_and_error
 from esegeta.engine.execution import ExecutionWarning, execution
-from esegeta.metrics.declared import direction
+from esegeta.metrics.declared import direction, spec_of
 from esegeta.metrics.explanations import asked, says
+from esegeta.metrics.nulls import Calibrated
 from esegeta.metrics.subsets import spearman
 
-Metrics = Mapping[str, Callable[..., Callable[..., Any]]]
+Metric = Callable[..., Callable[..., Any]]
+Method = Callable[[Score], Explain]
+Table = Literal["rows", "differences", "cells"]
 RESAMPLES = 2000
 _TURNED = {"higher": 1.0, "lower": -1.0, "": math.nan}
 EXACT = 12  # up to so many patients every choice of signs is looked at
@@ -35,9 +39,9 @@ EXACT = 12  # up to so many patients every choice of signs is looked at
 class Cell(NamedTuple):
     """One number: of one method by one metric on one image.
 
-    error: the standard error of a sampled metric, else NaN; evaluations: images that the score was run on forwards,
-    of whatever share; seconds: that it took; map_evaluations, map_seconds: what the map took, which all metrics
-    share;
+    error: the standard error of a sampled metric, else NaN; null_mean, p: of a metric that is calibrated, else NaN;
+    evaluations: images that the score was run on forwards, of whatever share; seconds: that it took;
+    map_evaluations, map_seconds: what the map took, which all metrics share;
     reason: why there is no number, or why it is of less than was asked for.
     """
 
@@ -47,6 +51,8 @@ class Cell(NamedTuple):
     patient: str
     value: float
     error: float
+    null_mean: float
+    p: float
     evaluations: int
     seconds: float
     map_evaluations: int
@@ -58,8 +64,9 @@ class Row(NamedTuple):
     """A method by a metric, over all patients.
 
     value: the mean over patients of the means over their images; low, high: an interval of 95 %, by bootstrap over
-    patients, of one alone by the metric's own standard error, else NaN; better: which way; patients: how many have a
-    number; evaluations, seconds: in sum over images, with what the maps took; reason: as of cells, the first of them.
+    patients, of one alone by the metric's own standard error, else NaN; null_mean: the mean of what random maps have,
+    of a metric that is calibrated; better: which way; patients: how many have a number; evaluations, seconds: in
+    sum over images, with what the maps took; reason: as of cells, the first of them.
     """
 
     method: str
@@ -67,6 +74,7 @@ class Row(NamedTuple):
     value: float
     low: float
     high: float
+    null_mean: float
     better: str
     patients: int
     evaluations: int
@@ -105,9 +113,15 @@ class Comparison:
     agreement: Mapping[tuple[str, str], float]
     cells: tuple[Cell, ...]
 
-    def csv(self) -> str:
-        """Return the rows as comma-separated values, what is missing as nothing."""
-        return _csv(Row._fields, self.rows)
+    def csv(self, table: Table = "rows") -> str:
+        """Return a table as comma-separated values, what is missing as nothing.
+
+        Args:
+            table: "rows", "differences" or "cells", every single number.
+        """
+        check.one_of("Comparison.csv", "table", table, ("rows", "differences", "cells"))
+        kind: Any = {"rows": Row, "differences": Difference, "cells": Cell}[table]
+        return _csv(kind._fields, getattr(self, table))
 
     def json(self) -> str:
         """Return everything as JSON, what is missing as null."""
@@ -123,29 +137,69 @@ class Comparison:
 
     def __str__(self) -> str:
         """Return the rows as a table of text."""
-        lines = [("method", "metric", "value", "95 %", "better", "n", "forwards", "s", "")]
+        calibrated = any(not math.isnan(r.null_mean) for r in self.rows)
+        head = ("method", "metric", "value", "95 %", *(["random"] if calibrated else []))
+        lines = [(*head, "better", "n", "forwards", "s", "")]
         for r in self.rows:
-            known = not math.isnan(r.low)
-            between = f"{r.low:.4g} to {r.high:.4g}" if known else "-"
-            value = "-" if math.isnan(r.value) else f"{r.value:.4g}"
+            beside = [number(r.null_mean)] if calibrated else []
             counts = (str(r.patients), str(r.evaluations), f"{r.seconds:.2f}")
-            lines.append((r.method, r.metric, value, between, r.better or "-", *counts, r.reason))
-        widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-        return "\n".join(
-            "  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+            about = (r.method, r.metric, number(r.value), between(r.low, r.high))
+            lines.append((*about, *beside, r.better or "-", *counts, r.reason))
+        return aligned(lines)
 
     def show(self) -> None:
-        """Print the table."""
+        """Print the rows, the differences in pairs, and which metrics agree, as far as there are any."""
         print(self)
+        pairs = [d for d in self.differences if d.patients > 1]
+        if pairs:
+            lines = [("metric", "method", "less", "difference", "95 %", "p", "Holm", "n")]
+            for d in pairs:
+                about = (d.metric, d.method, d.other, number(d.value), between(d.low, d.high))
+                lines.append((*about, number(d.p), number(d.holm), str(d.patients)))
+            print(f"\n{aligned(lines)}")
+        agreeing = {pair: value for pair, value in self.agreement.items() if not math.isnan(value)}
+        if agreeing:
+            lines = [("metric", "and", "rank methods alike")]
+            print(f"\n{aligned([*lines, *((a, b, number(v)) for (a, b), v in agreeing.items())])}")
+
+
+def number(value: float | None) -> str:
+    """Return a number as it stands in a table of text.
+
+    >>> number(0.123456), number(math.nan), number(None)
+    ('0.1235', '-', '-')
+    """
+    return "-" if value is None or math.isnan(value) else f"{value:.4g}"
+
+
+def between(low: float, high: float) -> str:
+    """Return an interval as it stands in a table of text.
+
+    >>> between(0.5, 1), between(math.nan, math.nan)
+    ('0.5 to 1', '-')
+    """
+    return "-" if math.isnan(low) else f"{low:.4g} to {high:.4g}"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines of a table with their columns below one another.
+
+    >>> print(aligned([("a", "b"), ("long", "c")]))
+    a     b
+    long  c
+    """
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def compare(
-    methods: Mapping[str, Callable[[Score], Explain]],
+    methods: Mapping[str, Method] | Sequence[Method | str],
     score: Score | Sequence[Score],
     xs: Tensor | Sequence[Tensor],
     *,
-    metrics: Metrics,
+    metrics: Mapping[str, Metric] | Sequence[Metric | str],
     refs: tuple[Tensor, ...] | list[tuple[Tensor, ...]] = (),
     masks: Tensor | Sequence[Tensor] | None = None,
     patients: Sequence[Any] | None = None,
@@ -159,11 +213,14 @@ def compare(
     reason. Images of one patient are no independent cases: intervals and tests are over patients.
 
     Args:
-        methods: by name, from a score to an explanation: ``{"ig": eg.integrated_gradients}``.
+        methods: by name, from a score to an explanation: ``{"ig": eg.integrated_gradients}``; or a list of them, or
+            of the names of registered ones: ``["gradient", eg.saliency]``.
         score: ``(C,*S) -> ()``, or one for each image, where masks are frozen at it.
         xs: images, stacked or in a sequence.
         metrics: by name, from (explain) or (explain, score) to a measure: ``{"auc": metrics.roc_auc}``, and
-            ``functools.partial(metrics.deletion, steps=16)`` with settings. Of a curve the area counts.
+            ``functools.partial(metrics.deletion, steps=16)`` with settings, or
+            ``metrics.calibrated(metrics.roc_auc)`` to have random maps beside each; or a list as for methods. Of a
+            curve the area counts.
         refs: a tuple for all images, or a list with a tuple for each.
         masks: one for each image, for the metrics that take one.
         patients: of each image; by default each is a patient of its own.
@@ -183,8 +240,8 @@ def compare(
     """
     where = "compare"
     images = list(xs)
-    _named(where, "methods", methods)
-    _named(where, "metrics", metrics)
+    methods = _named(where, "methods", methods, METHODS)
+    metrics = _named(where, "metrics", metrics, METRICS)
     count = len(images)
     if not count:
         raise ValueError(check.problem(where, "at least one image", "none", "Pass xs=[x]"))
@@ -213,28 +270,54 @@ def compare(
                 with progress.step(bar, (n + i / count) / len(methods), (n + (i + 1) / count) / len(methods)):
                     cells += _judged(place, method, metrics, *job, end)
                 bar.at((n + (i + 1) / count) / len(methods))
-    ways: dict[str, str] = {m: direction(metric) or "" for m, metric in metrics.items()}
+    ways: dict[str, str] = {m: _way(metric) for m, metric in metrics.items()}
     return _gathered(cells, list(methods), ways, key)
 
 
-def _named(where: str, what: str, value: object) -> None:
-    if not isinstance(value, Mapping) or not value or not all(callable(v) for v in value.values()):
-        advice = f"Pass {what}={{'name': function}}"
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _named(
+    where: str,
+    what: str,
+    value: Mapping[str, Function] | Sequence[Function | str],
+    registry: Registry[Any],
+) -> Mapping[str, Function]:
+    """What is given by name; a list of functions, or of the names of registered ones, gets their names."""
+    found: Mapping[str, Any] = {}
+    if isinstance(value, Mapping):
+        found = value
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        made = [registry.find(one).fn if isinstance(one, str) else one for one in value]
+        titles = [getattr(getattr(one, "func", one), "__name__", "") for one in made]
+        if len(set(titles)) < len(titles):
+            twice = next(title for title in titles if titles.count(title) > 1)
+            advice = f"Pass {what}={{'name': function}}"
+            raise ValueError(check.problem(where, f"{what} with different names", f"{twice!r} twice", advice))
+        found = dict(zip(titles, made, strict=True))
+    right = bool(found) and all(isinstance(k, str) and k and callable(v) for k, v in found.items())
+    if not right:
+        advice = f"Pass {what}={{'name': function}}, or a list of functions"
         raise TypeError(check.problem(where, f"{what} by name", check.describe(value), advice))
+    return found
 
 
-def _counted(score: Score) -> tuple[Score, list[int]]:
-    """The score, and how many images it was run on."""
-    count = [0]
+def counted(score: Score, count: list[int]) -> Score:
+    """Return a score that adds to a number on how many images it was run.
+
+    >>> count = [0]
+    >>> _ = torch.vmap(counted(lambda x: x.sum(), count))(torch.ones(3, 1, 2))
+    >>> count
+    [3]
+    """
 
     @functools.wraps(score)
-    def counted(x: Tensor) -> Tensor:
+    def watched(x: Tensor) -> Tensor:
         patch = getattr(x, "patch", None)  # of images of which only a window is computed
         count[0] += levels.mapped() if patch is None else len(patch)
         return score(x)
 
-    counted.__dict__.pop("unchecked", None)
-    return counted, count
+    return watched
 
 
 def _once(explain: Explain, x: Tensor, refs: tuple[Tensor, ...], a: Tensor, key: Tensor) -> Explain:
@@ -272,8 +355,8 @@ def _in_time(end: float) -> None:
 
 def _judged(
     place: tuple[str, int, str],
-    method: Callable[[Score], Explain],
-    metrics: Metrics,
+    method: Method,
+    metrics: Mapping[str, Metric],
     score: Score,
     x: Tensor,
     refs: tuple[Tensor, ...],
@@ -283,30 +366,46 @@ def _judged(
 ) -> Iterable[Cell]:
     """The cells of one method on one image."""
     name, image, patient = place
-    counted, count = _counted(score)
+    count = [0]
+    watched = counted(score, count)
     begun, explain = time.perf_counter(), None
     with _until(end) as why:
         _in_time(end)
-        found = method(counted)
+        found = method(watched)
         a = asked(found, x, refs, random.fold_in(key, 0))
         explain = _once(found, x, refs, a, random.fold_in(key, 0))
     cost = (count[0], time.perf_counter() - begun)
     for number, (title, metric) in enumerate(metrics.items(), 1):
         before, started = count[0], time.perf_counter()
-        value = error = math.nan
+        value = error = null_mean = p = math.nan
         reasons = list(why)
         if explain is not None:
             with _until(end) as more:
                 _in_time(end)
-                measure = metric(explain, counted) if _takes_score(metric) else metric(explain)
-                got, spread = value_and_error(measure, x, *refs, **_called(measure, mask, key, number))
+                measure = metric(explain, watched) if _takes_score(metric) else metric(explain)
+                known = {"key": random.fold_in(key, number), **_masked(metric, mask)}
+                got, spread = value_and_error(measure, x, *refs, **called(measure, known))
+                if isinstance(got, Calibrated):
+                    null_mean, p = float(got.null_mean), float(got.p)
+                    got = got.value
                 value = float(getattr(got, "area", got))
                 error = math.nan if spread is None else float(spread)
             reasons += more
             if math.isnan(value) and not reasons:
                 reasons = ["not defined for this map, mask or score"]
         taken = (count[0] - before, time.perf_counter() - started)
-        yield Cell(name, title, image, patient, value, error, *taken, *cost, "; ".join(reasons))
+        yield Cell(name, title, image, patient, value, error, null_mean, p, *taken, *cost, "; ".join(reasons))
+
+
+def _way(metric: Metric) -> str:
+    """Which way a metric is better, empty if neither; what is made of another one says so by an attribute."""
+    return direction(metric) or getattr(metric, "better", None) or ""
+
+
+def _masked(metric: Metric, mask: Tensor | None) -> dict[str, Tensor]:
+    """The mask, for a metric that does not say that it takes none."""
+    spec = spec_of(inspect.unwrap(metric))
+    return {} if mask is None or (spec is not None and "mask" not in spec.needs) else {"mask": mask}
 
 
 def _takes_score(metric: Callable[..., Any]) -> bool:
@@ -316,13 +415,15 @@ def _takes_score(metric: Callable[..., Any]) -> bool:
     return len(asked_for) > 1 and asked_for[1].default is inspect.Parameter.empty
 
 
-def _called(measure: Callable[..., Any], mask: Tensor | None, key: Tensor, number: int) -> dict[str, Any]:
-    named = inspect.signature(measure).parameters
-    any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named.values())
-    called: dict[str, Any] = {"key": random.fold_in(key, number)} if "key" in named else {}
-    if mask is not None and ("mask" in named or any_name):
-        called["mask"] = mask
-    return called
+def called(measure: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of some tensors that a measure takes at its call.
+
+    >>> called(lambda x, *refs, key=None: x, {"key": 3, "mask": None})
+    {'key': 3}
+    """
+    known = inspect.signature(measure).parameters
+    any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    return {name: value for name, value in given.items() if any_name or name in known}
 
 
 def _gathered(cells: list[Cell], methods: list[str], ways: dict[str, str], key: int) -> Comparison:
@@ -337,7 +438,7 @@ def _gathered(cells: list[Cell], methods: list[str], ways: dict[str, str], key: 
     for (m, t), values in table.items():
         mine = [c for c in cells if (c.method, c.metric) == (m, t)]
         there = values[~values.isnan()]
-        value, low, high = _interval(there, key)
+        value, low, high = interval(there, key)
         if len(there) == 1 and len(mine) == 1:
             low, high = (value + s * 1.96 * mine[0].error for s in (-1, 1))
         cost = (
@@ -345,14 +446,15 @@ def _gathered(cells: list[Cell], methods: list[str], ways: dict[str, str], key: 
             sum(c.seconds + c.map_seconds for c in mine),
         )
         reason = next((c.reason for c in mine if c.reason), "")
-        rows.append(Row(m, t, value, low, high, ways[t], len(there), *cost, reason))
+        beside = _mean([_mean([c.null_mean for c in mine if c.patient == p]) for p in patients])
+        rows.append(Row(m, t, value, low, high, beside, ways[t], len(there), *cost, reason))
         means[m, t] = value
     differences = []
     for t in ways:
         for m, other in itertools.combinations(methods, 2):
             pairs = table[m, t] - table[other, t]
             pairs = pairs[~pairs.isnan()]
-            found = (*_interval(pairs, key), _turned_signs(pairs, key), math.nan)
+            found = (*interval(pairs, key), turned_signs(pairs, key), math.nan)
             differences.append(Difference(t, m, other, *found, len(pairs)))
     adjusted = holm([d.p for d in differences])
     differences = [d._replace(holm=p) for d, p in zip(differences, adjusted, strict=True)]
@@ -369,8 +471,12 @@ def _mean(values: list[float]) -> float:
     return sum(there) / len(there) if there else math.nan
 
 
-def _interval(values: Tensor, key: int) -> tuple[float, float, float]:
-    """The mean, and where 95 % of the means of resampled values lie; NaN of fewer than two."""
+def interval(values: Tensor, key: int) -> tuple[float, float, float]:
+    """Return the mean, and where 95 % of the means of resampled values lie; NaN of fewer than two.
+
+    >>> interval(torch.tensor([1.0, 1.0, 1.0]), 0)
+    (1.0, 1.0, 1.0)
+    """
     count = len(values)
     if not count:
         return math.nan, math.nan, math.nan
@@ -381,8 +487,12 @@ def _interval(values: Tensor, key: int) -> tuple[float, float, float]:
     return values.mean().item(), low, high
 
 
-def _turned_signs(values: Tensor, key: int) -> float:
-    """The p of a mean difference: how many choices of signs give one as large. All of them for few values."""
+def turned_signs(values: Tensor, key: int) -> float:
+    """Return p of a mean difference: how many choices of signs give one as large. All of them for few values.
+
+    >>> turned_signs(torch.tensor([1.0, 2.0, 3.0]), 0)
+    0.25
+    """
     count = len(values)
     if count < 2:
         return math.nan

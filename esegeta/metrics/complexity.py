@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esegeta._registry import Cost, metric
 from esegeta._types import Explain
 from esegeta.engine import check
 from esegeta.metrics.explanations import attribution, mask_of
@@ -22,6 +23,13 @@ def _sizes(
     return (a * counts).flatten(), counts.flatten()
 
 
+@metric(
+    family="complexity",
+    better="",
+    paper="Bhatt, Weller, Moura 2020, arXiv:2005.00631",
+    also=("complexity",),
+    cost=lambda: Cost(),
+)
 def entropy(explain: Explain) -> Measure:
     r"""Return the entropy of the sizes of a map in nats: 0 for a single voxel, log n for n equal ones.
 
@@ -52,6 +60,13 @@ def entropy(explain: Explain) -> Measure:
     return measure
 
 
+@metric(
+    family="complexity",
+    better="",
+    paper="Chalasani et al. 2020, arXiv:1810.06583",
+    also=("sparseness",),
+    cost=lambda: Cost(),
+)
 def gini(explain: Explain) -> Measure:
     r"""Return the Gini index of the sizes of a map: 0 if all are equal, near 1 if one is all.
 
@@ -87,6 +102,12 @@ def gini(explain: Explain) -> Measure:
     return measure
 
 
+@metric(
+    family="complexity",
+    better="",
+    paper="Nguyen, Martinez 2020, arXiv:2007.07584",
+    cost=lambda: Cost(),
+)
 def effective_complexity(explain: Explain, *, fraction: float = 0.01) -> Measure:
     r"""Return which share of the elements has a size above a fraction of the largest.
 

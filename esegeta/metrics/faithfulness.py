@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from esegeta import baselines, segmentation
+from esegeta._registry import Cost, metric
 from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
 from esegeta.engine import check
@@ -16,6 +17,15 @@ from esegeta.metrics.imputation import imputed
 from esegeta.metrics.removal import Measure, along, curve, means, parts_of
 
 
+@metric(
+    family="faithfulness",
+    better="higher",
+    needs=("score",),
+    paper="Bluecher, Vielhaben, Strodthoff 2024, arXiv:2401.06654",
+    example={"steps": 4},
+    also=("srg",),
+    cost=lambda steps: Cost(forwards=None if steps is None else 2 * steps + 2),
+)
 def relevance_gain(
     explain: Explain,
     score: Score,
@@ -68,6 +78,15 @@ def relevance_gain(
     return measure
 
 
+@metric(
+    family="faithfulness",
+    better="higher",
+    needs=("score",),
+    paper="Samek et al. 2017, arXiv:1509.06321",
+    example={"steps": 4},
+    also=("region_perturbation",),
+    cost=lambda steps: Cost(forwards=None if steps is None else steps + 1),
+)
 def aopc(
     explain: Explain,
     score: Score,
@@ -119,6 +138,13 @@ def _mean_fill(x: Tensor, baseline: Tensor, keep: Tensor) -> Tensor:  # noqa: AR
     return mixed(x, baselines.mean(x), keep)
 
 
+@metric(
+    family="faithfulness",
+    better="higher",
+    needs=("score",),
+    paper="Rieger, Hansen 2020, arXiv:2003.08747",
+    cost=lambda: Cost(forwards=None),
+)
 def irof(
     explain: Explain, score: Score, *, features: Features | None = None, fill: Fill | None = None
 ) -> Measure:
@@ -157,6 +183,16 @@ def irof(
     return measure
 
 
+@metric(
+    family="faithfulness",
+    better="lower",
+    answer="curve",
+    needs=("score",),
+    paper="Rong et al. 2022, arXiv:2202.00449",
+    example={"steps": 3},
+    also=("remove_and_debias",),
+    cost=lambda steps: Cost(forwards=steps + 1),
+)
 def road(
     explain: Explain,
     score: Score,
@@ -212,6 +248,13 @@ def _shown(where: str, explain: Explain, x: Tensor, refs: tuple[Tensor, ...], ke
     return mixed(x, start(x, refs), weight)
 
 
+@metric(
+    family="faithfulness",
+    better="lower",
+    needs=("score",),
+    paper="Chattopadhay et al. 2018, arXiv:1710.11063",
+    cost=lambda: Cost(forwards=2),
+)
 def average_drop(explain: Explain, score: Score) -> Measure:
     r"""Return which share of the score is lost if only what a map shows is left of the image.
 
@@ -247,6 +290,14 @@ def average_drop(explain: Explain, score: Score) -> Measure:
     return measure
 
 
+@metric(
+    family="faithfulness",
+    better="higher",
+    needs=("score",),
+    paper="Chattopadhay et al. 2018, arXiv:1710.11063",
+    also=("increase_in_confidence",),
+    cost=lambda: Cost(forwards=2),
+)
 def average_increase(explain: Explain, score: Score) -> Measure:
     """Return 1 where the score is higher if only what a map shows is left of the image, else 0.
 
@@ -276,6 +327,13 @@ def average_increase(explain: Explain, score: Score) -> Measure:
     return measure
 
 
+@metric(
+    family="faithfulness",
+    better="higher",
+    needs=("score",),
+    paper="Zhang, Rao, Yang 2024, arXiv:2301.07002",
+    cost=lambda: Cost(forwards=2),
+)
 def average_gain(explain: Explain, score: Score) -> Measure:
     r"""Return which share of what a probability could still gain is gained if only what a map shows is left.
 
@@ -308,6 +366,14 @@ def average_gain(explain: Explain, score: Score) -> Measure:
     return measure
 
 
+@metric(
+    family="faithfulness",
+    better="higher",
+    needs=("score",),
+    paper="Arya et al. 2019, arXiv:1909.03012",
+    example={"steps": 4},
+    cost=lambda steps: Cost(forwards=None if steps is None else steps + 1),
+)
 def monotonicity(
     explain: Explain,
     score: Score,

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from esegeta import random
+from esegeta._registry import Cost, metric
+from esegeta._registry import perturbation as perturbation_
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
 from esegeta.engine.estimates import answered
@@ -17,6 +19,7 @@ from esegeta.metrics.removal import Measure
 Perturbation = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+@perturbation_(family="noise", paper="Yeh et al. 2019, arXiv:1901.09392")
 def gaussian(sigma: float = 0.1) -> Perturbation:
     """Perturb every element by noise with a standard deviation of a fraction of the range of x.
 
@@ -31,6 +34,7 @@ def gaussian(sigma: float = 0.1) -> Perturbation:
     return draw
 
 
+@perturbation_(family="removal", paper="Yeh et al. 2019, arXiv:1901.09392", example={"size": 2})
 def square_removal(size: int = 8) -> Perturbation:
     """Replace a cube of random place by the baseline: wholly within the image, in all channels.
 
@@ -53,6 +57,7 @@ def square_removal(size: int = 8) -> Perturbation:
     return draw
 
 
+@perturbation_(family="removal", paper="Yeh et al. 2019, arXiv:1901.09392")
 def noisy_baseline(sigma: float = 0.1) -> Perturbation:
     """Go from x to the baseline with noise, whose standard deviation is a fraction of the range of x.
 
@@ -67,6 +72,15 @@ def noisy_baseline(sigma: float = 0.1) -> Perturbation:
     return draw
 
 
+@metric(
+    family="faithfulness",
+    better="lower",
+    answer="sampled",
+    needs=("score", "key"),
+    paper="Yeh et al. 2019, arXiv:1901.09392",
+    example={"samples": 4, "multiplied": True},
+    cost=lambda samples: Cost(forwards=samples + 1),
+)
 def infidelity(
     explain: Explain,
     score: Score,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esegeta._registry import Cost, metric
 from esegeta._types import Explain
 from esegeta.engine import check
 from esegeta.metrics.explanations import attribution, callable_, mask_of, voxelwise
@@ -48,6 +49,14 @@ def _groups(a: Tensor, inside: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, 
     return hits[last], shown[last], last
 
 
+@metric(
+    family="localisation",
+    better="higher",
+    needs=("mask",),
+    paper="Hanley, McNeil 1982, Radiology 143",
+    also=("auc",),
+    cost=lambda: Cost(),
+)
 def roc_auc(explain: Explain) -> Measure:
     r"""Return the chance that a voxel of the mask has a larger value than one outside: the area under the ROC curve.
 
@@ -80,6 +89,13 @@ def roc_auc(explain: Explain) -> Measure:
     return _located("metrics.roc_auc", explain, number)
 
 
+@metric(
+    family="localisation",
+    better="higher",
+    needs=("mask",),
+    paper="definition",
+    cost=lambda: Cost(),
+)
 def max_dice(explain: Explain) -> Measure:
     r"""Return the best Dice coefficient of the mask with what a map has above a threshold.
 
@@ -121,6 +137,14 @@ def _top(explain: Explain, where: str, k: int | None) -> Measure:
     return _located(where, explain, number)
 
 
+@metric(
+    family="localisation",
+    better="higher",
+    needs=("mask",),
+    paper="Arras, Osman, Samek 2022, CLEVR-XAI, Information Fusion 81",
+    also=("relevance_rank_accuracy",),
+    cost=lambda: Cost(),
+)
 def relevance_rank(explain: Explain) -> Measure:
     r"""Return which share of the most relevant voxels lies in the mask, as many as the mask has voxels.
 
@@ -144,6 +168,14 @@ def relevance_rank(explain: Explain) -> Measure:
     return _top(explain, "metrics.relevance_rank", None)
 
 
+@metric(
+    family="localisation",
+    better="higher",
+    needs=("mask",),
+    paper="Theiner, Mueller-Budack, Ewerth 2022, arXiv:2104.14995",
+    example={"k": 3},
+    cost=lambda: Cost(),
+)
 def top_k_intersection(explain: Explain, *, k: int = 100) -> Measure:
     """Return which share of the k most relevant voxels lies in the mask.
 
@@ -168,6 +200,14 @@ def top_k_intersection(explain: Explain, *, k: int = 100) -> Measure:
     )
 
 
+@metric(
+    family="localisation",
+    better="higher",
+    needs=("mask",),
+    paper="Arras, Osman, Samek 2022, CLEVR-XAI, Information Fusion 81",
+    also=("relevance_mass_accuracy",),
+    cost=lambda: Cost(),
+)
 def relevance_mass(explain: Explain) -> Measure:
     r"""Return which share of the positive part of a map lies in the mask.
 
@@ -197,6 +237,13 @@ def relevance_mass(explain: Explain) -> Measure:
     return _located("metrics.relevance_mass", explain, number)
 
 
+@metric(
+    family="localisation",
+    better="",
+    needs=("mask",),
+    paper="definition",
+    cost=lambda: Cost(),
+)
 def context_share(explain: Explain) -> Measure:
     """Return which share of the size of a map lies outside of the object that is explained.
 
@@ -243,6 +290,13 @@ def squared_distances(mask: Tensor, spacing: Any = None) -> Tensor:
     return found
 
 
+@metric(
+    family="localisation",
+    better="higher",
+    needs=("mask",),
+    paper="Zhang et al. 2016, arXiv:1608.00507",
+    cost=lambda: Cost(),
+)
 def pointing_game(explain: Explain, *, tolerance: float = 0.0, spacing: Any = None) -> Measure:
     """Return whether the largest value of a map lies in the mask, or no further from it than a tolerance.
 
@@ -300,6 +354,13 @@ def otsu_threshold(a: Tensor, counts: Tensor) -> Tensor:
     return rising[between.argmax()]
 
 
+@metric(
+    family="localisation",
+    better="higher",
+    needs=("mask",),
+    paper="definition",
+    cost=lambda: Cost(),
+)
 def iou(explain: Explain) -> Measure:
     """Return the overlap of the mask with what a map has above Otsu's threshold, over their union.
 
@@ -321,6 +382,13 @@ def iou(explain: Explain) -> Measure:
     )
 
 
+@metric(
+    family="localisation",
+    better="higher",
+    needs=("mask",),
+    paper="Gotkowski et al. 2020, arXiv:2007.00453",
+    cost=lambda: Cost(),
+)
 def ioa(explain: Explain) -> Measure:
     """Return which share of what a map has above Otsu's threshold lies in the mask.
 
@@ -340,6 +408,13 @@ def ioa(explain: Explain) -> Measure:
     return _overlap(explain, "metrics.ioa", lambda _, shown, inside: ((shown & inside).sum(), shown.sum()))
 
 
+@metric(
+    family="localisation",
+    better="higher",
+    needs=("mask",),
+    paper="Gotkowski et al. 2020, arXiv:2007.00453",
+    cost=lambda: Cost(),
+)
 def weighted_ioa(explain: Explain) -> Measure:
     r"""Return which share of the sum of a map above Otsu's threshold lies in the mask.
 

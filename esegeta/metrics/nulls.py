@@ -1,5 +1,6 @@
 """Is a number good? It stands beside that of random maps with the same values and the same smoothness."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from esegeta import random
+from esegeta._registry import null as null_
 from esegeta._types import Explain
 from esegeta.engine import check
 from esegeta.metrics.declared import direction
@@ -15,6 +17,7 @@ from esegeta.metrics.explanations import attribution, given, says
 Null = Callable[[Tensor, Tensor], Tensor]
 
 
+@null_(family="same values", paper="Schreiber, Schmitz 1996, PRL 77", example={"steps": 3})
 def surrogate(a: Tensor, key: Any, *, steps: int = 30) -> Tensor:
     r"""Return a random map with exactly the values of another and about its spectrum: as smooth, but elsewhere.
 
@@ -69,6 +72,7 @@ def spectrum_residual(a: Tensor, b: Tensor) -> Tensor:
     return (one - two).square().sum().sqrt() / torch.where(size > 0, size, torch.nan)
 
 
+@null_(family="same form", paper="definition")
 def shifted(a: Tensor, key: Any) -> Tensor:
     """Return a map moved by a random number of voxels along every axis; what leaves on one side enters on the other.
 
@@ -163,4 +167,6 @@ def calibrated(
 
         return measure
 
+    functools.update_wrapper(judged, metric)  # it takes what the metric takes
+    judged.better = way  # type: ignore[attr-defined]
     return judged

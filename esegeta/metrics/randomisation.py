@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from esegeta import random
+from esegeta._registry import Cost, metric
 from esegeta._types import Explain, Model
 from esegeta.engine import check
 from esegeta.metrics.explanations import asked, fresh
@@ -29,11 +30,13 @@ class Cascade(NamedTuple):
     """How alike the maps of randomised networks are to that of the network.
 
     layers: names, in the order in which they were randomised; values: similarity before the first of them, 1 for a
-    similarity that is 1 for equal maps, and after each.
+    similarity that is 1 for equal maps, and after each; area: the mean of those after each, which is lower where a
+    map follows the network.
     """
 
     layers: tuple[str, ...]
     values: Tensor
+    area: Tensor
 
 
 def layers_of(module: nn.Module, x: Tensor) -> tuple[str, ...]:
@@ -157,6 +160,15 @@ def _refuse_without_parameters(where: str, method: object, module: object) -> No
         )
 
 
+@metric(
+    family="randomisation",
+    better="lower",
+    answer="curve",
+    needs=("explain", "network", "key"),
+    paper="Adebayo et al. 2018, arXiv:1810.03292",
+    also=("model_parameter_randomisation", "mprt"),
+    cost=lambda: Cost(forwards=1, explanations=None),
+)
 def cascade(
     method: Callable[[Model], Explain],
     module: nn.Module,
@@ -207,11 +219,20 @@ def cascade(
             chosen = order[:n] if cumulative else order[n - 1 : n]
             network = randomised(module, chosen, how=how, key=draws)
             values.append(similarity(clean, asked(method(from_module(network)), x, refs, own)))
-        return Cascade(order, torch.stack([v.to(torch.float64) for v in values]))
+        found = torch.stack([v.to(torch.float64) for v in values])
+        return Cascade(order, found, found[1:].mean())
 
     return measure
 
 
+@metric(
+    family="randomisation",
+    better="lower",
+    needs=("explain",),
+    paper="Sixt, Granz, Landgraf 2020, arXiv:1912.09818",
+    example={"target": 0, "other": 1},
+    cost=lambda: Cost(explanations=2),
+)
 def random_logit(
     explain_of: Callable[[int], Explain],
     target: int,
@@ -250,6 +271,13 @@ def random_logit(
     return measure
 
 
+@metric(
+    family="randomisation",
+    better="higher",
+    needs=("explain", "network", "key"),
+    paper="Hedstroem et al. 2023, arXiv:2401.06465",
+    cost=lambda: Cost(forwards=1, explanations=2),
+)
 def entropy_change(
     method: Callable[[Model], Explain], module: nn.Module, *, how: How = "permute", bins: int = 100
 ) -> Callable[..., Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from esegeta import coalitions
+from esegeta._registry import Cost, metric
 from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
 from esegeta.engine import check, levels
@@ -121,6 +122,16 @@ def curve(
     return measure
 
 
+@metric(
+    family="faithfulness",
+    better="lower",
+    answer="curve",
+    needs=("score",),
+    paper="Petsiuk et al. 2018, arXiv:1806.07421",
+    example={"steps": 4},
+    also=("pixel_flipping",),
+    cost=lambda steps: Cost(forwards=None if steps is None else steps + 1),
+)
 def deletion(
     explain: Explain,
     score: Score,
@@ -164,6 +175,15 @@ def deletion(
     )
 
 
+@metric(
+    family="faithfulness",
+    better="higher",
+    answer="curve",
+    needs=("score",),
+    paper="Petsiuk et al. 2018, arXiv:1806.07421",
+    example={"steps": 4},
+    cost=lambda steps: Cost(forwards=None if steps is None else steps + 1),
+)
 def insertion(
     explain: Explain,
     score: Score,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, pad
 
+from esegeta._registry import similarity
 from esegeta.engine import check
 from esegeta.metrics.subsets import correlation, spearman
 
@@ -18,6 +19,7 @@ def _pair(where: str, a: object, b: object) -> tuple[Tensor, Tensor]:
     return a.double(), b.double()
 
 
+@similarity(family="ranks", paper="Spearman 1904", also=("spearman",))
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Return Spearman's rank correlation of two maps with their signs; NaN where one is constant.
 
@@ -30,6 +32,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     return spearman(a.flatten(), b.flatten())
 
 
+@similarity(family="ranks", paper="Adebayo et al. 2018, arXiv:1810.03292")
 def absolute_rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Return Spearman's rank correlation of the sizes of two maps; NaN where one is constant.
 
@@ -54,6 +57,7 @@ def _smoothed(f: Tensor, kernel: Tensor) -> Tensor:
     return f
 
 
+@similarity(family="structure", paper="Wang, Bovik, Sheikh, Simoncelli 2004, IEEE TIP 13")
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     r"""Return the mean structural similarity of two maps, in one to three dimensions.
 
@@ -103,6 +107,7 @@ def similarity_map(a: Tensor, b: Tensor) -> Tensor:
     return found / ((mean_a**2 + mean_b**2 + one) * (var_a + var_b + two))
 
 
+@similarity(family="structure", paper="Adebayo et al. 2018, arXiv:1810.03292", example={"cell": 4})
 def hog_correlation(a: Tensor, b: Tensor, *, cell: int = 8, bins: int = 9) -> Tensor:
     r"""Return Pearson's correlation of histograms of oriented gradients of two maps.
 

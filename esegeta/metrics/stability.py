@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from esegeta import random
+from esegeta._registry import Cost, metric
 from esegeta._types import Explain
 from esegeta.engine import check, stream
 from esegeta.engine.estimates import answered
@@ -47,6 +48,15 @@ def _nodes(x: Tensor, samples: int) -> Tensor:
     return torch.arange(samples, device=x.device)
 
 
+@metric(
+    family="robustness",
+    better="lower",
+    needs=("explain", "key"),
+    paper="Yeh et al. 2019, arXiv:1901.09392",
+    example={"samples": 3},
+    also=("max_sensitivity",),
+    cost=lambda samples: Cost(explanations=samples + 1),
+)
 def sensitivity_max(
     explain: Explain, *, radius: float = 0.02, samples: int = 16, relative: bool = True
 ) -> Measure:
@@ -78,6 +88,16 @@ def sensitivity_max(
     return _sensitivity(where, explain, radius, samples, relative, largest=True)
 
 
+@metric(
+    family="robustness",
+    better="lower",
+    answer="sampled",
+    needs=("explain", "key"),
+    paper="Yeh et al. 2019, arXiv:1901.09392",
+    example={"samples": 3},
+    also=("avg_sensitivity",),
+    cost=lambda samples: Cost(explanations=samples + 1),
+)
 def sensitivity_mean(
     explain: Explain, *, radius: float = 0.02, samples: int = 16, relative: bool = True
 ) -> Measure:
@@ -127,6 +147,15 @@ def _sensitivity(
     return measure
 
 
+@metric(
+    family="robustness",
+    better="lower",
+    needs=("explain", "key"),
+    paper="Alvarez-Melis, Jaakkola 2018, arXiv:1806.08049",
+    example={"samples": 3},
+    also=("local_lipschitz_estimate",),
+    cost=lambda samples: Cost(explanations=samples + 1),
+)
 def lipschitz(explain: Explain, *, radius: float = 0.02, samples: int = 16) -> Measure:
     r"""Return the largest change of an explanation per length of a small step.
 
@@ -190,6 +219,15 @@ def _relative(where: str, explain: Explain, radius: float, samples: int, below: 
     return measure
 
 
+@metric(
+    family="robustness",
+    better="lower",
+    needs=("explain", "key"),
+    paper="Agarwal et al. 2022, arXiv:2203.06877",
+    example={"samples": 3},
+    also=("ris",),
+    cost=lambda samples: Cost(explanations=samples + 1),
+)
 def relative_input_stability(explain: Explain, *, radius: float = 0.02, samples: int = 16) -> Measure:
     r"""Return the largest relative change of an explanation per relative change of the image.
 
@@ -216,6 +254,15 @@ def relative_input_stability(explain: Explain, *, radius: float = 0.02, samples:
     return _relative(where, explain, radius, samples, lambda x: lambda step: _norm(_share(step, x)))
 
 
+@metric(
+    family="robustness",
+    better="lower",
+    needs=("explain", "score", "key"),
+    paper="Agarwal et al. 2022, arXiv:2203.06877",
+    example={"samples": 3},
+    also=("ros",),
+    cost=lambda samples: Cost(forwards=samples + 1, explanations=samples + 1),
+)
 def relative_output_stability(
     explain: Explain, model: Callable[[Tensor], Tensor], *, radius: float = 0.02, samples: int = 16
 ) -> Measure:

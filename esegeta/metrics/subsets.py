@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from esegeta import coalitions, random
+from esegeta._registry import Cost, metric
 from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
 from esegeta.engine import check, levels
@@ -109,6 +110,14 @@ def _agreement(
     return measure
 
 
+@metric(
+    family="faithfulness",
+    better="higher",
+    needs=("score", "key"),
+    paper="Ancona et al. 2018, arXiv:1711.06104",
+    example={"n": 3, "samples": 8},
+    cost=lambda samples: Cost(forwards=samples + 1),
+)
 def sensitivity_n(
     explain: Explain,
     score: Score,
@@ -148,6 +157,14 @@ def sensitivity_n(
     return _agreement(where, explain, score, features, fill, lambda _: many, samples, correlation)
 
 
+@metric(
+    family="faithfulness",
+    better="higher",
+    needs=("score", "key"),
+    paper="Bhatt, Weller, Moura 2020, arXiv:2005.00631",
+    example={"samples": 8},
+    cost=lambda samples: Cost(forwards=samples + 1),
+)
 def faithfulness_correlation(
     explain: Explain,
     score: Score,
@@ -185,6 +202,14 @@ def faithfulness_correlation(
     return _agreement(where, explain, score, features, fill, size, samples, correlation)
 
 
+@metric(
+    family="faithfulness",
+    better="higher",
+    needs=("score", "key"),
+    paper="Fel et al. 2021, arXiv:2111.04138",
+    example={"samples": 8},
+    cost=lambda samples: Cost(forwards=samples + 1),
+)
 def mu_fidelity(
     explain: Explain,
     score: Score,

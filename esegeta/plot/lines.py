@@ -30,6 +30,7 @@ def curve(
     x: Any,
     ys: Mapping[str, Any],
     *,
+    bands: Mapping[str, tuple[Any, Any]] | None = None,
     xlabel: str = "",
     ylabel: str = "",
     title: str | None = None,
@@ -39,6 +40,7 @@ def curve(
     Args:
         x: the numbers along the axis, n of them.
         ys: label -> n numbers; gaps where they are NaN.
+        bands: label of a curve -> n numbers below and n above: what lies between is shaded in its colour.
         xlabel: what x is, with its unit.
         ylabel: what the curves are, with their unit.
         title: above the picture.
@@ -52,11 +54,10 @@ def curve(
         raise ValueError(
             check.problem("curve", "ys as a mapping label -> numbers", check.describe(ys), advice)
         )
-    lines = {str(label): _numbers("curve", f"ys[{label!r}]", y) for label, y in ys.items()}
-    for label, y in lines.items():
-        if y.shape != along.shape:
-            expected = f"ys[{label!r}] with the {along.size} numbers of x"
-            raise ValueError(check.problem("curve", expected, f"{y.size}", "Give each x a value or NaN"))
+    lines = {str(label): _like("ys", label, y, along) for label, y in ys.items()}
+    between = {
+        str(k): [_like("bands", k, side, along) for side in sides] for k, sides in (bands or {}).items()
+    }
     figure = canvas.new(7.0, 4.2, PAPER)
     figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
     axes = _axes(figure, 111)
@@ -66,6 +67,9 @@ def curve(
             along, y, color=colours.LINES[i % 8], linestyle=("-", "--", ":", "-.")[(i // 8) % 4], linewidth=1.8,
             marker=marker, markersize=4, label=label if not label.startswith("_") else f"\u200b{label}",
         )  # fmt: skip
+        if label in between:
+            low, high = between[label]
+            axes.fill_between(along, low, high, color=colours.LINES[i % 8], alpha=0.12, linewidth=0)
     axes.set_xlabel(xlabel, color=TEXT, fontsize=9, parse_math=False)
     axes.set_ylabel(ylabel, color=TEXT, fontsize=9, parse_math=False)
     if title:
@@ -75,6 +79,14 @@ def curve(
         for text in legend.get_texts():
             text.set_parse_math(False)
     return figure
+
+
+def _like(name: str, label: str, values: Any, along: np.ndarray) -> np.ndarray:
+    found = _numbers("curve", f"{name}[{label!r}]", values)
+    if found.shape != along.shape:
+        expected = f"{name}[{label!r}] with the {along.size} numbers of x"
+        raise ValueError(check.problem("curve", expected, f"{found.size}", "Give each x a value or NaN"))
+    return found
 
 
 def _numbers(where: str, name: str, values: Any) -> np.ndarray:

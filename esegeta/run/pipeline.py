@@ -117,6 +117,7 @@ def run(
     _writable(folder)
     with terminable(), _alone(folder) as lock:
         outputs.sweep(folder)
+        jobs.forget_drawings(planned, folder)
         return _run(config, folder, lock, planned, chosen, finished, redrawn, threads, progress)
 
 
@@ -128,7 +129,11 @@ def _chosen(planned: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
         if name not in known:
             advice = catalogue.nearest(name, known)
             raise ValueError(check.problem("run", "the id of a job or of a method", repr(name), advice))
-    return [job for job in planned if {job.id, job.method} & set(only)]
+    chosen = {job.id for job in planned if {job.id, job.method} & set(only)}
+    for job in planned:  # each after those that it reads
+        if kinds.find(job.kind).draws and chosen & {one.id for one in job.after}:
+            chosen.add(job.id)
+    return [job for job in planned if job.id in chosen]
 
 
 def _writable(folder: Path) -> None:
@@ -264,7 +269,7 @@ class _Work:
 
     def _submit(self, executor: Executor) -> Iterator[Event]:
         """Hand out the jobs for which nothing is to be waited for any more; those that lack an input are skipped."""
-        while ready := [name for name, waits in self.open.items() if not waits]:
+        while ready := self._ready():
             tasks, skipped = [], []
             for name in ready:
                 del self.open[name]
@@ -280,6 +285,12 @@ class _Work:
                 yield {"event": "end", "task": outcome.id, "outcome": outcome}
                 for waits in self.open.values():
                     waits.discard(outcome.id)
+
+    def _ready(self) -> list[str]:
+        """Return the jobs that wait for nothing; those that draw wait until all others are handed out."""
+        ready = [name for name, waits in self.open.items() if not waits]
+        draws = {name for name in self.open if kinds.find(self.jobs[name].kind).draws}
+        return ready if draws >= self.open.keys() else [name for name in ready if name not in draws]
 
     def _lacking(self, job: Job) -> str | None:
         """Say which input keeps a job from being done, None if nothing does."""
@@ -351,6 +362,8 @@ def _write_tables(folder: Path, records: Sequence[Record], counts: Mapping[str, 
     """Write a table for each kind that has records, and all of them in one file."""
     whole: dict[str, Any] = {"counts": counts, "missing": missing, "jobs": []}
     for kind in kinds.known():
+        if not kind.file:
+            continue
         own = [record for record in records if record.get("kind", "methods") == kind.name]
         if not own and kind.file != "summary":
             continue
@@ -397,6 +410,8 @@ def examined(config: Config, chosen: Sequence[Job], finished: Mapping[str, Recor
             found[job.id] = said or {"problem": outcome.error}
     plan = []
     for job in chosen:
+        if kinds.find(job.kind).draws:
+            continue
         said = found.get(job.id, {})
         count, needs = kinds.find(job.kind).cost(job.payload)
         shape = tuple(said["shape"]) if said.get("shape") else None

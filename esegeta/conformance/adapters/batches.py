@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from esegeta._facts import declared
 from esegeta.conformance.finding import of
 from esegeta.conformance.functions import call
-from esegeta.conformance.laws import Law
+from esegeta.conformance.lawbook import MethodLaw
 from esegeta.conformance.report import Verdict
 from esegeta.conformance.subjects import Subject
 from esegeta.conformance.verify import decided
@@ -74,7 +74,7 @@ class Probability:
 
 
 @dataclass(frozen=True)
-class Together(Law):
+class Together(MethodLaw):
     """An example gets the same attribution whatever else is in its batch."""
 
     mate: Any

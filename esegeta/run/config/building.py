@@ -29,13 +29,24 @@ from esegeta.run.config.annotations import is_file, is_tensor, members, shown
 from esegeta.run.config.catalogue import Parameter, faults_of, nearest
 from esegeta.run.config.faults import Collector, Strict, told
 from esegeta.run.config.plugins import check_plugins
-from esegeta.run.config.schema import Call, Config, Input, Method, Model, Output, Patches, Run, Target
+from esegeta.run.config.schema import (
+    Call,
+    Config,
+    Input,
+    Method,
+    Model,
+    Output,
+    Patches,
+    Reference,
+    Run,
+    Target,
+)
 from esegeta.run.config.sources import check_model, is_there
 from esegeta.run.config.tables import keys_of, no_twins, one, several
 from esegeta.run.config.trust import Trust
 from esegeta.run.jobs import kinds
 from esegeta.run.volumes import files as volumes
-from esegeta.run.volumes import preprocess
+from esegeta.run.volumes import labels, preprocess
 from esegeta.run.volumes.names import subjects
 
 Reader = Callable[[Path], Tensor]
@@ -472,6 +483,37 @@ def _input(given: Input, folder: Path, faults: Strict) -> None:
         faults.say(f"input.preprocess{number}: {told(text)}")
 
 
+def _reference(
+    given: Reference, images: Input | None, targets: Sequence[Target], folder: Path, faults: Strict
+) -> None:
+    """Check that the files are those of images, and that every target has a label."""
+    for name in given.labels:
+        if name not in [target.name for target in targets]:
+            advice = nearest(name, [target.name for target in targets])
+            faults.add("reference.labels", "names of targets", repr(name), advice)
+    for target in targets:
+        if not labels.meant(given.labels, target.name, class_of(target)):
+            advice = f"Add labels = {{ {target.name} = 1 }}"
+            faults.add("reference.labels", f"a label of the target {target.name}", "nothing", advice)
+    if images is None:
+        return
+    try:
+        found = subjects(volumes.expand(images.files, folder), images.subject)
+    except (ValueError, re.error):  # told at the images
+        return
+    with faults.at("reference.files"):
+        try:
+            labels.matched(given.files, found, given.subject or images.subject, folder)
+        except re.error as error:
+            faults.add("reference.subject", "a regular expression", repr(given.subject), str(error))
+
+
+def class_of(target: Target) -> int | None:
+    """Return the class that a target is about, None if it is about none or several."""
+    found = target.parameters.get("target", target.class_)
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
 def _run(run: Run, folder: Path, faults: Strict) -> None:
     _limits(run, "run", faults)
     for key in ("workers", "per_device", "threads"):
@@ -548,6 +590,7 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
     model, given = one(Model, raw, "model", faults), one(Input, raw, "input", faults)
     run, patches = one(Run, raw, "run", faults), one(Patches, raw, "patches", faults)
     output = one(Output, raw, "output", faults)
+    reference = one(Reference, raw, "reference", faults)
     more = {key: one(section, raw, key, faults) for key, section in of_kinds.items()}
     targets, methods = several(Target, raw, "targets", faults), several(Method, raw, "methods", faults)
     if model:
@@ -558,6 +601,8 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
         _run(run, folder, faults)
     if patches:
         _patches(patches, faults)
+    if reference:
+        _reference(reference, given, [target for _, target in targets], folder, faults)
     nowhere = Context(spacing=(1.0, 1.0, 1.0), faults=faults)
     for number, target in targets:
         path = f"targets[{number}]"
@@ -584,6 +629,7 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
         input=given,
         targets=[t for _, t in targets],
         methods=[m for _, m in methods],
+        reference=reference,
         patches=patches,
         run=run or Run(),
         output=output or Output(),

@@ -13,6 +13,7 @@ from esegeta import baselines as _baselines  # noqa: F401  what comes with the p
 from esegeta import features as _features  # noqa: F401
 from esegeta import masks as _masks  # noqa: F401
 from esegeta import methods as _methods  # noqa: F401
+from esegeta import metrics as _metrics  # noqa: F401
 from esegeta import noise as _noise  # noqa: F401
 from esegeta import reducers as _reducers  # noqa: F401
 from esegeta import rules as _rules  # noqa: F401
@@ -97,23 +98,24 @@ class Maker(NamedTuple):
 FAMILIES: dict[str, Registry[Any]] = {name: table for table in REGISTRIES for name in table.asked_by}
 
 
-def _settable(parameter: Parameter) -> bool:
+def settable(parameter: Parameter) -> bool:
+    """Return whether a file can set a parameter: it is no function, or one that is asked for by name."""
     return parameter.name in FAMILIES or said(parameter.annotation) != "nothing"
 
 
 def _maker(spec: Spec) -> Maker | None:
     """How a member is made from what a file can set; None if that is not all that it needs."""
     known = parameters(spec.fn, skip=spec.leads)
-    settable = {name: p for name, p in known.items() if _settable(p)}
-    if any(p.required for name, p in known.items() if name not in settable):
+    own = {name: p for name, p in known.items() if settable(p)}
+    if any(p.required for name, p in known.items() if name not in own):
         return None
     if not spec.leads:
-        return Maker(spec.fn, settable)
+        return Maker(spec.fn, own)
 
     def make(**settings: Any) -> Callable[..., Any]:
         return functools.partial(spec.fn, **settings) if settings else spec.fn  # it is itself the value
 
-    return Maker(make, settable)
+    return Maker(make, own)
 
 
 def family(name: str) -> dict[str, Maker]:
@@ -237,6 +239,22 @@ def numbers(spec: MethodSpec, method: Any) -> Numbers:
     if method.place is not None and not spec.place:
         return "layer"
     return "part" if "features" in method.parameters else spec.numbers
+
+
+def contributions(spec: MethodSpec, method: Any) -> bool | None:
+    """Return whether the values of a map are contributions, False for slopes, None if they are neither.
+
+    Transforms that are no averages leave neither.
+
+    >>> from esegeta.run.config.loading import Method
+    >>> [contributions(METHODS[n], Method(name=n)) for n in ("integrated_gradients", "gradient", "grad_cam")]
+    [True, False, None]
+    """
+    averages = all(
+        {"completeness", "linearity"} & TRANSFORMS[call.name].preserves for call in method.transforms
+    )
+    layer = method.place is not None and not spec.place
+    return spec.contributions if averages and not layer else None
 
 
 def cost(spec: MethodSpec, method: Mapping[str, Any]) -> int | None:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from esegeta._registry import BASELINES, METHODS, REDUCERS, TRANSFORMS, MethodSpec, Spec
+from esegeta._registry import BASELINES, METHODS, METRICS, REDUCERS, TRANSFORMS, MethodSpec, Spec
 from esegeta.engine import check
 from esegeta.run.config import catalogue
 from esegeta.run.config.catalogue import Parameter
@@ -25,7 +25,7 @@ def tables() -> Iterator[tuple[str, tuple[str, ...], Rows]]:
     """Title, head and rows of a table for each kind.
 
     >>> [title for title, _, _ in tables()]
-    ['METHODS', 'TRANSFORMS', 'REDUCERS', 'BASELINES']
+    ['METHODS', 'TRANSFORMS', 'REDUCERS', 'BASELINES', 'METRICS']
     """
     rows: Rows = [
         (name, spec.origin, _needs(spec), _parameters(catalogue.of_method(spec)) or "-", first_line(spec.fn))
@@ -38,6 +38,18 @@ def tables() -> Iterator[tuple[str, tuple[str, ...], Rows]]:
             for name, spec in sorted(table.items())
         ]
         yield title, ("name", "from", "parameters", "what it is"), rows
+    rows = [
+        (
+            name,
+            spec.origin,
+            " ".join(spec.needs) or "-",
+            spec.better or "-",
+            _parameters(catalogue.of_method(spec)) or "-",
+            first_line(spec.fn),
+        )
+        for name, spec in sorted(METRICS.items())
+    ]
+    yield "METRICS", ("name", "from", "needs", "better", "parameters", "what it is"), rows
 
 
 def _needs(spec: MethodSpec) -> str:
@@ -79,8 +91,22 @@ def entry(name: str) -> str:
     if name in BASELINES:
         facts = {"count": "how many are drawn, default 1" if catalogue.draws(BASELINES[name].fn) else ""}
         return _text(BASELINES[name], "baseline", facts)
-    known = [*by_name, *TRANSFORMS, *REDUCERS, *BASELINES]
-    expected = "the name of a method, transform, reducer or baseline"
+    metrics_by_name = {n: spec for spec in METRICS.values() for n in (spec.name, *spec.also)}
+    if name in metrics_by_name:
+        metric = metrics_by_name[name]
+        facts = {
+            "also called": ", ".join(metric.also),
+            "family": metric.family,
+            "needs": " and ".join(metric.needs) or "a map",
+            "answers with": {"scalar": "a number", "sampled": "a number and its standard error"}.get(
+                metric.answer, "a curve and its area"
+            ),
+            "better": metric.better or "neither higher nor lower",
+            "reference": metric.paper,
+        }
+        return _text(metric, "metric", facts)
+    known = [*by_name, *TRANSFORMS, *REDUCERS, *BASELINES, *metrics_by_name]
+    expected = "the name of a method, transform, reducer, baseline or metric"
     raise ValueError(check.problem("methods", expected, repr(name), catalogue.nearest(name, known)))
 
 

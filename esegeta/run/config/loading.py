@@ -177,6 +177,8 @@ def _resolved(config: Config, folder: Path) -> Config:
             "plugins": [_absolute(name, folder) for name in config.plugins],
             "model": _placed(config.model, folder),
             "input": config.input.model_copy(update={"files": files(config.input.files)}),
+            "reference": config.reference
+            and config.reference.model_copy(update={"files": files(config.reference.files)}),
             "targets": [_with_files(_target(target), folder) for target in config.targets],
             "methods": [
                 _with_files(entry, folder) for method in config.methods for entry in _entries(method, run)

@@ -71,12 +71,26 @@ class Input(Section):
     frame: int | None = None  # the one time point to take of four axes
     nan: float | None = None  # what takes the place of NaN and infinity
     preprocess: list[Step] = []
+    pad: Literal["auto"] | None = None  # to sizes that the network takes, found by trying it
 
     @property
     def reading(self) -> dict[str, Any]:
         """What ``volumes.read`` is told besides the files."""
         said = {"channels": self.channels, "frame": self.frame, "nan": self.nan}
         return {name: value for name, value in said.items() if value is not None}
+
+
+class Reference(Section):
+    """The ground truth: label maps, each of the subject that its name tells, as for the images.
+
+    ``grid`` says what is done with one on another grid than its image: "same" refuses it, "nearest" takes the nearest
+    label. ``labels`` has the label of each target, or several; without it that is the number of its class.
+    """
+
+    files: str | list[str]
+    subject: str | None = None
+    grid: Literal["same", "nearest"] = "same"
+    labels: dict[str, int | list[int]] = {}
 
 
 class Target(Section):
@@ -147,6 +161,7 @@ class Config(Section):
     input: Input
     targets: list[Target]
     methods: list[Method]
+    reference: Reference | None = None
     patches: Patches | None = None
     run: Run = Run()
     output: Output = Output()

@@ -102,7 +102,7 @@ def _strange_values(value: Any, path: str) -> list[str]:
 
 def one(cls: type[Part], raw: Mapping[str, Any], key: str, faults: Strict) -> Part | None:
     """The table of that name, if there is one."""
-    if key not in raw or (raw[key] is None and key == "patches"):
+    if key not in raw or (raw[key] is None and key in ("patches", "reference")):
         return None
     return part(cls, raw[key], key, faults)
 

@@ -14,7 +14,19 @@ from esegeta.engine import check
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import MADE
 from esegeta.run.jobs.kinds import Record
-from esegeta.run.jobs.parts import Entry, Image, entry_of, image_of, model_of, refusals
+from esegeta.run.jobs.parts import (
+    Entry,
+    Image,
+    answer_of,
+    entry_of,
+    image_of,
+    kept,
+    model_of,
+    on_file,
+    predicted,
+    reference_of,
+    refusals,
+)
 from esegeta.run.jobs.plan import record_of
 
 
@@ -62,6 +74,45 @@ class Inputs:
     def model(self) -> Model:
         """Return the network."""
         return model_of(self.entry(), self._device, self._context.cache)
+
+    def prediction(self, grid: Literal["network", "file"] = "file") -> Tensor | None:
+        r"""Return where the network sees the target of the job.
+
+        Args:
+            grid: "file" for the grid of the image's file, on which it is also written beside the maps; "network"
+                for that of the prepared image.
+
+        Returns:
+            bool (\*S), on the CPU; None if the target has no class, or the answer of the network no grid, as that
+            of a classifier. With ``patches`` other than "whole" it is of the stitched answer.
+        """
+        payload, entry, image = self._payload, self.entry(), self.image()
+
+        def look() -> Tensor | None:
+            found = predicted(entry, answer_of(entry, self.model(), image), image)
+            return None if found is None else found.cpu()
+
+        how = [entry.method.patches, payload["patches"]] if entry.method.patches != "whole" else None
+        about = [payload[name] for name in ("files", "input_digest", "model", "preprocess", "target")]
+        mask = kept(self._context.cache, "seen", [*about, entry.pad, how], look, 8)
+        return mask if mask is None or grid == "network" else on_file(mask, image)
+
+    def reference(self, grid: Literal["network", "file"] = "file") -> Tensor | None:
+        r"""Return where the ground truth that the configuration gives shows the target of the job.
+
+        It does not decide about maps. A kind whose numbers depend on it says so: ``payload["reference"]``, which is
+        ``job.given["reference"]`` when jobs are planned, is None or has a ``decides`` to be put into ``Job.decides``.
+
+        Args:
+            grid: "file" for the grid of the image's file, on which it is also written beside the maps; "network"
+                for that of the prepared image, to which the nearest label is brought.
+
+        Returns:
+            bool (\*S), on the CPU; None if the configuration has no table ``[reference]``, or no file for this
+            subject.
+        """
+        with refusals():
+            return reference_of(self._payload, self.image(), self._context.cache, self._context.memory, grid)
 
     @property
     def _device(self) -> torch.device:

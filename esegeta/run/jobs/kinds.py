@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from esegeta.engine import check
 
 Record = dict[str, Any]
-BUILT_IN = ("esegeta.run.jobs.methods", "esegeta.run.jobs.summary")
+BUILT_IN = ("esegeta.run.jobs.methods", "esegeta.run.jobs.summary", "esegeta.run.jobs.figures")
 
 
 def digest(value: Any) -> str:
@@ -103,7 +103,9 @@ class Kind:
         cost: (payload) -> how many gradients or values it takes (None if unknown), and which of them.
         written: (record) -> the files that belong to the record alone, relative to the folder of the run.
         stem: (job) -> the beginning of the names of all these files, for what a job left that came to no end.
-        file: the table that its records become, without its ending; columns: of that table.
+        draws: whether its jobs only show what others have computed. They are done last and along with any job that
+            they read, a dry run leaves them out, and a configuration that asks for none of them has none.
+        file: the table that its records become, without its ending, empty for none; columns: of that table.
         shown: column -> heading, of its table in the report; empty if the report knows it better.
         title: of that table; note: what is said below it.
     """
@@ -123,6 +125,7 @@ class Kind:
     cost: Callable[[Record], tuple[int | None, str]] = lambda payload: (None, "")  # noqa: ARG005
     written: Callable[[Mapping[str, Any]], Sequence[str]] = lambda record: ()  # noqa: ARG005
     stem: Callable[[Job], Path] | None = None
+    draws: bool = False
     shown: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
     note: str = ""

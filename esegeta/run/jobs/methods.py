@@ -1,4 +1,4 @@
-"""The kind of jobs "methods": one image, one target, one method become a map, figures and a record.
+"""The kind of jobs "methods": one image, one target, one method become a map and a record.
 
 Everything that it needs comes as JSON. Files are written whole or not at all, and the record last: where it is,
 everything of the job is. What is written beside the map does not change from run to run; times, memory and dates
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esegeta import reducers
 from esegeta._types import Score
 from esegeta.engine.execution import (
     DeadlineExceeded,
@@ -33,7 +32,7 @@ from esegeta.engine.memory import forecast
 from esegeta.placing import tap
 from esegeta.run.config import catalogue
 from esegeta.run.config.annotations import with_files
-from esegeta.run.config.building import Built
+from esegeta.run.config.building import Built, class_of
 from esegeta.run.config.schema import Method, Target
 from esegeta.run.executors.child import Context, one_line, peak, verdict
 from esegeta.run.jobs import marks, outputs
@@ -42,11 +41,15 @@ from esegeta.run.jobs.kinds import Job, Kind, Record, digest, register
 from esegeta.run.jobs.parts import (
     Entry,
     Image,
+    answer_of,
     entry_of,
     explanation_of,
     image_of,
     kept,
     model_of,
+    on_file,
+    predicted,
+    reference_of,
     refusals,
     repeatable,
 )
@@ -59,9 +62,8 @@ from esegeta.run.jobs.plan import (
     releases,
     write_record,
 )
-from esegeta.run.volumes import names
+from esegeta.run.volumes import labels, names
 from esegeta.run.volumes.files import files_of
-from esegeta.run.volumes.reading import Volume
 
 # What differs between two runs of the same job: not beside the map, which has to be the same file.
 OF_THE_RUN = (
@@ -151,8 +153,7 @@ def explain(payload: Record, inputs: Inputs, context: Context) -> Record:
         torch.cuda.init()  # before it there is nothing to reset
         torch.cuda.reset_peak_memory_stats(device)  # the job before may have ended in an error
     entry, image, model = inputs.entry(), inputs.image(), inputs.model()
-    with torch.no_grad():
-        answer = model(image.x)
+    answer = answer_of(entry, model, image)
 
     def left() -> float | None:
         return None if context.seconds is None else max(0.0, context.seconds - (time.monotonic() - clock))
@@ -167,9 +168,9 @@ def explain(payload: Record, inputs: Inputs, context: Context) -> Record:
     done = partial_share(events)
     share = marks.missed(value, residual, difference)
     if share is not None and residual is not None and difference is not None:
-        said = marks.incomplete(built.spec, share, residual, difference, entry.precision)
-        events = [*events, said]
-        warnings.warn(said["message"], ExecutionWarning, stacklevel=1)
+        event = marks.incomplete(built.spec, share, residual, difference, entry.precision)
+        events = [*events, event]
+        warnings.warn(event["message"], ExecutionWarning, stacklevel=1)
     write_raw(raw, Path(payload["folder"]) / raw_path(payload["id"]))
     map, notes = on_image(raw, image.x)
     regridding = "density" if catalogue.numbers(built.spec, entry.method) == "amount" else "values"
@@ -194,8 +195,10 @@ def explain(payload: Record, inputs: Inputs, context: Context) -> Record:
         "preprocess": list(image.prepared.record),
         "events": [*events, *notes],
     }
-    prediction = shared(payload, entry, image, answer, context)
-    record |= written(payload, entry, image, whole, {**record, **prediction})
+    masks = shared(payload, entry, image, answer, context)
+    masks["reference"], said = referred(payload, entry, image, context)
+    record["events"] += said
+    record |= written(payload, entry, image, whole, {**record, **masks})
     record |= {
         "raw": raw_path(payload["id"]).as_posix(),
         "error": None,
@@ -258,16 +261,6 @@ def each_part_once(map: Tensor, parts: Any) -> tuple[Tensor, Tensor] | None:
     return (one.sum(), inside) if bool((one[which] == values).all()) else None
 
 
-def predicted(entry: Entry, answer: Tensor, image: Image) -> Tensor | None:
-    """Where the network sees the target, on the grid of the file; None for networks that answer without a grid."""
-    target = entry.target.parameters.get("target", entry.target.class_)
-    if not isinstance(target, int) or answer.ndim != image.x.ndim or answer.shape[1:] != image.x.shape[1:]:
-        return None
-    exclusive = entry.target.parameters.get("exclusive", True)
-    mask = reducers.predicted_mask(answer, target, exclusive=exclusive)
-    return image.prepared.back(mask[None].float().cpu(), "values") >= 0.5
-
-
 def write_raw(raw: Tensor, path: Path) -> None:
     """Keep a map as it was computed: on the grid of the network or of a layer, with all channels."""
     values = raw.detach().cpu()
@@ -278,43 +271,84 @@ def write_raw(raw: Tensor, path: Path) -> None:
 
 
 def shared(payload: Record, entry: Entry, image: Image, answer: Tensor, context: Context) -> Record:
-    """Write the image and the prediction, once for each worker, and return where they are."""
+    """Write the image and the masks, once for each worker, and return where they are."""
     folder, subject, target = Path(payload["folder"]), payload["subject"], entry.target.name
-    volume = image.volume
 
-    def write(tensor: Tensor | None, name: Path) -> str | None:
-        if tensor is None:
-            return None
-        outputs.write_map(tensor, volume, folder / name)
-        return name.as_posix()
+    def seen() -> str | None:
+        found = predicted(entry, answer, image)
+        return (
+            None
+            if found is None
+            else write_mask(on_file(found, image), image, folder, mask, entry, class_of(entry.target))
+        )
+
+    def anatomy() -> str:
+        outputs.write_map(image.volume.data, image.volume, folder / names.anatomy(subject))
+        return names.anatomy(subject).as_posix()
 
     whose = [payload["files"], payload["input_digest"], str(folder)]
-    anatomy = kept(context.cache, "anatomy", whose, lambda: write(volume.data, names.anatomy(subject)))
+    where = kept(context.cache, "anatomy", whose, anatomy)
     mask = names.prediction(subject, target)
     if entry.method.patches != "whole":  # the network on patches may see something else
         mask = names.statmap(subject, target, "prediction_stitched", "mask.nii.gz")
     whose += [payload["target"], payload["model"], payload["preprocess"], payload["patches"], mask.name]
-    prediction = kept(
-        context.cache, "prediction", whose, lambda: write(predicted(entry, answer, image), mask), 8
-    )
-    return {"anatomy": anatomy, "prediction": prediction}
+    prediction = kept(context.cache, "prediction", whose, seen, 8)
+    return {"anatomy": where, "prediction": prediction}
+
+
+def referred(
+    payload: Record, entry: Entry, image: Image, context: Context
+) -> tuple[str | None, list[Record]]:
+    """Write what the given label map shows of the target, once for each worker; return where, and what to say."""
+    given = payload["reference"]
+    if not given:
+        return None, []
+    folder, name = Path(payload["folder"]), names.reference(payload["subject"], entry.target.name)
+
+    def write() -> tuple[str | None, list[Record]]:
+        with refusals():
+            mask = reference_of(payload, image, context.cache, context.memory)
+        if mask is None:
+            message = f"There is no reference of {payload['subject']}: no file of its name."
+            return None, [{"event": "reference", "message": message}]
+        path = write_mask(mask, image, folder, name, entry, given["labels"])
+        if bool(mask.any()):
+            return path, []
+        message = (
+            f"The reference shows nothing of the target: none of its voxels has a label of {given['labels']}."
+        )
+        return path, [{"event": "reference", "message": message}]
+
+    whose = [
+        payload["files"],
+        payload["input_digest"],
+        given["file"],
+        given["decides"],
+        str(folder),
+        name.name,
+    ]
+    return kept(context.cache, "referred", whose, write, 8)
+
+
+def write_mask(mask: Tensor, image: Image, folder: Path, name: Path, entry: Entry, labels: Any) -> str:
+    """Write a mask, and a sidecar that says what its one label is called."""
+    target = entry.target.name
+    outputs.write_map(mask[None], image.volume, folder / name, description=f"1: {target}")
+    sidecar = {"Type": "ROI", "labels": {"1": target}, "made_of": labels}
+    outputs.write_json(folder / name.with_name(name.name.replace(".nii.gz", ".json")), sidecar)
+    return name.as_posix()
 
 
 def written(payload: Record, entry: Entry, image: Image, map: Tensor, record: Record) -> Record:
-    """Write a map, its sidecar and its figures, and return what the record says of them."""
+    """Write a map and its sidecar, and return what the record says of them."""
     folder, volume = Path(payload["folder"]), image.volume
     place = functools.partial(names.statmap, payload["subject"], entry.target.name, record["method"])
     paths: Record = {
         "anatomy": record["anatomy"],
         "prediction": record["prediction"],
+        "reference": record["reference"],
         "map": None,
-        "figures": {},
     }
-    paths["events"] = list(record["events"])
-    if entry.output.figures:
-        drawings, said = drawn(map, volume, folder / place(""), record)
-        paths["figures"] = {kind: path.relative_to(folder).as_posix() for kind, path in drawings.items()}
-        paths["events"] += said
     if entry.output.nifti:
         outputs.write_map(map, volume, folder / place(), holes=record["status"] == "partial")
         paths["map"] = place().as_posix()
@@ -330,8 +364,9 @@ def redraw(payload: Record, inputs: Inputs, context: Context) -> Record:
     entry, image = inputs.entry(), inputs.image()
     whole = inputs.map(payload["id"], "file")
     context.finishing(_WRITING_SECONDS)
-    events = [event for event in before["events"] if event.get("event") != "figures"]
-    record = {**before, **about(payload), "events": events}
+    events = [event for event in before["events"] if event.get("event") != "reference"]
+    reference, said = referred(payload, entry, image, context)
+    record = {**before, **about(payload), "events": [*events, *said], "reference": reference}
     gone = dict.fromkeys(written_files(before))
     record |= written(payload, entry, image, whole, record)
     for name in gone.keys() - set(written_files(record)):
@@ -343,24 +378,8 @@ def redraw(payload: Record, inputs: Inputs, context: Context) -> Record:
 def written_files(record: Mapping[str, Any]) -> list[str]:
     """Return the files that belong to a record alone, relative to the folder of the run."""
     sidecar = names.statmap(record["subject"], record["target"], record["method"], "statmap.json")
-    alone = [record.get("map"), record.get("raw"), *(record.get("figures") or {}).values()]
+    alone = [record.get("map"), record.get("raw")]
     return [sidecar.as_posix(), *(name for name in alone if name)]
-
-
-def drawn(map: Tensor, volume: Volume, stem: Path, record: Record) -> tuple[dict[str, Path], list[Record]]:
-    """Draw the figures of a map; without matplotlib there are none, and that is said."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        message = 'There are no figures: matplotlib is missing, pip install "esegeta[viz]".'
-        return {}, [{"event": "figures", "message": message}]
-    from esegeta import plot
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        title = marks.titled(f"{record['title']} ({record['target']})", marks.marks(record))
-        affine = None if volume.is_image else volume.affine
-        return plot.save_figures(map, volume.data, volume.spacing, stem, title, affine), []
 
 
 def examine(payload: Record, context: Context) -> Record:
@@ -372,6 +391,9 @@ def examine(payload: Record, context: Context) -> Record:
         image = image_of(payload, entry, device, context.cache)
         found["shape"] = list(image.x.shape)
         model = model_of(entry, device, context.cache)
+        taken = [payload[name] for name in ("files", "model", "preprocess", "pad", "patches")]
+        taken += [entry.method.patches]
+        kept(context.cache, "taken", taken, lambda: answer_of(entry, model, image) is None)
         built, score = explanation_of(entry, model, image)
         if entry.method.place is not None and score is not None:
             with torch.no_grad():
@@ -414,10 +436,12 @@ def _job(planning: Planning, about_image: AboutImage, target: Target, method: Me
         "key": config.run.key,
         "versions": releases(),
     }
-    # What files are called, which of them there are, and what stands above the pictures.
+    # What files are called, which of them there are, and what stands above them.
+    reference = _reference(planning, about_image, target)
     looks = {
         "names": [about_image.subject, target.name, own, method.title],
-        "output": {k: whole["output"][k] for k in ("nifti", "figures")},
+        "reference": reference and reference["decides"],
+        "nifti": whole["output"]["nifti"],
     }
     given = {
         "input_digest": digest(about_image.decides),
@@ -433,6 +457,8 @@ def _job(planning: Planning, about_image: AboutImage, target: Target, method: Me
         "method": how,
         **{name: whole[name] for name in ("model", "patches", "output")},
         "preprocess": whole["input"]["preprocess"],
+        "pad": config.input.pad,
+        "reference": reference,
         "precision": config.run.precision,
         "key": config.run.key,
         "folder": planning.folder,
@@ -450,6 +476,17 @@ def _job(planning: Planning, about_image: AboutImage, target: Target, method: Me
         deadline=method.deadline if method.deadline is not None else config.run.deadline,
         memory=None if memory is None else parse_memory("run", memory),
     )
+
+
+def _reference(planning: Planning, about_image: AboutImage, target: Target) -> Record | None:
+    """Return what a job is told of the given label map; ``decides`` is what changes the numbers made of it."""
+    given = planning.config.reference
+    if given is None:
+        return None
+    path, meant = about_image.reference, labels.meant(given.labels, target.name, class_of(target))
+    decides = digest([contents(path) if path else None, given.grid, meant])
+    file = str(path) if path else None
+    return {"file": file, "grid": given.grid, "labels": list(meant), "decides": decides}
 
 
 def about(payload: Record) -> Record:
@@ -503,12 +540,12 @@ METHODS = register(
         columns=(
             *("id", "subject", "target", "method", "title", "status", "error", "score", "residual"),
             *("difference", "missed", "share_done", "min", "max", "sum", "sum_kept"),
-            *("seconds", "peak_memory", "device", "precision", "map", "prediction", "anatomy"),
+            *("seconds", "peak_memory", "device", "precision", "map", "prediction", "reference", "anatomy"),
         ),
         blank={
-            **dict.fromkeys(("map", "prediction", "anatomy", "score", "residual", "difference", "missed")),
+            **dict.fromkeys(("map", "prediction", "reference", "anatomy")),
+            **dict.fromkeys(("score", "residual", "difference", "missed")),
             **dict.fromkeys(("min", "max", "sum", "sum_kept", "started", "place", "baseline", "key")),
-            "figures": {},
         },
     )
 )

@@ -9,18 +9,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from esegeta import patches
+from esegeta import patches, reducers
 from esegeta._facts import declare
 from esegeta._types import Model, Score
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
+from esegeta.engine.refusals import one_line
 from esegeta.models import from_module
 from esegeta.run.config import building, plugins, trust
 from esegeta.run.config import schema as config
 from esegeta.run.config import sources as networks
 from esegeta.run.config.building import Built
+from esegeta.run.executors.child import verdict
+from esegeta.run.executors.status import Status
 from esegeta.run.volumes import files as volumes
-from esegeta.run.volumes import preprocess
+from esegeta.run.volumes import labels, padding, preprocess, steps
 from esegeta.run.volumes.prepared import Prepared
 from esegeta.run.volumes.reading import Volume
 
@@ -39,6 +42,7 @@ class Entry(NamedTuple):
     precision: str
     key: int
     trust: trust.Trust
+    pad: str | None = None
 
 
 class Image(NamedTuple):
@@ -67,6 +71,7 @@ def entry_of(payload: dict[str, Any], memory: int | None = None) -> Entry:
         payload["precision"],
         payload["key"],
         allowed,
+        payload.get("pad"),
     )
 
 
@@ -113,7 +118,91 @@ def image_of(payload: dict[str, Any], entry: Entry, device: torch.device, cache:
         prepared = preprocess.apply(volume, entry.steps)
         return Image(volume, prepared, prepared.data.to(device))
 
-    return kept(cache, "image", [payload["files"], payload["input_digest"], entry.steps], read, _KEPT_INPUTS)
+    about = [payload["files"], payload["input_digest"], entry.steps]
+    image: Image = kept(cache, "image", about, read, _KEPT_INPUTS)
+    if entry.pad is None or entry.method.patches != "whole":  # a sliding window takes every image
+        return image
+    about = [*about, entry.model.model_dump(mode="json")]
+    return kept(cache, "padded", about, lambda: _padded(image, model_of(entry, device, cache)), _KEPT_INPUTS)
+
+
+def _padded(image: Image, model: Model) -> Image:
+    """The image at sizes that the network takes, or as it is if no padding helps, which the network will say."""
+    multiple = padding.multiples(model, image.x)
+    if multiple is None or set(multiple) == {1}:
+        return image
+    prepared = steps.pad(list(multiple))(image.prepared)
+    *before, last = prepared.record
+    prepared = prepared._replace(record=(*before, {**last, "found": "auto"}))
+    return image._replace(prepared=prepared, x=prepared.data.to(image.x.device))
+
+
+def answer_of(entry: Entry, model: Model, image: Image) -> Any:
+    """The network's answer; where it does not take the sizes of the image, the error says which it would take."""
+    try:
+        with torch.no_grad():
+            return model(image.x)
+    except Exception as error:
+        if verdict(error) == Status.MEMORY:
+            raise
+        advice = _sizes(entry, model, image)
+        if advice is None:
+            raise
+        where, shape = advice[0], tuple(image.x.shape)
+        got = f"shape {shape}, of which it says {one_line(error)[:200]!r}"
+        text = check.problem(where, "an image of sizes that the network takes", got, advice[1])
+        raise check.Refused(one_line(text)) from error
+
+
+def _sizes(entry: Entry, model: Model, image: Image) -> tuple[str, str] | None:
+    """Where in a configuration sizes are wrong, and what to write there; None if no padding helps."""
+    if entry.method.patches == "whole":
+        found = padding.multiples(model, image.x)
+        if found is None or set(found) == {1}:
+            return None
+        alike = found[0] if len(set(found)) == 1 else list(found)
+        advice = f'Write pad = "auto" in [input], or the step {{ step = "pad", multiple = {alike} }}'
+        return "input.preprocess", advice
+    inner: Any = getattr(model, "model", model)
+    size = entry.patches.size
+    each = tuple(size) if isinstance(size, list) else (size,) * (image.x.ndim - 1)
+    found = padding.multiples(inner, image.x.new_empty((len(image.x), *each)))
+    if found is None or set(found) == {1}:
+        return None
+    return "patches.size", f"Write size = {list(padding.padded(each, found))} in [patches]"
+
+
+def predicted(entry: Entry, answer: Any, image: Image) -> Tensor | None:
+    """Where the network sees the target, on its own grid; None for networks that answer without a grid."""
+    target = building.class_of(entry.target)
+    if target is None or answer.ndim != image.x.ndim or answer.shape[1:] != image.x.shape[1:]:
+        return None
+    exclusive = entry.target.parameters.get("exclusive", True)
+    return reducers.predicted_mask(answer, target, exclusive=exclusive)
+
+
+def on_file(mask: Tensor, image: Image) -> Tensor:
+    """A mask on the grid of the network, on that of the file."""
+    return image.prepared.back(mask[None].float().cpu(), "values")[0] >= 0.5
+
+
+def reference_of(
+    payload: dict[str, Any], image: Image, cache: dict[str, Any], memory: int | None, grid: str = "file"
+) -> Tensor | None:
+    """Where the given label map shows the target, on the grid of the file or of the network; None without one."""
+    given = payload.get("reference")
+    if not given or given["file"] is None:
+        return None
+    path = Path(given["file"])
+
+    def read() -> Tensor:
+        found = labels.read(path, memory=memory)
+        volume, prepared = image.volume, image.prepared
+        own = labels.onto(found, volume.data.shape[1:], volume.affine, given["grid"], "reference.grid")
+        return own if grid == "file" else labels.onto(found, prepared.data.shape[1:], prepared.affine)
+
+    about = [str(path), given["decides"], payload["input_digest"], grid, list(image.prepared.data.shape)]
+    return torch.isin(kept(cache, "reference", about, read, 4), torch.tensor(given["labels"]))
 
 
 def _memory(entry: Entry) -> int | None:
@@ -133,13 +222,16 @@ def model_of(entry: Entry, device: torch.device, cache: dict[str, Any]) -> Model
         entry.model.model_dump(mode="json"),
         lambda: networks.load(entry.model, str(device), trust=entry.trust),
     )
-    model: Model = from_module(loaded.module, output=loaded.output)
-    if entry.method.patches != "whole":
-        with refusals():
-            model = patches.sliding_window(
-                model, _size(entry.patches.size), entry.patches.overlap, entry.patches.weights
-            )
-    return model
+    return model_around(from_module(loaded.module, output=loaded.output), entry)
+
+
+def model_around(model: Model, entry: Entry) -> Model:
+    """Return what runs a network on an image: on patches, where the method asks for them."""
+    if entry.method.patches == "whole":
+        return model
+    extent = entry.patches
+    with refusals():
+        return patches.sliding_window(model, _size(extent.size), extent.overlap, extent.weights)
 
 
 def _size(size: int | list[int]) -> int | tuple[int, ...]:
@@ -165,12 +257,17 @@ def reader(image: Image, memory: int | None = None) -> Callable[[Path], Tensor]:
     return read
 
 
-def explanation_of(entry: Entry, model: Model, image: Image) -> tuple[Built, Score | None]:
-    """The explanation with its baselines, and the score that it explains: none if every patch has its own."""
+def explanation_of(
+    entry: Entry, model: Model, image: Image, *, watch: Callable[[Score], Score] = lambda score: score
+) -> tuple[Built, Score | None]:
+    """The explanation with its baselines, and the score that it explains: none if every patch has its own.
+
+    watch: from the score to what is explained, such as the same score with its runs counted.
+    """
     settings: dict[str, Any] = {"spacing": image.prepared.spacing, "read": reader(image, _memory(entry))}
 
     def build(target_model: Model, x: Tensor) -> tuple[Built, Score]:
-        score = building.score(entry.target, target_model, x, **settings)
+        score = watch(building.score(entry.target, target_model, x, **settings))
         return building.explanation(entry.method, score, x, key=entry.key, **settings), score
 
     if entry.method.patches != "per_patch":

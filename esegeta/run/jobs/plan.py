@@ -24,17 +24,18 @@ from esegeta.run.executors.status import MADE
 from esegeta.run.jobs import kinds, outputs
 from esegeta.run.jobs.kinds import Job, Record
 from esegeta.run.volumes import files as volumes
-from esegeta.run.volumes import names
+from esegeta.run.volumes import labels, names
 
 WHERE = "run"
 
 
 class AboutImage(NamedTuple):
-    """An image before it is read: its files, its subject, and what decides about it."""
+    """An image before it is read: its files, its subject, what decides about it, and its label map, if it has one."""
 
     files: Sequence[Path]
     subject: str
     decides: dict[str, Any]
+    reference: Path | None = None
 
 
 class Planning(NamedTuple):
@@ -120,14 +121,18 @@ def plan(config: Config) -> list[Job]:
         "chosen": whole["model"]["output"],
         "plugins": [content(path) for path in config.plugins],
     }
-    images = []
+    images, given = [], config.reference
+    known = (
+        {} if given is None else labels.matched(given.files, subjects, given.subject or config.input.subject)
+    )
     for files, subject in zip(found, subjects, strict=True):
         about_image = {
             "files": [part for path in files for part in contents(path)],
             "reading": config.input.reading,
             "preprocess": whole["input"]["preprocess"],
+            "pad": config.input.pad,
         }
-        images.append(AboutImage(files, subject, about_image))
+        images.append(AboutImage(files, subject, about_image, known.get(subject)))
     folder = str(Path(config.run.output).absolute())
     planning = Planning(config, whole, folder, network, images, [])
     for kind in kinds.known():
@@ -188,7 +193,7 @@ def _usable(job: Job, folder: str | Path) -> Record | None:
         return None
     if job.after and record.get("inputs") != inputs_of(folder, [one.id for one in job.after]):
         return None
-    shared = [record[name] for name in ("anatomy", "prediction") if record.get(name)]
+    shared = [record[name] for name in ("anatomy", "prediction", "reference") if record.get(name)]
     there = all((Path(folder) / name).is_file() for name in [*written_by(record), *shared])
     return record if there else None
 
@@ -234,10 +239,27 @@ def clear(job: Job, folder: str | Path) -> None:
     record = record_of(folder, job.id)
     record_path(folder, job.id).unlink(missing_ok=True)
     if record is not None and {"subject", "target", "method"} <= set(record):
-        for name in written_by(record):
-            path = Path(folder) / name
-            if Path(folder).resolve() in path.resolve().parents:
-                path.unlink(missing_ok=True)
+        _remove(record, folder)
+
+
+def forget_drawings(planned: Sequence[Job], folder: str | Path) -> None:
+    """Remove what was drawn in a folder by kinds of which the configuration asks for no job any more."""
+    unused = {kind.name for kind in kinds.known() if kind.draws} - {job.kind for job in planned}
+    if not unused:
+        return
+    for path in (Path(folder) / ".jobs").glob("*.json"):
+        record = record_of(folder, path.stem)
+        if record is not None and record.get("kind") in unused:
+            _remove(record, folder)
+            path.unlink(missing_ok=True)
+
+
+def _remove(record: Mapping[str, Any], folder: str | Path) -> None:
+    """Remove the files of a record, unless they lie elsewhere."""
+    for name in written_by(record):
+        path = Path(folder) / name
+        if Path(folder).resolve() in path.resolve().parents:
+            path.unlink(missing_ok=True)
 
 
 def discard(job: Job, folder: str | Path) -> None:

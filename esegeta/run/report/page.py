@@ -72,6 +72,7 @@ def page(folder: Path, only: Sequence[str] | None = None) -> str:
     notes: list[str] = []
     config = _settings(folder, notes)
     records = _ordered(_records(folder, notes), config)
+    _attach_figures(records, notes)
     if only is not None:
         known = {record["id"]: record for record in records}
         records = [known[name] for name in dict.fromkeys(only) if name in known]
@@ -213,7 +214,7 @@ def _settings(folder: Path, notes: list[str]) -> Any:
     return _json(path, notes) if path.exists() else None
 
 
-MAPS = "methods"  # the kind whose records have maps
+MAPS, DRAWINGS = "methods", "figures"  # the kinds whose records have maps, and the figures of them
 
 
 def _lists() -> dict[str, Any]:
@@ -259,6 +260,27 @@ def _records(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
     if not found:
         notes.append("No job has finished: there are no records in .jobs.")
     return found
+
+
+def _attach_figures(records: Sequence[dict[str, Any]], notes: list[str]) -> None:
+    """Give the records of maps the figures that were drawn of them, unless the map has changed since."""
+    maps = {record["id"]: record for record in records if record["kind"] == MAPS}
+    stale = 0
+    for record in records:
+        inputs = record.get("inputs")
+        if record["kind"] != DRAWINGS or not isinstance(inputs, dict):
+            continue
+        for job, figures in record["figures"].items():
+            if job not in maps or not isinstance(figures, dict):
+                continue
+            if inputs.get(job) == [str(maps[job].get("config_digest")), maps[job]["status"]]:
+                maps[job]["figures"] = {**maps[job]["figures"], **figures}
+            else:
+                stale += 1
+    if stale:
+        notes.append(
+            f"{stale} maps are newer than their figures, which are left out: esegeta report draws them."
+        )
 
 
 def _share(residual: Any, difference: Any) -> str | None:

@@ -209,6 +209,15 @@ def prediction(subject: str, target: str) -> Path:
     return statmap(subject, target, "prediction", "mask.nii.gz")
 
 
+def reference(subject: str, target: str) -> Path:
+    """Where the mask of what a given label map shows of a target is written.
+
+    >>> reference("sub-01", "brain").name
+    'sub-01_space-orig_label-brain_desc-reference_mask.nii.gz'
+    """
+    return statmap(subject, target, "reference", "mask.nii.gz")
+
+
 def job(subject: str, target: str, method: str) -> str:
     """The id of a job: safe as the name of a file, and as stable as what it is made of.
 

@@ -218,7 +218,7 @@ def pad(multiple: Any, fill: float | int = 0.0) -> Step:
         old = now.data.shape[1:]
         missing = [-n % k for n, k in zip(old, each(name, "multiple", wanted, len(old), "axis"), strict=True)]
         box = [(-(more // 2), n + more - more // 2) for n, more in zip(old, missing, strict=True)]
-        return _windowed(now, name, box, value, {"fill": value})
+        return _windowed(now, name, box, value, {"multiple": list(wanted), "fill": value})
 
     return run
 
