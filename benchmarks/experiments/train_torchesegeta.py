@@ -121,8 +121,8 @@ def train(name: str, seed: int, steps: int, checkpoints: Path) -> VesselUNet:
         with torch.autocast("cpu", torch.bfloat16):
             value = task(x.contiguous(memory_format=torch.channels_last_3d), m)
         value.backward()
-        nn.utils.clip_grad_norm_(task.parameters(), 5.0)
-        optimiser.step()
+        if torch.isfinite(nn.utils.clip_grad_norm_(task.parameters(), 5.0)):  # else one step learns nothing
+            optimiser.step()
         schedule.step()
         running = 0.9 * running + 0.1 * float(value.detach())
         if (step + 1) % 10 == 0 or step + 1 == steps:
