@@ -73,12 +73,17 @@ def filled(name: str, **parts: object) -> str:
 
 
 def figure(name: str, drawn: Any, folder: Path) -> str:
-    """Save a figure of matplotlib and return the place of the file as a page names it."""
+    """Save a figure of matplotlib, in 256 colours, and return the place of the file as a page names it."""
+    from PIL import Image
+
     from esegeta import plot
 
     file = folder / "images" / f"{name}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     plot.save(drawn, file)
+    with Image.open(file) as whole:
+        few = whole.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    few.save(file, optimize=True)
     return f"../images/{name}.png"
 
 
