@@ -82,7 +82,7 @@ def figure(name: str, drawn: Any, folder: Path) -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     plot.save(drawn, file)
     with Image.open(file) as whole:
-        few = whole.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few = whole.convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE)
     few.save(file, optimize=True)
     return f"../images/{name}.png"
 

@@ -58,7 +58,7 @@ class Setting(NamedTuple):
     held_out: int  # phantoms for the Dice
 
 
-FULL = Setting(tuple(NETWORKS), 64, 4, 3, 2, 4, 8, len(HELD_OUT))
+FULL = Setting(tuple(NETWORKS), 64, 4, 2, 2, 4, 8, len(HELD_OUT))
 QUICK = Setting(("U-Net MSS deformation",), 32, 1, 1, 2, 2, 2, 1)
 
 

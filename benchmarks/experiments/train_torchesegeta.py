@@ -21,13 +21,13 @@ from esegeta.zoo.phantoms import vessel_phantom
 from esegeta.zoo.vessels import PooledUNet, StridedUNet, VesselUNet
 from esegeta.zoo.volumes import DATA
 
-# The network, at how many scales it is supervised, whether volumes are deformed.
+# The network, at how many scales it is supervised, whether volumes are deformed, how many steps are enough.
 NETWORKS = {
-    "vessel_unet": (StridedUNet, 1, False),
-    "vessel_unet_mss": (StridedUNet, 4, False),
-    "vessel_unet_mss_deformation": (PooledUNet, 4, True),
+    "vessel_unet": (StridedUNet, 1, False, 80),
+    "vessel_unet_mss": (StridedUNet, 4, False, 130),
+    "vessel_unet_mss_deformation": (PooledUNet, 4, True, 130),
 }
-STEPS, BATCH, SIZE, LEARNING_RATE = 130, 1, 64, 6e-3
+BATCH, SIZE, LEARNING_RATE = 1, 64, 6e-3
 PHANTOMS = 60  # keys 0 to 59 are for training; held out are those from 1000 on
 HELD_OUT = range(1000, 1008)
 
@@ -93,9 +93,10 @@ class Supervised(nn.Module):
         return total / weights
 
 
-def train(name: str, seed: int, steps: int, checkpoints: Path) -> VesselUNet:
+def train(name: str, seed: int, steps: int | None, checkpoints: Path) -> VesselUNet:
     """The network in eval mode, its weights rounded to half precision."""
-    build, scales, deform = NETWORKS[name]
+    build, scales, deform, enough = NETWORKS[name]
+    steps = steps or enough
     torch.manual_seed(seed)
     task = Supervised(build(), scales).to(memory_format=torch.channels_last_3d)
     for head in (task.net.out, *task.coarser):  # vessels are rare: that need not be learnt
@@ -195,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=NETWORKS, action="append")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, help="by default those that were enough")
     parser.add_argument("--folder", type=Path, default=DATA, help="where the weights go")
     parser.add_argument("--checkpoints", type=Path, default=Path("training"))
     options = parser.parse_args()
