@@ -2,6 +2,7 @@
 from esegeta import axioms as axioms
 from esegeta import baselines as baselines
 from esegeta import conformance as conformance
+from esegeta import dreams as dreams
 from esegeta import features as features
 from esegeta import masks as masks
 from esegeta import methods as methods
@@ -158,6 +159,7 @@ __all__ = [
     "deep_lift",
     "deep_lift_reveal_cancel",
     "deep_lift_shap",
+    "dreams",
     "eigen_cam",
     "eigen_grad_cam",
     "elementwise_grad_cam",

@@ -171,18 +171,18 @@ def _arranged(
     call = f"explain({', '.join([*names, *(['key=...'] if key else [])])})"
     if extra and not key:
         advice = "It draws nothing at random: leave the key out"
-        raise TypeError(check.problem(name, call, f"key={check.describe(extra['key'])}", advice))
+        raise check.refused_type(name, call, f"key={check.describe(extra['key'])}", advice)
     for other in given:
         if other not in names:
             advice = check.nearest(other, names, "Settings belong to the method, not to its explanation")
-            raise TypeError(check.problem(name, call, f"the keyword {other!r}", advice))
+            raise check.refused_type(name, call, f"the keyword {other!r}", advice)
         if names.index(other) < len(args):
-            raise TypeError(check.problem(name, call, f"{other} twice", f"Pass {other} once"))
+            raise check.refused_type(name, call, f"{other} twice", f"Pass {other} once")
     missing = [n for n in names[len(args) :] if n not in given]
     if len(args) > len(names) or missing:
         got = f"{len(args) + len(given)} tensors"
         advice = "Baselines are made by esegeta.baselines, for example baselines.zero(x)"
-        raise TypeError(check.problem(name, call, got, advice))
+        raise check.refused_type(name, call, got, advice)
     return (*args, *(given[n] for n in names[len(args) :])), extra
 
 

@@ -184,7 +184,7 @@ class Registry(dict[str, S], Generic[S]):
         """Enter a member; a name is taken once."""
         if spec.name in self:
             got = f"{spec.name!r}, already defined in {self[spec.name].fn.__module__}"
-            raise ValueError(check.problem("esegeta registry", "a new name", got, "Rename the function"))
+            raise check.refused("esegeta registry", "a new name", got, "Rename the function")
         self[spec.name] = spec
         return spec
 
@@ -212,7 +212,7 @@ class Registry(dict[str, S], Generic[S]):
         names = [n for s in self.values() for n in (s.name, *s.also)]
         advice = check.nearest(name, names, "The command `esegeta methods` lists them")
         where, expected = f"find_{self.kind}", f"the name of a {self.kind}"
-        raise ValueError(check.problem(where, expected, repr(name), advice))
+        raise check.refused(where, expected, repr(name), advice)
 
 
 METHODS = Registry("method", MethodSpec)
@@ -234,8 +234,10 @@ PERTURBATIONS = Registry("perturbation", Spec, ("perturbation",))  # of images, 
 SIMILARITIES = Registry("similarity", Spec, ("similarity",))  # of two maps
 NULLS = Registry("null", Spec, ("null",))  # random maps that stand beside a map
 OBJECTIVES = Registry("objective", Spec)
-PARAMETRISATIONS = Registry("parametrisation", Spec)
+PARAMETRISATIONS = Registry("parametrisation", Spec, ("parametrisation",))
 REGULARISERS = Registry("regulariser", Spec)
+DISTORTIONS = Registry("distortion", Spec)  # under which a dream has to hold
+OPTIMISERS = Registry("optimiser", Spec, ("optimiser",))
 RECIPES = Registry("recipe", Spec)
 UNCERTAINTIES = Registry("uncertainty", Spec)
 
@@ -261,6 +263,8 @@ REGISTRIES: tuple[Registry[Any], ...] = (
     OBJECTIVES,
     PARAMETRISATIONS,
     REGULARISERS,
+    DISTORTIONS,
+    OPTIMISERS,
     RECIPES,
     UNCERTAINTIES,
 )
@@ -280,10 +284,12 @@ step = STEPS.register
 perturbation = PERTURBATIONS.register
 similarity = functools.partial(SIMILARITIES.register, leads=2)  # of two maps
 null = functools.partial(NULLS.register, leads=2)  # of a map and a key
-objective = OBJECTIVES.register
-parametrisation = PARAMETRISATIONS.register
-regulariser = REGULARISERS.register
-recipe = RECIPES.register
+objective = functools.partial(OBJECTIVES.register, family="dreams")
+parametrisation = functools.partial(PARAMETRISATIONS.register, family="dreams")
+regulariser = functools.partial(REGULARISERS.register, family="dreams")
+distortion = functools.partial(DISTORTIONS.register, family="dreams")
+optimiser = functools.partial(OPTIMISERS.register, family="dreams")
+recipe = functools.partial(RECIPES.register, family="dreams", leads=2)  # of the objective and the start
 uncertainty = UNCERTAINTIES.register
 
 
@@ -377,6 +383,7 @@ _BLOCKS = _PLACES | {"quadrature", "windows", "elements"}
 def _checked(
     name: str,
     explain: Callable[..., Tensor],
+    *,
     kinds: tuple[str, ...],
     key: bool,
     score: Callable[[Tensor], Tensor] | None,
@@ -434,7 +441,7 @@ def _check_place(name: str, place: object) -> None:
     """Refuse what is no name of a place, and no sequence of them."""
     if not isinstance(place, str) and not (isinstance(place, Sequence) and place):
         advice = "Pass for example 'encoder.0'"
-        raise TypeError(check.problem(name, "a place or a sequence of places", check.describe(place), advice))
+        raise check.refused_type(name, "a place or a sequence of places", check.describe(place), advice)
     for one in [place] if isinstance(place, str) else place:
         views.parse(name, one)
 
@@ -475,7 +482,7 @@ def _claims(where: str, what: str, names: tuple[str, ...] | str) -> frozenset[st
     for name in claimed:
         if name not in AXIOMS:
             advice = check.nearest(name, AXIOMS, f"There are {', '.join(sorted(AXIOMS))}")
-            raise ValueError(check.problem(where, f"{what} to be names of axioms", repr(name), advice))
+            raise check.refused(where, f"{what} to be names of axioms", repr(name), advice)
     return frozenset(claimed)
 
 
@@ -494,7 +501,7 @@ def _like_input(name: str, x: Tensor, a: Any, shape: Shape, place: bool) -> None
     else:
         what, got = "an explanation to be one tensor", check.describe(a)
     advice = "Return one tensor like x, or declare shape='map' for one map of all channels"
-    raise TypeError(check.problem(name, what, got, advice))
+    raise check.refused_type(name, what, got, advice)
 
 
 def method(
@@ -530,20 +537,16 @@ def method(
             images = any(isinstance(w, Tensor) for w in where)
             if len(where) > place or images:
                 call = f"{name}(score{', place' * place})({', '.join(['x', *refs])})"
-                raise TypeError(
-                    check.problem(
-                        name,
-                        f"{1 + place} positional argument{'s, the second a place' if place else ''}",
-                        f"{1 + len(where)}, the last {check.describe(where[-1])}",
-                        f"The image goes into what comes out: {call}"
-                        if images
-                        else "Settings have to be named",
-                    )
+                raise check.refused_type(
+                    name,
+                    f"{1 + place} positional argument{'s, the second a place' if place else ''}",
+                    f"{1 + len(where)}, the last {check.describe(where[-1])}",
+                    f"The image goes into what comes out: {call}" if images else "Settings have to be named",
                 )
             if place:
                 if not where and "place" not in static:
                     advice = "esegeta.places(score, x) lists them"
-                    raise TypeError(check.problem(name, "a place of the score", "none", advice))
+                    raise check.refused_type(name, "a place of the score", "none", advice)
                 _check_place(name, where[0] if where else static["place"])
             if needs == "gradient":
                 gradient.refuse_forward_only(name, score)
@@ -558,7 +561,15 @@ def method(
             inside = _PLACES if place else frozenset()  # a score of the user's may tap, too
             needed = score if needs == "gradient" else None
             return _checked(
-                name, inner, tuple(refs), key, needed, like, place, _doc(fn, call, tensors), inside
+                name,
+                inner,
+                kinds=tuple(refs),
+                key=key,
+                score=needed,
+                shape=like,
+                place=place,
+                doc=_doc(fn, call, tensors),
+                inside=inside,
             )
 
         like = shape or ("layer" if place else "input")
@@ -613,7 +624,7 @@ def transform(
             check.explanation(name, explain)
             if any(explain is spec.fn for spec in METHODS.values()):
                 got, advice = f"the method {explain.__name__}", f"Give it a score: {explain.__name__}(score)"
-                raise TypeError(check.problem(name, "an explanation", got, advice))
+                raise check.refused_type(name, "an explanation", got, advice)
             changed = fn(_returning_maps(name, explain), *args, **static)
             inner = facts_of(explain)
             outer = None if inner.refs is None else refs(inner.refs)

@@ -34,7 +34,7 @@ def _level(where: str, name: str, value: object, x: Tensor) -> Tensor:
         return torch.full((1,) * x.ndim, float(value), dtype=x.dtype, device=x.device)
     expected = f"{name} to be a finite number or a floating tensor of shape () or ({x.shape[0]},)"
     advice = "Pass one value, or one per channel"
-    raise ValueError(check.problem(where, expected, check.describe(value), advice))
+    raise check.refused(where, expected, check.describe(value), advice)
 
 
 def _filled(level: Tensor, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def _box(where: str, low: object, high: object, x: Tensor) -> tuple[Tensor, Tens
     top = _highest(x) if high is None else _level(where, "high", high, x)
     if levels.true_anywhere((bottom > top).detach()):
         advice = "Left out, they are the minimum and maximum of x: pass both in the network's input space"
-        raise ValueError(check.problem(where, "low <= high in every channel", "low > high", advice))
+        raise check.refused(where, "low <= high in every channel", "low > high", advice)
     return bottom, top
 
 
@@ -301,14 +301,10 @@ def dataset(samples: Float[Tensor, "..."], *, key: random.Key, count: int) -> Fl
     check.floating("dataset", "samples", samples)
     if not 3 <= samples.ndim <= 5:
         advice = "Stack the examples on a new first axis with torch.stack"
-        raise ValueError(
-            check.problem("dataset", "samples of shape (n,C,*S)", check.describe(samples), advice)
-        )
+        raise check.refused("dataset", "samples of shape (n,C,*S)", check.describe(samples), advice)
     n = samples.shape[0]
     if check.positive_count("dataset", "count", count) > n:
-        raise ValueError(
-            check.problem("dataset", f"count <= the {n} samples", str(count), "Pass more samples")
-        )
+        raise check.refused("dataset", f"count <= the {n} samples", str(count), "Pass more samples")
     return samples[random.permutation(check.key("dataset", key), n)[:count]]
 
 
@@ -375,12 +371,10 @@ def continued(
     where = where[None] if where.ndim == x.ndim - 1 else where
     if where.dtype != torch.bool or where.shape[1:] != x.shape[1:] or where.shape[0] not in (1, x.shape[0]):
         expected, advice = f"a boolean mask on the grid {tuple(x.shape[1:])}", "Pass for example labels == 3"
-        raise ValueError(check.problem("continued", expected, check.describe(hidden), advice))
+        raise check.refused("continued", expected, check.describe(hidden), advice)
     if levels.true_anywhere(where.flatten(1).all(1)):
         advice = "Leave some of the image, or use a constant"
-        raise ValueError(
-            check.problem("continued", "a hole with something around it", "all of a channel", advice)
-        )
+        raise check.refused("continued", "a hole with something around it", "all of a channel", advice)
     return _continued("continued", x, where, spacing, steps)
 
 

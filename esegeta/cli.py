@@ -248,7 +248,8 @@ def init(
 )
 def methods(
     name: Annotated[
-        str | None, typer.Argument(help="A method, transform, reducer, baseline or metric.")
+        str | None,
+        typer.Argument(help="A method, transform, reducer, baseline, metric or kind of jobs."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="A configuration, whose plugins are listed too.")
@@ -259,7 +260,7 @@ def methods(
     ] = None,
     trust: Trusted = None,
 ) -> None:
-    """List what a configuration can name: methods, transforms, reducers, baselines, and their parameters."""
+    """List what a configuration can name: methods, transforms, reducers, baselines, kinds of jobs, and parameters."""
     from esegeta.run.config import listing
 
     if config is not None or plugins:

@@ -83,22 +83,6 @@ def compared(values: Tensor, rows: Tensor, asked: int) -> Tensor:
     return torch.where(rows.amin(0) == rows.amax(0), torch.nan, values)
 
 
-def left_out(
-    score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, *, label: str, fill: Fill = mixed
-) -> Tensor:
-    """``F`` without each part, (d,): the score with all parts but one, for every one.
-
-    Where a change reaches only a part of what the network computes, only that part is computed. NaN for parts
-    that a deadline cut off.
-
-    >>> from esegeta.features import elements
-    >>> x = torch.tensor([[1., 2.]])
-    >>> left_out(lambda t: t.sum(), x, 0 * x, elements()(x), label="demo").tolist()
-    [2.0, 1.0]
-    """
-    return _leaving_out(score, x, baseline, features, label, fill)[1].to(x.dtype)
-
-
 def drops(
     score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, *, label: str, fill: Fill = mixed
 ) -> Tensor:
@@ -109,14 +93,6 @@ def drops(
     >>> drops(lambda t: t.sum(), x, 0 * x, elements()(x), label="demo").tolist()
     [1.0, 2.0]
     """
-    clean, without = _leaving_out(score, x, baseline, features, label, fill)
-    return (clean - without).to(x.dtype)
-
-
-def _leaving_out(
-    score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, label: str, fill: Fill
-) -> tuple[Tensor, Tensor]:
-    """The score of x, and without each part."""
     score = unchecked(score)
     if not levels.depth() and not levels.watched(baseline):
 
@@ -129,11 +105,11 @@ def _leaving_out(
         boxes = [_whole(features.box(j), x) for j in range(features.count)]
         found = local.changed(score, x, boxes, patch, label=label)
         if found is not None:
-            return found.clean, found.values
+            return (found.clean - found.values).to(x.dtype)
     numbers = torch.arange(features.count, device=x.device)
     clean = check.scalar(label, score(x))
     changed = lambda j: check.scalar(label, score(fill(x, baseline, features.without(j))))
-    return clean, stream.answers(changed, numbers, label=label)
+    return (clean - stream.answers(changed, numbers, label=label)).to(x.dtype)
 
 
 def _whole(box: Box, x: Tensor) -> Box:
@@ -221,12 +197,10 @@ def parts(label: str, features: Features, x: Tensor, runs: Callable[[int], int])
     found = features(x)
     needed = runs(found.count)
     if needed > MOST_RUNS:
-        raise ValueError(
-            check.problem(
-                label,
-                f"at most {MOST_RUNS:,} runs of the score",
-                f"{found.count:,} features, which take {needed:,}",
-                "Use coarser ones, for example esegeta.features.grid(8) or features.supervoxels(100)",
-            )
+        raise check.refused(
+            label,
+            f"at most {MOST_RUNS:,} runs of the score",
+            f"{found.count:,} features, which take {needed:,}",
+            "Use coarser ones, for example esegeta.features.grid(8) or features.supervoxels(100)",
         )
     return found

@@ -271,7 +271,7 @@ def labels(map: Tensor) -> Features:
     where = "features.labels"
     map = check.tensor(where, "map", map)
     if map.is_floating_point() or map.is_complex() or map.dtype == torch.bool or map.numel() == 0:
-        raise TypeError(check.problem(where, "a map of whole numbers", check.describe(map), "Use map.long()"))
+        raise check.refused_type(where, "a map of whole numbers", check.describe(map), "Use map.long()")
     map = map.to(torch.int64)
     count = 0
     if not levels.wrapped(map):
@@ -280,22 +280,18 @@ def labels(map: Tensor) -> Features:
         count = len(present)
         if present != list(range(count)) or not count:
             shown = ", ".join(str(n) for n in present[:8]) + (", ..." if count > 8 else "")
-            raise ValueError(
-                check.problem(
-                    where,
-                    "labels 0 to d - 1 without gaps, and -1 for what belongs to no part",
-                    f"labels {shown or 'that are all -1'}",
-                    "Close gaps with esegeta.segmentation.relabelled(map)",
-                )
+            raise check.refused(
+                where,
+                "labels 0 to d - 1 without gaps, and -1 for what belongs to no part",
+                f"labels {shown or 'that are all -1'}",
+                "Close gaps with esegeta.segmentation.relabelled(map)",
             )
     else:
-        raise ValueError(
-            check.problem(
-                where,
-                "one map for all examples",
-                "one that vmap maps over",
-                "Use features.segments(function of x) where each example has its own regions",
-            )
+        raise check.refused(
+            where,
+            "one map for all examples",
+            "one that vmap maps over",
+            "Use features.segments(function of x) where each example has its own regions",
         )
 
     def features(x: Tensor) -> Partition:
@@ -329,13 +325,11 @@ def segments(segment: Callable[[Tensor], Tensor], most: int) -> Features:
         map = check.tensor(where, "the result of segment", segment(x))
         map = _fitted(where, map.to(torch.int64), x)
         if levels.true_anywhere((map >= most) | (map < -1)):
-            raise ValueError(
-                check.problem(
-                    where,
-                    f"labels below most = {most}",
-                    f"labels from {int(map.min())} to {int(map.max())}",
-                    "Raise most, or ask for fewer segments",
-                )
+            raise check.refused(
+                where,
+                f"labels below most = {most}",
+                f"labels from {int(map.min())} to {int(map.max())}",
+                "Raise most, or ask for fewer segments",
             )
         return map
 
@@ -411,13 +405,11 @@ def windows(
         profiles = [first.to(x.dtype)]
         for length, wide, step in zip(x.shape[1:], sizes, steps, strict=True):
             if wide > length:
-                raise ValueError(
-                    check.problem(
-                        "windows",
-                        f"windows of at most the image's {tuple(x.shape[1:])} voxels",
-                        f"{sizes} voxels",
-                        "Choose a smaller size",
-                    )
+                raise check.refused(
+                    "windows",
+                    f"windows of at most the image's {tuple(x.shape[1:])} voxels",
+                    f"{sizes} voxels",
+                    "Choose a smaller size",
                 )
             starts = torch.arange(0, min(length - wide + step, length), step, device=x.device)[:, None]
             here = torch.arange(length, device=x.device)[None]
@@ -430,18 +422,16 @@ def windows(
                 profiles.append(torch.where(inside, shape, 0.0).to(x.dtype))
             if levels.true_anywhere(profiles[-1].sum(0) == 0):
                 faded = "" if fade is None or step <= wide else f" with fade {fade}"
-                raise ValueError(
-                    check.problem(
-                        "windows",
-                        "boxes that leave no voxel out" + (" before they fade to nothing" if faded else ""),
-                        f"steps of {step} and boxes of {wide} voxels on an axis of {length}{faded}",
-                        "Choose a stride of at most the size; features.within looks at a region only",
-                    )
+                raise check.refused(
+                    "windows",
+                    "boxes that leave no voxel out" + (" before they fade to nothing" if faded else ""),
+                    f"steps of {step} and boxes of {wide} voxels on an axis of {length}{faded}",
+                    "Choose a stride of at most the size; features.within looks at a region only",
                 )
         return Windows(tuple(profiles))
 
     if fade is not None and not check.non_negative("windows", "fade", fade):
-        raise ValueError(check.problem("windows", "fade > 0", repr(fade), "0.25 is usual"))
+        raise check.refused("windows", "fade > 0", repr(fade), "0.25 is usual")
     return features
 
 
@@ -465,9 +455,7 @@ def within(features: Features, mask: Tensor) -> Features:
     check.features(where, features)
     mask = check.tensor(where, "mask", mask)
     if mask.dtype != torch.bool or not levels.true_anywhere(mask):
-        raise ValueError(
-            check.problem(where, "a bool mask that is true somewhere", check.describe(mask), "Draw one")
-        )
+        raise check.refused(where, "a bool mask that is true somewhere", check.describe(mask), "Draw one")
 
     def restricted(x: Tensor) -> FeatureMap:
         found = features(x)
@@ -506,13 +494,11 @@ def _lengths(where: str, name: str, value: Any, spacing: Spacing | None, x: Tens
     if right and spacing is None:
         right = all(float(v).is_integer() for v in many)
     if not right:
-        raise ValueError(
-            check.problem(
-                where,
-                f"{name} > 0 in {unit}, one number or {axes}",
-                repr(value) + (f" with spacing {check.describe(spacing)}" if spacing is not None else ""),
-                "Voxels are whole; give spacing= for lengths, one number for each axis",
-            )
+        raise check.refused(
+            where,
+            f"{name} > 0 in {unit}, one number or {axes}",
+            repr(value) + (f" with spacing {check.describe(spacing)}" if spacing is not None else ""),
+            "Voxels are whole; give spacing= for lengths, one number for each axis",
         )
     return tuple(max(1, round(v / u)) for v, u in zip(many, units, strict=True))
 
@@ -521,12 +507,10 @@ def _fitted(where: str, map: Tensor, x: Tensor) -> Tensor:
     """A map on the grid of x, with a first axis for channels."""
     fitted = map[None] if map.ndim == x.ndim - 1 else map
     if fitted.ndim != x.ndim or fitted.shape[1:] != x.shape[1:] or fitted.shape[0] not in (1, len(x)):
-        raise ValueError(
-            check.problem(
-                where,
-                f"a map on the grid {tuple(x.shape[1:])} of the image",
-                f"{tuple(map.shape)}",
-                "Resample it onto that grid with nearest neighbours",
-            )
+        raise check.refused(
+            where,
+            f"a map on the grid {tuple(x.shape[1:])} of the image",
+            f"{tuple(map.shape)}",
+            "Resample it onto that grid with nearest neighbours",
         )
     return fitted.to(x.device)

@@ -87,7 +87,7 @@ def counts(where: str, cells: int | Sequence[int], axes: int) -> tuple[int, ...]
     many = check.each_axis(cells, axes)
     if len(many) != axes:
         expected = f"cells: one whole number, or one for each of {axes} axes"
-        raise ValueError(check.problem(where, expected, repr(cells), "7 is usual"))
+        raise check.refused(where, expected, repr(cells), "7 is usual")
     return tuple(check.positive_count(where, "cells", n) for n in many)
 
 
@@ -99,9 +99,7 @@ def share(where: str, name: str, value: float | int) -> float:
     """
     fraction = check.non_negative(where, name, value)
     if not 0 < fraction < 1:
-        raise ValueError(
-            check.problem(where, f"0 < {name} < 1", repr(value), "It is a fraction of the whole")
-        )
+        raise check.refused(where, f"0 < {name} < 1", repr(value), "It is a fraction of the whole")
     return fraction
 
 
@@ -140,7 +138,7 @@ def smooth(
     """
     where = "masks.smooth"
     if not check.non_negative(where, "sigma", sigma):
-        raise ValueError(check.problem(where, "sigma > 0", repr(sigma), "Three steps are usual"))
+        raise check.refused(where, "sigma > 0", repr(sigma), "Three steps are usual")
 
     def family(x: Tensor) -> Smooth:
         shape = tuple(x.shape[1:])
@@ -167,15 +165,15 @@ def smooth(
         ]
         index = _over_axes(places, torch.add)
         return Smooth(
-            shape,
-            steps,
-            grid,
-            tuple(o // 2 for o in over),
-            tuple((r, r + 1) for r in reach),
-            kernel.to(x.device, dtype),
-            index.to(x.device),
-            (1 - within).sum(0).to(x.device, dtype),
-            units,
+            shape=shape,
+            steps=steps,
+            grid=grid,
+            before=tuple(o // 2 for o in over),
+            margin=tuple((r, r + 1) for r in reach),
+            kernel=kernel.to(x.device, dtype),
+            index=index.to(x.device),
+            beyond=(1 - within).sum(0).to(x.device, dtype),
+            units=units,
         )
 
     return family
@@ -294,9 +292,7 @@ def _steps(where: str, step: Lengths, spacing: Spacing | None, axes: int) -> tup
     )
     if not right:
         expected = f"step > 0 and spacing > 0, one number or {axes}"
-        raise ValueError(
-            check.problem(where, expected, f"{step!r} and {spacing!r}", "Seven voxels are usual")
-        )
+        raise check.refused(where, expected, f"{step!r} and {spacing!r}", "Seven voxels are usual")
     return tuple(max(1, round(v / u)) for v, u in zip(many, units, strict=True))
 
 

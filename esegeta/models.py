@@ -52,13 +52,11 @@ def from_module(module: Callable[..., Any], output: Pick = None) -> ModuleModel:
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
     if not callable(module):
-        raise TypeError(
-            check.problem(
-                "from_module",
-                "a module or another callable",
-                check.describe(module),
-                "Pass the network itself",
-            )
+        raise check.refused_type(
+            "from_module",
+            "a module or another callable",
+            check.describe(module),
+            "Pass the network itself",
         )
     steps = [output] if isinstance(output, (str, int)) or not isinstance(output, Sequence) else list(output)
     if not (output is None or callable(output) or all(isinstance(s, (int, str)) for s in steps)):
@@ -66,7 +64,7 @@ def from_module(module: Callable[..., Any], output: Pick = None) -> ModuleModel:
             "output: a key, an index, a path of those, or a function",
             'Pass for example "logits"',
         )
-        raise TypeError(check.problem("from_module", expected, check.describe(output), advice))
+        raise check.refused_type("from_module", expected, check.describe(output), advice)
     return ModuleModel(module, output)
 
 
@@ -96,7 +94,7 @@ def locality(score: Callable[[Tensor], Tensor], x: Tensor) -> Locality:
     check.runs(where, score)
     x = check.image(where, "x", x)
     if levels.depth():
-        raise ValueError(check.problem(where, "a plain image", "one under vmap or grad", "Ask outside of it"))
+        raise check.refused(where, "a plain image", "one under vmap or grad", "Ask outside of it")
     with listening() as heard, torch.no_grad():
         y = score(x)
     seen = {id(model): (model, inputs) for model, inputs in heard}
@@ -108,18 +106,14 @@ def locality(score: Callable[[Tensor], Tensor], x: Tensor) -> Locality:
         elif not seen and isinstance(y, Tensor) and y.ndim == x.ndim:
             return probe(score, x, name_of(score))
     except NotLocal as reason:
-        raise ValueError(
-            check.problem(
-                where, "a network that sees only a part of an image", str(reason), "Evaluate it as a whole"
-            )
+        raise check.refused(
+            where, "a network that sees only a part of an image", str(reason), "Evaluate it as a whole"
         ) from None
-    raise ValueError(
-        check.problem(
-            where,
-            "a score with one model of one image",
-            f"{len(seen)} models" if len(seen) != 1 else "a model of several inputs",
-            "Pass the model itself, made by esegeta.from_module",
-        )
+    raise check.refused(
+        where,
+        "a score with one model of one image",
+        f"{len(seen)} models" if len(seen) != 1 else "a model of several inputs",
+        "Pass the model itself, made by esegeta.from_module",
     )
 
 
@@ -147,10 +141,8 @@ def parametrised(
         [11.0]
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(
-            check.problem(
-                "parametrised", "an nn.Module", check.describe(module), "Other callables have no parameters"
-            )
+        raise check.refused_type(
+            "parametrised", "an nn.Module", check.describe(module), "Other callables have no parameters"
         )
     rules = Native(module, output)
     parameters = {name: p.detach() for name, p in module.named_parameters()}
@@ -158,9 +150,7 @@ def parametrised(
     def build(chosen: Mapping[str, Tensor]) -> Model:
         if not isinstance(chosen, Mapping):
             advice = "Pass those that parametrised returned, changed"
-            raise TypeError(
-                check.problem("parametrised", "parameters by name", check.describe(chosen), advice)
-            )
+            raise check.refused_type("parametrised", "parameters by name", check.describe(chosen), advice)
 
         def model(*inputs: Any) -> Tensor:
             rules.refuse_training()

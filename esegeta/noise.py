@@ -98,16 +98,14 @@ def within(noise: float | int | Noise, mask: Bool[Tensor, "..."]) -> Noise:
     """
     inner = as_noise(noise)
     if check.tensor("within", "mask", mask).dtype != torch.bool:
-        raise TypeError(
-            check.problem("within", "a boolean mask", check.describe(mask), "Pass for example mask > 0")
+        raise check.refused_type(
+            "within", "a boolean mask", check.describe(mask), "Pass for example mask > 0"
         )
 
     def masked(x: Tensor, key: random.Key) -> Tensor:
         if mask.shape not in (x.shape, x.shape[1:]):
             expected = f"a mask of shape {tuple(x.shape[1:])} or {tuple(x.shape)}"
-            raise ValueError(
-                check.problem("within", expected, check.describe(mask), "Resample it to the image")
-            )
+            raise check.refused("within", expected, check.describe(mask), "Resample it to the image")
         values = inner(x, key)
         return torch.where(mask, values, torch.zeros_like(values))
 
@@ -133,5 +131,5 @@ def as_noise(noise: float | int | Noise) -> Noise:
     if not callable(noise):
         expected = "a number (the fraction of the range of x) or a noise (x, key) -> tensor like x"
         advice = "Pass for example 0.1 or noise.absolute(0.2)"
-        raise TypeError(check.problem("as_noise", expected, check.describe(noise), advice))
+        raise check.refused_type("as_noise", expected, check.describe(noise), advice)
     return noise

@@ -121,7 +121,7 @@ def patchwise(
             if check.tensor(where, f"reference {number}", ref).shape[-axes:] != x.shape[1:]:
                 expected = f"references on the grid {tuple(x.shape[1:])} of the image"
                 advice = "They are cut into patches as the image is"
-                raise ValueError(check.problem(where, expected, check.describe(ref), advice))
+                raise check.refused(where, expected, check.describe(ref), advice)
         margins = margins_of(x.shape[1:], extent)
         inputs = [padded_by(margins, t) for t in (x, *refs)]
         tiling = Tiling(inputs[0].shape[1:], extent, overlap, weights, steps, levels.base(x))
@@ -137,7 +137,7 @@ def patchwise(
             a = explained(own, *others, **extra)
             if check.maps(where, a).ndim != own.ndim or a.shape[1:] != own.shape[1:]:
                 expected = f"an explanation on the grid {extent} of its patch"
-                raise ValueError(check.problem(where, expected, check.describe(a), "Upsample maps of layers"))
+                raise check.refused(where, expected, check.describe(a), "Upsample maps of layers")
             return (a * tiling.weight(i).to(a.dtype),)
 
         def absorb(whole: Tensor | None, values: tuple[Tensor, ...], node: Tensor) -> Tensor | None:
@@ -158,9 +158,7 @@ def patchwise(
 def _checked(where: str, patch: Any, overlap: object, weights: Any, steps: object) -> int | tuple[int, ...]:
     """Refuse what no tiles can be made of."""
     if not isinstance(overlap, (int, float)) or isinstance(overlap, bool) or not 0 <= overlap < 1:
-        raise ValueError(
-            check.problem(where, "overlap in [0, 1)", repr(overlap), "0.5 is half a patch along each axis")
-        )
+        raise check.refused(where, "overlap in [0, 1)", repr(overlap), "0.5 is half a patch along each axis")
     check.one_of(where, "steps", steps, ("even", "fixed"))
     if isinstance(patch, int):
         size: int | tuple[int, ...] = check.positive_count(where, "patch", patch)
@@ -168,16 +166,14 @@ def _checked(where: str, patch: Any, overlap: object, weights: Any, steps: objec
         size = tuple(check.positive_count(where, "every size of patch", n) for n in patch)
     else:
         advice = "Pass 64, or (64, 64, 32)"
-        raise TypeError(
-            check.problem(where, "patch to be one size or one for each axis", repr(patch), advice)
-        )
+        raise check.refused_type(where, "patch to be one size or one for each axis", repr(patch), advice)
     if not isinstance(weights, Tensor):
         check.one_of(where, "weights", weights, ("gaussian", "average", "centre"))
     elif not isinstance(size, tuple) or tuple(weights.shape) != size:
         expected = f"a map of weights of the size of the patch, {size}"
         advice = "Give the patch with one size for each axis"
-        raise ValueError(check.problem(where, expected, check.describe(weights), advice))
+        raise check.refused(where, expected, check.describe(weights), advice)
     elif not weights.is_floating_point() or levels.true_anywhere(~((weights > 0) & weights.isfinite())):
         expected, got = "weights that are positive numbers", f"{weights.dtype}, or values that are not"
-        raise ValueError(check.problem(where, expected, got, "Every element of an image needs a weight"))
+        raise check.refused(where, expected, got, "Every element of an image needs a weight")
     return size

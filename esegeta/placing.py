@@ -116,9 +116,7 @@ def name(z: Tensor, label: str) -> Tensor:
     """
     check.tensor("name", "z", z)
     if not isinstance(label, str) or not label.strip() or label != label.strip() or set(label) & set("#:\n"):
-        raise ValueError(
-            check.problem("name", "a label, a word without # and :", repr(label), "Choose another")
-        )
+        raise check.refused("name", "a label, a word without # and :", repr(label), "Choose another")
     return interception.visit_marker(z, label)
 
 
@@ -149,10 +147,8 @@ def places(score: Callable[[Tensor], Tensor], x: Tensor) -> Places:
     check.runs("places", score)
     check.image("places", "x", x)
     if levels.depth():
-        raise ValueError(
-            check.problem(
-                "places", "to be called outside of vmap and grad", "a call inside", "List the places first"
-            )
+        raise check.refused(
+            "places", "to be called outside of vmap and grad", "a call inside", "List the places first"
         )
     graph = Graph(score, x)
     found = []
@@ -160,15 +156,15 @@ def places(score: Callable[[Tensor], Tensor], x: Tensor) -> Places:
         beside = graph.beside([passed])
         found.append(
             Place(
-                graph.label(passed),
-                passed.kind,
-                passed.shape,
-                passed.dtype,
-                passed.at.call,
-                graph.used(passed) and not beside,
-                beside,
-                graph.used(passed),
-                graph.first_name(passed),
+                name=graph.label(passed),
+                kind=passed.kind,
+                shape=passed.shape,
+                dtype=passed.dtype,
+                call=passed.at.call,
+                cut=graph.used(passed) and not beside,
+                beside=beside,
+                used=graph.used(passed),
+                same_as=graph.first_name(passed),
             )
         )
     return Places(found)
@@ -289,22 +285,18 @@ def split(
         say_which_calls(x)
         for z, name in zip(found, names, strict=True):
             if not z.is_floating_point():
-                raise TypeError(
-                    check.problem(
-                        "split",
-                        "a place with floating activations",
-                        f"{check.describe(z)} at {str(name)!r}",
-                        "Choose a place before the argmax, comparison or cast",
-                    )
+                raise check.refused_type(
+                    "split",
+                    "a place with floating activations",
+                    f"{check.describe(z)} at {str(name)!r}",
+                    "Choose a place before the argmax, comparison or cast",
                 )
             if z.ndim == 0:
-                raise ValueError(
-                    check.problem(
-                        "split",
-                        "a place inside of the network",
-                        f"{str(name)!r}, a single number",
-                        "Choose a place before the reducer",
-                    )
+                raise check.refused(
+                    "split",
+                    "a place inside of the network",
+                    f"{str(name)!r}, a single number",
+                    "Choose a place before the reducer",
                 )
             origin.known[z] = x
         sizes = tuple(tuple(z.shape) for z in found)
@@ -327,13 +319,11 @@ def split(
         """Some input for the head of a cut, which does not matter; refused where it would."""
         sizes = tuple(tuple(z.shape) for z in zs)
         if sizes not in inputs:
-            raise ValueError(
-                check.problem(
-                    "split",
-                    "an activation like those of the trunk, or at=x",
-                    f"{', '.join(map(str, sizes))} before any call of the trunk with such a result",
-                    "Call trunk(x) first, so that the size of the input is known, or pass at=x",
-                )
+            raise check.refused(
+                "split",
+                "an activation like those of the trunk, or at=x",
+                f"{', '.join(map(str, sizes))} before any call of the trunk with such a result",
+                "Call trunk(x) first, so that the size of the input is known, or pass at=x",
             )
         if sizes not in cuts:
             cuts[sizes] = _refuse_ways_around(score, put, trunk, names, place, inputs[sizes])
@@ -540,13 +530,11 @@ def grid(a: Tensor) -> tuple[int, ...]:
     (1, 2)
     """
     if a.ndim < 2:
-        raise ValueError(
-            check.problem(
-                "places",
-                "a layer with feature maps (D,*U)",
-                f"an activation of shape {tuple(a.shape)}",
-                "Choose a layer before pooling or flattening",
-            )
+        raise check.refused(
+            "places",
+            "a layer with feature maps (D,*U)",
+            f"an activation of shape {tuple(a.shape)}",
+            "Choose a layer before pooling or flattening",
         )
     return tuple(range(1, a.ndim))
 
@@ -719,19 +707,15 @@ def _names(where: str, place: Names) -> tuple[list[views.Address], Callable[[Seq
     if isinstance(place, str):
         return [views.parse(where, place)], lambda found: found[0]
     if not isinstance(place, Sequence) or not place:
-        raise TypeError(
-            check.problem(
-                where,
-                "a place or a sequence of places",
-                check.describe(place),
-                "Pass for example 'encoder.0'",
-            )
+        raise check.refused_type(
+            where,
+            "a place or a sequence of places",
+            check.describe(place),
+            "Pass for example 'encoder.0'",
         )
     names = [views.parse(where, p) for p in place]
     if len(set(names)) != len(names):
-        raise ValueError(
-            check.problem(where, "each place once", ", ".join(map(str, names)), "Remove repetitions")
-        )
+        raise check.refused(where, "each place once", ", ".join(map(str, names)), "Remove repetitions")
     return names, tuple
 
 
@@ -745,16 +729,14 @@ def _with(kind: Any, score: Callable[..., Tensor], place: Names) -> Callable[...
 
     def changed(*inputs: Any) -> Tensor:
         if len(inputs) < 2:
-            raise TypeError(
-                check.problem(kind, "the input and what to put in", f"{len(inputs)} arguments", "Pass (x, z)")
+            raise check.refused_type(
+                kind, "the input and what to put in", f"{len(inputs)} arguments", "Pass (x, z)"
             )
         *own, put = inputs
         tensors = [put] if isinstance(place, str) else list(put)
         if len(tensors) != len(names):
-            raise ValueError(
-                check.problem(
-                    kind, f"{len(names)} tensors, one for each place", str(len(tensors)), "Pass a tuple"
-                )
+            raise check.refused(
+                kind, f"{len(names)} tensors, one for each place", str(len(tensors)), "Pass a tuple"
             )
         for name, t in zip(names, tensors, strict=True):
             check.floating(kind, f"what is put in at {str(name)!r}", t)
@@ -828,13 +810,11 @@ def _shapes(score: Score, place: Names) -> Callable[[Tensor], list[tuple[tuple[i
             _, seen = interception.observe("places", score, (x,), taps, stop=True)
         for tapped, z in zip(taps, seen, strict=True):
             if not z.is_floating_point() or z.ndim == 0:
-                raise TypeError(
-                    check.problem(
-                        "places",
-                        "a place with floating activations inside of the network",
-                        f"{check.describe(z)} at {str(tapped.at)!r}",
-                        "Choose a place before the reducer, argmax, comparison or cast",
-                    )
+                raise check.refused_type(
+                    "places",
+                    "a place with floating activations inside of the network",
+                    f"{check.describe(z)} at {str(tapped.at)!r}",
+                    "Choose a place before the reducer, argmax, comparison or cast",
                 )
         return [(tuple(z.shape), z.dtype) for z in seen]
 
@@ -851,13 +831,11 @@ def refuse_unused(where: str, score: Score, at: views.Address, x: Tensor) -> Non
             return
     passed = [p for p in graph.passed if p.at == at]
     if passed and not graph.used(passed[0]):
-        raise ValueError(
-            check.problem(
-                where,
-                "a place that the score depends on",
-                f"{str(at)!r}, from which no gradient leads to the score",
-                "It lies behind what the score uses, or its result is thrown away",
-            )
+        raise check.refused(
+            where,
+            "a place that the score depends on",
+            f"{str(at)!r}, from which no gradient leads to the score",
+            "It lies behind what the score uses, or its result is thrown away",
         )
 
 
@@ -885,13 +863,11 @@ def _refuse_ways_around(
         try:
             one, beside, same = native.outside(look)
         except Exception as error:
-            raise ValueError(
-                check.problem(
-                    "split",
-                    "a score that can be checked to be cut there",
-                    f"{_text(place)!r} and an error on a probe ({str(error).splitlines()[0][:120]})",
-                    "Freeze the rest with split(score, place, at=x)",
-                )
+            raise check.refused(
+                "split",
+                "a score that can be checked to be cut there",
+                f"{_text(place)!r} and an error on a probe ({str(error).splitlines()[0][:120]})",
+                "Freeze the rest with split(score, place, at=x)",
             ) from error
     if beside or not same:
         way = f"more flows beside it, through {', '.join(beside)}" if beside else "more flows beside it"
@@ -899,10 +875,8 @@ def _refuse_ways_around(
         if beside and "input" not in beside:
             everything = [*map(str, names), *beside]
             advice += f", or cut at all of {everything}"
-        raise ValueError(
-            check.problem(
-                "split", "a cut, where the head gets all it needs", f"{_text(place)!r}: {way}", advice
-            )
+        raise check.refused(
+            "split", "a cut, where the head gets all it needs", f"{_text(place)!r}: {way}", advice
         )
     return one
 

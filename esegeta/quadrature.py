@@ -26,7 +26,7 @@ def nodes_and_weights(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
     if rule == "gauss-legendre":
         if n > MOST_NODES:
             expected = f"at most {MOST_NODES} steps of {rule}"
-            raise ValueError(check.problem(where, expected, str(n), "Take fewer, or another rule"))
+            raise check.refused(where, expected, str(n), "Take fewer, or another rule")
         t, w = np.polynomial.legendre.leggauss(n)
         return (t + 1) / 2, w / 2
     if rule == "trapezoid":

@@ -71,7 +71,7 @@ def _start(where: str, key: object, device: Device) -> Tensor:
 def _count(where: str, shape: object) -> int:
     if not isinstance(shape, Sequence):
         advice = "Pass for example x.shape, or (n,) for n numbers"
-        raise TypeError(check.problem(where, "shape to be a tuple of ints", check.describe(shape), advice))
+        raise check.refused_type(where, "shape to be a tuple of ints", check.describe(shape), advice)
     return math.prod(shape)
 
 
@@ -79,7 +79,7 @@ def _working(where: str, dtype: object) -> torch.dtype:
     """The dtype that the arithmetic runs in."""
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         advice = "Pass the dtype of the image, or use integers or bits"
-        raise TypeError(check.problem(where, "dtype to be a real floating dtype", str(dtype), advice))
+        raise check.refused_type(where, "dtype to be a real floating dtype", str(dtype), advice)
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -113,7 +113,7 @@ def fold_in(key: Key, index: Key) -> Int64[Tensor, ""]:
     ):
         expected = "index to be an int or an int64 tensor of shape ()"
         advice = "Use torch.func.vmap for many indices"
-        raise TypeError(check.problem("fold_in", expected, check.describe(index), advice))
+        raise check.refused_type("fold_in", expected, check.describe(index), advice)
     device = next((v.device for v in (key, index) if isinstance(v, Tensor)), None)
     return _mix(_mix(_word(key, device) + _FOLD) + _word(index, device) * _GAMMA)
 
@@ -243,13 +243,11 @@ def integers(
     """
     whole = isinstance(low, int) and isinstance(high, int)
     if not whole or not -(2**63) <= low < high <= 2**63 or high - low >= 2**63:
-        raise ValueError(
-            check.problem(
-                "integers",
-                "ints low < high that fit into int64",
-                f"low={low!r}, high={high!r}",
-                "high is excluded",
-            )
+        raise check.refused(
+            "integers",
+            "ints low < high that fit into int64",
+            f"low={low!r}, high={high!r}",
+            "high is excluded",
         )
     words = _stream(_start("integers", key, device), _count("integers", shape))
     return (_shift(words, 1) % (high - low)).add_(low).reshape(shape)

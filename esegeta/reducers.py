@@ -52,22 +52,18 @@ def _output(where: str, model: Model, x: Tensor, kind: str = "map") -> Tensor:
     """Run the model on one example and refuse what is not a floating ``(K, *S)`` map or ``(K,)`` vector."""
     z: object = model(check.tensor(where, "x", x))
     if not isinstance(z, Tensor):
-        raise TypeError(
-            check.problem(
-                where,
-                "the model to return one tensor",
-                check.describe(z),
-                "Choose the tensor when the model is made: esegeta.from_module(module, output=...)",
-            )
+        raise check.refused_type(
+            where,
+            "the model to return one tensor",
+            check.describe(z),
+            "Choose the tensor when the model is made: esegeta.from_module(module, output=...)",
         )
     if not z.is_floating_point():
-        raise TypeError(
-            check.problem(
-                where,
-                "the model to return floating scores",
-                check.describe(z),
-                "Explain the logits before argmax or thresholds: those have no gradient",
-            )
+        raise check.refused_type(
+            where,
+            "the model to return floating scores",
+            check.describe(z),
+            "Explain the logits before argmax or thresholds: those have no gradient",
         )
     # Where the input is an image, the output has as many axes; a latent vector may grow into any map.
     is_map = 2 <= z.ndim <= 4 and (x.ndim < 2 or z.ndim == x.ndim)
@@ -85,13 +81,11 @@ def _output(where: str, model: Model, x: Tensor, kind: str = "map") -> Tensor:
             "and use esegeta.batched for many examples"
         )
     wanted = {"map": "(K, *S)", "vector": "(K,)", "any": "(K, *S) or (K,)"}[kind]
-    raise ValueError(
-        check.problem(
-            where,
-            f"a model output of shape {wanted} for one example",
-            f"{check.describe(z)} for an input {tuple(x.shape)}",
-            advice,
-        )
+    raise check.refused(
+        where,
+        f"a model output of shape {wanted} for one example",
+        f"{check.describe(z)} for an input {tuple(x.shape)}",
+        advice,
     )
 
 
@@ -100,7 +94,7 @@ def _whole(where: str, name: str, value: object, advice: str = "Choose one") -> 
     if isinstance(value, Tensor):
         return check.whole(where, name, value, (), advice)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= int(value) < 2**31:
-        raise ValueError(check.problem(where, f"{name} 0, 1, ...", repr(value), advice))
+        raise check.refused(where, f"{name} 0, 1, ...", repr(value), advice)
     return int(value)
 
 
@@ -124,13 +118,11 @@ def _in_range(where: str, z: Tensor, target: Whole, exclusive: bool) -> None:
     classes = 2 if exclusive and channels == 1 else channels
     if _not_below(target, classes):
         note = " (one channel counts as two classes)" if exclusive and channels == 1 else ""
-        raise ValueError(
-            check.problem(
-                where,
-                f"a target below {classes}, for the K = {channels} channels of the model{note}",
-                f"target {check.values(target)}",
-                "Count classes from 0",
-            )
+        raise check.refused(
+            where,
+            f"a target below {classes}, for the K = {channels} channels of the model{note}",
+            f"target {check.values(target)}",
+            "Count classes from 0",
         )
 
 
@@ -213,7 +205,7 @@ def predicted_mask(z: Tensor, target: Whole, *, exclusive: bool = True) -> Tenso
     """
     here = "predicted_mask"
     if check.floating(here, "z", z).ndim == 0:
-        raise ValueError(check.problem(here, "an output (K, *S)", check.describe(z), "Pass model(x)"))
+        raise check.refused(here, "an output (K, *S)", check.describe(z), "Pass model(x)")
     return _predicted(here, z.detach(), _target(here, target), check.flag(here, "exclusive", exclusive))
 
 
@@ -278,7 +270,7 @@ class _Parts(torch.autograd.Function):
 def _given(where: str, mask: Tensor, empty: str = "no voxel is True") -> Mask:
     """A constant mask as a function of the output, checked once for content and at each call for fit."""
     if check.tensor(where, "the mask", mask).dtype != torch.bool:
-        raise TypeError(check.problem(where, "a boolean mask", check.describe(mask), "Use mask > 0"))
+        raise check.refused_type(where, "a boolean mask", check.describe(mask), "Use mask > 0")
     mask = mask.detach()
     if levels.true_anywhere(~mask.any()):
         raise check.EmptyMask(
@@ -292,13 +284,11 @@ def _given(where: str, mask: Tensor, empty: str = "no voxel is True") -> Mask:
 
     def constant(z: Tensor) -> Tensor:
         if mask.shape != z.shape[1:]:
-            raise ValueError(
-                check.problem(
-                    where,
-                    f"a mask of the shape {tuple(z.shape[1:])} of the model's output map",
-                    check.describe(mask),
-                    "Masks live on the output grid and have no channel axis; a score fits inputs of one size",
-                )
+            raise check.refused(
+                where,
+                f"a mask of the shape {tuple(z.shape[1:])} of the model's output map",
+                check.describe(mask),
+                "Masks live on the output grid and have no channel axis; a score fits inputs of one size",
             )
         return _beside(where, "the mask", mask, z)
 
@@ -307,13 +297,11 @@ def _given(where: str, mask: Tensor, empty: str = "no voxel is True") -> Mask:
 
 def _beside(where: str, name: str, value: Tensor, z: Tensor) -> Tensor:
     if value.device != z.device:
-        raise ValueError(
-            check.problem(
-                where,
-                f"{name} on {z.device}, where the output is",
-                f"a tensor on {value.device}",
-                "Move it there",
-            )
+        raise check.refused(
+            where,
+            f"{name} on {z.device}, where the output is",
+            f"a tensor on {value.device}",
+            "Move it there",
         )
     return value
 
@@ -327,26 +315,22 @@ def _frozen(where: str, model: Model, mask_of: Mask, at: Tensor | None, dynamic:
 def _output_at(where: str, model: Model, at: Tensor | None, dynamic: bool, kind: str) -> Tensor | None:
     """The output that something is frozen at, without a graph; None with ``dynamic``."""
     if dynamic == (at is not None):
-        raise ValueError(
-            check.problem(
-                where,
-                "either at= or dynamic=True",
-                "both" if dynamic else "neither",
-                "Pass at=x to freeze the mask (recommended) or dynamic=True",
-            )
+        raise check.refused(
+            where,
+            "either at= or dynamic=True",
+            "both" if dynamic else "neither",
+            "Pass at=x to freeze the mask (recommended) or dynamic=True",
         )
     if at is None:
         return None
     with torch.no_grad():
         z = _output(where, model, check.tensor(where, "at", at).detach(), kind).detach()
         if levels.true_anywhere(z.isnan()):
-            raise ValueError(
-                check.problem(
-                    where,
-                    "a model output without NaN at x",
-                    f"NaN in {check.describe(z)}",
-                    "Look for NaN in the input, the weights, or an overflow in half precision",
-                )
+            raise check.refused(
+                where,
+                "a model output without NaN at x",
+                f"NaN in {check.describe(z)}",
+                "Look for NaN in the input, the weights, or an overflow in half precision",
             )
         return z
 
@@ -450,13 +434,11 @@ def otsu_sum(
 
     def single(z: Tensor) -> Tensor:
         if z.shape[0] != 1:
-            raise ValueError(
-                check.problem(
-                    here,
-                    "a model with one output channel",
-                    f"K = {z.shape[0]} channels",
-                    "Use predicted_class_sum where channels are classes",
-                )
+            raise check.refused(
+                here,
+                "a model with one output channel",
+                f"K = {z.shape[0]} channels",
+                "Use predicted_class_sum where channels are classes",
             )
         return z[0]
 
@@ -564,25 +546,23 @@ def voxel(model: Model, target: Whole, index: Sequence[Whole] | Tensor, *, exclu
         index = check.whole(here, "the index", index, tuple(index.shape), advice).unbind()
     if isinstance(index, (Tensor, str)) or not isinstance(index, Iterable):
         got = check.describe(index)
-        raise TypeError(check.problem(here, "an index: a whole number for each spatial axis", got, advice))
+        raise check.refused_type(here, "an index: a whole number for each spatial axis", got, advice)
     at, got = tuple(index), f"index {_shown(index)}"
     for i in at:
         if isinstance(i, Tensor):
             check.whole(here, "an index of whole numbers", i, (), advice)
         elif isinstance(i, bool) or not isinstance(i, numbers.Integral) or not 0 <= int(i) < 2**31:
-            raise ValueError(check.problem(here, "an index of whole numbers 0, 1, ...", got, advice))
+            raise check.refused(here, "an index of whole numbers 0, 1, ...", got, advice)
 
     def score(x: Tensor) -> Tensor:
         z = _output(here, model, x)
         size = tuple(z.shape[1:])
         if len(at) != len(size) or any(map(_not_below, at, size)):
-            raise ValueError(
-                check.problem(
-                    here,
-                    f"an index with {len(size)} numbers, from 0 to below {size}",
-                    got,
-                    advice,
-                )
+            raise check.refused(
+                here,
+                f"an index with {len(size)} numbers, from 0 to below {size}",
+                got,
+                advice,
             )
         scores = _logit(here, z, target, exclusive)
         for i in at:
@@ -777,7 +757,7 @@ def margin(model: Model, target: Whole, other: Whole | None = None, mask: Tensor
         other = _target(here, other, "other")
         if levels.true_anywhere(torch.as_tensor(other == target)):
             got = f"{check.values(target)} twice"
-            raise ValueError(check.problem(here, "two classes", got, "Choose another class"))
+            raise check.refused(here, "two classes", got, "Choose another class")
     inside = None if mask is None else _given(here, mask)
 
     def score(x: Tensor) -> Tensor:
@@ -870,7 +850,7 @@ def finer(
         z = _output(here, model, x, "any")
         if z_at is not None and z.shape != z_at.shape:
             got, advice = check.describe(z), "A frozen score fits inputs of one size"
-            raise ValueError(check.problem(here, f"an output {tuple(z_at.shape)} as at x", got, advice))
+            raise check.refused(here, f"an output {tuple(z_at.shape)} as at x", got, advice)
         inside = mask(z.detach()) if z.ndim > 1 else None
         nearest, share = frozen or rivals(z.detach())
         z = classes(z)
@@ -953,8 +933,8 @@ def negative_loss(
     here = "negative_loss"
     check.one_of(here, "kind", kind, ("cross_entropy", "dice"))
     if check.tensor(here, "labels", labels).is_floating_point() or labels.is_complex():
-        raise TypeError(
-            check.problem(here, "labels of an integer dtype", check.describe(labels), "Use labels.long()")
+        raise check.refused_type(
+            here, "labels of an integer dtype", check.describe(labels), "Use labels.long()"
         )
     y = labels.detach().long()
 
@@ -962,25 +942,21 @@ def negative_loss(
         z = _output(here, model, x, "any")
         wanted = z.shape[1:] if exclusive else z.shape
         if y.shape != wanted:
-            raise ValueError(
-                check.problem(
-                    here,
-                    f"labels of the shape {tuple(wanted)} for the model's output {tuple(z.shape)}",
-                    check.describe(labels),
-                    "Labels are class numbers without a channel axis, or (K, *S) with exclusive=False",
-                )
+            raise check.refused(
+                here,
+                f"labels of the shape {tuple(wanted)} for the model's output {tuple(z.shape)}",
+                check.describe(labels),
+                "Labels are class numbers without a channel axis, or (K, *S) with exclusive=False",
             )
         _beside(here, "the labels", y, z)
         softmaxed = _softmaxed(z, exclusive)
         classes = z.shape[0] if softmaxed else 2
         if levels.true_anywhere((y < 0) | (y >= classes)):
-            raise ValueError(
-                check.problem(
-                    here,
-                    f"labels from 0 to {classes - 1}",
-                    "others",
-                    "Merge or renumber classes, and give ignored voxels a class",
-                )
+            raise check.refused(
+                here,
+                f"labels from 0 to {classes - 1}",
+                "others",
+                "Merge or renumber classes, and give ignored voxels a class",
             )
         if kind == "cross_entropy" and softmaxed:
             return z.log_softmax(0).gather(0, y.unsqueeze(0)).mean()

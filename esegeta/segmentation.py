@@ -77,12 +77,12 @@ def slic(
     check.positive_count(name, "iterations", iterations, 0)
     if not check.non_negative(name, "compactness", compactness):
         advice = "A small number lets parts follow every edge"
-        raise ValueError(check.problem(name, "compactness > 0", repr(compactness), advice))
+        raise check.refused(name, "compactness > 0", repr(compactness), advice)
     if mask is not None:
         _on_grid(name, "mask", mask, x)
         if mask.dtype != torch.bool:
             got = check.describe(mask)
-            raise TypeError(check.problem(name, "a boolean mask", got, "Pass for example mask > 0"))
+            raise check.refused_type(name, "a boolean mask", got, "Pass for example mask > 0")
 
     def work(x: Tensor, *masks: Tensor) -> Array:
         values = _array(x)
@@ -90,7 +90,7 @@ def slic(
         if np.count_nonzero(inside) < count:
             got = f"{count} parts of {np.count_nonzero(inside)} voxels"
             advice = "Ask for fewer, or widen the mask"
-            raise ValueError(check.problem(name, "at most as many parts as voxels", got, advice))
+            raise check.refused(name, "at most as many parts as voxels", got, advice)
         return _slic(values, inside, count, voxel, float(compactness), iterations)
 
     return _decided(name, work, x[0].shape, x, *(() if mask is None else (mask,)))
@@ -139,7 +139,7 @@ def graph_segmentation(
     several = isinstance(scale, Sequence) and not isinstance(scale, str)
     scales: Sequence[Any] = scale if several else [scale]  # type: ignore[assignment]
     if not scales:
-        raise ValueError(check.problem(name, "at least one scale", "none", "Pass for example 1.0"))
+        raise check.refused(name, "at least one scale", "none", "Pass for example 1.0")
     ks = [check.non_negative(name, "scale", k) / math.prod(voxel) for k in scales]
     least = math.ceil(check.non_negative(name, "minimum", minimum) / math.prod(voxel) - 1e-9)
     smooth = x.detach().to(torch.float64)
@@ -203,7 +203,7 @@ def dilated(
     check.tensor(name, "mask", mask)
     if mask.dtype != torch.bool or not 1 <= mask.ndim <= 3:
         expected, advice = "a boolean mask (*S) with one to three axes", "Pass for example mask > 0"
-        raise TypeError(check.problem(name, expected, check.describe(mask), advice))
+        raise check.refused_type(name, expected, check.describe(mask), advice)
     voxel, r = voxel_size(name, spacing, mask.ndim), check.non_negative(name, "radius", radius)
     near = _decided(name, lambda one: _near(_array(one), r, voxel).astype(np.int64), mask.shape, mask)
     return near > 0
@@ -247,7 +247,7 @@ def ranked(
     check.floating(name, "density", density)
     if not 1 <= density.ndim <= 3 or not density.numel():
         expected, advice = "a density (*S) with one to three axes", "Reduce the channels first"
-        raise ValueError(check.problem(name, expected, check.describe(density), advice))
+        raise check.refused(name, expected, check.describe(density), advice)
     check.finite(name, "density", density, "Repair it, e.g. with torch.nan_to_num")
     voxel, r = voxel_size(name, spacing, density.ndim), check.non_negative(name, "reach", reach)
     check.positive_count(name, "least", least)
@@ -284,7 +284,7 @@ def averaged(a: Float[Tensor, "..."], labels: Labels) -> Float[Tensor, "..."]:
     n = labels.numel()
     if levels.true_anywhere((labels < -1) | (labels >= n)):
         got = "labels outside"
-        raise ValueError(check.problem(name, f"labels from -1 to {n - 1}", got, "Use relabelled(labels)"))
+        raise check.refused(name, f"labels from -1 to {n - 1}", got, "Use relabelled(labels)")
     part = (labels.flatten() + 1).to(torch.int64)
     # In double precision: a part may be half a volume, whose sum a float would round at every voxel.
     wide = a.flatten(1).to(torch.float64)
@@ -317,7 +317,7 @@ def _whole(where: str, name: str, value: object) -> Tensor:
     value = check.tensor(where, name, value)
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         got, advice = check.describe(value), f"Convert them with {name}.long()"
-        raise TypeError(check.problem(where, f"{name} of an integer dtype", got, advice))
+        raise check.refused_type(where, f"{name} of an integer dtype", got, advice)
     return value
 
 
@@ -325,7 +325,7 @@ def _on_grid(where: str, name: str, value: object, x: Tensor) -> Tensor:
     value = check.tensor(where, name, value)
     if value.shape != x.shape[1:]:
         expected, advice = f"{name} on the grid {tuple(x.shape[1:])}", "Bring both to one grid first"
-        raise ValueError(check.problem(where, expected, check.describe(value), advice))
+        raise check.refused(where, expected, check.describe(value), advice)
     return value
 
 
@@ -333,7 +333,7 @@ def _listed(where: str, segments: object) -> Sequence[Any]:
     listed = [segments] if isinstance(segments, Tensor) else segments
     if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
         expected, advice = "a label map, or a list of them", "Make one with esegeta.segmentation.slic"
-        raise TypeError(check.problem(where, expected, check.describe(segments), advice))
+        raise check.refused_type(where, expected, check.describe(segments), advice)
     return listed
 
 
@@ -345,7 +345,7 @@ def _maps(where: str, given: object, density: Tensor) -> list[Tensor]:
     if not one and (labels.shape[1:] != density.shape or not len(labels)):
         expected = f"segments on the grid of the map {tuple(density.shape)}, or a stack of such"
         advice = "Bring both to one grid first: a map of a layer by esegeta.upsample"
-        raise ValueError(check.problem(where, expected, check.describe(given), advice))
+        raise check.refused(where, expected, check.describe(given), advice)
     return [labels.to(torch.int64)] if one else list(labels.to(torch.int64).unbind())
 
 

@@ -24,7 +24,7 @@ def image(where: str, name: str, value: object) -> Tensor:
     if not 2 <= value.ndim <= 4 or not value.numel():
         advice = "Add a channel axis with x[None]; map over a batch axis with torch.func.vmap"
         expected = f"{name} of shape (C,*S) with one to three spatial axes"
-        raise ValueError(check.problem(where, expected, check.describe(value), advice))
+        raise check.refused(where, expected, check.describe(value), advice)
     return value
 
 
@@ -34,10 +34,10 @@ def _sigma(where: str, sigma: object) -> float | Tensor:
     expected = "sigma to be a finite number >= 0 or a floating tensor of shape ()"
     if not sigma.is_floating_point() or sigma.ndim:
         advice = "Map over many with torch.func.vmap"
-        raise TypeError(check.problem(where, expected, check.describe(sigma), advice))
+        raise check.refused_type(where, expected, check.describe(sigma), advice)
     if levels.true_anywhere(~((sigma >= 0) & torch.isfinite(sigma))):
         got = "a negative or non-finite tensor"
-        raise ValueError(check.problem(where, expected, got, "Clamp it at zero"))
+        raise check.refused(where, expected, got, "Clamp it at zero")
     return sigma.to(torch.float64)
 
 
@@ -95,15 +95,13 @@ def blur(
 def _mask(where: str, mask: object) -> Tensor:
     mask = check.tensor(where, "mask", mask)
     if mask.dtype != torch.bool:
-        raise TypeError(
-            check.problem(where, "a boolean mask", check.describe(mask), "Pass for example mask > 0")
-        )
+        raise check.refused_type(where, "a boolean mask", check.describe(mask), "Pass for example mask > 0")
     if not 1 <= mask.ndim <= 3 or not mask.numel():
         expected, advice = (
             "a mask of shape (*S) with one to three axes",
             "Map over more axes with torch.func.vmap",
         )
-        raise ValueError(check.problem(where, expected, check.describe(mask), advice))
+        raise check.refused(where, expected, check.describe(mask), advice)
     return mask
 
 
@@ -208,13 +206,11 @@ def upsample(map: Float[Tensor, "..."], *, like: Float[Tensor, "..."]) -> Float[
     image("upsample", "map", map)
     check.tensor("upsample", "like", like)
     if like.ndim != map.ndim:
-        raise ValueError(
-            check.problem(
-                "upsample",
-                f"a map with the {like.ndim - 1} spatial axes of the image",
-                check.describe(map),
-                "Maps of layers without a grid have no place on the image",
-            )
+        raise check.refused(
+            "upsample",
+            f"a map with the {like.ndim - 1} spatial axes of the image",
+            check.describe(map),
+            "Maps of layers without a grid have no place on the image",
         )
     mode = ("linear", "bilinear", "trilinear")[map.ndim - 2]
     wide = map.to(torch.promote_types(map.dtype, torch.float32))

@@ -44,22 +44,18 @@ def on_trees(method: Method) -> Method:
             for i, leaf in enumerate(leaves):
                 check.floating("on_trees", f"leaf {i}", leaf)
             if not leaves or len({leaf.dtype for leaf in leaves}) != 1:
-                raise TypeError(
-                    check.problem(
-                        "on_trees",
-                        "tensors of one dtype",
-                        ", ".join(check.describe(leaf) for leaf in leaves) or "no tensors",
-                        "Convert them to one dtype",
-                    )
+                raise check.refused_type(
+                    "on_trees",
+                    "tensors of one dtype",
+                    ", ".join(check.describe(leaf) for leaf in leaves) or "no tensors",
+                    "Convert them to one dtype",
                 )
 
             def join(other: Any) -> Tensor:
                 found, form = tree_flatten(other)
                 if form != spec or [f.shape for f in found] != [leaf.shape for leaf in leaves]:
-                    raise ValueError(
-                        check.problem(
-                            "on_trees", f"a tree like the input, {spec}", str(form), "Match keys and shapes"
-                        )
+                    raise check.refused(
+                        "on_trees", f"a tree like the input, {spec}", str(form), "Match keys and shapes"
                     )
                 return torch.cat([f.reshape(-1) for f in found])
 

@@ -33,6 +33,13 @@ def count(payload, context):
     return context.cache["count"]
 
 
+def several(payload, context):
+    """One of several jobs: count those of this worker so far, or go wrong in some way."""
+    if payload == "count":
+        return [os.getpid(), count(payload, context)]
+    return globals()[payload](0, context)
+
+
 def wait(payload, context):
     time.sleep(payload)
     return "waited"

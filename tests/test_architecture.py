@@ -69,6 +69,7 @@ ORDER = (
     "shapley_kernel",
     "masks",
     "rules",
+    "dreams",
     "methods",
     "transforms",
     "metrics",
@@ -94,15 +95,15 @@ ORDER = (
     "run.config",
     "run.config.annotations",
     "run.config.catalogue",
-    "run.config.listing",
     "run.config.trust",
     "run.config.schema",
     "run.config.faults",
     "run.config.tables",
-    "run.config.plugins",
-    "run.config.sources",
     "run.jobs",
     "run.jobs.kinds",
+    "run.config.listing",
+    "run.config.plugins",
+    "run.config.sources",
     "run.config.building",
     "run.config.loading",
     "run.config.toml",
@@ -138,7 +139,18 @@ ORDER = (
     "_stubs",
 )
 # A package that stands for all of its files: they are many, and found by name. Inside there is no circle either.
-WHOLE = ("radiomics", "rules", "methods", "transforms", "metrics", "axioms", "zoo", "conformance", "plot")
+WHOLE = (
+    "radiomics",
+    "rules",
+    "dreams",
+    "methods",
+    "transforms",
+    "metrics",
+    "axioms",
+    "zoo",
+    "conformance",
+    "plot",
+)
 SURFACE = "__init__"  # whoever takes a name from it may bring in any module of the stub
 
 FUNCTORCH = ("torch._C", "torch._functorch", "torch._subclasses")

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import threading
+from collections import Counter
 from pathlib import Path
 
 import nibabel
@@ -10,12 +12,13 @@ import pytest
 import torch
 
 from esegeta.run import pipeline
+from esegeta.run.config import listing, plugins
 from esegeta.run.config import loading as config
 from esegeta.run.executors import journal, local
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.protocol import Task
 from esegeta.run.executors.status import Status
-from esegeta.run.jobs import dispatch, kinds, methods, summary
+from esegeta.run.jobs import dispatch, kinds, methods, parts, summary
 from esegeta.run.jobs import plan as jobs
 from esegeta.run.jobs.inputs import Inputs
 
@@ -103,6 +106,142 @@ def test_a_job_is_known_by_what_it_reads_too(tmp_path):
     assert titled == before
     other = digests(run={"output": str(tmp_path / "out"), "key": 1})
     assert all(a != b for a, b in zip(before, other, strict=True))
+
+
+STRANGER = '''
+"""How many values of a map are above a threshold: a kind of jobs as a stranger writes it."""
+
+import time
+
+from esegeta.run.config.schema import Section
+from esegeta.run.jobs.kinds import Job, Kind, register
+from esegeta.run.jobs.plan import ended, header
+
+
+class Counting(Section):
+    """Count large values."""
+
+    above: float
+    name: str = "large"
+
+
+def check(section, path, faults):
+    if section.above < 0:
+        faults.add(f"{path}.above", "a number >= 0", section.above, "Raise it")
+
+
+def entries(planning):
+    return [
+        Job(
+            id=f"{job.id}_{section.name}",
+            kind="counting",
+            keys=job.keys,
+            given={**job.given, "of": job.id, "above": section.above, "title": section.name},
+            decides=["counting", section.above],
+            after=(job,),
+        )
+        for section in planning.config.more.get("counting", [])
+        for job in planning.jobs
+        if job.kind == "methods"
+    ]
+
+
+def count(payload, inputs, context):
+    """Count the values of a map above a threshold, and those of a new explanation."""
+    started = time.monotonic()
+    map, (explain, score) = inputs.map(payload["of"]), inputs.explain()
+    again = explain(inputs.image().x)
+    found = {"count": int((map > payload["above"]).sum()), "again": int((again > payload["above"]).sum())}
+    return ended(payload, {**found, "score": float(score(inputs.image().x))}, context, started)
+
+
+COUNTING = register(
+    Kind(
+        name="counting",
+        table="counting",
+        section=Counting,
+        many=True,
+        check=check,
+        reads=("methods",),
+        entries=entries,
+        header=header,
+        work=count,
+        file="counts",
+        columns=("id", "title", "status", "error", "count", "again"),
+        shown={"title": "What", "count": "How many"},
+        title="Counts of a stranger",
+    )
+)
+'''
+
+
+@pytest.fixture
+def stranger(tmp_path):
+    file = tmp_path / "stranger_kind.py"
+    file.write_text(STRANGER)
+    yield file
+    plugins._forget("stranger_kind")
+    plugins._loaded.clear()
+
+
+def test_a_kind_of_a_plugin_is_a_file_and_a_table(tmp_path, stranger, capsys):
+    path, folder = scan(tmp_path / "sub-1.nii.gz"), tmp_path / "out"
+    whole = tables(folder, path, output={"figures": False, "report": True})
+    whole["counting"] = [{"above": 0.0}, {"above": 1.0, "name": "larger"}]
+    whole["run"]["workers"] = 2
+    allowed = [str(tmp_path)]
+    with pytest.raises(ValueError, match=r"counting: expected a table of the file, got 'counting'"):
+        config.load(whole, trust=allowed)
+    whole["plugins"] = [str(stranger)]
+    with pytest.raises(ValueError, match=r"counting\[1\].above: expected a number >= 0, got -1.0. Raise it."):
+        config.load({**whole, "counting": [{"above": 0.0}, {"above": -1.0}]}, trust=allowed)
+    asked = config.load(whole, trust=allowed)
+    assert config.load(config.dump(asked), trust=allowed).more == asked.more
+    found = pipeline.run(asked, progress=False, threads=1)
+    assert (found.exit_code, found.counts) == (0, {"done": 3})
+    told = records(folder)
+    values = nibabel.load(folder / told["sub-1_spot_gradient"]["map"]).get_fdata()
+    for name, above in (("large", 0.0), ("larger", 1.0)):
+        one = told[f"sub-1_spot_gradient_{name}"]
+        assert one["count"] == one["again"] == (values > above).sum()
+        assert one["score"] == pytest.approx(told["sub-1_spot_gradient"]["score"])
+    rows = list(csv.DictReader((folder / "counts.csv").read_text().splitlines()))
+    assert [row["title"] for row in rows] == ["large", "larger"]
+    assert "Counts of a stranger" in (folder / "report.html").read_text()
+    listed = {title: rows for title, _, rows in listing.tables()}["KINDS OF JOBS"]
+    assert ("counting", "stranger_kind", "[[counting]]", "above, name") in [row[:4] for row in listed]
+    assert listing.entry("counting").startswith("counting: a kind of jobs\n  Count the values of a map above")
+    # Nothing again; what the plugin does differently is done again, and no more than that.
+    assert pipeline.run(asked, progress=False, threads=1).repeated == 0
+    before = [job.digest for job in jobs.plan(asked)]
+    stranger.write_text(STRANGER.replace("map > payload", "map >= payload"))
+    after = [job.digest for job in jobs.plan(config.load(whole, trust=allowed))]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, False]
+
+
+def test_a_kind_of_an_installed_package_is_known_when_it_is_trusted(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    (site / "stranger-1.0.dist-info").mkdir(parents=True)
+    (site / "stranger-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n"
+    )
+    (site / "stranger-1.0.dist-info" / "entry_points.txt").write_text(
+        "[esegeta.plugins]\nx = stranger_package\n"
+    )
+    (site / "stranger_package.py").write_text(STRANGER)
+    monkeypatch.syspath_prepend(str(site))
+    path, folder = scan(tmp_path / "sub-1.nii.gz"), tmp_path / "out"
+    whole = tables(folder, path, counting=[{"above": 0.0}])
+    try:
+        with pytest.raises(ValueError, match=r"counting: expected a table of the file"):
+            config.load(whole)
+        asked = config.load(whole, trust=["stranger_package"])
+        assert pipeline.run(asked, progress=False, threads=1).counts == {"done": 2}
+        code = kinds.find("counting").code
+        assert jobs.plan(asked)[0].decides()["installed"] == {"stranger_package": code}
+    finally:
+        plugins._forget("stranger_package")
+        plugins._offered.clear()
 
 
 # ------------------------------------------------------------------ maps that others read
@@ -267,14 +406,14 @@ def test_another_process_can_follow_a_run_and_cancel_jobs(tmp_path):
     whole = tables(tmp_path / "out", path, methods=[{"name": "gradient"}, {"name": "saliency"}], summary={})
 
     def hear(event):
-        if (event["event"], event["task"]) == ("start", "sub-1_spot_gradient"):
+        if (event["event"], event["job"]) == ("start", "sub-1_spot_gradient"):
             journal.cancel(tmp_path / "out" / ".jobs", ["sub-1_spot_saliency"])
 
     found = pipeline.run(config.load(whole), progress=hear, threads=1)
     assert (found.exit_code, found.counts) == (1, {"done": 2, "cancelled": 1, "skipped": 1})
     told = list(journal.events(tmp_path / "out" / ".jobs"))
     assert told[-1]["event"] == "ended"
-    ends = {one["task"]: one["outcome"]["status"] for one in told if one["event"] == "end"}
+    ends = {one["job"]: one["outcome"]["status"] for one in told if one["event"] == "job_done"}
     assert ends == {
         "sub-1_spot_gradient": "done",
         "sub-1_spot_gradient_summary": "done",
@@ -290,17 +429,134 @@ def test_an_executor_takes_tasks_while_others_run_and_gives_them_up():
     executor = local.LocalExecutor()
     outcomes = {}
     try:
-        executor.submit([Task("a", "pool_tasks:wait", 0.1), Task("hangs", "pool_tasks:hang")])
+        executor.submit([Task.of("a", "pool_tasks:wait", 0.1), Task.of("hangs", "pool_tasks:hang")])
         for event in executor.events():
-            if (event["event"], event["task"]) == ("begin", "a"):
-                executor.submit([Task("b", "pool_tasks:wait", 0.0), Task("c", "pool_tasks:wait", 60)])
+            if (event["event"], event["job"]) == ("begin", "a"):
+                executor.submit([Task.of("b", "pool_tasks:wait", 0.0), Task.of("c", "pool_tasks:wait", 60)])
                 executor.cancel(["c"])
                 with pytest.raises(ValueError, match=r"expected different ids, got \['a'\] more than once"):
-                    executor.submit([Task("a", "pool_tasks:wait", 0.0)])
-            if (event["event"], event["task"]) == ("begin", "hangs"):
+                    executor.submit([Task.of("a", "pool_tasks:wait", 0.0)])
+            if (event["event"], event["job"]) == ("begin", "hangs"):
                 executor.cancel(["hangs", "a"])
-            if event["event"] == "end":
-                outcomes[event["task"]] = event["outcome"].status
+            if event["event"] == "job_done":
+                outcomes[event["job"]] = event["outcome"].status
     finally:
         executor.close()
     assert outcomes == {"a": "done", "b": "done", "c": "cancelled", "hangs": "cancelled"}
+
+
+# ------------------------------------------------------------------ what jobs share, and when they start
+
+
+def test_what_jobs_of_an_image_share_is_made_once(tmp_path, monkeypatch):
+    """They are one task: an image is read, a network is loaded and asked once, whatever the number of methods."""
+    for number in (1, 2):
+        scan(tmp_path / f"sub-{number}.nii.gz", seed=number)
+    whole = tables(
+        tmp_path / "out", tmp_path / "sub-*.nii.gz", methods=[{"name": "gradient"}, {"name": "saliency"}]
+    )
+    whole["targets"] = [{"name": "spot", "class": 1}, {"name": "rest", "class": 1}]
+    asked = config.load(whole)
+    submitted = []
+    submit = local.LocalExecutor.submit
+
+    def noted(executor, tasks):
+        tasks = list(tasks)
+        submitted.extend([job.id for job in task.jobs] for task in tasks)
+        submit(executor, tasks)
+
+    monkeypatch.setattr(local.LocalExecutor, "submit", noted)
+    assert pipeline.run(asked, progress=False, threads=1).counts == {"done": 8}
+    assert submitted == [
+        [f"sub-{n}_{target}_{method}" for target in ("spot", "rest") for method in ("gradient", "saliency")]
+        for n in (1, 2)
+    ]
+    calls = Counter()
+
+    def counted(module, name):
+        real = getattr(module, name)
+
+        def call(*args, **settings):
+            calls[name] += 1
+            return real(*args, **settings)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(parts.volumes, "read")
+    counted(parts.networks, "load")
+    one, cache = jobs.plan(asked)[:4], {}
+    answers = []
+    monkeypatch.setattr(methods.Inputs, "answer", recording(methods.Inputs.answer, answers))
+    for job in one:
+        dispatch.main(
+            json.loads(json.dumps(job.payload)), Context("cpu", None, None, cache, lambda **event: None)
+        )
+    assert (calls["read"], calls["load"], len(answers)) == (1, 1, 4)
+    assert len({id(answer) for answer in answers}) == 1
+
+
+def recording(function, results):
+    def call(*args):
+        results.append(function(*args))
+        return results[-1]
+
+    return call
+
+
+def test_the_first_job_does_not_wait_until_all_inputs_are_read(tmp_path, monkeypatch):
+    """Were they read first, the run would never begin: the others are not read before a job has begun."""
+    for number in range(6):
+        scan(tmp_path / f"sub-{number}.nii.gz", seed=number)
+    begun, read, before = threading.Event(), [], []
+    contents = jobs.contents
+
+    def slow(path):
+        if Path(path).name.startswith("sub-"):
+            if read:
+                assert begun.wait(60)
+            read.append(Path(path).name)
+        return contents(path)
+
+    def hear(event):
+        if event["event"] == "begin" and not begun.is_set():
+            before.extend(read)
+            begun.set()
+
+    monkeypatch.setattr(jobs, "contents", slow)
+    asked = config.load(tables(tmp_path / "out", tmp_path / "sub-*.nii.gz", summary={}))
+    assert len(jobs.plan(asked)) == 13
+    assert read == []  # to plan is to read nothing
+    found = pipeline.run(asked, progress=hear, threads=1)
+    assert found.counts == {"done": 13}
+    assert before == ["sub-0.nii.gz"]
+    assert len(read) == 6  # each once
+
+
+def test_what_goes_wrong_while_inputs_are_read_ends_the_run(tmp_path, monkeypatch):
+    path = scan(tmp_path / "sub-1.nii.gz")
+
+    def gone(path):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(jobs, "contents", gone)
+    with pytest.raises(OSError, match="the disk is gone"):
+        run(tables(tmp_path / "out", path))
+
+
+def test_an_unchanged_run_writes_nothing_again(tmp_path, monkeypatch):
+    path, folder = scan(tmp_path / "sub-1.nii.gz"), tmp_path / "out"
+    whole = tables(folder, path, summary={}, output={"figures": False, "report": True})
+    assert run(whole).repeated == 2
+
+    def dates():
+        of_a_run = {"log.txt", "events.jsonl", "lock", ".jobs"}
+        return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name not in of_a_run}
+
+    before = dates()
+    monkeypatch.setattr(local._Worker, "__init__", None)  # nothing is started either
+    found = run(whole)
+    assert (found.exit_code, found.repeated, found.report) == (0, 0, folder / "report.html")
+    assert dates() == before
+    (folder / "report.html").write_text("changed by somebody")
+    assert run(whole).report == folder / "report.html"
+    assert "changed by somebody" not in (folder / "report.html").read_text()

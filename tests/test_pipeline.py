@@ -27,7 +27,7 @@ from esegeta.run.config import building, catalogue
 from esegeta.run.config import loading as config
 from esegeta.run.executors import stopping
 from esegeta.run.executors.child import Context
-from esegeta.run.executors.protocol import Task
+from esegeta.run.executors.protocol import Piece
 from esegeta.run.jobs import dispatch, methods, parts
 from esegeta.run.jobs import plan as jobs
 from esegeta.run.jobs.inputs import on_image
@@ -420,10 +420,9 @@ def test_a_signal_that_has_a_handler_keeps_it():
 def test_a_job_without_a_limit_of_memory_gets_its_share(tmp_path, scan, monkeypatch, there, each):
     monkeypatch.setattr(pipeline, "memory_here", lambda: there * 2**30)
     whole = config.load(settings(tmp_path / "out", scan, [GOOD[0]], workers=3))
-    own = Task("own", "f", memory=2**20)
-    tasks, share = pipeline._limited([own, Task("none", "f")], whole)
-    assert tasks[0] == own
-    assert tasks[1].memory == share == int(each * 2**30)
+    own, none = Piece("own", memory=2**20), Piece("none")
+    assert pipeline._share(whole) == int(each * 2**30)
+    assert pipeline._limited([own, none], 7) == (own, Piece("none", memory=7))
 
 
 # ------------------------------------------------------------------ the plan
@@ -553,17 +552,21 @@ def test_what_a_deadline_cut_short_is_done_again_only_with_more_time(tmp_path, s
         "events": [{"event": "partial"}],
     }
     jobs.write_record(folder, cut)
-    assert jobs.finished(job, folder) is not None
+
+    def kept(job):
+        return [state for _, state in jobs.survey([job], folder)] == ["kept"]
+
+    assert kept(job)
     (more,) = plan(tmp_path, scan, [{"name": "gradient", "deadline": 9.0}])
     (endless,) = plan(tmp_path, scan, [{"name": "gradient"}])
-    assert jobs.finished(more, folder) is None
-    assert jobs.finished(endless, folder) is None
+    assert not kept(more)
+    assert not kept(endless)
     jobs.write_record(folder, {**cut, "status": "done", "events": []})
-    assert jobs.finished(more, folder) is not None
+    assert kept(more)
     jobs.write_record(folder, {**cut, "status": "timeout"})
-    assert jobs.finished(job, folder) is None
+    assert not kept(job)
     jobs.write_record(folder, {**cut, "map": "gone.nii.gz"})
-    assert jobs.finished(job, folder) is None
+    assert not kept(job)
 
 
 def test_a_record_cannot_have_files_outside_of_the_folder_removed(tmp_path, scan):
@@ -666,21 +669,23 @@ def test_lines_and_bars_and_functions_show_a_run(capsys):
     from esegeta.run.executors.protocol import Outcome
 
     events = [
-        {"event": "start", "task": "a", "device": "cpu", "process": 1},
-        {"event": "begin", "task": "a"},
-        {"event": "progress", "task": "a", "label": "rise", "fraction": 0.25},
+        {"event": "planned", "job": None, "total": 3},
+        {"event": "kept", "job": None, "count": 1},
+        {"event": "start", "job": "a", "device": "cpu", "process": 1},
+        {"event": "begin", "job": "a"},
+        {"event": "progress", "job": "a", "label": "rise", "fraction": 0.25},
         {
-            "event": "end",
-            "task": "a",
+            "event": "job_done",
+            "job": "a",
             "outcome": Outcome("a", "failed", None, "KeyError: 'x'", "trace", 1.25),
         },
     ]
     seen = []
     shown = [
-        log.display(2, 1, True),
-        log.display(2, 1, seen.append),
-        log.display(2, 1, False),
-        log.Table(2, 1),
+        log.display(True),
+        log.display(seen.append),
+        log.display(False),
+        log.Table(),
     ]
     for one in shown:
         with one:
@@ -689,16 +694,17 @@ def test_lines_and_bars_and_functions_show_a_run(capsys):
     assert seen == events
     printed = capsys.readouterr().err
     assert "1 of 3 jobs are done already" in printed
-    assert "[1/2] a: failed after 1.2 s: KeyError: 'x'" in printed
-    assert log.sentences(events[2]) == []
-    assert log.sentences(events[3]) == ["a: failed after 1.2 s: KeyError: 'x', 0 MiB\ntrace"]
+    assert "[2 of 3, 1 failed, about 1 s left] a: failed after 1.2 s: KeyError: 'x'" in printed
+    assert re.search(r"all jobs .*2 of 3, 1 failed, about 1 s left", printed)
+    assert log.sentences(events[4]) == []
+    assert log.sentences(events[5]) == ["a: failed after 1.2 s: KeyError: 'x', 0 MiB\ntrace"]
     said = {
         "status": "partial",
         "share_done": 1 / 3,
         "events": [{"event": "partial", "message": "3 of 9 samples"}],
     }
     cut = Outcome("b", "done", said, seconds=1.25)
-    assert log.sentences({"event": "end", "task": "b", "outcome": cut}) == [
+    assert log.sentences({"event": "job_done", "job": "b", "outcome": cut}) == [
         "b: 3 of 9 samples",
         "b: ended after 1.2 s, partial: 33 % done, 0 MiB",
     ]

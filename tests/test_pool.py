@@ -11,11 +11,11 @@ import pytest
 
 from esegeta.run.executors import child, processes
 from esegeta.run.executors import local as pool
-from esegeta.run.executors.protocol import Task
+from esegeta.run.executors.protocol import Piece, Task
 
 
 def task(name, function=None, payload=None, **limits):
-    return Task(name, f"pool_tasks:{function or name}", payload, **limits)
+    return Task.of(name, f"pool_tasks:{function or name}", payload, **limits)
 
 
 def run(tasks, **settings):
@@ -50,14 +50,14 @@ def test_results_come_in_the_order_of_the_tasks_with_every_event_on_the_way():
     assert [one.value["twice"] for one in ended] == [0, 2, 4, 6, 8]
     assert all(one.status == "done" and one.peak_memory > 2**20 for one in ended)
     assert len({one.value["process"] for one in ended}) == 2  # a worker does several
-    mine = [e for e in found if e["task"] == "t3"]
+    mine = [e for e in found if e["job"] == "t3"]
     assert [e["event"] for e in mine if e["event"] != "output"] == [
         "start",
         "begin",
         "progress",
         "note",
         "progress",
-        "end",
+        "job_done",
     ]
     assert [e["fraction"] for e in mine if e["event"] == "progress"] == [0.5, 1.0]
     assert [e["message"] for e in mine if e["event"] == "output"] == ["printed 3"]
@@ -67,6 +67,53 @@ def test_results_come_in_the_order_of_the_tasks_with_every_event_on_the_way():
 def test_a_worker_keeps_its_cache_for_the_next_task_of_its_kind():
     found, _ = run([task("a", "count"), task("b", "count"), task("c", "double", 1), task("d", "count")])
     assert [found[name].value for name in "abd"] == [1, 2, 1]  # one of another kind came between
+
+
+def test_a_job_in_the_middle_of_a_task_goes_wrong_alone():
+    """Its worker goes with it; what was done stays, and the rest of the task goes on in another worker."""
+    ways = {
+        "hang": "timeout",
+        "kill_itself": "crashed",
+        "eat": "memory",
+        "wrong": "failed",
+        "cancelled": "cancelled",
+    }
+    pieces, last = [], {"hang": {"deadline": 0.2}, "eat": {"memory": 2**28}}
+    for name in ways:
+        pieces += [Piece(f"{name}: a", "count"), Piece(f"{name}: b", "count")]
+        pieces.append(Piece(name, "hang" if name == "cancelled" else name, **last.get(name, {})))
+    pieces += [Piece("never", "count"), Piece("z", "count")]
+    executor, seen, found = pool.LocalExecutor(grace=0.1), [], {}
+    try:
+        executor.submit([Task("pool_tasks:several", tuple(pieces))])
+        for event in executor.events():
+            seen.append((event["event"], event["job"]))
+            if seen[-1] == ("begin", "cancelled"):
+                executor.cancel(["never", "cancelled", "unknown"])
+            if event["event"] == "job_done":
+                found[event["job"]] = event["outcome"]
+    finally:
+        executor.close()
+    assert {name: found[name].status for name in ways} == ways
+    assert found.pop("never").status == "cancelled"
+    counts = [found[one.id].value[1] for one in pieces if one.id in found and one.payload == "count"]
+    assert counts == [1, 2, 1, 2, 1, 2, 1, 2, 3, 4, 1]  # a new worker after each but the error
+    ends = [name for kind, name in seen if kind == "job_done" and name != "never"]
+    assert ends == [one.id for one in pieces if one.id != "never"]
+    assert len([kind for kind, _ in seen if kind == "job_done"]) == len(pieces)
+
+
+def test_a_worker_without_a_task_takes_over_half_of_one():
+    pieces = tuple(Piece(f"t{i}", 0.3) for i in range(8))
+    found = []
+    pool.run([Task("pool_tasks:wait", pieces)], workers=2, on_event=found.append)
+    starts = [(e["job"], e["process"]) for e in found if e["event"] == "start"]
+    first = starts[0][1]
+    mine = [job for job, process in starts if process == first]
+    others = [job for job, process in starts if process != first]
+    assert others[0] == "t4"  # the later half of the seven that were left
+    assert 3 <= len(others) <= 5
+    assert mine[:3] == ["t0", "t1", "t2"]
 
 
 @pytest.mark.parametrize(("device", "left"), [("cpu", 3), ("cuda:0", 1)])
@@ -81,7 +128,7 @@ def test_several_at_once():
     started = time.monotonic()
     found, events = run([task("a", "wait", 1.5), task("b", "wait", 1.5)], workers=2)
     assert [one.value for one in found.values()] == ["waited", "waited"]
-    order = [(e["event"], e["task"]) for e in events if e["event"] in ("begin", "end")]
+    order = [(e["event"], e["job"]) for e in events if e["event"] in ("begin", "job_done")]
     assert {kind for kind, _ in order[:2]} == {"begin"}, "the second began before the first had ended"
     assert time.monotonic() - started > 1.5
 
@@ -154,7 +201,7 @@ def test_a_task_that_hangs_is_ended_at_its_deadline(function):
     assert found["hangs"].error == "not done after 0.5 s"
     assert 0.5 <= found["hangs"].seconds < 60  # it hangs for ever
     assert found["good"].value["twice"] == 2
-    (process,) = {e["process"] for e in events if e["event"] == "start" and e["task"] == "hangs"}
+    (process,) = {e["process"] for e in events if e["event"] == "start" and e["job"] == "hangs"}
     assert gone(process)
     if function != "hang_deaf":
         assert f"in {function}" in found["hangs"].trace  # where it hangs
@@ -245,7 +292,7 @@ DRIVER = """
 import sys
 from esegeta.run.executors import local as pool
 payloads = [{"file": name, "hang": True} for name in sys.argv[1:]]
-pool.run([pool.Task(p["file"], "pool_tasks:start_a_child", p) for p in payloads], workers=2)
+pool.run([pool.Task.of(p["file"], "pool_tasks:start_a_child", p) for p in payloads], workers=2)
 """
 
 
@@ -322,11 +369,11 @@ def test_tasks_keep_their_order_among_those_that_a_place_may_do():
         task("e", device="cuda:0"),
     ]
     waiting = pool.Waiting(todo)
-    assert [waiting.take({"cpu"}).id for _ in range(3)] == ["b", "c", "d"]
+    assert [waiting.take({"cpu"}).jobs[0].id for _ in range(3)] == ["b", "c", "d"]
     assert waiting.take({"cpu"}) is None
     assert waiting.take(set()) is None
     assert len(waiting) == 2
-    assert [waiting.take({"cpu", "cuda:0"}).id for _ in range(2)] == ["a", "e"]
+    assert [waiting.take({"cpu", "cuda:0"}).jobs[0].id for _ in range(2)] == ["a", "e"]
 
 
 def test_other_processes_are_looked_for_only_when_there_may_be_new_ones(monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import esegeta as eg
-from esegeta import _registry
+from esegeta import _registry, dreams
 from esegeta._facts import Facts, carry, declare, declared, facts_of, unchecked
 from esegeta._registry import METHODS, METRICS, REGISTRIES, Cost, MetricSpec, Registry, Spec
 from esegeta.conformance.kinds import of_reducer, of_transforms
@@ -78,6 +78,22 @@ def a_metric(spec):
     return getattr(found, "area", found) + 0 * X
 
 
+def an_objective(spec):
+    model = [eg.from_module(NET)] if "model" in spec.parameters else []
+    several = spec.name in ("diversity", "alignment")
+    return spec.fn(*model, **spec.example)(torch.stack([X, 2 * X]) if several else X) + 0 * X
+
+
+def a_parametrisation(spec):
+    ways = spec.fn(**spec.example)
+    inside = 0.5 + 0.1 * X  # of bounds
+    return ways.decode(ways.encode(inside))
+
+
+def a_dream(**parts):
+    return dreams.ascend(SCORE, X, steps=2, **parts)().image
+
+
 # How an example of each kind is run; all return something like x.
 RUNS = {
     "method": a_method,
@@ -101,6 +117,12 @@ RUNS = {
     "perturbation": lambda spec: spec.fn(**spec.example)(X, 0 * X, torch.tensor(7)),
     "similarity": lambda spec: spec.fn(X, 2 * X, **spec.example) + 0 * X,
     "null": lambda spec: spec.fn(X, 7, **spec.example),
+    "objective": an_objective,
+    "parametrisation": a_parametrisation,
+    "regulariser": lambda spec: a_dream(penalties=[(1e-3, spec.fn(**spec.example))]),
+    "distortion": lambda spec: spec.fn(**spec.example)(X, 7)[:, :4, :6],
+    "optimiser": lambda spec: a_dream(optimiser=spec.fn(**spec.example)),
+    "recipe": lambda spec: spec.fn(SCORE, X, **spec.example)(key=7).image,
 }
 SPECS = [(table.kind, spec) for table in REGISTRIES for spec in table.values() if spec.origin == "esegeta"]
 

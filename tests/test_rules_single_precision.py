@@ -12,9 +12,9 @@ from torch.nn import functional
 
 import esegeta as eg
 from esegeta.rules import Composite, ZBox, deeplift
-from esegeta.rules.operations import ELEMENTWISE
 from esegeta.rules.rewriting import RULES
 from esegeta.rules.secants import SMOOTH, closed_form
+from esegeta.rules.vocabulary import ELEMENTWISE
 
 SHARE, ROUNDING = 1e-4, 4.0
 EPSILON = torch.finfo(torch.float32).eps

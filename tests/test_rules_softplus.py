@@ -14,8 +14,8 @@ import esegeta as eg
 from esegeta import zoo
 from esegeta._facts import facts_of
 from esegeta.rules import softplus
-from esegeta.rules.operations import ACTIVATIONS
 from esegeta.rules.rewriting import RULES
+from esegeta.rules.vocabulary import ACTIVATIONS
 
 SIZES = {1: (2, 9), 2: (2, 6, 7), 3: (2, 4, 5, 4)}
 LOG2 = math.log(2)

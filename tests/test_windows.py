@@ -19,7 +19,7 @@ from esegeta import features, zoo
 from esegeta._registry import REDUCERS
 from esegeta.engine import layout, local
 from esegeta.engine.execution import DeadlineExceeded, Execution, ExecutionWarning
-from esegeta.engine.windows import Missing, Refused, Run, Window, region, zeros
+from esegeta.engine.windows import Missing, NotFollowed, Run, Window, region, zeros
 
 F = nn.functional
 strict = settings(
@@ -104,7 +104,7 @@ def same_in_windows(fn, x, calls=None, tolerance=1e-12, same_dtype=True):
 def unless_refused(why):
     try:
         yield
-    except (Refused, ValueError) as refused:
+    except (NotFollowed, ValueError) as refused:
         if why not in str(refused):
             raise
 
@@ -638,7 +638,7 @@ def test_what_is_written_is_followed_or_refused(name):
     calls = list(calls_of(x))[:4]
     try:
         same_in_windows(lambda t: fn(t.clone()), x, calls)
-    except Refused:
+    except NotFollowed:
         want = loop(score, x, features.windows(3))
         with eg.execution() as run, pytest.MonkeyPatch.context() as patch:
             patch.setattr(local, "SMALL", 0)
@@ -699,7 +699,7 @@ LOOKS = {
 
 
 # Not only what the engine refuses: torch has no memory to show, and no rows of several lengths.
-LOOKED = (Refused, RuntimeError, TypeError)
+LOOKED = (NotFollowed, RuntimeError, TypeError)
 
 
 def attempt(t):
@@ -714,7 +714,7 @@ def test_what_looks_at_values_is_refused_and_right(name):
     fn = LOOKS[name]
     calls = list(calls_of(X))[:5]
     followed = name == "number of labels"  # where there are as many labels in every image of the loop
-    with contextlib.suppress(Refused) if followed else pytest.raises(LOOKED):
+    with contextlib.suppress(NotFollowed) if followed else pytest.raises(LOOKED):
         same_in_windows(fn, X, calls)
     score = lambda t: fn(t).square().sum()
     with eg.execution() as run, pytest.MonkeyPatch.context() as patch:
@@ -730,7 +730,7 @@ def test_a_path_that_depends_on_the_size_of_a_result_is_refused_in_later_runs():
     same = (np.array([[0, 1, 1]]), torch.zeros(1, 1, 2, 2).double())
     other = (np.array([[0, 1, 1]]), torch.ones(1, 1, 2, 2).double())
     same_in_windows(fn, x, [same])
-    with pytest.raises(Refused, match="the size of what the network computes depends on values"):
+    with pytest.raises(NotFollowed, match="the size of what the network computes depends on values"):
         same_in_windows(fn, x, [same, other])
 
 
@@ -756,11 +756,11 @@ def test_tensors_of_an_earlier_run_are_refused():
     def random(t):
         return conv(t + torch.randn_like(t))
 
-    with pytest.raises(Refused, match="draws random numbers"):
+    with pytest.raises(NotFollowed, match="draws random numbers"):
         same_in_windows(random, X)
 
     ran(run, fn, X, X[None], lo, patch)
-    with pytest.raises(Refused, match="another run has left behind"):
+    with pytest.raises(NotFollowed, match="another run has left behind"):
         ran(run, fn, X, X[None], lo, patch)
 
 
@@ -949,7 +949,7 @@ def test_most_random_networks_are_local(axes):
         with_refusal = Run()
         try:
             with_refusal = same_in_windows(network(axes, seed, plan), x, [(lo, patch)])
-        except Refused:
+        except NotFollowed:
             continue
         done += not with_refusal.global_ops
     assert done >= 8

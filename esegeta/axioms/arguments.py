@@ -29,8 +29,8 @@ def mask(where: str, name: str, value: object) -> Tensor:
     """Refuse anything but a boolean tensor."""
     value = check.tensor(where, name, value)
     if value.dtype != torch.bool:
-        raise TypeError(
-            check.problem(where, f"{name} to be a boolean mask", check.describe(value), f"Use {name} != 0")
+        raise check.refused_type(
+            where, f"{name} to be a boolean mask", check.describe(value), f"Use {name} != 0"
         )
     return value
 
@@ -39,10 +39,8 @@ def whole(where: str, name: str, value: object) -> Tensor:
     """Refuse anything but a tensor of whole numbers."""
     value = check.tensor(where, name, value)
     if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
-        raise TypeError(
-            check.problem(
-                where, f"{name} of whole numbers", check.describe(value), f"Convert them with {name}.long()"
-            )
+        raise check.refused_type(
+            where, f"{name} of whole numbers", check.describe(value), f"Convert them with {name}.long()"
         )
     return value
 
@@ -53,18 +51,16 @@ def parts(where: str, labels: object) -> tuple[Tensor, Tensor]:
     # Whole numbers have no derivative: under a wrapper for one lie the numbers themselves.
     plain = levels.base(found)
     if plain.shape != found.shape:
-        raise ValueError(
-            check.problem(
-                where,
-                "labels that all examples share",
-                "some that vmap maps over",
-                "Map over the input alone",
-            )
+        raise check.refused(
+            where,
+            "labels that all examples share",
+            "some that vmap maps over",
+            "Map over the input alone",
         )
     names = torch.unique(plain)
     names = names[names >= 0]
     if not len(names):
-        raise ValueError(check.problem(where, "labels of at least one part", "none from 0 on", "Label one"))
+        raise check.refused(where, "labels of at least one part", "none from 0 on", "Label one")
     return plain, names
 
 
@@ -72,13 +68,11 @@ def fitted(where: str, name: str, value: Tensor, a: Tensor, what: str = "the att
     """The value for every element of an attribution, or an error where the shapes do not allow that."""
     over = zip(reversed(value.shape), reversed(a.shape), strict=False)
     if value.ndim > a.ndim or any(v not in (1, n) for v, n in over):
-        raise ValueError(
-            check.problem(
-                where,
-                f"{name} that broadcasts to the shape {tuple(a.shape)} of {what}",
-                check.describe(value),
-                "Use one value an element (C,*S), or one a voxel (*S)",
-            )
+        raise check.refused(
+            where,
+            f"{name} that broadcasts to the shape {tuple(a.shape)} of {what}",
+            check.describe(value),
+            "Use one value an element (C,*S), or one a voxel (*S)",
         )
     return value.expand_as(a)
 
@@ -87,13 +81,11 @@ def step(where: str, name: str, value: object, x: Tensor) -> Tensor:
     """A displacement of the input: its dtype, and a shape that broadcasts to it."""
     value = check.floating(where, name, value)
     if value.dtype != x.dtype:
-        raise TypeError(
-            check.problem(
-                where,
-                f"{name} with the dtype of the input {check.describe(x)}",
-                check.describe(value),
-                f"Use {name}.to(x.dtype)",
-            )
+        raise check.refused_type(
+            where,
+            f"{name} with the dtype of the input {check.describe(x)}",
+            check.describe(value),
+            f"Use {name}.to(x.dtype)",
         )
     return fitted(where, name, value, x, "the input")
 
@@ -101,13 +93,11 @@ def step(where: str, name: str, value: object, x: Tensor) -> Tensor:
 def grid(where: str, a: Tensor, x: Tensor) -> Tensor:
     """Refuse an attribution on another grid than that of the input: it cannot be moved along."""
     if a.shape[1:] != x.shape[1:]:
-        raise ValueError(
-            check.problem(
-                where,
-                f"an attribution on the grid {tuple(x.shape[1:])} of the input",
-                check.describe(a),
-                "Bring it there with esegeta.spatial.upsample",
-            )
+        raise check.refused(
+            where,
+            f"an attribution on the grid {tuple(x.shape[1:])} of the input",
+            check.describe(a),
+            "Bring it there with esegeta.spatial.upsample",
         )
     return a
 
@@ -116,10 +106,8 @@ def double(where: str, score: Score, x: Tensor, baseline: Tensor) -> None:
     """Refuse what no exact reference can be had for: single precision, other shapes, no scalar score."""
     check.image(where, "x", x)
     if x.dtype != torch.float64:
-        raise TypeError(
-            check.problem(
-                where, "x in float64", check.describe(x), "Use x.double() and a score in double precision"
-            )
+        raise check.refused_type(
+            where, "x in float64", check.describe(x), "Use x.double() and a score in double precision"
         )
     check.finite(where, "the baseline", check.like(where, "the baseline", baseline, x), "Repair it first")
     check.scalar(where, score(x))

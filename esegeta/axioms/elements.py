@@ -110,25 +110,21 @@ def symmetry(explain: Explain, permutation: Tensor) -> Callable[..., Tensor]:
     if permutation.ndim != 1 or levels.true_anywhere(
         permutation.sort().values != torch.arange(n, device=permutation.device)
     ):
-        raise ValueError(
-            check.problem(
-                where,
-                "a permutation of 0 to n - 1, of shape (n,)",
-                check.describe(permutation),
-                "Name every number once",
-            )
+        raise check.refused(
+            where,
+            "a permutation of 0 to n - 1, of shape (n,)",
+            check.describe(permutation),
+            "Name every number once",
         )
 
     def residual(x: Tensor, *refs: Tensor, **kwargs: "int | Tensor") -> Tensor:
         a = explain(x, *refs, **kwargs)
         if n not in (a.numel(), a[0].numel()):
-            raise ValueError(
-                check.problem(
-                    where,
-                    f"a permutation of the {a.numel()} elements or {a[0].numel()} voxels of the attribution",
-                    f"one of {n}",
-                    "Permute the flattened elements",
-                )
+            raise check.refused(
+                where,
+                f"a permutation of the {a.numel()} elements or {a[0].numel()} voxels of the attribution",
+                f"one of {n}",
+                "Permute the flattened elements",
             )
         rows = a.reshape(-1, n)
         return (rows - rows[:, permutation]).abs().amax()

@@ -54,10 +54,8 @@ def shapley(score: Score, x: Tensor, baseline: Tensor, labels: Tensor | None = N
     labels = arguments.fitted(where, "labels", labels, x, "the input")
     d = len(names)
     if d > MOST_PARTS:
-        raise ValueError(
-            check.problem(
-                where, f"at most {MOST_PARTS} parts", f"{d}, which take 2^{d} runs", "Join some with labels="
-            )
+        raise check.refused(
+            where, f"at most {MOST_PARTS} parts", f"{d}, which take 2^{d} runs", "Join some with labels="
         )
     members = torch.stack([labels == n for n in names])
 
@@ -208,7 +206,7 @@ def gradient(score: Score, x: Tensor, *, step: float | int = 0.0625) -> Tensor:
     where = "axioms.exact.gradient"
     arguments.double(where, score, x, x)
     if check.non_negative(where, "step", step) == 0:
-        raise ValueError(check.problem(where, "step > 0", repr(step), "Pass for example 0.0625"))
+        raise check.refused(where, "step > 0", repr(step), "Pass for example 0.0625")
     run = vmap(score, chunk_size=CHUNK)
 
     def central(h: float) -> Tensor:

@@ -79,9 +79,7 @@ def translation_equivariance(method: Method, score: Score, offsets: Sequence[int
     where = "axioms.translation_equivariance"
     for number in offsets:
         if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(
-                check.problem(where, "whole numbers as offsets", repr(number), "Roll by whole voxels")
-            )
+            raise check.refused_type(where, "whole numbers as offsets", repr(number), "Roll by whole voxels")
     offsets = tuple(offsets)
 
     def rolled(z: Tensor, by: tuple[int, ...]) -> Tensor:
@@ -156,13 +154,11 @@ def _moved(
 
     def residual(x: Tensor, *refs: Tensor, **kwargs: "int | Tensor") -> Tensor:
         if x.ndim - 1 != axes:
-            raise ValueError(
-                check.problem(
-                    where,
-                    f"an input (C,*S) with {axes} spatial axes",
-                    check.describe(x),
-                    "Give the move one number, or one row, for each spatial axis",
-                )
+            raise check.refused(
+                where,
+                f"an input (C,*S) with {axes} spatial axes",
+                check.describe(x),
+                "Give the move one number, or one row, for each spatial axis",
             )
         a = arguments.grid(where, method(score)(x, *refs, **kwargs), x)
         moved = method(composed(lambda f: lambda z: f(back(z)), score))(
@@ -182,12 +178,10 @@ def _signed_permutation(where: str, matrix: object) -> tuple[tuple[int, ...], tu
         good = bool(((m == 0) | (m.abs() == 1)).all())
         good = good and torch.equal(m.abs().sum(0), one) and torch.equal(m.abs().sum(1), one)
     if not good:
-        raise ValueError(
-            check.problem(
-                where,
-                "a matrix with one entry of 1 or -1 in each row and column, and 0 elsewhere",
-                str(m.tolist()),
-                "Other matrices do not map the grid to itself",
-            )
+        raise check.refused(
+            where,
+            "a matrix with one entry of 1 or -1 in each row and column, and 0 elsewhere",
+            str(m.tolist()),
+            "Other matrices do not map the grid to itself",
         )
     return tuple(m.abs().argmax(1).tolist()), tuple(int(s) for s in m.sum(1).tolist())

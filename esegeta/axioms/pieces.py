@@ -130,7 +130,7 @@ class _Path:
             )
 
     def refusal(self, got: str, advice: str) -> ValueError:
-        return ValueError(check.problem("axioms.exact", "a continuous piecewise linear score", got, advice))
+        return check.refused("axioms.exact", "a continuous piecewise linear score", got, advice)
 
     def breaks(self) -> list[float]:
         """All breakpoints, rising; some may be doubled, or none."""

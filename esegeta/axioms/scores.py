@@ -78,7 +78,7 @@ def scale_of_output(method: Method, score: Score, *, factor: float | int = 2.0) 
     """
     where = "axioms.scale_of_output"
     if check.non_negative(where, "factor", factor) == 0:
-        raise ValueError(check.problem(where, "factor > 0", repr(factor), "Pass for example 2.0"))
+        raise check.refused(where, "factor > 0", repr(factor), "Pass for example 2.0")
     larger = composed(lambda f: lambda z: factor * f(z), score)
 
     def residual(x: Tensor, *refs: Tensor, **kwargs: "int | Tensor") -> Tensor:
@@ -192,13 +192,11 @@ def parameter_dependence(method: Method, score: Score, randomised: Sequence[Scor
         Adebayo et al. 2018, Sanity checks for saliency maps, arXiv:1810.03292.
     """
     if not randomised:
-        raise ValueError(
-            check.problem(
-                "axioms.parameter_dependence",
-                "at least one randomised score",
-                "none",
-                "Draw the parameters of the network again",
-            )
+        raise check.refused(
+            "axioms.parameter_dependence",
+            "at least one randomised score",
+            "none",
+            "Draw the parameters of the network again",
         )
 
     def residual(x: Tensor, *refs: Tensor, **kwargs: "int | Tensor") -> Tensor:

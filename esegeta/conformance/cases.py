@@ -61,13 +61,11 @@ class Case:
             held = torch.as_tensor(getattr(self, name), dtype=TYPES[self.dtype])
             object.__setattr__(self, name, held)
         if self.baseline.shape != self.x.shape or self.baselines.shape[1:] != self.x.shape:
-            raise ValueError(
-                check.problem(
-                    "Case",
-                    f"a baseline of shape {tuple(self.x.shape)} and a stack of such",
-                    f"{tuple(self.baseline.shape)} and {tuple(self.baselines.shape)}",
-                    "Give all of them the shape of x",
-                )
+            raise check.refused(
+                "Case",
+                f"a baseline of shape {tuple(self.x.shape)} and a stack of such",
+                f"{tuple(self.baseline.shape)} and {tuple(self.baselines.shape)}",
+                "Give all of them the shape of x",
             )
         if hasattr(self.score, "to"):
             object.__setattr__(self, "score", self.score.to(self.dtype))

@@ -16,7 +16,7 @@ from esegeta._types import Explain
 from esegeta.conformance import adapters
 from esegeta.conformance.networks import Network
 from esegeta.conformance.scoring import ReducerSubject, RewriteSubject
-from esegeta.conformance.subjects import Subject, by_rule, nearest, of_method, of_transform, tried
+from esegeta.conformance.subjects import Subject, by_rule, of_method, of_transform, tried
 from esegeta.engine import check
 
 
@@ -42,10 +42,8 @@ def of(method: "str | Subject | Callable[..., Explain]") -> Subject:
     if isinstance(method, str):
         return _named(method)
     if not callable(method):
-        raise TypeError(
-            check.problem(
-                "verify", "a method: Score -> Explain", check.describe(method), "Pass a function or a name"
-            )
+        raise check.refused_type(
+            "verify", "a method: Score -> Explain", check.describe(method), "Pass a function or a name"
         )
     for spec in METHODS.values():
         if spec.fn is method:
@@ -66,16 +64,14 @@ def _named(name: str) -> Subject:
         spec = find_method(inner)
         subject = of_transform(TRANSFORMS[outer], spec)
         if subject is None:
-            raise ValueError(
-                check.problem("verify", f"a method that {outer} applies to", inner, "Choose another method")
-            )
+            raise check.refused("verify", f"a method that {outer} applies to", inner, "Choose another method")
         return subject
     return of_method(find_method(name))
 
 
 def imported(name: str) -> Callable[..., Any]:
     """The function or subject ``"my_module:my_method"``; a module of the working directory too."""
-    advice = nearest(name, adapters.names(), cutoff=0.4)
+    advice = check.nearest(name, adapters.names(), "The libraries are " + ", ".join(adapters.LIBRARIES))
     module, _, function = name.partition(":")
     here = os.getcwd()
     if here not in sys.path:
@@ -87,11 +83,11 @@ def imported(name: str) -> Callable[..., Any]:
     except (ImportError, ValueError, TypeError) as error:  # the latter for what is no name of a module
         got = f"{name!r} ({type(error).__name__}: {error})"
         advice = f"{advice}. Run this in the folder of the module, or install it"
-        raise ValueError(check.problem("verify", expected, got, advice)) from error
+        raise check.refused("verify", expected, got, advice) from error
     if not _can_be_tried(getattr(found, function, None)):
         known = sorted(n for n, v in vars(found).items() if _can_be_tried(v) and not n.startswith("_"))
         expected = f"a function or a subject of {module}"
-        raise ValueError(check.problem("verify", expected, repr(function), nearest(function, known)))
+        raise check.refused("verify", expected, repr(function), check.nearest(function, known))
     return cast("Callable[..., Any]", getattr(found, function))
 
 
@@ -108,10 +104,10 @@ def _foreign(method: Callable[..., Explain]) -> Subject:
     except Exception as error:  # whatever it is
         got = f"{name}, which raised {type(error).__name__}: {error}"
         advice = "Take a score (C,*S) -> (), or pass a Subject, which says what the explanation takes"
-        raise TypeError(check.problem("verify", expected, got, advice)) from error
+        raise check.refused_type("verify", expected, got, advice) from error
     if not callable(explain):
         got = f"{name}, which returned {check.describe(explain)}"
-        raise TypeError(check.problem("verify", expected, got, "Return a function of the input"))
+        raise check.refused_type("verify", expected, got, "Return a function of the input")
     says = declared(explain).refs
     if says is not None:
         found = Subject(name, method, tuple(says), bool(declared(explain).key))
@@ -125,13 +121,11 @@ def _foreign(method: Callable[..., Explain]) -> Subject:
     ]
     refs = tuple(names[1:])
     if not names or any(r not in REFS for r in refs):
-        raise TypeError(
-            check.problem(
-                "verify",
-                f"an explanation (x), or (x, {') or (x, '.join(REFS)}), with key= where it draws",
-                f"({', '.join(p.name for p in taken)})",
-                "Rename its parameters, or pass a Subject, which says what they are",
-            )
+        raise check.refused_type(
+            "verify",
+            f"an explanation (x), or (x, {') or (x, '.join(REFS)}), with key= where it draws",
+            f"({', '.join(p.name for p in taken)})",
+            "Rename its parameters, or pass a Subject, which says what they are",
         )
     return _looked_at(Subject(name, method, refs, any(p.name == "key" for p in taken)), explain)
 

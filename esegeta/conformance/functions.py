@@ -91,10 +91,8 @@ class Function:
     def __call__(self, x: Tensor) -> Tensor:
         """The value at one example."""
         if x.numel() != self.size:
-            raise ValueError(
-                check.problem(
-                    type(self).__name__, f"{self.size} elements", check.describe(x), "Pass one example"
-                )
+            raise check.refused(
+                type(self).__name__, f"{self.size} elements", check.describe(x), "Pass one example"
             )
         return self.of_rows(x.flatten())
 
@@ -344,9 +342,7 @@ class Additive(Function):
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.bends):
-            raise ValueError(
-                check.problem("Additive", "a bend for each weight", f"{self.bends}", "Give as many of both")
-            )
+            raise check.refused("Additive", "a bend for each weight", f"{self.bends}", "Give as many of both")
         for name in self.bends:
             _bend("Additive", name)
         _hold(self, _w=self.weights)
@@ -442,10 +438,8 @@ class Polynomial(Function):
 
     def __post_init__(self) -> None:
         if any(i not in range(self.size) for _, which in self.terms for i in which):
-            raise ValueError(
-                check.problem(
-                    "Polynomial", f"elements below {self.size}", f"{self.terms}", "Number them from 0"
-                )
+            raise check.refused(
+                "Polynomial", f"elements below {self.size}", f"{self.terms}", "Number them from 0"
             )
 
     @property
@@ -570,8 +564,8 @@ class Extremum(Function):
     def __post_init__(self) -> None:
         chosen("Extremum", "which", self.which, ("max", "min"))
         if not any(self.weights) or (self.offsets and len(self.offsets) != len(self.weights)):
-            raise ValueError(
-                check.problem("Extremum", "a weight that is not zero, offsets for all", f"{self}", "Add them")
+            raise check.refused(
+                "Extremum", "a weight that is not zero, offsets for all", f"{self}", "Add them"
             )
         _hold(self, _w=self.weights, _c=self.offsets or (0,) * len(self.weights))
         object.__setattr__(self, "_part", torch.tensor([i for i, w in enumerate(self.weights) if w]))
@@ -676,9 +670,7 @@ class Perceptron(Function):
     def __post_init__(self) -> None:
         _bend("Perceptron", self.bend)
         if not self.rows or not len(self.rows) == len(self.offsets) == len(self.weights):
-            raise ValueError(
-                check.problem("Perceptron", "as many rows as offsets and weights", f"{self}", "Add them")
-            )
+            raise check.refused("Perceptron", "as many rows as offsets and weights", f"{self}", "Add them")
         _hold(self, _first=self.rows, _c=self.offsets, _second=self.weights)
 
     @property

@@ -114,13 +114,11 @@ def _named(name: str) -> AnySubject:
         made = _as_rewrite(getattr(rewrites, name.removeprefix(RULES), None))
         if made is None:
             known = [n for n in rewrites.__all__ if n.islower() and _as_rewrite(getattr(rewrites, n))]
-            raise ValueError(
-                check.problem(
-                    "verify",
-                    "the name of a rewrite",
-                    repr(name),
-                    f"There are {', '.join(RULES + n for n in known)}",
-                )
+            raise check.refused(
+                "verify",
+                "the name of a rewrite",
+                repr(name),
+                f"There are {', '.join(RULES + n for n in known)}",
             )
         return replace(made, name=name)
     if ":" in name and name.partition(":")[0].strip() not in adapters.LIBRARIES:
@@ -165,7 +163,7 @@ def _foreign_transform(function: Callable[..., Any]) -> TransformSpec:
     except Exception as error:  # whatever it is
         got = f"{_called(function)}, which raised {type(error).__name__}: {error}"
         advice = "Take an explanation (x, *refs) -> like x, give the others defaults, and return such a one"
-        raise TypeError(check.problem("verify", "a transform: explain -> explain", got, advice)) from error
+        raise check.refused_type("verify", "a transform: explain -> explain", got, advice) from error
     flat = tried("verify", _called(function), one, NET.shape)
     named = functools.wraps(function)(lambda inner, **static: function(inner, **static))
     named.__name__ = _called(function)
@@ -264,10 +262,10 @@ def _foreign_rewrite(function: Any, made: _Made, named: bool) -> RewriteSubject 
             "Return an explanation like x; call the first argument explain for a transform, model for a reducer; "
             "or pass a conformance.RewriteSubject, to see which laws of a rewrite it breaks"
         )
-        raise TypeError(check.problem("verify", expected, got, advice))
+        raise check.refused_type("verify", expected, got, advice)
     of_a_map = _made(function, lambda x: x).value
     if not named and isinstance(of_a_map, Tensor) and not of_a_map.ndim:
         got = f"{subject.name}, which makes a number of a map as well, as a reducer does"
         advice = "Call its first argument model for a reducer, score for a rewrite"
-        raise TypeError(check.problem("verify", "a rewrite or a reducer", got, advice))
+        raise check.refused_type("verify", "a rewrite or a reducer", got, advice)
     return subject

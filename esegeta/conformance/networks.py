@@ -200,10 +200,8 @@ def _layer(layer: Layer, shape: Shape) -> tuple[nn.Module, Shape]:
 
 
 def _misfit(layer: Layer, shape: Shape) -> ValueError:
-    return ValueError(
-        check.problem(
-            "Network", "layers that fit each other", f"{layer!r} behind shape {shape}", "Choose another"
-        )
+    return check.refused(
+        "Network", "layers that fit each other", f"{layer!r} behind shape {shape}", "Choose another"
     )
 
 

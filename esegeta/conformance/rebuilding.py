@@ -389,10 +389,8 @@ class Rebuilt(OfModule):
         chosen("Rebuilt", "how", self.how, REBUILDINGS)
         chain, hits = _along(list(copy.deepcopy(self.network.module)), REBUILDINGS[self.how].rebuild)
         if not hits:
-            raise ValueError(
-                check.problem(
-                    "Rebuilt", f"a network that {self.how!r} applies to", f"{self.network}", "Choose another"
-                )
+            raise check.refused(
+                "Rebuilt", f"a network that {self.how!r} applies to", f"{self.network}", "Choose another"
             )
         net = nn.Sequential(*chain).eval().requires_grad_(False)
         object.__setattr__(self, "module", net)

@@ -34,4 +34,4 @@ def rebuilt(code: str) -> Any:
 
 def _no_code(got: str) -> ValueError:
     expected = "the code of a situation: calls of laws, cases and scores of esegeta.conformance"
-    return ValueError(check.problem("rebuilt", expected, got, "Copy it from a counterexample"))
+    return check.refused("rebuilt", expected, got, "Copy it from a counterexample")

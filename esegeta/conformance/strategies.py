@@ -224,22 +224,23 @@ def networks(
     """
     some = lambda names: None if names is None else tuple(names)
     return _networks(
-        shape and tuple(shape),
-        tuple(axes),
-        tuple(channels),
-        some(operators),
-        some(joins),
-        some(heads),
-        smooth,
-        piecewise_linear,
-        max_degree,
-        layers,
-        where,
+        shape=shape and tuple(shape),
+        axes=tuple(axes),
+        channels=tuple(channels),
+        operators=some(operators),
+        joins=some(joins),
+        heads=some(heads),
+        smooth=smooth,
+        piecewise_linear=piecewise_linear,
+        max_degree=max_degree,
+        layers=layers,
+        where=where,
     )
 
 
 @_once
 def _networks(
+    *,
     shape: Shape | None,
     axes: tuple[Any, ...],
     channels: tuple[Any, ...],
@@ -453,8 +454,6 @@ def tied(function: Function, i: int, j: int) -> Function:
             return replace(function, terms=function.terms + mirrored)
         case Linear():
             return replace(function, weights=copied(function.weights))
-    raise TypeError(
-        check.problem(
-            "tied", "a function of esegeta.conformance.functions", check.describe(function), "Use one"
-        )
+    raise check.refused_type(
+        "tied", "a function of esegeta.conformance.functions", check.describe(function), "Use one"
     )

@@ -1,9 +1,8 @@
 """What is put to the test: something that explains, how it is called, and what it promises."""
 
-import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -108,10 +107,10 @@ def of_method(spec: MethodSpec, *, hasty: bool = False) -> Subject:
     return Subject(
         spec.name,
         built(spec, static),
-        spec.refs,
-        spec.key,
-        spec.axioms,
-        spec.shape == "map",
+        refs=spec.refs,
+        key=spec.key,
+        axioms=spec.axioms,
+        one_channel=spec.shape == "map",
         nodes=nodes,
         accuracy=1.5 * static.get("tolerance", 0.0),
         stops_early=spec.needs == "activation",
@@ -132,15 +131,15 @@ def of_transform(change: TransformSpec, spec: MethodSpec) -> Subject | None:
     return Subject(
         f"{change.name}({spec.name})",
         changed(inner.build),
-        refs,
-        spec.key or change.key,
-        spec.axioms & change.preserves,
-        inner.one_channel or change.shape == "one channel",
-        True,
-        inner.nodes,
-        inner.accuracy,
-        inner.stops_early,
-        spec.differentiable,
+        refs=refs,
+        key=spec.key or change.key,
+        axioms=spec.axioms & change.preserves,
+        one_channel=inner.one_channel or change.shape == "one channel",
+        composite=True,
+        nodes=inner.nodes,
+        accuracy=inner.accuracy,
+        stops_early=inner.stops_early,
+        differentiable=spec.differentiable,
         declares=True,
         finer=changed(inner.finer) if inner.finer else None,
     )
@@ -156,12 +155,6 @@ def subjects(*, hasty: bool = False) -> Iterator[Subject]:
             subject = of_transform(change, spec) if name in TRANSFORMED else None
             if subject is not None:
                 yield subject
-
-
-def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Advice for a word that is none of those that are known."""
-    near = difflib.get_close_matches(word, list(known), n=3, cutoff=cutoff)
-    return f"Nearest: {', '.join(near) or 'none'}"
 
 
 class NoExplanation(TypeError):

@@ -69,13 +69,11 @@ def verify(
     subject = subject_of(method)
     names = _chosen(axioms, tuple(laws_of(subject)))
     if scores is not None and not callable(scores):
-        raise TypeError(
-            check.problem(
-                "verify",
-                "scores: shape -> strategy of scores",
-                check.describe(scores),
-                "Pass a function of a shape",
-            )
+        raise check.refused_type(
+            "verify",
+            "scores: shape -> strategy of scores",
+            check.describe(scores),
+            "Pass a function of a shape",
         )
     cases = check.positive_count("verify", "cases", cases)
     budget = math.inf if seconds is None else check.non_negative("verify", "seconds", seconds)

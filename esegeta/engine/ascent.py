@@ -1,4 +1,4 @@
-"""One loop that climbs: a state goes in at every step and comes out, and the best that was seen is the result."""
+"""One loop that climbs: a state goes in at every step and comes out. Masks keep the best that they saw."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -35,6 +35,47 @@ def better(one: Best, other: Best) -> Best:
     return Best(torch.where(up, other.value, one.value), torch.where(up, other.point, one.point))
 
 
+def climb(
+    step: Callable[[int, State], State],
+    state: State,
+    after: Callable[[int, State, bool], bool],
+    *,
+    label: str,
+    steps: int,
+    begin: float = 0.0,
+) -> State:
+    """Run a step over and over, from a state to the next one, and give the last state.
+
+    Args:
+        step: from the number of the step and a state to the next state, a tree of tensors.
+        state: the first one.
+        after: looks at (number of the step, state, whether the deadline has passed), and says whether to stop. At a
+            deadline the state is that of the step before, and the loop ends.
+        label: what the progress bar and errors call the loop.
+        steps: how many at most.
+        begin: of the progress, which is done already.
+
+    >>> climb(lambda k, x: x + k, 0, lambda k, x, late: x > 5, label="demo", steps=9)
+    6
+    """
+    with progress.loop(label) as bar:
+        for k in range(steps):
+            late = current().left() <= 0
+            if late:
+                text = f"{label}: the deadline passed; the result is that of the first {k} of {steps} steps."
+                record_partial(text, k, steps)
+            else:
+                with progress.step(
+                    bar, begin + (1 - begin) * k / steps, begin + (1 - begin) * (k + 1) / steps
+                ):
+                    state = step(k, state)
+            if after(k, state, late) or late:
+                break
+            bar.at(begin + (1 - begin) * (k + 1) / steps)
+        bar.at(1.0)
+    return state
+
+
 def ascend(
     step: Callable[[int, State], State],
     start: Callable[[Tensor], State],
@@ -66,33 +107,30 @@ def ascend(
     """
     every = max(1, steps // LOOKS)
     still: Tensor | None = None
+    best: Best
+    last: Tensor
+
+    def unless_settled(k: int, state: State) -> State:
+        new = step(k, state)
+        return new if still is None else _unless(still >= SETTLED, state, new)
+
+    def after(k: int, state: State, late: bool) -> bool:
+        nonlocal best, last, still
+        if not late and k != steps - 1 and (k + 1) % every != 0:
+            return False
+        seen = look(state)
+        best = better(best, seen)
+        stays = (seen.point - last).abs().mean() <= MOVED * seen.point.abs().mean()
+        last = seen.point
+        before = torch.zeros_like(stays, dtype=torch.int64) if still is None else still
+        still = torch.where((before >= SETTLED) | stays, before + 1, 0)
+        return not levels.true_anywhere(still < SETTLED)
+
     with progress.loop(label) as bar:
         with progress.step(bar, 0.0, FIRST):
             best = first()
-        last, state = best.point, start(best.point)
-        for k in range(steps):
-            late = current().left() <= 0
-            if late:
-                text = (
-                    f"{label}: the deadline passed; the result is the best of the first {k} of {steps} steps."
-                )
-                record_partial(text, k, steps)
-            else:
-                new = step(k, state)
-                if still is not None:
-                    new = _unless(still >= SETTLED, state, new)
-                state = new
-            if late or k == steps - 1 or (k + 1) % every == 0:
-                seen = look(state)
-                best = better(best, seen)
-                stays = (seen.point - last).abs().mean() <= MOVED * seen.point.abs().mean()
-                last = seen.point
-                before = torch.zeros_like(stays, dtype=torch.int64) if still is None else still
-                still = torch.where((before >= SETTLED) | stays, before + 1, 0)
-                if late or not levels.true_anywhere(still < SETTLED):
-                    break
-            bar.at(FIRST + (1 - FIRST) * (k + 1) / steps)
-        bar.at(1.0)
+        last = best.point
+        state = climb(unless_settled, start(best.point), after, label=label, steps=steps, begin=FIRST)
     return state, best
 
 

@@ -45,18 +45,16 @@ def batched(explain: Explain, in_dims: Axes = 0) -> Explain:
         dims = (in_dims,) * len(tensors) if not isinstance(in_dims, tuple) else in_dims
         whole = all(d is None or (isinstance(d, int) and not isinstance(d, bool)) for d in dims)
         if not whole or len(dims) != len(tensors) or dims[0] is None:
-            raise ValueError(
-                check.problem(
-                    "batched",
-                    f"in_dims for {len(tensors)} tensors, the first one mapped",
-                    repr(in_dims),
-                    "Give one entry per tensor, e.g. in_dims=(0, None) to share the baseline",
-                )
+            raise check.refused(
+                "batched",
+                f"in_dims for {len(tensors)} tensors, the first one mapped",
+                repr(in_dims),
+                "Give one entry per tensor, e.g. in_dims=(0, None) to share the baseline",
             )
         for t, d in zip(tensors, dims, strict=True):
             if d is not None and not -t.ndim <= d < t.ndim:
-                raise ValueError(
-                    check.problem("batched", f"in_dims within the {t.ndim} axes", repr(in_dims), "0 is usual")
+                raise check.refused(
+                    "batched", f"in_dims within the {t.ndim} axes", repr(in_dims), "0 is usual"
                 )
         mapped = [t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True) if d is not None]
         counts = [len(t) for t in mapped]
@@ -66,13 +64,11 @@ def batched(explain: Explain, in_dims: Axes = 0) -> Explain:
             mapped.append(key)
             counts.append(len(key))
         if len(set(counts)) != 1 or counts[0] == 0:
-            raise ValueError(
-                check.problem(
-                    "batched",
-                    "one entry per example in every mapped tensor",
-                    f"{counts} entries",
-                    "Share a tensor between all examples with None in in_dims",
-                )
+            raise check.refused(
+                "batched",
+                "one entry per example in every mapped tensor",
+                f"{counts} entries",
+                "Share a tensor between all examples with None in in_dims",
             )
 
         def one(piece: tuple[Tensor, ...]) -> Tensor:
@@ -141,9 +137,7 @@ def explained(
 
     if not isinstance(examples, Iterable) or (isinstance(examples, Tensor) and examples.ndim == 0):
         got = check.describe(examples)
-        raise TypeError(
-            check.problem("explained", "examples, one after another", got, "Pass a list of tensors")
-        )
+        raise check.refused_type("explained", "examples, one after another", got, "Pass a list of tensors")
     for example in examples:
         tensors = tuple(example) if isinstance(example, (tuple, list)) else (example,)
         for t in tensors or (example,):

@@ -19,7 +19,9 @@ from esegeta.engine.refusals import EmptyMask as EmptyMask
 from esegeta.engine.refusals import Problem, problem
 from esegeta.engine.refusals import Refused as Refused
 from esegeta.engine.refusals import RefusedType as RefusedType
+from esegeta.engine.refusals import is_refusal as is_refusal
 from esegeta.engine.refusals import refused as refused
+from esegeta.engine.refusals import refused_type as refused_type
 
 _MOST = 2**31  # of anything that is counted
 
@@ -41,9 +43,9 @@ def calling(name: str, inside: Collection[str]) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        where, colon, rest = str(error).partition(": expected ")
-        if colon and where in inside:
-            error.args = (Problem(f"{name}{colon}{rest}"),)
+        text = error.args[0] if error.args else None
+        if isinstance(text, Problem) and text.where in inside:
+            error.args = (text.by(name),)
         raise
     finally:
         _CALLS.reset(token)
@@ -89,28 +91,26 @@ def describe(value: object) -> str:
 def tensor(where: str, name: str, value: object) -> Tensor:
     """Refuse anything but a tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(problem(where, f"{name} to be a torch.Tensor", describe(value), "Convert it first"))
+        raise refused_type(where, f"{name} to be a torch.Tensor", describe(value), "Convert it first")
     return value
 
 
 def function(where: str, expected: str, value: object, advice: str) -> Any:
     """Refuse what is no function of one example: a network above all, which takes batches."""
     if not callable(value):
-        raise TypeError(problem(where, expected, describe(value), advice))
+        raise refused_type(where, expected, describe(value), advice)
     inner: Any = value
     while isinstance(inner, functools.partial):
         inner = inner.func
     if getattr(inner, "__name__", "") in ("forward", "__call__"):
         inner = getattr(inner, "__self__", inner)
     if isinstance(inner, nn.Module):
-        raise TypeError(
-            problem(
-                where,
-                expected,
-                f"an nn.Module, {type(inner).__name__}, which takes batches",
-                f"{'Make' if 'model' in expected else 'Explain a score of'} a model of it with "
-                "esegeta.from_module(module.eval())",
-            )
+        raise refused_type(
+            where,
+            expected,
+            f"an nn.Module, {type(inner).__name__}, which takes batches",
+            f"{'Make' if 'model' in expected else 'Explain a score of'} a model of it with "
+            "esegeta.from_module(module.eval())",
         )
     return value
 
@@ -119,7 +119,7 @@ def score(where: str, value: object) -> Any:
     """Refuse what is no score: anything but a function of one example."""
     if isinstance(value, Tensor):
         advice = f"The image goes into what comes out: {where}(score)(x)"
-        raise TypeError(problem(where, "a score: a function of one example", describe(value), advice))
+        raise refused_type(where, "a score: a function of one example", describe(value), advice)
     return function(where, "a score: a function of one example", value, "Compose a reducer")
 
 
@@ -154,13 +154,13 @@ def values(value: "int | Tensor") -> str:
 def whole(where: str, name: str, value: Tensor, shape: tuple[int, ...], advice: str) -> Tensor:
     """Refuse a tensor of anything but whole numbers from 0 on, in that shape; for each of the mapped examples."""
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(problem(where, f"{name} of an integer dtype", describe(value), "Use .long()"))
+        raise refused_type(where, f"{name} of an integer dtype", describe(value), "Use .long()")
     if tuple(value.shape) != shape:
         more = "For one of each example use esegeta.batched"
-        raise ValueError(problem(where, f"{name}, for one example of shape {shape}", describe(value), more))
+        raise refused(where, f"{name}, for one example of shape {shape}", describe(value), more)
     value = value.detach().long()
     if levels.true_anywhere(value < 0):
-        raise ValueError(problem(where, f"{name} 0, 1, ...", values(value), advice))
+        raise refused(where, f"{name} 0, 1, ...", values(value), advice)
     return value
 
 
@@ -168,8 +168,8 @@ def floating(where: str, name: str, value: object) -> Tensor:
     """Refuse integer inputs: they have no gradient and noise or paths would be rounded away."""
     value = tensor(where, name, value)
     if not value.is_floating_point():
-        raise TypeError(
-            problem(where, f"{name} of a floating dtype", describe(value), f"Convert it with {name}.float()")
+        raise refused_type(
+            where, f"{name} of a floating dtype", describe(value), f"Convert it with {name}.float()"
         )
     return value
 
@@ -183,9 +183,7 @@ def finite(where: str, name: str, value: Tensor, advice: str) -> Tensor:
     bad = ~torch.isfinite(detached)
     if levels.true_anywhere(bad):
         count, size = int(levels.base(bad).sum()), levels.base(bad).numel()
-        raise ValueError(
-            problem(where, f"finite values in {name}", f"{count} NaN or infinite of {size}", advice)
-        )
+        raise refused(where, f"finite values in {name}", f"{count} NaN or infinite of {size}", advice)
     return value
 
 
@@ -194,7 +192,7 @@ def image(where: str, name: str, value: object) -> Tensor:
     value = floating(where, name, value)
     if value.numel() == 0 or value.device.type == "meta":
         got = describe(value) + (" on the meta device" if value.device.type == "meta" else "")
-        raise ValueError(problem(where, f"{name} with elements and values", got, "Pass one example (C,*S)"))
+        raise refused(where, f"{name} with elements and values", got, "Pass one example (C,*S)")
     return finite(where, name, value, "Repair the image, e.g. with torch.nan_to_num")
 
 
@@ -208,7 +206,7 @@ def _one_tensor(where: str, name: str, value: object) -> Tensor:
     """Refuse anything but a tensor; a list of references is told how to become one."""
     if isinstance(value, (list, tuple)):
         got = f"a {type(value).__name__} of {len(value)}"
-        raise TypeError(problem(where, f"{name} to be a torch.Tensor", got, f"Use torch.stack({name})"))
+        raise refused_type(where, f"{name} to be a torch.Tensor", got, f"Use torch.stack({name})")
     return tensor(where, name, value)
 
 
@@ -216,26 +214,22 @@ def like(where: str, name: str, value: object, x: Tensor) -> Tensor:
     """Refuse a tensor whose shape, dtype or device differs from the input's."""
     value = _one_tensor(where, name, value)
     if value.shape != x.shape:
-        raise ValueError(
-            problem(
-                where,
-                f"{name} with the shape of the input {tuple(x.shape)}",
-                describe(value),
-                "Methods see one example at a time: use esegeta.batched for many, esegeta.baselines for baselines",
-            )
+        raise refused(
+            where,
+            f"{name} with the shape of the input {tuple(x.shape)}",
+            describe(value),
+            "Methods see one example at a time: use esegeta.batched for many, esegeta.baselines for baselines",
         )
     if value.dtype != x.dtype:
-        raise TypeError(
-            problem(
-                where,
-                f"{name} with the dtype of the input {describe(x)}",
-                describe(value),
-                f"Use {name}.to(x.dtype)",
-            )
+        raise refused_type(
+            where,
+            f"{name} with the dtype of the input {describe(x)}",
+            describe(value),
+            f"Use {name}.to(x.dtype)",
         )
     if value.device != x.device:
-        raise ValueError(
-            problem(where, f"{name} on {x.device}", f"a tensor on {value.device}", f"Use {name}.to(x.device)")
+        raise refused(
+            where, f"{name} on {x.device}", f"a tensor on {value.device}", f"Use {name}.to(x.device)"
         )
     return value
 
@@ -244,13 +238,11 @@ def stack_of(where: str, name: str, value: object, x: Tensor) -> Tensor:
     """Refuse anything but ``n >= 1`` tensors like the input, stacked on a new first axis."""
     value = _one_tensor(where, name, value)
     if value.ndim != x.ndim + 1 or value.shape[0] == 0:
-        raise ValueError(
-            problem(
-                where,
-                f"{name} of shape (n, {', '.join(map(str, x.shape))}) with n >= 1",
-                describe(value),
-                "Stack the tensors on a new first axis with torch.stack",
-            )
+        raise refused(
+            where,
+            f"{name} of shape (n, {', '.join(map(str, x.shape))}) with n >= 1",
+            describe(value),
+            "Stack the tensors on a new first axis with torch.stack",
         )
     like(where, f"each of {name}", value[0], x)
     return value
@@ -263,14 +255,14 @@ def scalar(where: str, value: object) -> Tensor:
         advice = "Put a reducer on the model, for example esegeta.reducers.class_sum(model, 1)"
         if isinstance(value, Tensor) and not value.ndim:
             expected, advice = f"{expected} and a floating dtype", "Convert a count with .float()"
-        raise ValueError(problem(where, expected, describe(value), advice))
+        raise refused(where, expected, describe(value), advice)
     return value
 
 
 def flag(where: str, name: str, value: object) -> bool:
     """Refuse anything but True and False."""
     if not isinstance(value, bool):
-        raise TypeError(problem(where, f"{name} to be True or False", describe(value), "Pass one of them"))
+        raise refused_type(where, f"{name} to be True or False", describe(value), "Pass one of them")
     return value
 
 
@@ -308,7 +300,7 @@ def maps(where: str, a: object) -> Any:
     for one in a if isinstance(a, tuple) and a else (a,):
         if not isinstance(one, Tensor) or not one.is_floating_point():
             expected, advice = "an explanation that returns a floating tensor", "Return one map like x"
-            raise TypeError(problem(where, expected, describe(one), advice))
+            raise refused_type(where, expected, describe(one), advice)
     return a
 
 
@@ -317,7 +309,7 @@ def positive_count(where: str, name: str, value: object, least: int = 1) -> int:
     right = isinstance(value, int) and not isinstance(value, bool)
     if not right or not least <= value <= _MOST:  # type: ignore[operator]
         advice = "Pass a smaller one" if right and value > _MOST else "Pass a larger whole number"  # type: ignore[operator]
-        raise ValueError(problem(where, f"{name} to be an int >= {least}", repr(value), advice))
+        raise refused(where, f"{name} to be an int >= {least}", repr(value), advice)
     return value  # type: ignore[return-value]
 
 
@@ -329,9 +321,7 @@ def non_negative(where: str, name: str, value: object) -> float:
         or not 0 <= value < float("inf")
         or (isinstance(value, int) and value >= 2**63)
     ):
-        raise ValueError(
-            problem(where, f"{name} to be a finite number >= 0", repr(value), "Pass such a number")
-        )
+        raise refused(where, f"{name} to be a finite number >= 0", repr(value), "Pass such a number")
     return float(value)
 
 
@@ -348,8 +338,8 @@ def nearest(word: object, choices: Iterable[str], otherwise: str = "Choose one o
 def one_of(where: str, name: str, value: object, choices: Sequence[str]) -> str:
     """Refuse a word that is not in the list."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(
-            problem(where, f"{name} to be one of {', '.join(choices)}", repr(value), nearest(value, choices))
+        raise refused(
+            where, f"{name} to be one of {', '.join(choices)}", repr(value), nearest(value, choices)
         )
     return value
 
@@ -357,23 +347,19 @@ def one_of(where: str, name: str, value: object, choices: Sequence[str]) -> str:
 def key(where: str, value: object) -> "int | Tensor":
     """Refuse a missing random key."""
     if value is None:
-        raise TypeError(
-            problem(
-                where, "key= (an int, or an int64 tensor of shape ())", "no key", "Pass for example key=0"
-            )
+        raise refused_type(
+            where, "key= (an int, or an int64 tensor of shape ())", "no key", "Pass for example key=0"
         )
     if isinstance(value, bool) or not isinstance(value, (int, Tensor)):
-        raise TypeError(
-            problem(where, "key to be an int or an int64 tensor", describe(value), "Pass for example key=0")
+        raise refused_type(
+            where, "key to be an int or an int64 tensor", describe(value), "Pass for example key=0"
         )
     if isinstance(value, Tensor) and (value.dtype != torch.int64 or value.ndim):
-        raise TypeError(
-            problem(
-                where,
-                "key to be an int64 tensor of shape ()",
-                describe(value),
-                "Use esegeta.batched for many keys",
-            )
+        raise refused_type(
+            where,
+            "key to be an int64 tensor of shape ()",
+            describe(value),
+            "Use esegeta.batched for many keys",
         )
     return value
 
@@ -389,5 +375,5 @@ def spacing(where: str, given: object, axes: int) -> Tensor:
     if not right:
         expected = f"spacing of {axes} finite lengths > 0, one per spatial axis"
         advice = "Take it from the affine, for example header.get_zooms()[:3] of nibabel"
-        raise ValueError(problem(where, expected, describe(given), advice))
+        raise refused(where, expected, describe(given), advice)
     return lengths

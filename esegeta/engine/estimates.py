@@ -73,12 +73,10 @@ def value_and_error(function: Callable[..., Any], *args: Any, **kwargs: Any) -> 
 def _asking(explain: Callable[..., Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     value, error = value_and_error(explain, *args, **kwargs)
     if error is None:
-        raise TypeError(
-            check.problem(
-                "with_standard_error",
-                "the explanation of a method that estimates by sampling",
-                f"{gradient.name_of(explain)}, which gives no error",
-                "Ask the method itself, inside of transforms: they change what the error means",
-            )
+        raise check.refused_type(
+            "with_standard_error",
+            "the explanation of a method that estimates by sampling",
+            f"{gradient.name_of(explain)}, which gives no error",
+            "Ask the method itself, inside of transforms: they change what the error means",
         )
     return value, error

@@ -108,10 +108,8 @@ def parse_memory(where: str, value: int | float | str) -> int:
                     amount = float(number) * size
                     break
     if amount is None or not 1 <= amount < float("inf"):
-        raise ValueError(
-            check.problem(
-                where, 'memory in bytes or as "4 GiB"', repr(value), f"Units are {', '.join(_UNITS)}"
-            )
+        raise check.refused(
+            where, 'memory in bytes or as "4 GiB"', repr(value), f"Units are {', '.join(_UNITS)}"
         )
     return int(amount)
 
@@ -177,10 +175,8 @@ def execution(
         ]
     if progress is not None:
         if not isinstance(progress, bool) and not callable(progress):
-            raise TypeError(
-                check.problem(
-                    where, "progress to be a bool or a function", check.describe(progress), "Pass True"
-                )
+            raise check.refused_type(
+                where, "progress to be a bool or a function", check.describe(progress), "Pass True"
             )
         changes["progress"] = progress
     if deadline is not None:

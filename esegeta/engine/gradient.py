@@ -69,13 +69,11 @@ def value_gradients_and_more(
             y, more = fn(*zs)
             y = check.scalar("gradient", y)
             if not y.requires_grad:
-                raise ValueError(
-                    check.problem(
-                        "gradient",
-                        "a score that depends on its input through differentiable operations",
-                        f"{name}, whose gradient is identically zero",
-                        FORWARD_ONLY,
-                    )
+                raise check.refused(
+                    "gradient",
+                    "a score that depends on its input through differentiable operations",
+                    f"{name}, whose gradient is identically zero",
+                    FORWARD_ONLY,
                 )
             if watched or levels.watched(y):
                 functions.extend(severed.custom_functions([y]))
@@ -105,13 +103,11 @@ def name_of(score: Callable[..., Any]) -> str:
 def refuse_forward_only(where: str, score: Score) -> None:
     """Raise for a score that declares that it has no gradient."""
     if declared(score).differentiable is False:
-        raise ValueError(
-            check.problem(
-                where,
-                "a differentiable score",
-                f"{name_of(score)}, whose gradient is identically zero",
-                FORWARD_ONLY,
-            )
+        raise check.refused(
+            where,
+            "a differentiable score",
+            f"{name_of(score)}, whose gradient is identically zero",
+            FORWARD_ONLY,
         )
 
 
@@ -153,11 +149,9 @@ def refuse_dead_score(where: str, score: Score, x: Tensor, attribution: Tensor) 
     flat = torch.stack([(g == 0).all() for _, g in seen]).all()
     values = torch.stack([y for y, _ in seen])
     if levels.true_anywhere(flat & (values.amax() > values.amin()) & dead):
-        raise ValueError(
-            check.problem(
-                where,
-                "a score with a gradient",
-                f"{name_of(score)}, which varies although its gradient is zero at {len(seen)} points",
-                FORWARD_ONLY,
-            )
+        raise check.refused(
+            where,
+            "a score with a gradient",
+            f"{name_of(score)}, which varies although its gradient is zero at {len(seen)} points",
+            FORWARD_ONLY,
         )

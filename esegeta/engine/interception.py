@@ -47,13 +47,11 @@ def observe(
     session.tracer = outer.tracer if outer is not None else None
     if rewrite is not None:
         if session.tracer is not None:
-            raise ValueError(
-                check.problem(
-                    where,
-                    "one set of rules",
-                    f"{rewrite.name} inside of {session.tracer.rewrite.name}",
-                    "Rewrite the score once",
-                )
+            raise check.refused(
+                where,
+                "one set of rules",
+                f"{rewrite.name} inside of {session.tracer.rewrite.name}",
+                "Rewrite the score once",
             )
         session.rewrite_with(rewrite)
         assert session.tracer is not None

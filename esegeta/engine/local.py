@@ -18,7 +18,7 @@ from torch import Tensor
 from esegeta.engine import check, layout, levels, memory, progress, stream
 from esegeta.engine import window_operators as window_operators  # puts the operators into their table
 from esegeta.engine.execution import DeadlineExceeded, current, note, record_partial
-from esegeta.engine.windows import Missing, Offsets, Refused, Run, TooWide, Unforeseen, Window, paste
+from esegeta.engine.windows import Missing, NotFollowed, Offsets, Run, TooWide, Unforeseen, Window, paste
 
 Box = tuple[slice, ...]
 Patch = Callable[[int, Box], Tensor]
@@ -114,9 +114,9 @@ class Followed:
         if self.run.refused is not None:
             raise self.run.refused  # the score has caught it
         if not isinstance(y, Window):
-            raise Refused("the score does not depend on the image")
+            raise NotFollowed("the score does not depend on the image")
         if y.ndim:
-            raise Refused("the score is not one number")
+            raise NotFollowed("the score is not one number")
         return y.patch.to(torch.float64 if y.patch.is_floating_point() else y.patch.dtype)
 
 
@@ -174,7 +174,7 @@ def changed(
 
 def _line(error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else ""
-    return text if isinstance(error, (Refused, TooWide)) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, (NotFollowed, TooWide)) else f"{type(error).__name__}: {text}"
 
 
 def walked(
@@ -203,7 +203,7 @@ def walked(
     try:
         why = _obstacle(start)
         if why or way in ("whole", "crops"):
-            raise Refused(why or f"asked for {way}")
+            raise NotFollowed(why or f"asked for {way}")
         with _remembered(score, "walks", start, boxes) as known:
             return _walked(score, start, boxes, patch, orders, label, forced=way == "windows", known=known)
     except (DeadlineExceeded, MemoryError, torch.OutOfMemoryError):
@@ -284,13 +284,11 @@ class _NotFinite(Exception):
 def _otherwise(label: str, why: str) -> None:
     way = current().evaluation
     if way in ("windows", "crops"):
-        raise ValueError(
-            check.problem(
-                label,
-                f"a score that can be evaluated by {way}",
-                f"one that cannot: {why}",
-                'Leave it to execution(evaluation="auto")',
-            )
+        raise check.refused(
+            label,
+            f"a score that can be evaluated by {way}",
+            f"one that cannot: {why}",
+            'Leave it to execution(evaluation="auto")',
         )
     note("evaluation", f"{label}: whole evaluations ({why}).", evaluation="whole", why=why)
 
@@ -420,12 +418,12 @@ def _foreseen(score: Callable[[Tensor], Tensor], x: Tensor, boxes: Sequence[Box]
         shares = [_trace(follow, x.to("meta"), box) for box in boxes]
     except Unforeseen:
         return False
-    except (Refused, MemoryError):
+    except (NotFollowed, MemoryError):
         raise
     except Exception as error:  # some operators have no form without values
         if _many(count):
             return False
-        raise Refused(f"{_line(error)}; {count} changes are too few to find out more") from None
+        raise NotFollowed(f"{_line(error)}; {count} changes are too few to find out more") from None
     _refuse_if_too_wide(follow.run, sum(shares) / len(shares), count, BESIDE)
     return True
 
@@ -473,7 +471,7 @@ def _remembered(
         raise before[0](before[1])
     try:
         yield key in known
-    except (Refused, TooWide) as why:
+    except (NotFollowed, TooWide) as why:
         if len(known) >= _MOST_DECISIONS:
             known.clear()
         known[key] = (type(why), str(why))
@@ -526,4 +524,4 @@ def _compare(
     if bool(odd.any()):
         return  # named with its number when it is met
     if not bool(((here - whole).abs() <= ROUNDING.get(x.dtype, 1e-4) * scale).all()):
-        raise Refused(f"window by window {here.tolist()}, as a whole {whole.tolist()}")
+        raise NotFollowed(f"window by window {here.tolist()}, as a whole {whole.tolist()}")

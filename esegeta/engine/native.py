@@ -151,22 +151,18 @@ class Native:
     def checked(self, y: Tensor, batch: int) -> Tensor:
         """Refuse an output that is complex, or not a batch."""
         if y.is_complex():
-            raise TypeError(
-                check.problem(
-                    self.name,
-                    "a real output",
-                    check.describe(y),
-                    "Choose its size or a part: output=torch.abs",
-                )
+            raise check.refused_type(
+                self.name,
+                "a real output",
+                check.describe(y),
+                "Choose its size or a part: output=torch.abs",
             )
         if y.ndim == 0 or y.shape[0] != batch:
-            raise ValueError(
-                check.problem(
-                    self.name,
-                    f"an output whose first axis is the batch of {batch}",
-                    check.describe(y),
-                    "A network maps a batch to a batch; a plain function of one example needs no from_module",
-                )
+            raise check.refused(
+                self.name,
+                f"an output whose first axis is the batch of {batch}",
+                check.describe(y),
+                "A network maps a batch to a batch; a plain function of one example needs no from_module",
             )
         return y
 
@@ -236,13 +232,11 @@ class Native:
                     False if alone.numel() > 1 and not _same(alone.flatten()[:1], alone.flatten()) else None
                 )
             if not _same(self._run(one, call)[0], alone, exactly=True):
-                raise ValueError(
-                    check.problem(
-                        self.name,
-                        "the same answer to the same input",
-                        "two answers",
-                        "Call module.eval(); a random network has no attribution",
-                    )
+                raise check.refused(
+                    self.name,
+                    "the same answer to the same input",
+                    "two answers",
+                    "Call module.eval(); a random network has no attribution",
                 )
         record(
             "one at a time",
@@ -260,13 +254,11 @@ class Native:
                 m.track_running_stats or "BatchNorm" in type(m).__name__
             )
             if random or coupled:
-                raise ValueError(
-                    check.problem(
-                        self.name,
-                        "a network in evaluation mode",
-                        f"training mode with {type(m).__name__}",
-                        "Call module.eval() first; esegeta does not change it for you",
-                    )
+                raise check.refused(
+                    self.name,
+                    "a network in evaluation mode",
+                    f"training mode with {type(m).__name__}",
+                    "Call module.eval() first; esegeta does not change it for you",
                 )
 
     def refuse_strangers(self, tensors: Sequence[Tensor]) -> None:
@@ -277,23 +269,19 @@ class Native:
         kinds = {(p.dtype, p.device) for p in self.module.parameters() if p.is_floating_point()}
         if kinds and x.dtype not in {dtype for dtype, _ in kinds}:
             dtype = next(iter(kinds))[0]
-            raise TypeError(
-                check.problem(
-                    self.name,
-                    f"an input of the network's dtype {dtype}",
-                    check.describe(x),
-                    f"Use x.to({dtype}), or module.to({x.dtype})",
-                )
+            raise check.refused_type(
+                self.name,
+                f"an input of the network's dtype {dtype}",
+                check.describe(x),
+                f"Use x.to({dtype}), or module.to({x.dtype})",
             )
         if kinds and x.device not in {device for _, device in kinds}:
             device = next(iter(kinds))[1]
-            raise ValueError(
-                check.problem(
-                    self.name,
-                    f"an input on the network's device {device}",
-                    f"one on {x.device}",
-                    f"Use x.to({str(device)!r})",
-                )
+            raise check.refused(
+                self.name,
+                f"an input on the network's device {device}",
+                f"one on {x.device}",
+                f"Use x.to({str(device)!r})",
             )
 
     def misfit(self, tensors: Sequence[Tensor], error: Exception) -> ValueError | None:
@@ -304,7 +292,7 @@ class Native:
         x = tensors[0]
         shape = f"({convolution.in_channels}, {', '.join(['*'] * axes)})"
         if len(tensors) > 1 or x.ndim == axes + 1:
-            ours = len(tensors) > 1 or ": expected " in str(error)
+            ours = len(tensors) > 1 or check.is_refusal(error)
             if ours or not self._is_first(convolution) or x.shape[0] == convolution.in_channels:
                 return None
             advice = f"The first convolution, of {convolution.in_channels} channels, says how many there are"
@@ -315,7 +303,7 @@ class Native:
         else:
             advice = "Pass one example"
         got = f"{check.describe(x)}, on which the network fails ({_line(error)})"
-        return ValueError(check.problem(self.name, f"one example (C,*S), here {shape}", got, advice))
+        return check.refused(self.name, f"one example (C,*S), here {shape}", got, advice)
 
     def refuse_missing_channels(self, tensors: Sequence[Tensor], spec: Any) -> None:
         """Refuse an image without a channel axis, whose batch axis a convolution would take for the channels.
@@ -369,22 +357,18 @@ def pick(result: Any, output: Pick, where: str) -> Tensor:
                 )
                 result = getattr(result, str(part)) if attribute else result[part]
             except (KeyError, IndexError, TypeError) as error:
-                raise ValueError(
-                    check.problem(
-                        where, f"an output at {output!r}", _outline(result), "Choose output= among those"
-                    )
+                raise check.refused(
+                    where, f"an output at {output!r}", _outline(result), "Choose output= among those"
                 ) from error
     if isinstance(result, Tensor):
         return result
     if type(result).__module__ == "numpy":
         return torch.as_tensor(result)
-    raise TypeError(
-        check.problem(
-            where,
-            "one tensor as output",
-            _outline(result),
-            "Choose one: from_module(module, output='name') or output=0",
-        )
+    raise check.refused_type(
+        where,
+        "one tensor as output",
+        _outline(result),
+        "Choose one: from_module(module, output='name') or output=0",
     )
 
 

@@ -18,7 +18,7 @@ from esegeta.engine.native import Arrange, Call, Native, Pick, each, name_of, pi
 from esegeta.engine.operators import refuse_unseen
 from esegeta.engine.views import Address, Stop
 from esegeta.engine.visits import Session
-from esegeta.engine.windows import Refused, Window
+from esegeta.engine.windows import NotFollowed, Window
 
 _OPS = 64  # how many kinds of call a model remembers
 
@@ -51,13 +51,11 @@ class ModuleModel:
         leaves, spec = tree_flatten(inputs)
         is_tensor = tuple(isinstance(leaf, Tensor) for leaf in leaves)
         if not any(is_tensor):
-            raise TypeError(
-                check.problem(
-                    name_of(self.module),
-                    "at least one tensor",
-                    ", ".join(check.describe(leaf) for leaf in leaves) or "nothing",
-                    "Pass one example without batch axis",
-                )
+            raise check.refused_type(
+                name_of(self.module),
+                "at least one tensor",
+                ", ".join(check.describe(leaf) for leaf in leaves) or "nothing",
+                "Pass one example without batch axis",
             )
         self._native.refuse_training()
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -111,23 +109,23 @@ class ModuleModel:
         if run.by_crops:
             return self._in_crops(leaves)
         if observed or self._native.outside or current().precision is not None:
-            raise Refused("the network is observed, compiled or runs in reduced precision")
+            raise NotFollowed("the network is observed, compiled or runs in reduced precision")
         batch = each(leaves, lambda t: t.unsqueeze(0))
         with run.apart(), _put_back(self._native.tree, _holds_windows) as kept:
             (y,) = self._native.guarded(batch, self._native.plain(spec), lambda t: t)
         if kept:
-            raise Refused("the network keeps what it computes for later calls")
+            raise NotFollowed("the network keeps what it computes for later calls")
         return y.squeeze(0)
 
     def _in_crops(self, leaves: list[Any]) -> Tensor:
         """Run on the part of the image that a change reaches."""
         (x,) = leaves if len(leaves) == 1 else (None,)
         if not isinstance(x, Window) or x.ndim < 2:
-            raise Refused("crops are of one image; this network takes more than that")
+            raise NotFollowed("crops are of one image; this network takes more than that")
         try:
             seen = self.locality(x.clean[0], x.run.probing)
         except (NotLocal, TooDear) as reason:
-            raise Refused(str(reason)) from None
+            raise NotFollowed(str(reason)) from None
         return crops.through(self, x, seen)
 
     def locality(self, x: Tensor, allowed: float = math.inf) -> Locality:
@@ -150,13 +148,11 @@ class ModuleModel:
     def _listed(self, session: Session, leaves: list[Any], spec: Any) -> Tensor:
         """Run under ordinary autograd, as one graph with the code around, and note every place."""
         if levels.depth():
-            raise ValueError(
-                check.problem(
-                    "places",
-                    "a score that runs its network as it is",
-                    "one that applies vmap or grad to it",
-                    "List the places of the function that is mapped",
-                )
+            raise check.refused(
+                "places",
+                "a score that runs its network as it is",
+                "one that applies vmap or grad to it",
+                "List the places of the function that is mapped",
             )
         last: list[tuple[Session, bool]] = []
         with visits.aside():

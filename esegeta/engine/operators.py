@@ -295,8 +295,19 @@ class Tracer(TorchFunctionMode):
         inputs = [leaves[i] for i in data]
         twins = [self.twin(t) for t in inputs] if self.rewrite.paired else []
         gate = gates[0] if gates else None
-        op = Operation(name, plain, inputs, twins, self.where(), gate, bool(gates), leaves, spec, data)
-        op.tracer = self
+        op = Operation(
+            name=name,
+            function=plain,
+            inputs=inputs,
+            twins=twins,
+            where=self.where(),
+            gate=gate,
+            conditions=bool(gates),
+            _leaves=leaves,
+            _spec=spec,
+            _data=data,
+            tracer=self,
+        )
         out, there = self._ruled(op)
         self._know(op, out, there)
         if written:

@@ -31,7 +31,7 @@ from esegeta.engine.execution import DeadlineExceeded, current
 from esegeta.engine.folded import Op, Run
 from esegeta.engine.locality import Locality, NotLocal, hear, listening
 from esegeta.engine.tiles import Tiling, cropped_by, cut, margins_of, padded_by, patch_of
-from esegeta.engine.windows import Missing, Refused, TooWide, Unforeseen, Window, fit, region
+from esegeta.engine.windows import Missing, NotFollowed, TooWide, Unforeseen, Window, fit, region
 
 Row = tuple[int, int]  # the number of an image, and of a tile
 
@@ -201,14 +201,12 @@ class SlidingWindow:
             return self._in_windows(x)
         hear(self, (x,))
         if visits.current() is not None:
-            raise ValueError(
-                check.problem(
-                    WHERE,
-                    "a score whose inside is left alone",
-                    "one whose places are looked at or whose derivatives are rewritten",
-                    "Patches run apart, so it has no activation of the whole image. Rewrite the model before it is "
-                    "stitched, explain patches with esegeta.models.patchwise, or take the network without tiles",
-                )
+            raise check.refused(
+                WHERE,
+                "a score whose inside is left alone",
+                "one whose places are looked at or whose derivatives are rewritten",
+                "Patches run apart, so it has no activation of the whole image. Rewrite the model before it is "
+                "stitched, explain patches with esegeta.models.patchwise, or take the network without tiles",
             )
         patch = patch_of(WHERE, self.patch, check.floating(WHERE, "the image", x))
         margins = margins_of(x.shape[1:], patch)
@@ -223,7 +221,7 @@ class SlidingWindow:
         run, grid = x.run, tuple(x.shape[1:])
         patch = patch_of(WHERE, self.patch, x)
         if any(map(any, margins_of(grid, patch))):
-            raise Refused("an image smaller than the patch")
+            raise NotFollowed("an image smaller than the patch")
         if run.counting:
             raise Unforeseen  # the patches' own network runs on values only; what it may cost is looked at below
         step = run.next(WHERE)
@@ -284,13 +282,11 @@ class SlidingWindow:
             y: Any = beneath(depth, lambda: self._on(patches))
             if not isinstance(y, Tensor) or y.ndim != patches.ndim or y.shape[2:] != patches.shape[2:]:
                 got = check.describe(y[0]) if isinstance(y, Tensor) else check.describe(y)
-                raise ValueError(
-                    check.problem(
-                        WHERE,
-                        f"a model whose output (K,*S) lies on the grid {tuple(patches.shape[2:])} of its patch",
-                        f"{got} from {name_of(self.model)} for a patch {tuple(patches.shape[1:])}",
-                        "Resize the output inside of the model, for example with torch.nn.functional.interpolate",
-                    )
+                raise check.refused(
+                    WHERE,
+                    f"a model whose output (K,*S) lies on the grid {tuple(patches.shape[2:])} of its patch",
+                    f"{got} from {name_of(self.model)} for a patch {tuple(patches.shape[1:])}",
+                    "Resize the output inside of the model, for example with torch.nn.functional.interpolate",
                 )
             return ((y * weights[0]).to(y.dtype),)
 
@@ -306,13 +302,11 @@ class SlidingWindow:
             if "functorch/" not in str(error):
                 raise
             why = error
-        raise ValueError(
-            check.problem(
-                WHERE,
-                "a model that depends on its image alone",
-                f"{name_of(self.model)}, which reads another tensor that vmap or grad is working on",
-                "Patches run outside of those: give it fixed weights, one set at a time",
-            )
+        raise check.refused(
+            WHERE,
+            "a model that depends on its image alone",
+            f"{name_of(self.model)}, which reads another tensor that vmap or grad is working on",
+            "Patches run outside of those: give it fixed weights, one set at a time",
         ) from why
 
     def locality(self, x: Tensor, allowed: float = math.inf) -> Locality:  # noqa: ARG002

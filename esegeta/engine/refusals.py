@@ -5,9 +5,15 @@ Needs neither torch nor numpy: a process that only starts others uses it, too.
 
 
 class Problem(str):
-    """The text of a refusal. A ValueError, TypeError or NotImplementedError with it is one."""
+    """The text of a refusal, with who refuses. A ValueError, TypeError or NotImplementedError with it is one."""
 
-    __slots__ = ()
+    where = ""
+
+    def by(self, name: str) -> "Problem":
+        """Return the same, refused by another function."""
+        text = Problem(name + self[len(self.where) :])
+        text.where = name
+        return text
 
 
 def problem(where: str, expected: str, got: str, advice: str) -> Problem:
@@ -16,7 +22,9 @@ def problem(where: str, expected: str, got: str, advice: str) -> Problem:
     >>> print(problem("gradient", "a scalar score", "shape (2,)", "Apply a reducer"))
     gradient: expected a scalar score, got shape (2,). Apply a reducer.
     """
-    return Problem(f"{where}: expected {expected}, got {got}. {advice.rstrip('.')}.")
+    text = Problem(f"{where}: expected {expected}, got {got}. {advice.rstrip('.')}.")
+    text.where = where
+    return text
 
 
 class Refusal(Exception):
@@ -42,7 +50,17 @@ def refused(where: str, expected: str, got: str, advice: str) -> Refused:
     Traceback (most recent call last):
     esegeta.engine.refusals.Refused: gradient: expected a scalar score, got shape (2,). Apply a reducer.
     """
-    return Refused(one_line(problem(where, expected, got, advice)))
+    return Refused(problem(*map(one_line, (where, expected, got, advice))))
+
+
+def refused_type(where: str, expected: str, got: str, advice: str) -> RefusedType:
+    """Return the error for something of the wrong type; its message is one line.
+
+    >>> raise refused_type("batched", "an explanation", "int 3", "Give it a score first")
+    Traceback (most recent call last):
+    esegeta.engine.refusals.RefusedType: batched: expected an explanation, got int 3. Give it a score first.
+    """
+    return RefusedType(problem(*map(one_line, (where, expected, got, advice))))
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -54,10 +54,8 @@ def fold(
     """
     counts = {len(leaf) for leaf in tree_leaves(nodes)}
     if len(counts) != 1 or 0 in counts:
-        raise ValueError(
-            check.problem(
-                label, "nodes that share a first axis of at least one", f"{sorted(counts)}", "Stack them"
-            )
+        raise check.refused(
+            label, "nodes that share a first axis of at least one", f"{sorted(counts)}", "Stack them"
         )
     total = counts.pop()
     if chunk is not None:
@@ -273,13 +271,11 @@ def collect(
         odd = ~torch.isfinite(values.detach())
         if levels.true_anywhere(odd):
             i = next(i for i in range(len(values)) if levels.true_anywhere(odd[i]))
-            raise ValueError(
-                check.problem(
-                    label,
-                    f"a finite score for every {meaning}",
-                    f"NaN or infinity for {meaning} {first + i}",
-                    "Look at the network's answer to it: a division by zero, a logarithm of zero, an overflow",
-                )
+            raise check.refused(
+                label,
+                f"a finite score for every {meaning}",
+                f"NaN or infinity for {meaning} {first + i}",
+                "Look at the network's answer to it: a division by zero, a logarithm of zero, an overflow",
             )
         return [*state, values]
 
@@ -370,9 +366,7 @@ def estimate_of(
         if levels.true_anywhere(odd):
             which = count + next(i for i in range(new) if levels.true_anywhere(odd[i]))
             advice = "Look at the network's answer to it: a division by zero, an overflow"
-            raise ValueError(
-                check.problem(label, "a finite score", f"NaN or infinity for {meaning} {which}", advice)
-            )
+            raise check.refused(label, "a finite score", f"NaN or infinity for {meaning} {which}", advice)
         here = values.mean(0)
         step, rest = here - centre, values - here
         spread = spread + torch.einsum("ti...,tj...->ij...", rest, rest)

@@ -111,15 +111,11 @@ def patch_of(where: str, patch: int | Sequence[int], x: Tensor) -> tuple[int, ..
     axes = x.ndim - 1
     if not 1 <= axes <= 3:
         advice = "Models see one example, with its channels first and no batch axis"
-        raise ValueError(
-            check.problem(where, "an image (C,*S) with 1 to 3 axes S", check.describe(x), advice)
-        )
+        raise check.refused(where, "an image (C,*S) with 1 to 3 axes S", check.describe(x), advice)
     sizes = (patch,) * axes if isinstance(patch, int) else tuple(patch)
     if len(sizes) != axes:
         expected = f"a patch of {axes} sizes for an image {tuple(x.shape)}"
-        raise ValueError(
-            check.problem(where, expected, repr(patch), "Give one for each axis, or one for all")
-        )
+        raise check.refused(where, expected, repr(patch), "Give one for each axis, or one for all")
     return sizes
 
 

@@ -57,14 +57,12 @@ def parse(where: str, text: object) -> Address:
     """Read ``path``, ``path#call``, ``path:leaf``, ``path#call:leaf``."""
     found = _GRAMMAR.fullmatch(text) if isinstance(text, str) else None
     if found is None:
-        raise ValueError(
-            check.problem(
-                where,
-                'a place such as "encoder.0", "block.conv#1" (second call), "block:1" (second output), '
-                '"block.relu:in" (input)',
-                check.describe(text),
-                "esegeta.places(score, x) lists them",
-            )
+        raise check.refused(
+            where,
+            'a place such as "encoder.0", "block.conv#1" (second call), "block:1" (second output), '
+            '"block.relu:in" (input)',
+            check.describe(text),
+            "esegeta.places(score, x) lists them",
         )
     path, call, leaf = found.groups()
     return Address(path, int(call or 0), leaf or "", call is not None)
@@ -159,23 +157,19 @@ class View:
     def _why(self, at: Address) -> Exception:
         where, path = self.where, at.path
         if path in self.scripted:
-            return ValueError(
-                check.problem(
-                    where,
-                    "a place in Python code",
-                    f"{str(at)!r}, a part of a TorchScript network, which shows nothing of its inside",
-                    "Take the module that it was made from",
-                )
+            return check.refused(
+                where,
+                "a place in Python code",
+                f"{str(at)!r}, a part of a TorchScript network, which shows nothing of its inside",
+                "Take the module that it was made from",
             )
         if self.modules.get(path, path) != path:
             other = self.modules[path]
-            return ValueError(
-                check.problem(
-                    where,
-                    "a place by the first of its names",
-                    f"{str(at)!r}, which is the same module as {other!r}",
-                    f"Use {other!r} with the number of the call, such as {other + '#1'!r}",
-                )
+            return check.refused(
+                where,
+                "a place by the first of its names",
+                f"{str(at)!r}, which is the same module as {other!r}",
+                f"Use {other!r} with the number of the call, such as {other + '#1'!r}",
             )
         calls = self.counts[at.side] or (self.counts[path] if at.side != path else 0)
         if calls > at.call:
@@ -187,30 +181,24 @@ class View:
             else:
                 got = f"{str(at)!r}, where there are {len(leaves)}: {', '.join(leaves)}"
                 advice = f"Choose one, such as {str(Address(path, at.call, leaves[0]))!r}"
-            return ValueError(check.problem(where, f"one tensor of {path!r}", got, advice))
+            return check.refused(where, f"one tensor of {path!r}", got, advice)
         if calls:
-            return ValueError(
-                check.problem(
-                    where,
-                    f"a call of {path!r} that happens",
-                    f"#{at.call}, but there {'is' if calls == 1 else 'are'} {calls}",
-                    "Calls are counted from 0",
-                )
+            return check.refused(
+                where,
+                f"a call of {path!r} that happens",
+                f"#{at.call}, but there {'is' if calls == 1 else 'are'} {calls}",
+                "Calls are counted from 0",
             )
         if path in self.modules:
-            return ValueError(
-                check.problem(
-                    where,
-                    "a place that this input reaches",
-                    f"{str(at)!r}, a module that was never called",
-                    "esegeta.places(score, x) lists what is reached",
-                )
+            return check.refused(
+                where,
+                "a place that this input reaches",
+                f"{str(at)!r}, a module that was never called",
+                "esegeta.places(score, x) lists what is reached",
             )
         names = {*self.modules, *(p.removesuffix(":in") for p in self.counts)}
-        return ValueError(
-            check.problem(
-                where, "a place of this score", f"{str(at)!r}, which is never passed", nearest(path, names)
-            )
+        return check.refused(
+            where, "a place of this score", f"{str(at)!r}, which is never passed", nearest(path, names)
         )
 
 

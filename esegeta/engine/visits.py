@@ -130,13 +130,11 @@ class Session:
         put = edit.tensor
         assert put is not None
         if not value.is_floating_point():
-            raise TypeError(
-                check.problem(
-                    view.where,
-                    "a place with floating activations",
-                    f"{check.describe(value)} at {str(edit.at)!r}",
-                    "Choose a place before the argmax, comparison or cast",
-                )
+            raise check.refused_type(
+                view.where,
+                "a place with floating activations",
+                f"{check.describe(value)} at {str(edit.at)!r}",
+                "Choose a place before the argmax, comparison or cast",
             )
         _refuse_recomputed(view.where, edit.at, put)
         one = self.shape(value)
@@ -144,10 +142,8 @@ class Session:
         fits = have == one if edit.kind == "replace" else len(have) == len(one) and _broadcasts(have, one)
         if not fits:
             what = "a replacement of shape" if edit.kind == "replace" else "a nudge that broadcasts to"
-            raise ValueError(
-                check.problem(
-                    view.where, f"{what} {one} at {str(edit.at)!r}", str(have), "Take it from esegeta.tap"
-                )
+            raise check.refused(
+                view.where, f"{what} {one} at {str(edit.at)!r}", str(have), "Take it from esegeta.tap"
             )
         if self.batch is not None and not self._leads(value):
             put = put.squeeze(0)
@@ -330,22 +326,18 @@ def _refuse_recomputed(where: str, at: Address, put: Tensor) -> None:
     # no_grad nothing leads from it to the score.
     hidden = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
     if hidden or (put.requires_grad and not torch.is_grad_enabled()):
-        raise ValueError(
-            check.problem(
-                where,
-                "a place outside of checkpointed code and of no_grad",
-                f"{str(at)!r}, from which autograd keeps no way to the score",
-                "Switch checkpointing off, or take the place before or after that block",
-            )
+        raise check.refused(
+            where,
+            "a place outside of checkpointed code and of no_grad",
+            f"{str(at)!r}, from which autograd keeps no way to the score",
+            "Switch checkpointing off, or take the place before or after that block",
         )
 
 
 def _inner(where: str, at: Address) -> ValueError:
-    return ValueError(
-        check.problem(
-            where,
-            "a place that is passed once by the score",
-            f"{str(at)!r} inside of a vmap or grad that the score itself applies",
-            "Take the place of the function that is mapped",
-        )
+    return check.refused(
+        where,
+        "a place that is passed once by the score",
+        f"{str(at)!r} inside of a vmap or grad that the score itself applies",
+        "Take the place of the function that is mapped",
     )

@@ -29,7 +29,7 @@ Offsets = Any  # (B, number of axes) of numpy integers
 Size = tuple[int, ...]
 
 
-class Refused(Exception):
+class NotFollowed(Exception):
     """The function cannot be followed window by window; the text says why."""
 
 
@@ -65,7 +65,7 @@ class Run:
         self.most = math.inf  # the share of a whole evaluation that a window may cost, before anything is run
         self.probing = math.inf  # how many elements may go through a network to find out how far it sees
         self.begun = 0  # how often
-        self.refused: Refused | None = None
+        self.refused: NotFollowed | None = None
         self.step = 0
         self.cost = self.whole = 0.0
         self.live = self.peak = self.largest = 0  # bytes in patches
@@ -111,7 +111,7 @@ class Run:
         if self.recording:
             self.names.append(name)
         elif step >= len(self.names) or self.names[step] != name:
-            raise Refused(f"the network takes another way for other values (at {name})")
+            raise NotFollowed(f"the network takes another way for other values (at {name})")
         return step
 
 
@@ -165,11 +165,11 @@ class Window(Tensor):
 
     @data.setter
     def data(self, _: Tensor) -> None:
-        raise Refused("the network replaces the data of a tensor")
+        raise NotFollowed("the network replaces the data of a tensor")
 
     def data_ptr(self) -> int:
         """There is no memory to point at."""
-        raise Refused("the network looks at memory")
+        raise NotFollowed("the network looks at memory")
 
     @property
     def everywhere(self) -> bool:
@@ -344,11 +344,11 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise run.refused  # the network has caught it, and went on
     try:
         if any(w.run is not run or w.born != run.begun for w in found):
-            raise Refused("a tensor that another run has left behind takes part")
+            raise NotFollowed("a tensor that another run has left behind takes part")
         if any(w.stale for w in found):
-            raise Refused("a tensor takes part of which a view was written into")
+            raise NotFollowed("a tensor takes part of which a view was written into")
         return _step(func, args, kwargs, found, run)
-    except Refused as refused:
+    except NotFollowed as refused:
         run.refused = refused
         raise
 
@@ -360,13 +360,13 @@ def _step(func: Any, args: Any, kwargs: dict[str, Any], found: list[Window], run
     if run.counting:
         args, kwargs = tree_map(_without_values, (args, kwargs))
     if name in ("_local_scalar_dense", "is_nonzero", "equal", "item"):
-        raise Refused("the network looks at values")
+        raise NotFollowed("the network looks at values")
     if torch.Tag.nondeterministic_seeded in func.tags and "attention" not in name:
-        raise Refused(f"{name} draws random numbers")
+        raise NotFollowed(f"{name} draws random numbers")
     if run.differentiable and any(
         isinstance(t, Tensor) and t.requires_grad for t in tree_flatten((args, kwargs))[0]
     ):
-        raise Refused("a tensor that requires grad takes part")
+        raise NotFollowed("a tensor that requires grad takes part")
     if name == "detach" or name == "alias":
         return _sibling(found[0])
     if name in _CONSTANT:
@@ -418,7 +418,7 @@ def _step(func: Any, args: Any, kwargs: dict[str, Any], found: list[Window], run
             w.family.append(weakref.ref(w))
     if target is not None:
         if tuple(made[0].shape) != tuple(target.shape):
-            raise Refused(f"{name}_ changes the shape of a tensor")
+            raise NotFollowed(f"{name}_ changes the shape of a tensor")
         _write(target, made[0])
         return target
     if not is_list:
@@ -494,7 +494,7 @@ def _written(func: Any, name: str, args: Any) -> Window:
     ]
     target = args[0] if args else None
     if not isinstance(target, Window) or places != [0] or name == "copy_" or not name.endswith("_"):
-        raise Refused(f"{name} writes into a tensor that is not followed")
+        raise NotFollowed(f"{name} writes into a tensor that is not followed")
     return target
 
 
@@ -522,7 +522,7 @@ def _as_known(op: Operator, i: int, patch: Tensor, shape: Size) -> tuple[Tensor,
     if kind is None or patch.numel() == 0:
         return patch, patch.dtype
     if kind[0] != shape:
-        raise Refused(f"the size of what the network computes depends on values (at {op.name})")
+        raise NotFollowed(f"the size of what the network computes depends on values (at {op.name})")
     dtype = kind[1]
     if shape or not (patch.is_floating_point() and dtype.is_floating_point):
         patch = patch.to(dtype)
@@ -551,7 +551,7 @@ def _functional(func: Any) -> Any:
         # By what it takes: pow.Scalar is another operator than pow_.Scalar.
         if _taken(getattr(packet, overload)) == _taken(func):
             return getattr(packet, overload)
-    raise Refused(f"{name} has no form that writes nowhere")
+    raise NotFollowed(f"{name} has no form that writes nowhere")
 
 
 def _taken(func: Any) -> list[tuple[str, str]]:
@@ -635,7 +635,7 @@ def _entirely(op: Operator) -> Any:
         positional, named = tree_unflatten([t[b] if i in mapped else t for i, t in enumerate(whole)], spec)
         rows.append(several(func(*change(positional), **change(named))))
     if not all(isinstance(value, Tensor) for value in rows[0]):
-        raise Refused(f"{op.name} gives no tensor")
+        raise NotFollowed(f"{op.name} gives no tensor")
     columns = [beside(column) for column in zip(*rows, strict=True)]
     found = [(zeros(count, t.ndim - 1), t, tuple(t.shape[1:])) for t in columns]
     return found if len(op.func._schema.returns) > 1 or _gives_list(op.func) else found[0]

@@ -64,12 +64,10 @@ def cam(score: Score, place: Names, *, exact: bool = True) -> Explain:
 def _refuse_varying(g: Tensor, axes: tuple[int, ...]) -> None:
     spread = (g.amax(axes) - g.amin(axes)).amax()
     if levels.true_anywhere(spread > 16 * finfo(g.dtype).eps * g.abs().amax()):
-        raise ValueError(
-            check.problem(
-                "cam",
-                "a layer that the score reads through the means of its channels",
-                "a gradient that varies over the grid",
-                "Choose the layer before the global average, or take grad_cam or hires_cam; "
-                "exact=False gives the map without this guarantee",
-            )
+        raise check.refused(
+            "cam",
+            "a layer that the score reads through the means of its channels",
+            "a gradient that varies over the grid",
+            "Choose the layer before the global average, or take grad_cam or hires_cam; "
+            "exact=False gives the map without this guarantee",
         )

@@ -100,14 +100,12 @@ def _enumerated(score: Score, features: Features, label: str) -> Explain:
         parts = coalitions.parts(label, features, x, runs=lambda d: 2 ** min(d, MOST_PARTS))
         d = parts.count
         if d > MOST_PARTS:
-            raise ValueError(
-                check.problem(
-                    label,
-                    f"at most {MOST_PARTS} features, which take {2**MOST_PARTS:,} runs of the score",
-                    f"{d:,}, which take 2^{d}",
-                    "Use coarser ones, for example features=esegeta.features.labels(map), "
-                    "or sample the orders with esegeta.shapley_sampling",
-                )
+            raise check.refused(
+                label,
+                f"at most {MOST_PARTS} features, which take {2**MOST_PARTS:,} runs of the score",
+                f"{d:,}, which take 2^{d}",
+                "Use coarser ones, for example features=esegeta.features.labels(map), "
+                "or sample the orders with esegeta.shapley_sampling",
             )
         present = (torch.arange(2**d, device=x.device)[:, None] >> torch.arange(d, device=x.device)) & 1
         v = coalitions.values(score, x, baseline, parts, present.to(x.dtype), label=label)

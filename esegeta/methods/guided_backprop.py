@@ -148,7 +148,7 @@ def layer_activation_guided_backprop(score: Score, place: Names, *, unit: int | 
             a: Any = look(x)
             if unit is not None and (a.ndim == 0 or unit >= a.shape[0]):
                 expected = f"a unit of the channels of {place!r}, whose shape is {tuple(a.shape)}"
-                raise ValueError(check.problem(where, expected, repr(unit), "Count from 0"))
+                raise check.refused(where, expected, repr(unit), "Count from 0")
             return (a if unit is None else a[unit]).abs().sum()
 
         return gradient(guided_where_possible(active))

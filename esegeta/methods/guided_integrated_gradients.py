@@ -58,7 +58,7 @@ def guided_integrated_gradients(
     n = check.positive_count(name, "steps", steps)
     band = check.non_negative(name, "distance", distance)
     if not 0 < check.non_negative(name, "fraction", fraction) <= 1:
-        raise ValueError(check.problem(name, "0 < fraction <= 1", repr(fraction), "A quarter is usual"))
+        raise check.refused(name, "0 < fraction <= 1", repr(fraction), "A quarter is usual")
 
     def explain(x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
         line = x - baseline

@@ -34,18 +34,14 @@ def of_labels(*maps: Tensor) -> tuple[Any, ...]:
     for one in maps:
         if check.tensor(where, "each map", one).is_floating_point() or one.shape != maps[0].shape:
             expected = f"maps of whole numbers, all of shape {tuple(maps[0].shape)}"
-            raise ValueError(
-                check.problem(where, expected, check.describe(one), "Resample them onto one grid")
-            )
+            raise check.refused(where, expected, check.describe(one), "Resample them onto one grid")
     columns = torch.stack([one.flatten() for one in maps])
     rows = torch.unique(columns[:, columns[-1] >= 0], dim=1).T.tolist()
     last = sorted(row[-1] for row in rows)
     twice = [a for a, b in pairwise(last) if a == b]
     if twice:
         got = f"region {twice[0]}, which lies in several"
-        raise ValueError(
-            check.problem(where, "regions within one region of each map before", got, "Split it")
-        )
+        raise check.refused(where, "regions within one region of each map before", got, "Split it")
     return _grouped(rows)
 
 

@@ -76,7 +76,7 @@ def kernel_shap(
         if not whole and most < 2 * d + 2:
             advice = "Raise samples, or use coarser features, for example esegeta.features.grid(8)"
             got = f"samples={most}, which do not determine {d} values"
-            raise ValueError(check.problem(label, f"samples >= {2 * d + 2} for {d:,} features", got, advice))
+            raise check.refused(label, f"samples >= {2 * d + 2} for {d:,} features", got, advice)
         z, weights = (
             shapley_kernel.every(d, x.device)
             if whole

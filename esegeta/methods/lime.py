@@ -144,7 +144,7 @@ def _fitting(score: Score, features: Features, samples: int, width: float, ridge
     n = check.positive_count(label, "samples", samples, 2)
     for name, value in (("width", width), ("ridge", ridge)):
         if not check.non_negative(label, name, value):
-            raise ValueError(check.problem(label, f"{name} > 0", "0", "Pass a tiny one, for example 1e-9"))
+            raise check.refused(label, f"{name} > 0", "0", "Pass a tiny one, for example 1e-9")
 
     def solve(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         distance = 1 - z.mean(1).sqrt()  # the cosine between z and a row of ones

@@ -71,13 +71,11 @@ def neuron_conductance(
         def through(z: Tensor) -> Tensor:
             a, g = both(z)
             if len(index) > a.ndim or any(_outside(i, n) for i, n in zip(index, a.shape, strict=False)):
-                raise ValueError(
-                    check.problem(
-                        "neuron_conductance",
-                        f"a neuron within {tuple(a.shape)}",
-                        f"({', '.join(map(check.values, index))})",
-                        "Count channels from 0",
-                    )
+                raise check.refused(
+                    "neuron_conductance",
+                    f"a neuron within {tuple(a.shape)}",
+                    f"({', '.join(map(check.values, index))})",
+                    "Count channels from 0",
                 )
             chosen = torch.ones(a.shape, dtype=torch.bool, device=a.device)
             for axis, i in enumerate(index):
@@ -108,7 +106,7 @@ def _index(neuron: object) -> tuple[int | Tensor, ...]:
             whole = i.ndim == 0 and not (i.is_floating_point() or i.is_complex() or i.dtype == torch.bool)
         if not whole:
             expected, advice = "neuron: a channel or an index", "Pass for example 3 or (3, 10, 12)"
-            raise TypeError(check.problem("neuron_conductance", expected, check.describe(neuron), advice))
+            raise check.refused_type("neuron_conductance", expected, check.describe(neuron), advice)
     return given
 
 

@@ -14,7 +14,6 @@ from esegeta.methods import hierarchy
 
 # Groups with what was present before them: number, what was present, the scores before and after, the weight.
 Found = tuple[Tensor, ...]
-AT_ONCE = 16  # groups that are split before the values of their halves are looked at
 
 
 @method(
@@ -72,9 +71,7 @@ def partition_shap(
         leaves, groups, levels = hierarchy.binary(range(parts.count) if tree is None else tree)
         if sorted(leaves, key=str) != sorted(range(parts.count), key=str):
             expected, got = f"a tree of the features 0 to {parts.count - 1}", f"{leaves!s:.60}"
-            raise ValueError(
-                check.problem(label, expected, got, "Name every feature once, as a whole number")
-            )
+            raise check.refused(label, expected, got, "Name every feature once, as a whole number")
         place = torch.arange(parts.count, device=x.device)
         rank = torch.argsort(
             hierarchy.halved(parts, place) if tree is None else torch.tensor(leaves).to(place)

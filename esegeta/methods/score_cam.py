@@ -56,9 +56,7 @@ def score_cam(score: Score, place: Names, *, weights: str = "softmax", temperatu
     trunk = tap(score, place)
     check.one_of("score_cam", "weights", weights, ("softmax", "increase", "linear"))
     if not check.non_negative("score_cam", "temperature", temperature):
-        raise ValueError(
-            check.problem("score_cam", "temperature > 0", repr(temperature), "Pass such a number")
-        )
+        raise check.refused("score_cam", "temperature > 0", repr(temperature), "Pass such a number")
 
     def one(a: Tensor, x: Tensor, baseline: Tensor) -> Tensor:
         grid(a)

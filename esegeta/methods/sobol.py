@@ -64,7 +64,7 @@ def sobol_attribution(score: Score, *, features: Features | None = None, samples
         d = parts.count
         if 2 * d > MOST_DIMS:
             most, advice = MOST_DIMS // 2, "Use coarser ones, for example esegeta.features.grid(8)"
-            raise ValueError(check.problem(label, f"at most {most:,} features", f"{d:,}", advice))
+            raise check.refused(label, f"at most {most:,} features", f"{d:,}", advice)
         points = _points(key, n, 2 * d, x.device)
         here, there = points[:, :d], points[:, d:]
 

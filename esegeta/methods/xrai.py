@@ -79,7 +79,7 @@ def xrai(
     t, w = nodes_and_weights("gauss-legendre", steps)
     if not isinstance(scales, Sequence) or not scales:
         got, advice = check.describe(scales), "The paper takes 50, 100, 150, 250, 500 and 1200"
-        raise ValueError(check.problem("xrai", "a sequence of scales", got, advice))
+        raise check.refused("xrai", "a sequence of scales", got, advice)
     for name, given in (("minimum", minimum), ("reach", reach), *(("every scale", k) for k in scales)):
         if given is not None:
             check.non_negative("xrai", name, given)

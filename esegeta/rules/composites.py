@@ -1,6 +1,5 @@
 """How affine operations share their relevance out to their inputs, and which rule is for which of them."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +19,8 @@ class Layer:
 
     value: connected to x by its ordinary derivative; bias: broadcasts to it, or None; linear: the operation with
     another input or other weights; kind: "conv" or "linear"; where: path of the module; depth: how many affine
-    operations come before it on the longest way from the input; last: whether none comes after it.
+    operations come before it on the longest way from the input; last: whether none comes after it; transposed:
+    whether its weights have the input channels first, as those of a transposed convolution have.
     """
 
     x: Tensor
@@ -32,6 +32,7 @@ class Layer:
     where: str = ""
     depth: int = 0
     last: bool = False
+    transposed: bool = False
 
     def of(self, x: Tensor, change: Callable[[Tensor], Tensor], *, bias: bool = True) -> Tensor:
         """The operation on another input, with weights and bias changed by a function."""
@@ -147,13 +148,11 @@ class AlphaBeta:
 
     def __post_init__(self) -> None:
         if self.beta < 0 or abs(self.alpha - self.beta - 1) > 1e-9:
-            raise ValueError(
-                check.problem(
-                    "AlphaBeta",
-                    "beta >= 0 and alpha = 1 + beta",
-                    f"alpha={self.alpha}, beta={self.beta}",
-                    "Only then is relevance conserved: 2 and 1 are usual",
-                )
+            raise check.refused(
+                "AlphaBeta",
+                "beta >= 0 and alpha = 1 + beta",
+                f"alpha={self.alpha}, beta={self.beta}",
+                "Only then is relevance conserved: 2 and 1 are usual",
             )
 
     def __call__(self, layer: Layer) -> Tensor:
@@ -190,13 +189,11 @@ class ZBox:
     def __post_init__(self) -> None:
         numbers = isinstance(self.low, (int, float)) and isinstance(self.high, (int, float))
         if numbers and not self.low <= 0 <= self.high:
-            raise ValueError(
-                check.problem(
-                    "ZBox",
-                    "low <= 0 <= high",
-                    f"low={self.low}, high={self.high}",
-                    "Pass the smallest and the largest value that an input can have",
-                )
+            raise check.refused(
+                "ZBox",
+                "low <= 0 <= high",
+                f"low={self.low}, high={self.high}",
+                "Pass the smallest and the largest value that an input can have",
             )
 
     def __call__(self, layer: Layer) -> Tensor:
@@ -238,13 +235,11 @@ class Pass:
     def __call__(self, layer: Layer) -> Tensor:
         """The value with this rule."""
         if layer.value.shape != layer.x.shape:
-            raise ValueError(
-                check.problem(
-                    "Pass",
-                    "a layer with as many outputs as inputs",
-                    f"{tuple(layer.x.shape)} to {tuple(layer.value.shape)} in {layer.where!r}",
-                    "Choose another rule for it",
-                )
+            raise check.refused(
+                "Pass",
+                "a layer with as many outputs as inputs",
+                f"{tuple(layer.x.shape)} to {tuple(layer.value.shape)} in {layer.where!r}",
+                "Choose another rule for it",
             )
         return reroute(layer.value, [layer.x], lambda g, v, x: quotient(g * v, x))
 
@@ -369,10 +364,8 @@ def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None =
     (WSquare(epsilon=1e-06), ZBox(low=0.0, high=1.0, epsilon=1e-06))
     """
     if (low is None) != (high is None):
-        raise ValueError(
-            check.problem(
-                "deep_taylor", "both bounds or none", f"low={low}, high={high}", "Pass the other one"
-            )
+        raise check.refused(
+            "deep_taylor", "both bounds or none", f"low={low}, high={high}", "Pass the other one"
         )
     first = WSquare() if low is None or high is None else ZBox(low, high)
     return Composite(conv=ZPlus(), linear=ZPlus(), first=first)
@@ -393,14 +386,8 @@ def composite_of(where: str, composite: Composite | str) -> Composite:
         return composite
     known = named_composites()
     if not isinstance(composite, str) or composite not in known:
-        near = difflib.get_close_matches(str(composite), known, n=3)
-        raise ValueError(
-            check.problem(
-                where,
-                f"a Composite or one of {', '.join(known)}",
-                check.describe(composite),
-                f"Nearest: {', '.join(near)}" if near else "Compose one with esegeta.rules.Composite",
-            )
-        )
+        expected = f"a Composite or one of {', '.join(known)}"
+        advice = check.nearest(composite, known, "Compose one with esegeta.rules.Composite")
+        raise check.refused(where, expected, check.describe(composite), advice)
     made: Composite = COMPOSITES[composite].fn()
     return made

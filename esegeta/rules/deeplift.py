@@ -17,7 +17,9 @@ from esegeta.engine.operators import Operation, blockwise, reroute
 from esegeta.quadrature import nodes_and_weights
 from esegeta.rules.composed import CLAMPS, COMPOSED
 from esegeta.rules.lrp import statistics
-from esegeta.rules.operations import (
+from esegeta.rules.rewriting import Rewriting, rewritten, rule, spelled_out
+from esegeta.rules.secants import SMOOTH, chord, closed_form, log_mean
+from esegeta.rules.vocabulary import (
     AFFINE,
     ELEMENTWISE,
     MOVES,
@@ -26,8 +28,6 @@ from esegeta.rules.operations import (
     SUMS,
     rectified,
 )
-from esegeta.rules.rewriting import Rewriting, rewritten, rule, spelled_out
-from esegeta.rules.secants import SMOOTH, chord, closed_form, log_mean
 
 RANDOM = frozenset(name for name in MOVES if "dropout" in name)
 # Linear whatever of its arguments is data.

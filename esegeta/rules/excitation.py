@@ -26,8 +26,8 @@ from esegeta.rules.lrp import (
     ratio,
     tracer,
 )
-from esegeta.rules.operations import ELEMENTWISE, NORMS, rectified
 from esegeta.rules.rewriting import rewritten, rule
+from esegeta.rules.vocabulary import ELEMENTWISE, NORMS, rectified
 
 NAME = "excitation"
 # What becomes one with the affine operation before it.

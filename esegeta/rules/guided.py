@@ -6,8 +6,8 @@ from typing import Any
 from esegeta._registry import rewrite
 from esegeta._types import Score
 from esegeta.engine.operators import Operation, blockwise, reroute
-from esegeta.rules.operations import ACTIVATIONS, KNOWN, rectified
 from esegeta.rules.rewriting import Rewriting, rewritten, rule
+from esegeta.rules.vocabulary import ACTIVATIONS, KNOWN, rectified
 
 # Operations that are activations in some of their forms.
 _LOOKALIKES = ("maximum", "fmax", "max", "mul", "where")

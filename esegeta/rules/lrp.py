@@ -33,7 +33,9 @@ from esegeta.rules.composites import (
     shared,
     stabilised,
 )
-from esegeta.rules.operations import (
+from esegeta.rules.rewriting import Rewriting, rewritten, rule, spelled_out
+from esegeta.rules.secants import SMOOTH, chord, closed_form
+from esegeta.rules.vocabulary import (
     ACTIVATIONS,
     AFFINE,
     ELEMENTWISE,
@@ -45,8 +47,6 @@ from esegeta.rules.operations import (
     SUMS,
     rectified,
 )
-from esegeta.rules.rewriting import Rewriting, rewritten, rule, spelled_out
-from esegeta.rules.secants import SMOOTH, chord, closed_form
 
 # What opens and closes other values, as a factor in a product.
 GATES = frozenset({"sigmoid", "expit", "hardsigmoid", "softmax", "softmin"})
@@ -118,10 +118,7 @@ class Relevance(Rewriting):
         depth = tracer().notes.get(parts.x, Note()).depth
         value = op.call(*op.inputs)
         last = number(self._counts, op.where) in self.last
-        bias = parts.bias
-        return self.ruled(
-            Layer(parts.x, parts.weight, bias, value, parts.linear, parts.kind, op.where, depth, last)
-        )
+        return self.ruled(Layer(**vars(parts), value=value, where=op.where, depth=depth, last=last))
 
     def partly(self, op: Operation, kept: Sequence[int]) -> Any:
         """The value of an operation in which some of the data take all."""
@@ -179,6 +176,7 @@ class Parts:
     bias: Tensor | None
     linear: Callable[[Tensor, Tensor], Tensor]
     kind: str
+    transposed: bool = False
 
 
 def is_affine(op: Operation) -> bool:
@@ -216,7 +214,10 @@ def _weighted(op: Operation) -> Parts | None:
     conv = op.name != "linear"
     if bias is not None and conv and op.name != "conv_tbc":
         bias = bias.reshape(-1, *[1] * (weight.ndim - 2))
-    return Parts(x, weight, bias, linear, "conv" if conv else "linear")
+    transposed = op.name.startswith("conv_transpose") or (
+        op.name == "convolution" and bool(op.argument(6, "transposed"))
+    )
+    return Parts(x, weight, bias, linear, "conv" if conv else "linear", transposed)
 
 
 def _bilinear(op: Operation) -> Parts | None:
@@ -267,24 +268,17 @@ def folded(layer: Layer, scale: Tensor) -> Tensor | None:
     ones = [1] * (w.ndim - 2)
     if layer.value.ndim != w.ndim:
         return None
-    if _transposed(layer):
+    if layer.transposed:  # input channels first, and with groups only a part of the output channels after
         groups = len(scale) // w.shape[1]
         split = w.reshape(groups, -1, *w.shape[1:]) * scale.reshape(groups, 1, -1, *ones)
         return split.reshape(w.shape)
     return w * scale.reshape(-1, 1, *ones)
 
 
-def _transposed(layer: Layer) -> bool:
-    # Only a transposed convolution has its input channels first in the weights, and grouped ones fewer after.
-    return layer.linear.__name__ == "transposed"
-
-
 def _affine(op: Operation) -> Any:
     parts = parts_of(op)
     if parts is None:
         return _spelled(op) if spelling_of(op) is not None else product(op)
-    if op.name.startswith("conv_transpose") or (op.name == "convolution" and op.argument(6, "transposed")):
-        parts.linear.__name__ = "transposed"
     return here().affine(op, parts)
 
 

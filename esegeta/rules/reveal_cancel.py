@@ -19,9 +19,9 @@ from esegeta._types import Score
 from esegeta.engine.operators import Operation, reroute
 from esegeta.rules.deeplift import RANDOM, DeepLift, fold_up, scale_of
 from esegeta.rules.lrp import MATRICES, editing, parts_of
-from esegeta.rules.operations import AFFINE, ELEMENTWISE, MOVES, rectified
 from esegeta.rules.rewriting import rewritten, rule
 from esegeta.rules.secants import SMOOTH, chord, near
+from esegeta.rules.vocabulary import AFFINE, ELEMENTWISE, MOVES, rectified
 
 NAME = "reveal_cancel"
 Two = tuple[Tensor, Tensor]

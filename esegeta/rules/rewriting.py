@@ -99,7 +99,7 @@ def _refuse_another(rewrite: str, op: Operation, rule: Callable[..., Any], made:
     else:
         got = f"{what}, which makes {check.describe(made)} of what is {check.describe(plain)}"
     advice = "Return op.call(*op.inputs), connected to op.inputs with another derivative by operators.reroute"
-    raise ValueError(check.problem(rewrite, "rules that keep the values of their operations", got, advice))
+    raise check.refused(rewrite, "rules that keep the values of their operations", got, advice)
 
 
 class Rewriting:
@@ -185,13 +185,11 @@ def rewritten(
             check.like(rewriting.name, "baseline", reference, x)
         y, _ = interception.observe(rewriting.name, score, (x,), (), rewrite=rewriting, references=references)
         if hits is not None and not rewriting.rewritten:
-            raise ValueError(
-                check.problem(
-                    rewriting.name,
-                    "a network with at least one of the operations that it rewrites",
-                    f"none of {', '.join(sorted(hits)[:8])}, ... in {name_of(score)}",
-                    rewriting.unchanged,
-                )
+            raise check.refused(
+                rewriting.name,
+                "a network with at least one of the operations that it rewrites",
+                f"none of {', '.join(sorted(hits)[:8])}, ... in {name_of(score)}",
+                rewriting.unchanged,
             )
         return y
 

@@ -12,8 +12,8 @@ from esegeta._types import Score
 from esegeta.engine import check
 from esegeta.engine.operators import Operation
 from esegeta.rules.composed import COMPOSED
-from esegeta.rules.operations import KNOWN, rectified
 from esegeta.rules.rewriting import RULES, Rewriting, rewritten, rule
+from esegeta.rules.vocabulary import KNOWN, rectified
 
 NAME = "softplus"
 
@@ -75,7 +75,7 @@ def softplus(score: Score, *, beta: float) -> Score:
     """
     beta = check.non_negative("softplus", "beta", beta)
     if beta == 0:
-        raise ValueError(check.problem("softplus", "beta > 0", "0", "Everything would be a constant: try 10"))
+        raise check.refused("softplus", "beta > 0", "0", "Everything would be a constant: try 10")
     return rewritten(score, lambda: Softplus(beta), hits=frozenset(RULES[NAME]))
 
 

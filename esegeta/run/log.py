@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from esegeta.run.executors.protocol import Outcome
+from esegeta.run.executors.status import Status
 from esegeta.run.jobs.marks import marks
 
 Event = dict[str, Any]
@@ -31,6 +32,82 @@ class Display:
         """Something has happened."""
         if self._tell is not None:
             self._tell(event)
+
+
+class Tally:
+    """How far a run is, from its events: as they come, or as another process reads them.
+
+    >>> tally = Tally()
+    >>> for event in (
+    ...     {"event": "planned", "total": 12, "time": 0.0},
+    ...     {"event": "kept", "count": 2, "time": 0.0},
+    ...     {"event": "begin", "job": "a", "time": 10.0},
+    ...     {"event": "job_done", "job": "a", "outcome": {"status": "failed"}, "time": 70.0},
+    ... ):
+    ...     tally.hear(event)
+    >>> tally.line(now=70.0)
+    '3 of 12, 1 failed, about 9 min left'
+    """
+
+    def __init__(self) -> None:
+        self.total = self.kept = self.failed = self.here = 0
+        self.running: dict[str, float] = {}  # job -> the part of it that is done
+        self.ended = False
+        self._began: float | None = None
+
+    def hear(self, event: Event) -> None:
+        """Take an event; one without a time is of now."""
+        kind, job, now = event["event"], event.get("job"), event.get("time", time.time())
+        if kind == "planned":
+            self.total = event["total"]
+        elif kind == "kept":
+            self.kept += event["count"]
+        elif kind == "begin" and job:
+            self._began = now if self._began is None else self._began
+            self.running[job] = 0.0
+        elif kind == "progress" and job:
+            self.running[job] = event["fraction"]
+        elif kind == "job_done" and job:
+            self.running.pop(job, None)
+            outcome = event["outcome"]
+            status = outcome.status if isinstance(outcome, Outcome) else outcome["status"]
+            self.here += 1
+            self.failed += status != Status.DONE
+        elif kind == "ended":
+            self.ended = True
+            self.running.clear()
+
+    @property
+    def done(self) -> int:
+        """How many jobs need nothing more."""
+        return self.kept + self.here
+
+    def left(self, now: float) -> float | None:
+        """The seconds until all is done, if jobs go on to take as long as they did; None if there is nothing yet."""
+        done = self.here + sum(self.running.values())
+        rest = self.total - self.done - sum(self.running.values())
+        if self._began is None or done <= 0 or rest <= 0:
+            return None
+        return (now - self._began) * rest / done
+
+    def line(self, now: float | None = None) -> str:
+        """All of it in one line."""
+        left = None if self.ended else self.left(time.time() if now is None else now)
+        failed = f"{self.failed} failed" if self.failed else ""
+        words = [f"{self.done} of {self.total}", failed, f"about {roughly(left)} left" if left else ""]
+        return ", ".join(filter(None, words))
+
+
+def roughly(seconds: float) -> str:
+    """A time of which nobody knows the seconds.
+
+    >>> roughly(0.2), roughly(70), roughly(540), roughly(9000)
+    ('1 s', '70 s', '9 min', '2 h 30 min')
+    """
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class Log:
@@ -60,18 +137,20 @@ class Log:
 def sentences(event: Event) -> list[str]:
     """An event as texts for the log; none for those that come by the hundred.
 
-    >>> sentences({"event": "note", "task": "a_b_c", "message": "half of it"})
+    >>> sentences({"event": "note", "job": "a_b_c", "message": "half of it"})
     ['a_b_c: half of it']
     """
-    kind, task = event["event"], event.get("task")
-    whose = f"{task}: " if task else ""
-    if kind in ("progress", "begin", "finishing"):
+    kind, job = event["event"], event.get("job")
+    whose = f"{job}: " if job else ""
+    if kind in ("progress", "begin", "finishing", "planned"):
         return []
+    if kind == "kept":
+        return [f"{event['count']} jobs are done already"]
     if kind == "start":
         return [f"{whose}starts on {event['device']} in process {event['process']}"]
     if kind == "output":
         return [f"{whose}| {event['message']}"]
-    if kind == "end":
+    if kind == "job_done":
         ended = event["outcome"]
         text = f"{whose}{ending(ended)}, {ended.peak_memory / 2**20:.0f} MiB"
         return [
@@ -104,49 +183,44 @@ def ending(ended: Outcome) -> str:
 class Lines(Display):
     """A line when a job starts and when it ends, and now and then how far a long one is."""
 
-    def __init__(self, total: int, skipped: int, out: TextIO | None = None, every: float = 30.0) -> None:
+    def __init__(self, out: TextIO | None = None, every: float = 30.0) -> None:
         super().__init__()
-        self.total, self.ended = total, 0
+        self.tally = Tally()
         self.out = out or sys.stderr
         self.every = every
         self.said: dict[str, float] = {}
-        self.skipped = skipped
-
-    def __enter__(self) -> "Lines":
-        if self.skipped:
-            self._say(f"{self.skipped} of {self.total + self.skipped} jobs are done already")
-        return self
 
     def _say(self, text: str) -> None:
         print(text, file=self.out, flush=True)
 
     def show(self, event: Event) -> None:
         """Print it, if it is worth a line."""
-        kind, task = event["event"], event.get("task")
-        if task is None:
+        self.tally.hear(event)
+        kind, job = event["event"], event.get("job")
+        if kind == "kept":
+            self._say(f"{self.tally.kept} of {self.tally.total} jobs are done already")
+        if job is None:
             return
         now = time.monotonic()
         if kind == "begin":
-            self.said[task] = now
-            self._say(f"        {task}: begins")
-        elif kind == "progress" and now - self.said.get(task, now) >= self.every:
-            self.said[task] = now
-            self._say(f"        {task}: {100 * event['fraction']:.0f} % ({event['label']})")
-        elif kind == "end":
-            self.ended += 1
-            ended = event["outcome"]
-            width = len(str(self.total))
-            self._say(f"[{self.ended:>{width}}/{self.total}] {task}: {ending(ended)}")
+            self.said[job] = now
+            self._say(f"        {job}: begins")
+        elif kind == "progress" and now - self.said.get(job, now) >= self.every:
+            self.said[job] = now
+            self._say(f"        {job}: {100 * event['fraction']:.0f} % ({event['label']})")
+        elif kind == "job_done":
+            self._say(f"[{self.tally.line()}] {job}: {ending(event['outcome'])}")
 
 
 class Table(Display):
     """A bar for each job that is going on, and one for all of them. Needs rich."""
 
-    def __init__(self, total: int, skipped: int) -> None:
+    def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
         super().__init__()
+        self.tally = Tally()
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
@@ -156,7 +230,7 @@ class Table(Display):
             console=Console(stderr=True),
             refresh_per_second=5,
         )
-        self._all = self._progress.add_task("all jobs", total=total + skipped, completed=skipped, label="")
+        self._all = self._progress.add_task("all jobs", total=None, label="")
         self._bars: dict[str, Any] = {}
 
     def __enter__(self) -> "Table":
@@ -172,31 +246,32 @@ class Table(Display):
         """Move the bars."""
         from rich.text import Text
 
-        kind, task = event["event"], event.get("task")
-        if task is None:
+        self.tally.hear(event)
+        kind, job = event["event"], event.get("job")
+        if kind in ("planned", "kept", "progress", "job_done"):
+            about = {"total": self.tally.total, "completed": self.tally.done, "label": self.tally.line()}
+            self._progress.update(self._all, **about)
+        if job is None:
             return
         if kind == "start":
-            self._bars[task] = self._progress.add_task(task, total=1.0, label="starting")
-        elif kind == "begin" and task in self._bars:
-            self._progress.update(self._bars[task], label="reading")
-        elif kind == "progress" and task in self._bars:
-            self._progress.update(self._bars[task], completed=event["fraction"], label=event["label"])
-        elif kind == "end":
-            if task in self._bars:
-                self._progress.remove_task(self._bars.pop(task))
-            self._progress.advance(self._all)
+            self._bars[job] = self._progress.add_task(job, total=1.0, label="starting")
+        elif kind == "begin" and job in self._bars:
+            self._progress.update(self._bars[job], label="reading")
+        elif kind == "progress" and job in self._bars:
+            self._progress.update(self._bars[job], completed=event["fraction"], label=event["label"])
+        elif kind == "job_done":
+            if job in self._bars:
+                self._progress.remove_task(self._bars.pop(job))
             ended = event["outcome"]
             record = ended.value if isinstance(ended.value, dict) else {}
             colour = "red" if ended.status != "done" else "yellow" if marks(record) else "green"
-            self._progress.console.print(Text(f"{task}: {ending(ended)}", style=colour))
+            self._progress.console.print(Text(f"{job}: {ending(ended)}", style=colour))
 
 
-def display(total: int, skipped: int, progress: bool | Callable[[Event], None] | None = None) -> Display:
+def display(progress: bool | Callable[[Event], None] | None = None) -> Display:
     """How to show a run: bars on a terminal, if rich is there; else lines.
 
     Args:
-        total: how many jobs there are to do.
-        skipped: how many are done already.
         progress: False for nothing, True for lines, a function of every event, None for what suits.
     """
     if callable(progress):
@@ -205,7 +280,7 @@ def display(total: int, skipped: int, progress: bool | Callable[[Event], None] |
         return Display()
     if progress is None and sys.stderr.isatty():
         try:
-            return Table(total, skipped)
+            return Table()
         except ImportError:
             pass
-    return Lines(total, skipped)
+    return Lines()

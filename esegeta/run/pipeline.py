@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
+import queue
+import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from esegeta.run.config.schema import Config
 from esegeta.run.executors import local as pool
 from esegeta.run.executors.journal import Journal
 from esegeta.run.executors.processes import memory_here
-from esegeta.run.executors.protocol import Executor, Outcome, Task
+from esegeta.run.executors.protocol import Executor, Outcome, Piece, Task
 from esegeta.run.executors.status import Status
 from esegeta.run.executors.stopping import Terminated, terminable
 from esegeta.run.jobs import dispatch, kinds, outputs
@@ -110,15 +113,13 @@ def run(
     folder = Path(config.run.output).absolute()
     planned = jobs.plan(config)
     chosen = _chosen(planned, only)
-    finished = jobs.all_finished(planned, folder) if resume else dict.fromkeys(job.id for job in planned)
-    redrawn = {job.id for job in chosen if resume and not finished[job.id] and jobs.to_redraw(job, folder)}
     if dry:
-        return Summary(folder, [], plan=examined(config, chosen, finished))
+        return Summary(folder, [], plan=examined(config, planned, chosen, folder, resume))
     _writable(folder)
     with terminable(), _alone(folder) as lock:
         outputs.sweep(folder)
         jobs.forget_drawings(planned, folder)
-        return _run(config, folder, lock, planned, chosen, finished, redrawn, threads, progress)
+        return _run(config, folder, lock, planned, chosen, resume, threads, progress)
 
 
 def _chosen(planned: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
@@ -181,13 +182,16 @@ def _check_that_it_stays(folder: Path, lock: int) -> None:
     raise OSError(check.problem("run", expected, "it deleted or moved", advice))
 
 
-def _limited(tasks: Sequence[Task], config: Config) -> tuple[list[Task], int]:
-    """Give tasks that have no limit of memory their share of what there is, which is returned as well."""
+def _limited(jobs: Iterable[Piece], share: int) -> tuple[Piece, ...]:
+    """Give jobs that have no limit of memory their share of what there is."""
+    return tuple(job if job.memory is not None else dataclasses.replace(job, memory=share) for job in jobs)
+
+
+def _share(config: Config) -> int:
+    """The memory that a job without a limit may occupy."""
     places = len(pool.slots(config.run.devices, config.run.workers, config.run.per_device))
     whole = int(_MEMORY_SHARE * memory_here())
-    share = min(whole, max(whole // max(1, places), _LEAST_MEMORY))
-    limited = [t if t.memory is not None else dataclasses.replace(t, memory=share) for t in tasks]
-    return limited, share
+    return min(whole, max(whole // max(1, places), _LEAST_MEMORY))
 
 
 def _run(
@@ -196,24 +200,22 @@ def _run(
     lock: int,
     planned: Sequence[Job],
     chosen: Sequence[Job],
-    finished: Mapping[str, Record | None],
-    redrawn: Collection[str],
+    resume: bool,
     threads: int | None,
     progress: bool | Callable[[Event], None] | None,
 ) -> Summary:
-    outputs.write_json(folder / "config.json", configuration.dump(config))
+    outputs.keep_text(folder / "config.json", outputs.json_text(configuration.dump(config)))
     outputs.dataset(folder, title="Attributions", version=jobs.releases()["esegeta"])
-    todo = [job for job in chosen if finished[job.id] is None]
     log = Log(folder / "log.txt")
-    log.write(f"esegeta {jobs.releases()['esegeta']}: {len(todo)} of {len(planned)} jobs to do")
-    _, share = _limited([], config)
-    if any(job.memory is None for job in todo):
-        log.write(f"a job without a limit of memory may occupy {pool.size(share)}, its share of this machine")
-    work = _Work(config, folder, todo, redrawn)
-    shown = display(len(todo), len(chosen) - len(todo), progress)
+    log.write(f"esegeta {jobs.releases()['esegeta']}: {len(chosen)} jobs of {len(planned)}")
+    if any(job.memory is None for job in chosen):
+        share = pool.size(_share(config))
+        log.write(f"a job without a limit of memory may occupy {share}, its share of this machine")
+    work = _Work(config, folder, planned, chosen, resume)
+    shown = display(progress)
     interrupted: int | None = None
     try:
-        with shown, Journal(folder / ".jobs") as journal:
+        with shown, Journal(folder / ".jobs") as journal, contextlib.closing(work):
             executor = pool.LocalExecutor(
                 workers=config.run.workers,
                 devices=config.run.devices,
@@ -223,7 +225,7 @@ def _run(
             try:
                 for event in work.events(executor):
                     _check_that_it_stays(folder, lock)
-                    executor.cancel(journal.to_cancel())
+                    executor.cancel(work.known(journal.to_cancel()))
                     if event["event"] == "idle":
                         continue
                     work.note(event)
@@ -242,58 +244,151 @@ def _run(
             for job in work.begun.values():
                 if jobs.record_of(folder, job.id) is None:
                     jobs.discard(job, folder)
-            summary = _summed_up(config, folder, planned, chosen, len(todo), log)
+            summary = _summed_up(config, folder, planned, chosen, work.repeated, log)
     return summary if interrupted is None else dataclasses.replace(summary, exit_code=interrupted)
 
 
-class _Work:
-    """The jobs of a run: each is submitted when those that it reads have ended, and its files are kept in order."""
+Survey = list[tuple[Job, jobs.State]]
 
-    def __init__(self, config: Config, folder: Path, todo: Sequence[Job], redrawn: Collection[str]) -> None:
+
+class _Work:
+    """The jobs of a run. What has to be done is found out beside, so that the first job does not wait for the last
+    image to be read; a job is submitted when those that it reads have ended; its files are kept in order.
+    """
+
+    def __init__(
+        self, config: Config, folder: Path, planned: Sequence[Job], chosen: Sequence[Job], resume: bool
+    ) -> None:
         self.config = config
         self.folder = folder
-        self.jobs = {job.id: job for job in todo}
-        self.redrawn = redrawn
+        self.share = _share(config)
+        self.asked = {job.id for job in chosen}
+        self.jobs: dict[str, Job] = {}  # that have to be done
+        self.open: dict[str, set[str]] = {}  # not submitted: the jobs that each waits for
+        self.redrawn: set[str] = set()
         self.begun: dict[str, Job] = {}
-        self.open = {job.id: {one.id for one in job.after} & self.jobs.keys() for job in todo}
+        self.ended: set[str] = set()
+        self.cancelled: set[str] = set()
+        self.repeated = 0
+        self.kept = 0  # that need not be done, and were not told yet
+        self.found: queue.SimpleQueue[Survey | BaseException | None] = queue.SimpleQueue()
+        self.found_all = False
+        self.stopped = threading.Event()
+        self.surveyor = threading.Thread(target=self._survey, args=(planned, resume), daemon=True)
+
+    def _survey(self, planned: Sequence[Job], resume: bool) -> None:
+        """Find out in a thread what has to be done: all that share something at once, so that they stay together."""
+        states = jobs.survey(planned, self.folder, resume=resume)
+        try:
+            for _, together in itertools.groupby(planned, lambda job: (job.kind, _group(job))):
+                found = [next(states) for _ in together]
+                asked = [(job, state) for job, state in found if job.id in self.asked]
+                for job, state in asked:
+                    if state != "kept":
+                        _ = job.payload  # its image is read here and not where others wait
+                self.found.put(asked)
+                if self.stopped.is_set():
+                    return
+            self.found.put(None)
+        except BaseException as error:  # raised where it is heard
+            self.found.put(error)
+
+    def close(self) -> None:
+        """Look for no more."""
+        self.stopped.set()
+
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Return the jobs of some names, "all" being that of all; those that were not submitted yet will not be."""
+        self.cancelled |= self.asked if "all" in ids else set(ids)
+        return self.cancelled if ids else set()
 
     def events(self, executor: Executor) -> Iterator[Event]:
         """Give the events of all jobs, those that need not be submitted among them."""
-        yield from self._submit(executor)
-        for event in executor.events():
-            yield event
-            if event["event"] == "end":
-                for waits in self.open.values():
-                    waits.discard(event["task"])
+        yield {"event": "planned", "job": None, "total": len(self.asked)}
+        self.surveyor.start()
+        while True:
+            yield from self._submit(executor)
+            for event in executor.events():
+                yield event
+                if event["event"] == "job_done":
+                    self._end(event["job"])
                 yield from self._submit(executor)
+            if self.found_all and not self.open:
+                return
+            if self.found_all:  # cannot be, but would hang
+                raise RuntimeError(f"jobs wait for one another: {', '.join(self.open)}")
+            if not self._hear(wait=0.1):
+                yield {"event": "idle", "job": None}
+
+    def _hear(self, wait: float | None = None) -> int:
+        """Take what was found out: how many of the jobs need not be done."""
+        heard = 0
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found = self.found.get(timeout=wait) if wait and not heard else self.found.get_nowait()
+                heard += 1
+                if found is None:
+                    self.found_all = True
+                elif isinstance(found, BaseException):
+                    raise found
+                for job, state in found or ():
+                    if state == "kept":
+                        self.kept += 1
+                        continue
+                    if state == "shown otherwise":
+                        self.redrawn.add(job.id)
+                    self.repeated += 1
+                    self.jobs[job.id] = job
+                    self.open[job.id] = {one.id for one in job.after} & self.jobs.keys() - self.ended
+        return heard
 
     def _submit(self, executor: Executor) -> Iterator[Event]:
         """Hand out the jobs for which nothing is to be waited for any more; those that lack an input are skipped."""
+        self._hear()
+        if self.kept:
+            yield {"event": "kept", "job": None, "count": self.kept}
+            self.kept = 0
         while ready := self._ready():
-            tasks, skipped = [], []
+            pieces: dict[Any, list[Piece]] = {}
+            over = []
             for name in ready:
                 del self.open[name]
                 job = self.jobs[name]
                 lacking = self._lacking(job)
-                if lacking is None:
-                    payload = {**job.payload, "redraw": name in self.redrawn}
-                    tasks.append(Task(name, dispatch.MAIN, payload, job.deadline, job.memory))
+                if name in self.cancelled:
+                    over.append(Outcome(name, Status.CANCELLED, error="it was cancelled"))
+                elif lacking is not None:
+                    over.append(Outcome(name, Status.SKIPPED, error=lacking))
                 else:
-                    skipped.append(Outcome(name, Status.SKIPPED, error=lacking))
-            executor.submit(_limited(tasks, self.config)[0])
-            for outcome in skipped:
-                yield {"event": "end", "task": outcome.id, "outcome": outcome}
-                for waits in self.open.values():
-                    waits.discard(outcome.id)
+                    payload = dispatch.payload_of(job, self.config, redraw=name in self.redrawn)
+                    group = _group(job)
+                    shared = pieces.setdefault(name if group is None else (job.kind, group), [])
+                    shared.append(Piece(name, payload, job.deadline, job.memory))
+            executor.submit(Task(dispatch.MAIN, _limited(group, self.share)) for group in pieces.values())
+            for outcome in over:
+                yield {"event": "job_done", "job": outcome.id, "outcome": outcome}
+                self._end(outcome.id)
+
+    def _end(self, name: str) -> None:
+        """Let nothing wait for a job any more."""
+        self.ended.add(name)
+        for waits in self.open.values():
+            waits.discard(name)
 
     def _ready(self) -> list[str]:
         """Return the jobs that wait for nothing; those that draw wait until all others are handed out."""
-        ready = [name for name, waits in self.open.items() if not waits]
+        ready = [name for name, waits in self.open.items() if not waits or name in self.cancelled]
+        if not ready:
+            return ready
         draws = {name for name in self.open if kinds.find(self.jobs[name].kind).draws}
-        return ready if draws >= self.open.keys() else [name for name in ready if name not in draws]
+        if self.found_all and draws >= self.open.keys():
+            return ready
+        return [name for name in ready if name not in draws or name in self.cancelled]
 
     def _lacking(self, job: Job) -> str | None:
         """Say which input keeps a job from being done, None if nothing does."""
+        if not job.after:
+            return None
         made = jobs.inputs_of(self.folder, [one.id for one in job.after])
         lost = [one.id for one in job.after if one.id not in made]
         if not lost or (job.need == "any" and made):
@@ -303,18 +398,23 @@ class _Work:
 
     def note(self, event: Event) -> None:
         """Keep the files of a job in order: clear away what was before, and what came to no end."""
-        job = self.jobs.get(event["task"] or "")
+        job = self.jobs.get(event["job"] or "")
         if job is not None and event["event"] == "start":
             if job.id not in self.redrawn:
                 jobs.clear(job, self.folder)
             self.begun[job.id] = job
-        if job is not None and event["event"] == "end":
+        if job is not None and event["event"] == "job_done":
             if event["outcome"].status != Status.DONE:
                 jobs.discard(job, self.folder)  # a worker may have ended between two of its files
                 outputs.write_json(
                     jobs.record_path(self.folder, job.id), without_result(job, event["outcome"])
                 )
             self.begun.pop(job.id, None)
+
+
+def _group(job: Job) -> str | None:
+    """The name of what a job shares with others."""
+    return kinds.find(job.kind).group(job)
 
 
 def without_result(job: Job, outcome: Outcome) -> Record:
@@ -339,13 +439,12 @@ def without_result(job: Job, outcome: Outcome) -> Record:
 def _summed_up(
     config: Config, folder: Path, planned: Sequence[Job], chosen: Sequence[Job], repeated: int, log: Log
 ) -> Summary:
-    """Write the tables and the report of what there is."""
+    """Write the tables and the report of what there is, unless they are there."""
     found = [(job, jobs.record_of(folder, job.id)) for job in planned]
     records = [record for _, record in found if record is not None]
     counts = dict(Counter(record["status"] for record in records))
-    missing = len(planned) - len(records)
     if config.output.tables:
-        _write_tables(folder, records, counts, missing)
+        _write_tables(folder, records, counts, len(planned) - len(records))
     report = None
     if config.output.report and records:
         report = _report(folder, [job.id for job in planned], log)
@@ -367,21 +466,42 @@ def _write_tables(folder: Path, records: Sequence[Record], counts: Mapping[str, 
         own = [record for record in records if record.get("kind", "methods") == kind.name]
         if not own and kind.file != "summary":
             continue
-        outputs.write_table(folder / f"{kind.file}.csv", own, kind.columns)
+        outputs.keep_text(folder / f"{kind.file}.csv", outputs.table_text(own, kind.columns))
         whole["jobs" if kind.file == "summary" else kind.file] = [
             {name: record.get(name) for name in kind.columns} for record in own
         ]
-    outputs.write_json(folder / "summary.json", whole)
+    outputs.keep_text(folder / "summary.json", outputs.json_text(whole))
 
 
 def _report(folder: Path, ids: list[str], log: Log) -> Path | None:
+    """Write the report, unless the one that is there is of the same records, settings and program."""
+    path, mark = folder / "report.html", folder / ".jobs" / "report.mark"
+    now = _what_is_reported(folder, ids)
+    with contextlib.suppress(OSError):
+        if mark.read_text() == f"{now} {path.stat().st_size} {path.stat().st_mtime_ns}":
+            return path
     try:
         from esegeta.run.report import page as report
 
-        return report.write(folder, only=ids)
+        path = report.write(folder, only=ids)
     except ImportError as error:
         log.write(f'no report: {error.name} is missing, pip install "esegeta[viz]"')
         return None
+    outputs.write_text(mark, f"{now} {path.stat().st_size} {path.stat().st_mtime_ns}")
+    return path
+
+
+def _what_is_reported(folder: Path, ids: Sequence[str]) -> str:
+    """The name of all that a report is made of."""
+    files = [jobs.record_path(folder, name) for name in ids]
+    here = [Path(kinds.__file__).parents[1] / "report", Path(kinds.__file__).parents[2] / "plot"]
+    program = [file for place in here for file in sorted(place.rglob("*")) if file.suffix != ".pyc"]
+    about = [
+        [str(file.name), stat.st_size, stat.st_mtime_ns]
+        for file in [*files, folder / "config.json", *program]
+        if file.is_file() and (stat := file.stat())
+    ]
+    return kinds.digest([about, jobs.releases()])
 
 
 # ------------------------------------------------------------------ looking only
@@ -393,18 +513,23 @@ def _allowed(together: Sequence[Job]) -> float | None:
     return None if None in deadlines else float(sum(d for d in deadlines if d is not None))
 
 
-def examined(config: Config, chosen: Sequence[Job], finished: Mapping[str, Record | None]) -> list[Planned]:
+def examined(
+    config: Config, planned: Sequence[Job], chosen: Sequence[Job], folder: Path, resume: bool = True
+) -> list[Planned]:
     """What can be said of jobs before they run. The network and the images are loaded in worker processes."""
+    kept = {job.id for job, state in jobs.survey(planned, folder, resume=resume) if state == "kept"}
     subjects: dict[str, list[Job]] = {}
     for job in chosen:
         if kinds.find(job.kind).examine is not None:
             subjects.setdefault(job.subject, []).append(job)
-    tasks = [
-        Task(subject, dispatch.EXAMINE, [job.payload for job in together], _allowed(together))
-        for subject, together in subjects.items()
-    ]
+    share = _share(config)
+    tasks = []
+    for subject, together in subjects.items():
+        payloads = [dispatch.payload_of(job, config) for job in together]
+        piece = Piece(subject, payloads, _allowed(together))
+        tasks.append(Task(dispatch.EXAMINE, _limited([piece], share)))
     found: dict[str, dict[str, Any]] = {}
-    for outcome in pool.run(_limited(tasks, config)[0], workers=config.run.workers):
+    for outcome in pool.run(tasks, workers=config.run.workers):
         for job in subjects[outcome.id]:
             said = (outcome.value or {}).get(job.id)
             found[job.id] = said or {"problem": outcome.error}
@@ -415,6 +540,7 @@ def examined(config: Config, chosen: Sequence[Job], finished: Mapping[str, Recor
         said = found.get(job.id, {})
         count, needs = kinds.find(job.kind).cost(job.payload)
         shape = tuple(said["shape"]) if said.get("shape") else None
-        done = finished[job.id] is not None
-        plan.append(Planned(job, done, count, needs, shape, said.get("memory"), said.get("problem")))
+        plan.append(
+            Planned(job, job.id in kept, count, needs, shape, said.get("memory"), said.get("problem"))
+        )
     return plan

@@ -53,7 +53,7 @@ def fuse(explains: Explain | Sequence[Explain], *, by: str = "mean") -> Explain:
     """
     several = [explains] if not isinstance(explains, Sequence) else explains
     if not several:
-        raise TypeError(check.problem("fuse", "an explanation or several", "none", "Pass grad_cam(...)"))
+        raise check.refused_type("fuse", "an explanation or several", "none", "Pass grad_cam(...)")
     for one in several:
         check.explanation("fuse", one)
     combine = _WAYS[check.one_of("fuse", "by", by, tuple(_WAYS))]
@@ -62,7 +62,7 @@ def fuse(explains: Explain | Sequence[Explain], *, by: str = "mean") -> Explain:
         spatial.image("fuse", "every map", a)
         if len(a) != 1:
             got, advice = check.describe(a), "Reduce the channels first, for example with reduce_channels"
-            raise ValueError(check.problem("fuse", "maps (1,*U)", got, advice))
+            raise check.refused("fuse", "maps (1,*U)", got, advice)
         high = a.amax()
         scaled = a.clamp(min=0) / torch.where(high > 0, high, 1.0)
         return spatial.upsample(scaled, like=x)

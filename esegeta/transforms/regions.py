@@ -76,7 +76,7 @@ def regions(
     check.positive_count(name, "least", least)
     if not (callable(segments) or isinstance(segments, (Tensor, list, tuple))):
         expected, advice = "segments, or a function that makes them", "Pass a label map (*S) of integers"
-        raise TypeError(check.problem(name, expected, check.describe(segments), advice))
+        raise check.refused_type(name, expected, check.describe(segments), advice)
 
     @functools.wraps(explain)
     def by_regions(x: Tensor, *refs: Tensor, **extra: int | Tensor) -> Tensor:

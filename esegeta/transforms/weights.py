@@ -58,11 +58,9 @@ def noise_grad(
     check.function(name, "a function from weights to an explanation", build, "Pass for example lambda p: ...")
     if not isinstance(parameters, Mapping):
         advice = "See esegeta.models.parametrised"
-        raise TypeError(check.problem(name, "parameters by name", check.describe(parameters), advice))
+        raise check.refused_type(name, "parameters by name", check.describe(parameters), advice)
     if not parameters:
-        raise ValueError(
-            check.problem(name, "parameters to disturb", "none", "See esegeta.models.parametrised")
-        )
+        raise check.refused(name, "parameters to disturb", "none", "See esegeta.models.parametrised")
     names = sorted(parameters)
     example = check.explanation(name, build(parameters))
     random_inside = takes_key(example)

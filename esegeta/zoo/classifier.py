@@ -40,9 +40,7 @@ def small_classifier(
     for name, value in sizes.items():
         check.positive_count("small_classifier", name, value)
     if ndim > 3:
-        raise ValueError(
-            check.problem("small_classifier", "ndim to be 1, 2 or 3", str(ndim), "Choose one of them")
-        )
+        raise check.refused("small_classifier", "ndim to be 1, 2 or 3", str(ndim), "Choose one of them")
 
     def layer(kind: str) -> type[nn.Module]:
         return getattr(nn, f"{kind}{ndim}d")

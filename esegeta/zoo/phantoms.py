@@ -45,11 +45,8 @@ def vessel_phantom(key: int = 0, size: int = 64) -> Phantom:
     """
     check.positive_count("vessel_phantom", "size", size)
     if size < 32:
-        raise ValueError(
-            check.problem(
-                "vessel_phantom", "size to be 32 or more", str(size), "Smaller heads hold no vessels"
-            )
-        )
+        advice = "Smaller heads hold no vessels"
+        raise check.refused("vessel_phantom", "size to be 32 or more", str(size), advice)
     rng = np.random.default_rng([key, size])
     scale = size / 64
     at = np.stack(np.meshgrid(*[np.linspace(-1, 1, size)] * 3, indexing="ij"))

@@ -69,5 +69,5 @@ def small_unet(ndim: int, channels: int = 1, classes: int = 2, width: int = 4, k
     for name, value in sizes.items():
         check.positive_count("small_unet", name, value)
     if ndim > 3:
-        raise ValueError(check.problem("small_unet", "ndim to be 1, 2 or 3", str(ndim), "Choose one of them"))
+        raise check.refused("small_unet", "ndim to be 1, 2 or 3", str(ndim), "Choose one of them")
     return drawn(lambda: SmallUNet(ndim, channels, classes, width), key)

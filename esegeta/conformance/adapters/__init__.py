@@ -5,7 +5,7 @@ from typing import Any
 
 from esegeta.conformance.adapters import captum, grad_cam, monai, peers, shap, zennit
 from esegeta.conformance.adapters.peers import Peer
-from esegeta.conformance.subjects import Subject, nearest
+from esegeta.conformance.subjects import Subject
 from esegeta.engine import check
 
 LIBRARIES: dict[str, dict[str, Peer]] = {
@@ -51,9 +51,7 @@ def find(text: str) -> Subject:
     library, name, options = _parsed(text)
     if library not in LIBRARIES or name not in LIBRARIES[library]:
         expected = f"a method of {', '.join(LIBRARIES)}"
-        raise ValueError(
-            check.problem("verify", expected, repr(text), nearest(f"{library}:{name}", names(), cutoff=0.4))
-        )
+        raise check.refused("verify", expected, repr(text), check.nearest(f"{library}:{name}", names()))
     return peers.subject(text.strip(), LIBRARIES[library][name], options)
 
 
@@ -69,11 +67,9 @@ def _parsed(text: str) -> tuple[str, str, dict[str, Any]]:
                 return library, tree.func.id, options
     except (SyntaxError, ValueError):
         pass
-    raise ValueError(
-        check.problem(
-            "verify",
-            "library:Method, or library:Method(option=value) with values that are literals",
-            repr(text),
-            "Write for example captum:IntegratedGradients(n_steps=10)",
-        )
+    raise check.refused(
+        "verify",
+        "library:Method, or library:Method(option=value) with values that are literals",
+        repr(text),
+        "Write for example captum:IntegratedGradients(n_steps=10)",
     )

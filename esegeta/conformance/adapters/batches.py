@@ -93,10 +93,8 @@ class Together(MethodLaw):
         ]
         batched: Any = declared(explain).batched
         if batched is None:
-            raise TypeError(
-                check.problem(
-                    subject.name, "an explanation with batched", "one without", "Give it that attribute"
-                )
+            raise check.refused_type(
+                subject.name, "an explanation with batched", "one without", "Give it that attribute"
             )
         both = batched(torch.stack([case.x, torch.as_tensor(self.mate).to(case.x)]), *given)
         alone = explain(case.x, *refs)

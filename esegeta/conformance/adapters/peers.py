@@ -20,7 +20,7 @@ from esegeta._facts import declare, declared
 from esegeta._types import Explain, Score
 from esegeta.axioms.composed import Composed
 from esegeta.conformance.functions import AsModule
-from esegeta.conformance.subjects import Subject, nearest
+from esegeta.conformance.subjects import Subject
 from esegeta.engine import check
 
 # A peer on a batch: (network or function of batches, (B,C,*S), *refs) -> (B, ...).
@@ -148,7 +148,7 @@ def split(
         if part is None:
             known = sorted({n for names in taken for n in names} - {"self", "args", "kwargs"})
             expected = f"options out of {', '.join(known)}"
-            raise ValueError(check.problem(name, expected, option, nearest(option, known)))
+            raise check.refused(name, expected, option, check.nearest(option, known))
         part[option] = value
     return parts
 
@@ -185,13 +185,11 @@ def network(name: str, score: Score) -> nn.Module:
     """A copy of the network (B,C,*S) -> (B,) of a score, which a peer may change as it likes."""
     module = declared(score).module
     if not isinstance(module, nn.Module) or any(isinstance(m, AsModule) for m in module.modules()):
-        raise TypeError(
-            check.problem(
-                name,
-                "a score with a network of modules as its attribute module",
-                check.describe(score),
-                "It hooks modules, and a function has none",
-            )
+        raise check.refused_type(
+            name,
+            "a score with a network of modules as its attribute module",
+            check.describe(score),
+            "It hooks modules, and a function has none",
         )
     return copy.deepcopy(module).eval()
 
@@ -226,21 +224,19 @@ def place(name: str, net: nn.Module, layer: str, xs: Tensor) -> tuple[nn.Module,
         return net, _deepest(name, net, xs)
     known = [n for n, _ in net.named_modules() if n]
     if layer not in known:
-        raise ValueError(
-            check.problem(name, "layer to be 'deepest', 'input' or a module", layer, nearest(layer, known))
+        raise check.refused(
+            name, "layer to be 'deepest', 'input' or a module", layer, check.nearest(layer, known)
         )
     return net, layer
 
 
 def _deepest(name: str, net: nn.Module, xs: Tensor) -> str:
     if isinstance(net, Composed) and len(net.networks) > 1:
-        raise ValueError(
-            check.problem(
-                name,
-                "one network",
-                f"a sum of {len(net.networks)}",
-                "They have no layer in common: use layer='input'",
-            )
+        raise check.refused(
+            name,
+            "one network",
+            f"a sum of {len(net.networks)}",
+            "They have no layer in common: use layer='input'",
         )
     sizes: dict[str, int] = {}
     convolutions = [
@@ -264,10 +260,8 @@ def _deepest(name: str, net: nn.Module, xs: Tensor) -> str:
         for handle in handles:
             handle.remove()
     if not sizes:
-        raise ValueError(
-            check.problem(
-                name, "a network with a convolution", "one without", "Name another layer, or layer='input'"
-            )
+        raise check.refused(
+            name, "a network with a convolution", "one without", "Name another layer, or layer='input'"
         )
     smallest = min(sizes.values())
     return [n for n, size in sizes.items() if size == smallest][-1]

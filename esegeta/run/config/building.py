@@ -567,6 +567,24 @@ def identities(method: Method) -> list[str]:
     return [f"{own}-{re.sub(r'[^A-Za-z0-9._-]', '-', place)}" for place in method.place]
 
 
+def _of_kind(kind: kinds.Kind, raw: Mapping[str, Any], folder: Path, faults: Collector) -> Any:
+    """The table, or the list of tables, that a kind of jobs brings along."""
+    section, key = kind.section, kind.table
+    if section is None:
+        return None
+    if kind.many:
+        found = [(f"{key}[{number}]", table) for number, table in several(section, raw, key, faults)]
+    else:
+        table = one(section, raw, key, faults)
+        found = [] if table is None else [(key, table)]
+    for path, table in found:
+        _missing(table.model_dump(), path, folder, faults)
+        if kind.check is not None:
+            kind.check(table, path, faults)
+    made = [table for _, table in found]
+    return made if kind.many else next(iter(made), None)
+
+
 def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Collector) -> Config | None:
     """Build a configuration of its tables, and once everything that they name, but for what takes an image.
 
@@ -576,6 +594,8 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
         trust: which code may run.
         faults: everything that is wrong.
     """
+    plugins = raw.get("plugins", [])
+    check_plugins(plugins, folder, trust, faults)  # first: what they register can be named below
     of_kinds = kinds.tables()
     known = {key: kind for key, kind in keys_of(Config).items() if key != "more"} | of_kinds
     for key in raw:
@@ -585,13 +605,11 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
         if key not in raw:
             expected = "a table" if key in ("model", "input") else f"tables [[{key}]]"
             faults.add(key, expected, "nothing", "Add it")
-    plugins = raw.get("plugins", [])
-    check_plugins(plugins, folder, trust, faults)  # first: what they register can be named below
     model, given = one(Model, raw, "model", faults), one(Input, raw, "input", faults)
     run, patches = one(Run, raw, "run", faults), one(Patches, raw, "patches", faults)
     output = one(Output, raw, "output", faults)
     reference = one(Reference, raw, "reference", faults)
-    more = {key: one(section, raw, key, faults) for key, section in of_kinds.items()}
+    more = {key: _of_kind(kind, raw, folder, faults) for key, kind in of_kinds.items() if key in raw}
     targets, methods = several(Target, raw, "targets", faults), several(Method, raw, "methods", faults)
     if model:
         check_model(model, folder, trust, faults)

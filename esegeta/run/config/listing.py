@@ -8,6 +8,7 @@ from esegeta._registry import BASELINES, METHODS, METRICS, REDUCERS, TRANSFORMS,
 from esegeta.engine import check
 from esegeta.run.config import catalogue
 from esegeta.run.config.catalogue import Parameter
+from esegeta.run.jobs import kinds
 
 Rows = list[tuple[str, ...]]
 
@@ -25,7 +26,7 @@ def tables() -> Iterator[tuple[str, tuple[str, ...], Rows]]:
     """Title, head and rows of a table for each kind.
 
     >>> [title for title, _, _ in tables()]
-    ['METHODS', 'TRANSFORMS', 'REDUCERS', 'BASELINES', 'METRICS']
+    ['METHODS', 'TRANSFORMS', 'REDUCERS', 'BASELINES', 'METRICS', 'KINDS OF JOBS']
     """
     rows: Rows = [
         (name, spec.origin, _needs(spec), _parameters(catalogue.of_method(spec)) or "-", first_line(spec.fn))
@@ -50,6 +51,22 @@ def tables() -> Iterator[tuple[str, tuple[str, ...], Rows]]:
         for name, spec in sorted(METRICS.items())
     ]
     yield "METRICS", ("name", "from", "needs", "better", "parameters", "what it is"), rows
+    rows = [
+        (kind.name, kind.origin, _table(kind), ", ".join(_keys(kind)) or "-", first_line(kind.work))
+        for kind in kinds.known()
+    ]
+    yield "KINDS OF JOBS", ("name", "from", "table", "keys", "what a job does"), rows
+
+
+def _table(kind: kinds.Kind) -> str:
+    """The table that asks for a kind, as a file has it."""
+    return f"[[{kind.table}]]" if kind.many or kind.section is None else f"[{kind.table}]"
+
+
+def _keys(kind: kinds.Kind) -> list[str]:
+    """The keys of the table that a kind brings along."""
+    fields = {} if kind.section is None else kind.section.model_fields
+    return [field.alias or name for name, field in fields.items()]
 
 
 def _needs(spec: MethodSpec) -> str:
@@ -105,8 +122,17 @@ def entry(name: str) -> str:
             "reference": metric.paper,
         }
         return _text(metric, "metric", facts)
-    known = [*by_name, *TRANSFORMS, *REDUCERS, *BASELINES, *metrics_by_name]
-    expected = "the name of a method, transform, reducer, baseline or metric"
+    for kind in kinds.known():
+        if kind.name == name:
+            lines = [f"{name}: a kind of jobs", f"  {first_line(kind.work)}", f"  table: {_table(kind)}"]
+            if kind.section is not None:
+                lines.append(f"  {first_line(kind.section)}")
+            told = {"keys": _keys(kind), "reads": kind.reads, "columns": kind.columns}
+            lines += [f"  {key}: {', '.join(words)}" for key, words in told.items() if words]
+            return "\n".join([*lines, f"  origin: {kind.origin}"])
+    also = [*metrics_by_name, *(kind.name for kind in kinds.known())]
+    known = [*by_name, *TRANSFORMS, *REDUCERS, *BASELINES, *also]
+    expected = "the name of a method, transform, reducer, baseline, metric or kind of jobs"
     raise ValueError(check.problem("methods", expected, repr(name), catalogue.nearest(name, known)))
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
+
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
 from esegeta.run import bounds
@@ -184,6 +186,12 @@ def _resolved(config: Config, folder: Path) -> Config:
                 _with_files(entry, folder) for method in config.methods for entry in _entries(method, run)
             ],
             "run": run,
+            "more": {
+                key: [_with_files(one, folder) for one in given]
+                if isinstance(given, list)
+                else _with_files(given, folder)
+                for key, given in config.more.items()
+            },
         }
     )
 
@@ -200,7 +208,7 @@ def _pattern(given: str, folder: Path) -> str:
     return os.path.normpath(Path(glob.escape(str(folder))) / given)
 
 
-Named = TypeVar("Named", Target, Method)
+Named = TypeVar("Named", bound=BaseModel)
 
 
 def _with_files(entry: Named, folder: Path) -> Named:

@@ -1,4 +1,4 @@
-"""Methods, transforms, reducers and so on of one's own: code that registers them when it is imported.
+"""Methods, transforms, kinds of jobs and so on of one's own: code that registers them when it is imported.
 
 There are files that a configuration names, and installed packages with an entry point ``esegeta.plugins``.
 
@@ -18,14 +18,19 @@ from esegeta.engine import check
 from esegeta.run.config.annotations import shown
 from esegeta.run.config.faults import Strict
 from esegeta.run.config.trust import NAME, Trust, UntrustedError, imported
+from esegeta.run.jobs import kinds
 
 WHERE = "plugins"
 _loaded: dict[str, str] = {}  # what was in the files that this process has imported
+_offered: dict[
+    str, str
+] = {}  # modules of installed packages that were imported, with what was in their files
 
 
 def registered(module: str) -> list[str]:
     """The names of what a module has registered."""
-    return [name for table in REGISTRIES for name, spec in table.items() if spec.fn.__module__ == module]
+    functions = [name for table in REGISTRIES for name, spec in table.items() if spec.fn.__module__ == module]
+    return functions + [kind.name for kind in kinds.known() if kind.work.__module__ == module]
 
 
 def load(files: Iterable[str | Path], trust: Trust) -> None:
@@ -45,11 +50,20 @@ def load(files: Iterable[str | Path], trust: Trust) -> None:
 
 def _installed(trust: Trust) -> None:
     try:
-        load_plugins(lambda point: trust.names_module(point.module) or point.value in trust.names)
+        modules = load_plugins(lambda point: trust.names_module(point.module) or point.value in trust.names)
+        for module in modules:
+            file = getattr(sys.modules[module], "__file__", None)
+            if module not in _offered:
+                _offered[module] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
     except (Exception, SystemExit) as error:
         got = f"{type(error).__name__}: {error}".removesuffix(".")
         advice = "Repair the package, or do not trust it"
         raise check.refused(WHERE, "the plugins of trusted packages to import", got, advice) from error
+
+
+def installed() -> dict[str, str]:
+    """The modules of installed packages that have registered something, with a hash of what was in their files."""
+    return dict(sorted(_offered.items()))
 
 
 def _one(path: Path, trust: Trust) -> None:
@@ -84,6 +98,7 @@ def _one(path: Path, trust: Trust) -> None:
 
 def _forget(module: str) -> None:
     sys.modules.pop(module, None)
+    kinds.forget(module)
     for table in REGISTRIES:
         for name in [name for name, spec in table.items() if spec.fn.__module__ == module]:
             del table[name]

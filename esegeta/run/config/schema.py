@@ -165,7 +165,7 @@ class Config(Section):
     patches: Patches | None = None
     run: Run = Run()
     output: Output = Output()
-    more: dict[str, SerializeAsAny[BaseModel]] = {}
+    more: dict[str, SerializeAsAny[BaseModel] | list[SerializeAsAny[BaseModel]]] = {}
     _trust: Trust = PrivateAttr(default=NOTHING)
 
     @model_serializer(mode="wrap")

@@ -1,7 +1,7 @@
-"""The other side of ``esegeta.run.executors.local``: a worker process that does one task after another.
+"""The other side of ``esegeta.run.executors.local``: a worker process that does one job after another.
 
-Tasks come as lines of JSON on standard input, events and results leave as lines of JSON through a pipe of its
-own. What tasks print, and what dies with a message, goes to standard error, which the pool writes into its log.
+Jobs come as lines of JSON on standard input, events and results leave as lines of JSON through a pipe of its
+own. What they print, and what dies with a message, goes to standard error, which the pool writes into its log.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALL
 
 @dataclass
 class Context:
-    """What a task may know and use besides its payload.
+    """What a job may know and use besides its payload.
 
     device: where to compute, as this process sees it; seconds: how long it may take, None for as long as it
-    likes; memory: how much it may occupy, in bytes; cache: kept for the next task of this worker.
+    likes; memory: how much it may occupy, in bytes; cache: kept for the next job of this worker.
     """
 
     device: str
@@ -127,36 +127,36 @@ def tidy() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def perform(task: dict[str, Any], context: Context) -> dict[str, Any]:
-    """Do one task: what it returned, or how it ended."""
+def perform(job: dict[str, Any], context: Context) -> dict[str, Any]:
+    """Do one job: what it returned, or how it ended."""
     started = time.monotonic()
     try:
-        work = resolve(task["function"])  # its imports are not the task's time
+        work = resolve(job["function"])  # its imports are not the job's time
         context.send(event="begin")
         started = time.monotonic()
-        value = work(task["payload"], context)
+        value = work(job["payload"], context)
         json.dumps(value)
         ended = {"status": Status.DONE, "value": value}
-    except BaseException as error:  # also SystemExit: it is the task that ends, not the worker
+    except BaseException as error:  # also SystemExit: it is the job that ends, not the worker
         cause = error.__cause__ if isinstance(error, refusals.Refused) and error.__cause__ else error
         trace = "".join(traceback.format_exception(cause))
         ended = {"status": verdict(error), "error": one_line(error), "trace": trace}
     return {**ended, "seconds": time.monotonic() - started, "peak_memory": peak()}
 
 
-def serve(tasks: BinaryIO, events: BinaryIO, device: str) -> None:
-    """Do tasks until there are no more."""
+def serve(jobs: BinaryIO, events: BinaryIO, device: str) -> None:
+    """Do jobs until there are no more."""
     cache: dict[str, Any] = {}
-    for line in tasks:
-        task = json.loads(line)
+    for line in jobs:
+        job = json.loads(line)
 
-        def send(task: str = task["id"], **event: Any) -> None:
-            events.write(json.dumps({"task": task, **event}).encode() + b"\n")
+        def send(job: str = job["job"], **event: Any) -> None:
+            events.write(json.dumps({"job": job, **event}).encode() + b"\n")
             events.flush()
 
         tidy()
         reset_peak()
-        result = perform(task, Context(device, task["deadline"], task["memory"], cache, send))
+        result = perform(job, Context(device, job["deadline"], job["memory"], cache, send))
         send(event="result", **result)
         if result["status"] == Status.MEMORY:  # who knows what is left of it
             return

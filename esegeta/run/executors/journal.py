@@ -1,4 +1,4 @@
-"""The events of a run on disk: another process can follow it and ask it to cancel tasks.
+"""The events of a run on disk: another process can follow it and ask it to cancel jobs.
 
 Events are lines of JSON in ``events.jsonl``, each with its time. Ids to cancel are lines in ``cancel``.
 """
@@ -18,7 +18,7 @@ _SHORT = (
     "id",
     "value",
     "trace",
-)  # the task is named already; results and traces are in the record and in the log
+)  # its name is there already; results and traces are in the record and the log
 
 
 class Journal:
@@ -33,7 +33,7 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.write({"event": "ended", "task": None})
+        self.write({"event": "ended", "job": None})
         self._file.close()
 
     def write(self, event: Event) -> None:
@@ -70,6 +70,6 @@ def events(folder: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def cancel(folder: str | Path, ids: Iterable[str]) -> None:
-    """Ask the run whose journal is in a folder to cancel tasks: those that wait and those that run."""
+    """Ask the run whose journal is in a folder to cancel jobs: those that wait and those that run."""
     with open(Path(folder) / CANCEL, "a", encoding="utf-8") as file:
         file.write("".join(f"{name}\n" for name in ids))

@@ -1,9 +1,11 @@
 """Tasks in processes of their own, each with a deadline and a memory limit. Knows nothing of attributions.
 
-A worker is a fresh interpreter. It does the next task of the same kind too, which saves importing torch again;
-a crash, a time-out or memory running out ends one task and its worker, and another worker takes its place.
+A worker is a fresh interpreter. It does the jobs of a task one after another, and then those of the next task of the
+same kind, which saves importing torch again. A crash, a time-out or memory running out ends one job and its worker;
+another worker takes its place, and what was left of the task goes on there. A worker with nothing to do takes over
+half of what is left of the longest task, so that few long tasks keep all of them busy.
 
-Deadlines end in three steps. The task knows its deadline and may stop by itself with something useful. A grace
+Deadlines end in three steps. The job knows its deadline and may stop by itself with something useful. A grace
 later, of some seconds and a tenth of the deadline, it gets SIGTERM, upon which the worker writes where it hangs; then
 SIGKILL. A task that has its result in time can ask for a while to put it away.
 
@@ -13,6 +15,7 @@ reservation ends in any error at all. Watching reports what happened.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import selectors
@@ -26,7 +29,7 @@ from typing import IO, Any, Literal
 
 from esegeta.engine import check
 from esegeta.run.executors.processes import Members, bury, how_it_ended
-from esegeta.run.executors.protocol import Event, Outcome, Task
+from esegeta.run.executors.protocol import Event, Outcome, Piece, Task
 from esegeta.run.executors.status import Status
 
 WHERE = "pool.run"
@@ -35,7 +38,7 @@ _POLL_SECONDS = 0.05
 _LOOK_SECONDS = 0.1
 _IDLE_LOOK_SECONDS = 1.0
 _TERM_SECONDS = 2.0
-_IDLE_SECONDS = 1.0
+_IDLE_SECONDS = 0.1
 # As much as a pipe holds, and more, so that what a process has left behind is read at once.
 _READS, _READ_BYTES = 4, 1 << 16
 _LONGEST_LINE = 1 << 16
@@ -87,7 +90,7 @@ def environment(device: str, threads: int, outer: Mapping[str, str]) -> dict[str
 
 
 class _Worker:
-    """One worker process, and the task that it is doing."""
+    """One worker process, the job that it is doing, and what waits for it of the same task."""
 
     def __init__(self, device: str, threads: int) -> None:
         self.device = device
@@ -116,12 +119,14 @@ class _Worker:
         os.set_blocking(ours, False)
         self.rest = {"events": b"", "prints": b""}
         self.function = ""
+        self.wanted: str | None = None  # the device that its task asks for
+        self.rest_of_task: deque[Piece] = deque()
         self.retired = False
         self.idle()
 
     def idle(self) -> None:
-        """Ready for the next task."""
-        self.task: Task | None = None
+        """Ready for the next job."""
+        self.job: Piece | None = None
         self.begun: float | None = None
         self.until = float("inf")  # when it is too late
         self.sent = time.monotonic()
@@ -130,17 +135,22 @@ class _Worker:
         self.peak = 0
         self.printed: deque[str] = deque(maxlen=60)
 
-    def give(self, task: Task) -> None:
-        """Let it do a task."""
+    def take(self, task: Task) -> None:
+        """Let it do the jobs of a task."""
+        self.function, self.wanted = task.function, task.device
+        self.rest_of_task = deque(task.jobs)
+
+    def give(self, job: Piece) -> None:
+        """Let it do a job."""
         self.idle()
-        self.task, self.function = task, task.function
+        self.job = job
         line = json.dumps(
             {
-                "id": task.id,
-                "function": task.function,
-                "payload": task.payload,
-                "deadline": task.deadline,
-                "memory": task.memory,
+                "job": job.id,
+                "function": self.function,
+                "payload": job.payload,
+                "deadline": job.deadline,
+                "memory": job.memory,
             }
         )
         assert self.process.stdin is not None
@@ -150,10 +160,10 @@ class _Worker:
 
     def begin(self, grace: float) -> None:
         """Its imports are done and its clock starts."""
-        assert self.task is not None
+        assert self.job is not None
         self.begun = time.monotonic()
-        if self.task.deadline is not None:
-            self.until = self.begun + 1.1 * self.task.deadline + grace
+        if self.job.deadline is not None:
+            self.until = self.begun + 1.1 * self.job.deadline + grace
 
     def lines(self, which: Literal["events", "prints"]) -> tuple[list[bytes], bool]:
         """Whole lines that have come, and whether the pipe has closed.
@@ -200,15 +210,16 @@ class _Worker:
 class Waiting:
     """Tasks that wait, those for the same device in one line: to take one costs the same however many there are.
 
-    >>> waiting = Waiting([Task("a", "f", device="cuda:0"), Task("b", "f"), Task("c", "f", device="cpu")])
-    >>> [waiting.take({"cpu"}).id, waiting.take({"cpu"}).id, waiting.take({"cpu"}), len(waiting)]
-    ['b', 'c', None, 1]
+    >>> waiting = Waiting([Task.of("a", "f", device="cuda:0"), Task.of("b", "f"), Task.of("c", "f", device="cpu")])
+    >>> len(waiting), [waiting.take({"cpu"}).jobs[0].id for _ in "bc"], waiting.take({"cpu"}), len(waiting)
+    (3, ['b', 'c'], None, 1)
     """
 
     def __init__(self, tasks: Iterable[Task] = ()) -> None:
         self._lines: dict[str | None, deque[tuple[int, Task]]] = {}
         self._left = 0
         self._come = 0
+        self._first = 0
         self.add(tasks)
 
     def add(self, tasks: Iterable[Task]) -> None:
@@ -216,14 +227,25 @@ class Waiting:
         for task in tasks:
             self._lines.setdefault(task.device, deque()).append((self._come, task))
             self._come += 1
-            self._left += 1
+            self._left += len(task.jobs)
 
-    def remove(self, ids: Collection[str]) -> list[Task]:
-        """Let some tasks wait no longer, and return those that did."""
-        gone: list[Task] = []
+    def put_back(self, task: Task) -> None:
+        """Let a task wait before all others."""
+        self._first -= 1
+        self._lines.setdefault(task.device, deque()).appendleft((self._first, task))
+        self._left += len(task.jobs)
+
+    def remove(self, ids: Collection[str]) -> list[Piece]:
+        """Let some jobs wait no longer, and return those that did."""
+        gone: list[Piece] = []
         for device, line in self._lines.items():
-            gone += [task for _, task in line if task.id in ids]
-            self._lines[device] = deque(one for one in line if one[1].id not in ids)
+            left: deque[tuple[int, Task]] = deque()
+            for place, task in line:
+                gone += [job for job in task.jobs if job.id in ids]
+                jobs = tuple(job for job in task.jobs if job.id not in ids)
+                if jobs:
+                    left.append((place, dataclasses.replace(task, jobs=jobs)))
+            self._lines[device] = left
         self._left -= len(gone)
         return gone
 
@@ -239,8 +261,9 @@ class Waiting:
         ]
         if not heads:
             return None
-        self._left -= 1
-        return self._lines[min(heads)[1]].popleft()[1]
+        task = self._lines[min(heads)[1]].popleft()[1]
+        self._left -= len(task.jobs)
+        return task
 
 
 class LocalExecutor:
@@ -251,7 +274,7 @@ class LocalExecutor:
         devices: "cpu", "cuda:0"...; a worker sees its own GPU only.
         per_device: how many workers on each GPU.
         threads: of each worker; None shares the cores among the workers, within OMP_NUM_THREADS.
-        grace: seconds past its deadline that a task has to stop by itself, besides a tenth of the deadline.
+        grace: seconds past its deadline that a job has to stop by itself, besides a tenth of the deadline.
     """
 
     def __init__(
@@ -287,8 +310,8 @@ class LocalExecutor:
 
     def submit(self, tasks: Iterable[Task]) -> None:
         """Take more tasks, also while others run; their ids must be new."""
-        todo = list(tasks)
-        counts = Counter(task.id for task in todo)
+        todo = [task for task in tasks if task.jobs]
+        counts = Counter(job.id for task in todo for job in task.jobs)
         twice = sorted(name for name, count in counts.items() if count > 1 or name in self.names)
         if twice:
             got = f"{twice} more than once"
@@ -301,21 +324,30 @@ class LocalExecutor:
         self.names |= counts.keys()
         self.pending.add(todo)
 
+    def waiting(self) -> int:
+        """Return how many jobs wait to be begun."""
+        return len(self.pending) + sum(len(worker.rest_of_task) for worker in self.workers)
+
     def cancel(self, ids: Collection[str]) -> None:
-        """End tasks that wait or run; what has ended already stays as it is."""
-        for task in self.pending.remove(ids):
-            self.finish(Outcome(task.id, Status.CANCELLED, error=_CANCELLED))
+        """End jobs that wait or run; what has ended already stays as it is."""
+        if not ids:
+            return
+        gone = self.pending.remove(ids)
         for worker in self.workers:
-            if worker.task is not None and worker.task.id in ids and worker.reason is None:
+            gone += [job for job in worker.rest_of_task if job.id in ids]
+            worker.rest_of_task = deque(job for job in worker.rest_of_task if job.id not in ids)
+            if worker.job is not None and worker.job.id in ids and worker.reason is None:
                 worker.reason = (Status.CANCELLED, _CANCELLED)
                 worker.kill()
+        for job in gone:
+            self.finish(Outcome(job.id, Status.CANCELLED, error=_CANCELLED))
 
     def events(self) -> Iterator[Event]:
-        """Give every event as it comes, until no task is left; more tasks may be submitted on the way."""
-        while self.heard or self.pending or any(w.task for w in self.workers):
+        """Give every event as it comes, until no job is left; more tasks may be submitted on the way."""
+        while self.heard or self.waiting() or any(w.job for w in self.workers):
             if time.monotonic() - self.told >= _IDLE_SECONDS:
                 self.told = time.monotonic()
-                yield {"event": "idle", "task": None}
+                yield {"event": "idle", "job": None}
             self.hand_out()
             yield from self._new()  # before a worker has done much
             for key, _ in self.selector.select(_POLL_SECONDS):
@@ -333,6 +365,8 @@ class LocalExecutor:
         """End all workers: at once, or when what they do has ended."""
         if not kill:
             self.pending = Waiting()
+            for worker in self.workers:
+                worker.rest_of_task.clear()
             for _ in self.events():
                 pass
         for worker in self.workers:
@@ -341,15 +375,19 @@ class LocalExecutor:
             self.end(worker)
         self.selector.close()
 
-    def tell(self, event: str, task: str | None, **details: Any) -> None:
+    def tell(self, event: str, job: str | None, **details: Any) -> None:
         """Keep an event for ``events``."""
-        self.heard.append({"event": event, "task": task, **details})
+        self.heard.append({"event": event, "job": job, **details})
 
     def hand_out(self) -> None:
-        """Give every free worker, and every place for one, a task that it may do."""
+        """Give every worker that is free the next job of its task, or a task that it may do."""
+        for worker in self.workers:
+            if worker.job is None and worker.rest_of_task:
+                self.next_job(worker)
         while True:
-            idle = [worker for worker in self.workers if worker.task is None]
-            task = self.pending.take({*self.free, *(worker.device for worker in idle)})
+            idle = [worker for worker in self.workers if worker.job is None]
+            devices = {*self.free, *(worker.device for worker in idle)}
+            task = self.pending.take(devices) or self.taken_over(devices)
             if task is None:
                 return
             suited = [worker for worker in idle if task.device in (None, worker.device)]
@@ -360,8 +398,27 @@ class LocalExecutor:
                     device = suited[0].device
                     self.end(suited[0])
                 worker = self.start(device)
-            worker.give(task)
-            self.tell("start", task.id, device=worker.device, process=worker.process.pid)
+            worker.take(task)
+            self.next_job(worker)
+
+    def taken_over(self, devices: Collection[str]) -> Task | None:
+        """Take half of what is left of the longest task, the later half, for a worker that has nothing to do."""
+        busy = [
+            worker
+            for worker in self.workers
+            if worker.rest_of_task and devices and (worker.wanted is None or worker.wanted in devices)
+        ]
+        if not busy:
+            return None
+        longest = max(busy, key=lambda worker: len(worker.rest_of_task))
+        jobs = [longest.rest_of_task.pop() for _ in range((len(longest.rest_of_task) + 1) // 2)]
+        return Task(longest.function, tuple(reversed(jobs)), longest.wanted)
+
+    def next_job(self, worker: _Worker) -> None:
+        """Give a worker the next job of its task."""
+        job = worker.rest_of_task.popleft()
+        worker.give(job)
+        self.tell("start", job.id, device=worker.device, process=worker.process.pid)
 
     def start(self, device: str) -> _Worker:
         """Start a worker on a device that is free."""
@@ -373,7 +430,10 @@ class LocalExecutor:
         return worker
 
     def end(self, worker: _Worker) -> int:
-        """End a worker; its place becomes free."""
+        """End a worker; its place becomes free, and what was left of its task waits for another one."""
+        if worker.rest_of_task:
+            self.pending.put_back(Task(worker.function, tuple(worker.rest_of_task), worker.wanted))
+            worker.rest_of_task.clear()
         code = worker.close()
         self.hear_prints(worker)
         for pipe in (worker.events, worker.prints):
@@ -390,7 +450,7 @@ class LocalExecutor:
         for line in lines:
             text = line.decode(errors="replace").rstrip()
             worker.printed.append(text)
-            self.tell("output", worker.task.id if worker.task else None, message=text)
+            self.tell("output", worker.job.id if worker.job else None, message=text)
         return closed
 
     def hear(self, worker: _Worker, which: Literal["events", "prints"]) -> None:
@@ -402,8 +462,8 @@ class LocalExecutor:
         lines, closed = worker.lines("events")
         for line in lines:
             message = json.loads(line)
-            kind, task = message.pop("event"), message.pop("task")
-            if worker.task is None or task != worker.task.id:
+            kind, job = message.pop("event"), message.pop("job")
+            if worker.job is None or job != worker.job.id:
                 continue
             if kind == "begin":
                 worker.begin(self.grace)
@@ -413,63 +473,65 @@ class LocalExecutor:
                 self.hear_prints(worker)
                 self.settle(worker, message)
             else:
-                self.tell(kind, task, **message)
+                self.tell(kind, job, **message)
         if closed and worker in self.workers:  # a result may have ended it already
             self.lose(worker)
 
     def settle(self, worker: _Worker, result: dict[str, Any]) -> None:
-        """A task has ended by itself."""
-        assert worker.task is not None
+        """A job has ended by itself."""
+        assert worker.job is not None
         peak = max(worker.peak, result.pop("peak_memory"))
         status = Status(result.pop("status"))
-        ended = Outcome(worker.task.id, status, device=worker.device, peak_memory=peak, **result)
+        ended = Outcome(worker.job.id, status, device=worker.device, peak_memory=peak, **result)
         # An error on a GPU may have spoiled it for the whole process: all that follows would fail as well.
         spoiled = ended.status == Status.FAILED and worker.device != "cpu"
         worker.retired = worker.reason is not None or ended.status == Status.MEMORY or spoiled
-        worker.task = None
+        worker.job = None
         self.finish(ended)
         if worker.retired:
             self.end(worker)
+        elif worker.rest_of_task:
+            self.next_job(worker)  # at once: it would wait for the next look at everything
 
     def lose(self, worker: _Worker) -> None:
         """A worker has gone, by itself or because it was ended."""
-        task, begun = worker.task, worker.begun or worker.sent
+        job, begun = worker.job, worker.begun or worker.sent
         code = self.end(worker)
-        if task is None:
+        if job is None:
             return
         status, error = worker.reason or (Status.CRASHED, how_it_ended(code))
         trace = "\n".join(worker.printed)
         seconds = time.monotonic() - begun
-        self.finish(Outcome(task.id, status, None, error, trace, seconds, worker.peak, worker.device))
+        self.finish(Outcome(job.id, status, None, error, trace, seconds, worker.peak, worker.device))
 
     def finish(self, outcome: Outcome) -> None:
-        """Tell that a task has ended."""
-        self.tell("end", outcome.id, outcome=outcome)
+        """Tell that a job has ended."""
+        self.tell("job_done", outcome.id, outcome=outcome)
 
     def watch(self) -> None:
         """Look at clocks and memory."""
         now = time.monotonic()
-        busy = [w for w in self.workers if w.task is not None]
-        limited = any(w.task.memory is not None for w in busy if w.task is not None)
+        busy = [w for w in self.workers if w.job is not None]
+        limited = any(w.job.memory is not None for w in busy if w.job is not None)
         used: dict[int, int] = {}
         if busy and now - self.looked >= (_LOOK_SECONDS if limited else _IDLE_LOOK_SECONDS):
             self.looked = now
             used = self.members.resident({w.process.pid for w in busy})
         for worker in busy:
-            task = worker.task
-            assert task is not None
+            job = worker.job
+            assert job is not None
             here = used.get(worker.process.pid, 0)
             worker.peak = max(worker.peak, here)
-            if task.memory is not None and here > task.memory and worker.reason is None:
+            if job.memory is not None and here > job.memory and worker.reason is None:
                 worker.reason = (
                     Status.MEMORY,
-                    f"it occupied {size(here)}, more than the {size(task.memory)} allowed",
+                    f"it occupied {size(here)}, more than the {size(job.memory)} allowed",
                 )
                 worker.kill()
             elif worker.asked is not None and now - worker.asked > _TERM_SECONDS:
                 worker.kill()
             elif now > worker.until and worker.reason is None:
-                worker.reason = (Status.TIMEOUT, f"not done after {task.deadline:g} s")
+                worker.reason = (Status.TIMEOUT, f"not done after {job.deadline:g} s")
                 worker.asked = now
                 worker.process.send_signal(signal.SIGTERM)
 
@@ -493,26 +555,26 @@ def run(
     grace: float | int = 2.0,
     on_event: Callable[[Event], None] | None = None,
 ) -> list[Outcome]:
-    """Do tasks in worker processes, several at once. One that fails in any way fails alone.
+    """Do tasks in worker processes, several at once. A job that fails in any way fails alone.
 
     Returns when all have ended. Whatever ends this call or this process, by Ctrl-C or SIGKILL, ends the workers
     and what they have started.
 
     Args:
-        tasks: with different ids.
+        tasks: of jobs with different ids.
         workers: how many on the CPU.
         devices: "cpu", "cuda:0"...; a worker sees its own GPU only.
         per_device: how many workers on each GPU.
         threads: of each worker; None shares the cores among the workers, within OMP_NUM_THREADS.
-        grace: seconds past its deadline that a task has to stop by itself, besides a tenth of the deadline.
-        on_event: called here with every event: start, begin, progress, note, finishing, output, end. The last one
-            carries the ``Outcome``.
+        grace: seconds past its deadline that a job has to stop by itself, besides a tenth of the deadline.
+        on_event: called here with every event: start, begin, progress, note, finishing, output, job_done. The last
+            one carries the ``Outcome``.
 
     Returns:
-        The outcomes in the order of the tasks.
+        The outcomes in the order of the jobs.
 
     Example:
-        >>> done = run([Task("a", "math:does_not_exist")])
+        >>> done = run([Task.of("a", "math:does_not_exist")])
         >>> done[0].status, done[0].error
         ('failed', "AttributeError: module 'math' has no attribute 'does_not_exist'")
     """
@@ -524,10 +586,10 @@ def run(
     try:
         pool.submit(todo)
         for event in pool.events():
-            if event["event"] == "end":
-                outcomes[event["task"]] = event["outcome"]
+            if event["event"] == "job_done":
+                outcomes[event["job"]] = event["outcome"]
             if on_event is not None and event["event"] != "idle":
                 on_event(event)
     finally:
         pool.close()
-    return [outcomes[task.id] for task in todo]
+    return [outcomes[job.id] for task in todo for job in task.jobs]

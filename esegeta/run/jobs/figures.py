@@ -145,7 +145,7 @@ def _job(subject: str, jobs: Sequence[Job], how: Figures) -> Job:
         kind="figures",
         keys={"subject": subject},
         given={**jobs[0].given, "figures": looks},
-        decides=["figures", looks, [job.looks for job in jobs], releases()["esegeta"]],
+        decides=lambda: ["figures", looks, [job.look for job in jobs], releases()["esegeta"]],
         after=tuple(jobs),
         need="any",
     )

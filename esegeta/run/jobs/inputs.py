@@ -1,5 +1,6 @@
 """What a job may read: its image, its network, the records and maps of the jobs before it; each when asked for."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from esegeta import spatial
-from esegeta._types import Model
+from esegeta._types import Model, Score
 from esegeta.engine import check
+from esegeta.run.config.building import Built
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import MADE
 from esegeta.run.jobs.kinds import Record
@@ -19,6 +21,7 @@ from esegeta.run.jobs.parts import (
     Image,
     answer_of,
     entry_of,
+    explanation_of,
     image_of,
     kept,
     model_of,
@@ -51,7 +54,11 @@ def on_image(map: Tensor, x: Tensor) -> tuple[Tensor, list[Record]]:
 
 
 class Inputs:
-    """What a job may read. ``payload`` is that of a job about one image, one target and one method, or of none.
+    """What a job may read; nothing is read before it is asked for, and nothing twice that jobs share.
+
+    ``image``, ``model``, ``prediction`` and ``explain`` are for jobs about one image, one target and one method: they
+    are given what the job of a method is given. ``record``, ``map``, ``many`` and ``missing`` are of the jobs that a
+    job comes after.
 
     Args:
         payload: of the job.
@@ -61,11 +68,14 @@ class Inputs:
     def __init__(self, payload: Record, context: Context) -> None:
         self._payload = payload
         self._context = context
+        self._entry: Entry | None = None
 
     def entry(self) -> Entry:
         """Return the parts of the configuration that the job is about."""
-        with refusals():
-            return entry_of(self._payload, self._context.memory)
+        if self._entry is None:
+            with refusals():
+                self._entry = entry_of(self._payload, self._context.memory)
+        return self._entry
 
     def image(self) -> Image:
         """Return the image, as it is in its file and as the network takes it."""
@@ -74,6 +84,24 @@ class Inputs:
     def model(self) -> Model:
         """Return the network."""
         return model_of(self.entry(), self._device, self._context.cache)
+
+    def answer(self) -> Any:
+        """Return the network's answer to the image, computed once for the jobs of this worker that share both."""
+        payload, entry = self._payload, self.entry()
+        which = [payload[name] for name in ("files", "input_digest", "model", "preprocess")]
+        which += [entry.pad, payload["patches"] if entry.method.patches != "whole" else None]
+        make = functools.partial(answer_of, entry, self.model(), self.image())
+        return kept(self._context.cache, "answer", which, make)
+
+    def explain(self) -> tuple[Built, Score | None]:
+        """Return the explanation that the method of this job is, built anew, and the score that it explains.
+
+        Called with an image on the grid of the network, ``explain()[0](x)`` explains it, with the same baselines and
+        key as the job did; its ``explain``, ``refs`` and ``keyed`` are there for who calls it otherwise. The score is
+        None where every patch has its own.
+        """
+        with refusals():
+            return explanation_of(self.entry(), self.model(), self.image())
 
     def prediction(self, grid: Literal["network", "file"] = "file") -> Tensor | None:
         r"""Return where the network sees the target of the job.
@@ -89,7 +117,7 @@ class Inputs:
         payload, entry, image = self._payload, self.entry(), self.image()
 
         def look() -> Tensor | None:
-            found = predicted(entry, answer_of(entry, self.model(), image), image)
+            found = predicted(entry, self.answer(), image)
             return None if found is None else found.cpu()
 
         how = [entry.method.patches, payload["patches"]] if entry.method.patches != "whole" else None
@@ -100,8 +128,9 @@ class Inputs:
     def reference(self, grid: Literal["network", "file"] = "file") -> Tensor | None:
         r"""Return where the ground truth that the configuration gives shows the target of the job.
 
-        It does not decide about maps. A kind whose numbers depend on it says so: ``payload["reference"]``, which is
-        ``job.given["reference"]`` when jobs are planned, is None or has a ``decides`` to be put into ``Job.decides``.
+        It does not decide about maps. A kind whose numbers depend on it says so: ``payload["reference"]`` is None or
+        has a ``decides`` to be put into ``Job.decides``. When jobs are planned, ``job.given["reference"]`` is a
+        function that returns that: it reads the file, so ``Job.decides`` should be a function as well.
 
         Args:
             grid: "file" for the grid of the image's file, on which it is also written beside the maps; "network"
@@ -148,7 +177,11 @@ class Inputs:
             grid: "network" for the map as it was computed, with all channels, on the grid of the network or of a
                 layer; "file" for the one on the grid of the image's file, where NaN is what was not computed.
         """
+        check.one_of("Inputs.map", "grid", grid, ("network", "file"))
         record = self.record(job)
+        if not record.get("raw"):
+            got, advice = f"a job of the kind {record.get('kind')!r}", "Read its record"
+            raise check.refused(self._payload["id"], f"a map of {job}", got, advice)
         values: Any = np.load(Path(self._payload["folder"]) / record["raw"], allow_pickle=False)
         raw = torch.from_numpy(values)
         if grid == "network":

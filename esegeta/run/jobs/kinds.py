@@ -2,13 +2,15 @@
 
 A kind brings its own table of the configuration, the jobs that follow from it, what a worker does for one of them,
 and how its records are shown. The pool, the plan and the report know kinds by this declaration alone: a new one is a
-file, and its name in ``BUILT_IN`` or an import in a plugin.
+file, and its name in ``BUILT_IN``, or a file that ``plugins`` of a configuration names, or a package that offers it
+by an entry point ``esegeta.plugins``.
 """
 
 import functools
 import hashlib
 import importlib
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,14 +34,19 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _now(value: Any) -> Any:
+    return value() if callable(value) else value
+
+
 @dataclass(frozen=True)
 class Job:
     """Something to do once.
 
     keys: what it is about, such as subject, target and method; a job over many subjects has fewer. given: what its
     kind needs in a worker, as JSON. decides: what changes its numbers, and nothing else. looks: what changes only how
-    they are shown. after: the jobs that it reads; need: whether all of them must have a result, or any. deadline and
-    memory: its limits, in seconds and bytes.
+    they are shown. Where decides, looks, or a value of given is a function, it is called when it is the job's turn: a
+    run need not read all inputs before its first job. after: the jobs that it reads; need: whether all of them must
+    have a result, or any. deadline and memory: its limits, in seconds and bytes.
     """
 
     id: str
@@ -55,13 +62,16 @@ class Job:
 
     @functools.cached_property
     def digest(self) -> str:
-        """The name of its numbers: of what decides about them, and of the jobs that it reads."""
-        return digest(self.decides if not self.after else [self.decides, [job.digest for job in self.after]])
+        """The name of its numbers: of what decides about them, of the code of its kind, and of the jobs it reads."""
+        decides, code = _now(self.decides), find(self.kind).code
+        if code is not None:
+            decides = [decides, code]
+        return digest(decides if not self.after else [decides, [job.digest for job in self.after]])
 
     @functools.cached_property
     def look(self) -> str:
         """The name of how its numbers are shown."""
-        return digest(self.looks)
+        return digest(_now(self.looks))
 
     @property
     def subject(self) -> str:
@@ -82,7 +92,8 @@ class Job:
     def payload(self) -> Record:
         """What a worker is given, as JSON."""
         about = {"id": self.id, "kind": self.kind, "keys": dict(self.keys), "digest": self.digest}
-        return {**self.given, **about, "look": self.look, "after": [job.id for job in self.after]}
+        given = {name: _now(value) for name, value in self.given.items()}
+        return {**given, **about, "look": self.look, "after": [job.id for job in self.after]}
 
 
 @dataclass(frozen=True)
@@ -92,12 +103,17 @@ class Kind:
     Args:
         name: as it stands in records.
         table: the table of the configuration that asks for it.
-        section: the class of that table; None if the configuration itself has it.
+        section: the class of that table; None if the configuration itself has it. Keys named ``file`` in its values
+            are paths, relative to the configuration.
+        many: whether there may be several of that table, ``[[table]]``, each of the class ``section``.
+        check: (section, path, faults) -> None, of one table: tells ``faults`` what its class does not see.
         reads: the kinds whose jobs it may depend on; they are planned before it.
         entries: (plan) -> jobs, from a ``plan.Planning``.
         header: (payload) -> what a record says whatever comes of the job.
         blank: what a record says of what is not known.
         work: (payload, inputs, context) -> record, in a worker, which writes the record last.
+        group: (job) -> the name of what it shares with others, such as its image and network; jobs of one name that
+            can be done at the same time are done by the same worker, one after another. None: it shares nothing.
         redraw: the same for a job whose numbers are there already, but shown otherwise; None if there is no such.
         examine: (payload, context) -> what can be said of it before it runs: shape, memory, problem.
         cost: (payload) -> how many gradients or values it takes (None if unknown), and which of them.
@@ -118,6 +134,9 @@ class Kind:
     columns: tuple[str, ...]
     file: str
     section: type[BaseModel] | None = None
+    many: bool = False
+    check: Callable[[Any, str, Any], None] | None = None
+    group: Callable[[Job], str | None] = lambda job: None  # noqa: ARG005
     reads: tuple[str, ...] = ()
     blank: Mapping[str, Any] = field(default_factory=dict)
     redraw: Callable[[Record, Any, Any], Record] | None = None
@@ -130,6 +149,19 @@ class Kind:
     title: str = ""
     note: str = ""
 
+    @property
+    def origin(self) -> str:
+        """The package or the file that it comes from."""
+        return self.work.__module__.partition(".")[0]
+
+    @functools.cached_property
+    def code(self) -> str | None:
+        """What is in the file that it comes from, as a hash; None for one of this package, whose version counts."""
+        if self.origin == "esegeta":
+            return None
+        file = getattr(sys.modules.get(self.work.__module__), "__file__", None)
+        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
 
 _KINDS: dict[str, Kind] = {}
 
@@ -137,9 +169,16 @@ _KINDS: dict[str, Kind] = {}
 def register(kind: Kind) -> Kind:
     """Enter a kind; its name must be new."""
     if kind.name in _KINDS:
-        raise ValueError(check.problem("kinds.register", "a new name", repr(kind.name), "Rename the kind"))
+        got = f"{kind.name!r}, already defined in {_KINDS[kind.name].work.__module__}"
+        raise ValueError(check.problem("kinds.register", "a new name", got, "Rename the kind"))
     _KINDS[kind.name] = kind
     return kind
+
+
+def forget(module: str) -> None:
+    """Take out the kinds of a module that is about to be imported again."""
+    for name in [name for name, kind in _KINDS.items() if kind.work.__module__ == module]:
+        del _KINDS[name]
 
 
 def known() -> list[Kind]:
@@ -154,6 +193,12 @@ def known() -> list[Kind]:
 
     def enter(kind: Kind) -> None:
         for name in kind.reads:
+            if name not in _KINDS:
+                expected, advice = (
+                    f"the kinds that {kind.name!r} reads",
+                    "Correct its reads, or add the plugin",
+                )
+                raise check.refused("kinds.known", expected, f"no kind {name!r}", advice)
             enter(_KINDS[name])
         found.setdefault(kind.name, kind)
 
@@ -164,13 +209,18 @@ def known() -> list[Kind]:
 
 def find(name: str) -> Kind:
     """Return the kind of that name."""
-    names = {kind.name: kind for kind in known()}
-    if name not in names:
-        advice = f"There are {', '.join(names)}"
-        raise ValueError(check.problem("kinds.find", "the name of a kind of jobs", repr(name), advice))
-    return names[name]
+    if name not in _KINDS:
+        names = [kind.name for kind in known()]  # imports those of the package
+        if name not in names:
+            advice = f"There are {', '.join(names)}"
+            raise ValueError(check.problem("kinds.find", "the name of a kind of jobs", repr(name), advice))
+    return _KINDS[name]
 
 
-def tables() -> dict[str, type[BaseModel]]:
-    """Return the tables of the configuration that kinds bring along, with their classes."""
-    return {kind.table: kind.section for kind in known() if kind.section is not None}
+def tables() -> dict[str, Kind]:
+    """Return the tables of the configuration that kinds bring along, with the first kind of each."""
+    found: dict[str, Kind] = {}
+    for kind in known():
+        if kind.section is not None:
+            found.setdefault(kind.table, kind)
+    return found

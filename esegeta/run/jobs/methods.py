@@ -152,14 +152,13 @@ def explain(payload: Record, inputs: Inputs, context: Context) -> Record:
     if device.type == "cuda":
         torch.cuda.init()  # before it there is nothing to reset
         torch.cuda.reset_peak_memory_stats(device)  # the job before may have ended in an error
-    entry, image, model = inputs.entry(), inputs.image(), inputs.model()
-    answer = answer_of(entry, model, image)
+    entry, image = inputs.entry(), inputs.image()
+    answer = inputs.answer()
 
     def left() -> float | None:
         return None if context.seconds is None else max(0.0, context.seconds - (time.monotonic() - clock))
 
-    with refusals():
-        built, score = explanation_of(entry, model, image)
+    built, score = inputs.explain()
     raw, events = computed(entry, built, image, context, left)
     context.finishing(_WRITING_SECONDS)  # what was stopped in time has to be written too
     if there and not Path(payload["folder"]).is_dir():  # to make it anew would leave what looks like a run
@@ -414,50 +413,65 @@ def examine(payload: Record, context: Context) -> Record:
 
 def entries(planning: Planning) -> list[Job]:
     """Return a job for each image, target and method, in this order."""
+    targets = [(target, target.model_dump(mode="json")) for target in planning.config.targets]
+    methods = [(method, method.model_dump(mode="json")) for method in planning.config.methods]
     return [
-        _job(planning, image, target, method)
+        _job(planning, image, target, what, method, how)
         for image in planning.images
-        for target in planning.config.targets
-        for method in planning.config.methods
+        for target, what in targets
+        for method, how in methods
     ]
 
 
-def _job(planning: Planning, about_image: AboutImage, target: Target, method: Method) -> Job:
+def _job(
+    planning: Planning, image: AboutImage, target: Target, what: Record, method: Method, how: Record
+) -> Job:
     config, whole, network = planning.config, planning.whole, planning.network
-    what, how = target.model_dump(mode="json"), method.model_dump(mode="json")
     own = method.id or method.name
-    decides = {
-        **network,
-        **about_image.decides,
-        "target": with_files({k: what[k] for k in ("reducer", "class_", "parameters")}, contents),
-        "method": with_files({k: v for k, v in how.items() if k not in _NO_NUMBERS}, contents),
-        "patches": whole["patches"] if method.patches != "whole" else None,
-        "precision": config.run.precision,
-        "key": config.run.key,
-        "versions": releases(),
-    }
-    # What files are called, which of them there are, and what stands above them.
-    reference = _reference(planning, about_image, target)
-    looks = {
-        "names": [about_image.subject, target.name, own, method.title],
-        "reference": reference and reference["decides"],
-        "nifti": whole["output"]["nifti"],
-    }
-    given = {
-        "input_digest": digest(about_image.decides),
-        "subject": about_image.subject,
-        "files": [str(path) for path in about_image.files],
-        "reading": about_image.decides["reading"],
-        "made_from": {
+
+    def decides() -> Record:
+        return {
+            **network,
+            **image.decides,
+            "target": with_files({k: what[k] for k in ("reducer", "class_", "parameters")}, contents),
+            "method": with_files({k: v for k, v in how.items() if k not in _NO_NUMBERS}, contents),
+            "patches": whole["patches"] if method.patches != "whole" else None,
+            "precision": config.run.precision,
+            "key": config.run.key,
+            "versions": releases(),
+        }
+
+    def made_from() -> Record:
+        return {
             "model": network["source"] or Path(config.model.source).name,
             **{name: network[name] for name in ("arguments", "code", "weights", "plugins")},
-            "images": {part.name: content(part) for path in about_image.files for part in files_of(path)},
-        },
+            "images": {part.name: content(part) for path in image.files for part in files_of(path)},
+        }
+
+    @functools.cache
+    def reference() -> Record | None:
+        return _reference(planning, image, target)
+
+    def looks() -> Record:
+        """What files are called, which of them there are, and what stands above them."""
+        found = reference()
+        return {
+            "names": [image.subject, target.name, own, method.title],
+            "reference": found and found["decides"],
+            "nifti": whole["output"]["nifti"],
+        }
+
+    given = {
+        "input_digest": lambda: image.digest,
+        "subject": image.subject,
+        "files": [str(path) for path in image.files],
+        "reading": image.reading,
+        "made_from": made_from,
         "target": what,
         "method": how,
         **{name: whole[name] for name in ("model", "patches", "output")},
-        "preprocess": whole["input"]["preprocess"],
-        "pad": config.input.pad,
+        "preprocess": image.steps,
+        "pad": image.pad,
         "reference": reference,
         "precision": config.run.precision,
         "key": config.run.key,
@@ -467,9 +481,9 @@ def _job(planning: Planning, about_image: AboutImage, target: Target, method: Me
     }
     memory = method.memory if method.memory is not None else config.run.memory
     return Job(
-        id=names.job(about_image.subject, target.name, own),
+        id=names.job(image.subject, target.name, own),
         kind="methods",
-        keys={"subject": about_image.subject, "target": target.name, "method": own},
+        keys={"subject": image.subject, "target": target.name, "method": own},
         given=given,
         decides=decides,
         looks=looks,
@@ -478,12 +492,12 @@ def _job(planning: Planning, about_image: AboutImage, target: Target, method: Me
     )
 
 
-def _reference(planning: Planning, about_image: AboutImage, target: Target) -> Record | None:
+def _reference(planning: Planning, image: AboutImage, target: Target) -> Record | None:
     """Return what a job is told of the given label map; ``decides`` is what changes the numbers made of it."""
     given = planning.config.reference
     if given is None:
         return None
-    path, meant = about_image.reference, labels.meant(given.labels, target.name, class_of(target))
+    path, meant = image.reference, labels.meant(given.labels, target.name, class_of(target))
     decides = digest([contents(path) if path else None, given.grid, meant])
     file = str(path) if path else None
     return {"file": file, "grid": given.grid, "labels": list(meant), "decides": decides}
@@ -534,6 +548,7 @@ METHODS = register(
         redraw=redraw,
         examine=examine,
         cost=cost,
+        group=lambda job: digest([job.given["files"], job.given["model"]]),
         written=written_files,
         stem=lambda job: names.statmap(job.subject, job.target, job.method, ""),
         file="summary",

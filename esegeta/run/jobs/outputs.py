@@ -30,6 +30,7 @@ __all__ = [
     "atomic",
     "dataset",
     "json_text",
+    "keep_text",
     "name",
     "sweep",
     "write_bytes",
@@ -117,6 +118,14 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write text as UTF-8, lines ending as they do in it."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def keep_text(path: str | Path, text: str) -> None:
+    """Write a text, unless it is there already: an unchanged file keeps its date."""
+    with suppress(OSError, ValueError):
+        if Path(path).read_text(encoding="utf-8") == text:
+            return
+    write_text(path, text)
 
 
 # -- maps ------------------------------------------------------------------------------------------------------
@@ -285,5 +294,5 @@ def dataset(folder: str | Path, *, title: str, version: str) -> None:
     """
     made_by = [{"Name": "esegeta", "Version": version}]
     about = {"Name": title, "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": made_by}
-    write_json(Path(folder) / "dataset_description.json", about)
-    write_text(Path(folder) / ".bidsignore", "".join(f"{line}\n" for line in _IGNORED))
+    keep_text(Path(folder) / "dataset_description.json", json_text(about))
+    keep_text(Path(folder) / ".bidsignore", "".join(f"{line}\n" for line in _IGNORED))

@@ -11,16 +11,20 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from esegeta.engine import check
+from esegeta.run.config import plugins
 from esegeta.run.config.schema import Config
 from esegeta.run.config.sources import is_program
 from esegeta.run.config.trust import located
-from esegeta.run.executors.status import MADE
+from esegeta.run.executors.child import Context, peak
+from esegeta.run.executors.status import MADE, Status
 from esegeta.run.jobs import kinds, outputs
 from esegeta.run.jobs.kinds import Job, Record
 from esegeta.run.volumes import files as volumes
@@ -29,13 +33,27 @@ from esegeta.run.volumes import labels, names
 WHERE = "run"
 
 
-class AboutImage(NamedTuple):
-    """An image before it is read: its files, its subject, what decides about it, and its label map, if it has one."""
+@dataclass(frozen=True)
+class AboutImage:
+    """An image before it is read: its files, subject, how it is read and prepared, its label map if it has one."""
 
     files: Sequence[Path]
     subject: str
-    decides: dict[str, Any]
+    reading: dict[str, Any]
+    steps: list[dict[str, Any]]
+    pad: str | None = None
     reference: Path | None = None
+
+    @functools.cached_property
+    def decides(self) -> dict[str, Any]:
+        """What decides about it; to know that, its files are read."""
+        hashes = [part for path in self.files for part in contents(path)]
+        return {"files": hashes, "reading": self.reading, "preprocess": self.steps, "pad": self.pad}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The name of what decides about it."""
+        return kinds.digest(self.decides)
 
 
 class Planning(NamedTuple):
@@ -89,6 +107,11 @@ def source_file(source: str, folder: str | None = None) -> Path | None:
 
 def releases() -> dict[str, str]:
     """The versions that decide about the numbers."""
+    return dict(_releases())
+
+
+@functools.cache
+def _releases() -> Mapping[str, str]:
     found = {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
     for name in ("esegeta", "torch", "numpy"):
         try:
@@ -99,7 +122,7 @@ def releases() -> dict[str, str]:
 
 
 def plan(config: Config) -> list[Job]:
-    """Return every job of a run: kind by kind, and of a kind in the order of the configuration.
+    """Return every job of a run: kind by kind, and of a kind in the order of the configuration. No image is read.
 
     Args:
         config: from ``config.load``.
@@ -120,19 +143,16 @@ def plan(config: Config) -> list[Job]:
         "arguments": whole["model"]["arguments"],
         "chosen": whole["model"]["output"],
         "plugins": [content(path) for path in config.plugins],
+        **({"installed": offered} if (offered := plugins.installed()) else {}),
     }
-    images, given = [], config.reference
+    steps, given = whole["input"]["preprocess"], config.reference
     known = (
         {} if given is None else labels.matched(given.files, subjects, given.subject or config.input.subject)
     )
-    for files, subject in zip(found, subjects, strict=True):
-        about_image = {
-            "files": [part for path in files for part in contents(path)],
-            "reading": config.input.reading,
-            "preprocess": whole["input"]["preprocess"],
-            "pad": config.input.pad,
-        }
-        images.append(AboutImage(files, subject, about_image, known.get(subject)))
+    images = [
+        AboutImage(files, subject, config.input.reading, steps, config.input.pad, known.get(subject))
+        for files, subject in zip(found, subjects, strict=True)
+    ]
     folder = str(Path(config.run.output).absolute())
     planning = Planning(config, whole, folder, network, images, [])
     for kind in kinds.known():
@@ -174,9 +194,44 @@ def write_record(folder: Path, record: Record) -> None:
     outputs.write_json(record_path(folder, record["id"]), record)
 
 
+def header(payload: Record) -> Record:
+    """Return what a record of most kinds says whatever comes of the job."""
+    about = {"id": payload["id"], "kind": payload["kind"], "title": payload["title"], **payload["keys"]}
+    return {**about, "config_digest": payload["digest"], "look_digest": payload["look"]}
+
+
+def ended(payload: Record, found: Record, context: Context, started: float) -> Record:
+    """Write the record of a job and return it.
+
+    Args:
+        payload: of the job.
+        found: what its kind says: its numbers, and "status", "events" and "share_done" if they are not those of a
+            job that is done without anything to tell.
+        context: of the worker.
+        started: by ``time.monotonic``.
+    """
+    record = {
+        **header(payload),
+        **{"status": Status.DONE, "share_done": 1.0, "events": []},
+        **found,
+        "inputs": inputs_of(payload["folder"], payload["after"]),
+        "error": None,
+        "versions": releases(),
+        "seconds": time.monotonic() - started,
+        "peak_memory": peak(),
+        "device": "cpu",
+        "deadline": context.seconds,
+        "memory": context.memory,
+    }
+    write_record(Path(payload["folder"]), record)
+    return json.loads(outputs.json_text(record))
+
+
 def written_by(record: Mapping[str, Any]) -> list[str]:
     """Return the files that belong to a record alone, relative to the folder of the run."""
-    return list(kinds.find(record.get("kind", "methods")).written(record))
+    known = {kind.name: kind for kind in kinds.known()}
+    kind = known.get(record.get("kind", "methods"))  # its plugin may be gone
+    return [] if kind is None else list(kind.written(record))
 
 
 def _usable(job: Job, folder: str | Path) -> Record | None:
@@ -208,30 +263,37 @@ def inputs_of(folder: str | Path, ids: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
-def finished(job: Job, folder: str | Path) -> Record | None:
-    """Return the record of a job that need not be done again, None if it has to be done or shown otherwise."""
-    record = _usable(job, folder)
-    return record if record is not None and record.get("look_digest") == job.look else None
+State = Literal["kept", "shown otherwise", "to do"]
 
 
-def all_finished(planned: Sequence[Job], folder: str | Path) -> dict[str, Record | None]:
-    """Return the record of every job that need not be done again; what reads a job that is done again is, too."""
-    found: dict[str, Record | None] = {}
+def survey(planned: Iterable[Job], folder: str | Path, *, resume: bool = True) -> Iterator[tuple[Job, State]]:
+    """Say of every job, one after another, whether it has to be done; what reads a job that is done again is, too.
+
+    The files of an image are read when the first of its jobs comes up.
+
+    Args:
+        planned: all jobs of a run, each after those that it reads.
+        folder: of the run.
+        resume: False if everything has to be done.
+    """
     anew: set[str] = set()
-    for job in planned:  # each after those that it reads
-        stale = any(one.id in anew for one in job.after)
-        found[job.id] = None if stale else finished(job, folder)
-        if found[job.id] is None and (stale or not to_redraw(job, folder)):
+    for job in planned:
+        state: State = "to do"
+        if resume and not any(one.id in anew for one in job.after):
+            state = _state(job, folder)
+        if state == "to do":
             anew.add(job.id)
-    return found
+        yield job, state
 
 
-def to_redraw(job: Job, folder: str | Path) -> bool:
-    """Check whether the numbers of a job are there, and only how they are shown has changed."""
+def _state(job: Job, folder: str | Path) -> State:
     record = _usable(job, folder)
-    if record is None or kinds.find(job.kind).redraw is None or record.get("look_digest") == job.look:
-        return False
-    return bool(record.get("raw"))
+    if record is None:
+        return "to do"
+    if record.get("look_digest") == job.look:
+        return "kept"
+    can = kinds.find(job.kind).redraw is not None and record.get("raw")
+    return "shown otherwise" if can else "to do"
 
 
 def clear(job: Job, folder: str | Path) -> None:

@@ -4,7 +4,6 @@
 predicts, and their mean over all subjects for each target and method.
 """
 
-import json
 import math
 import statistics
 import time
@@ -16,12 +15,11 @@ from torch import Tensor
 
 from esegeta.engine import check
 from esegeta.run.config.schema import Section
-from esegeta.run.executors.child import Context, peak
+from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
-from esegeta.run.jobs import outputs
 from esegeta.run.jobs.inputs import Inputs
 from esegeta.run.jobs.kinds import Job, Kind, Record, register
-from esegeta.run.jobs.plan import Planning, inputs_of, releases, write_record
+from esegeta.run.jobs.plan import Planning, ended, header, releases
 from esegeta.run.volumes import files as volumes
 from esegeta.run.volumes import names
 
@@ -89,7 +87,7 @@ def summarise(payload: Record, inputs: Inputs, context: Context) -> Record:
     if made["status"] == Status.PARTIAL:
         events.append({"event": "partial", "message": "The map is a part only; the rest does not count."})
     record = {**numbers, "status": made["status"], "share_done": made["share_done"], "events": events}
-    return _ended(payload, record, context, started)
+    return ended(payload, record, context, started)
 
 
 def average(payload: Record, inputs: Inputs, context: Context) -> Record:
@@ -114,7 +112,7 @@ def average(payload: Record, inputs: Inputs, context: Context) -> Record:
         "share_done": len(whole) / count,
         "events": events,
     }
-    return _ended(payload, record, context, started)
+    return ended(payload, record, context, started)
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
@@ -125,30 +123,6 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     """
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known and len(known) == len(values) else None
-
-
-def _ended(payload: Record, found: Record, context: Context, started: float) -> Record:
-    """Write a record with what every record says."""
-    record = {
-        **header(payload),
-        **found,
-        "inputs": inputs_of(payload["folder"], payload["after"]),
-        "error": None,
-        "versions": releases(),
-        "seconds": time.monotonic() - started,
-        "peak_memory": peak(),
-        "device": "cpu",
-        "deadline": context.seconds,
-        "memory": context.memory,
-    }
-    write_record(Path(payload["folder"]), record)
-    return json.loads(outputs.json_text(record))
-
-
-def header(payload: Record) -> Record:
-    """Return what a record says whatever comes of the job."""
-    about = {"id": payload["id"], "kind": payload["kind"], "title": payload["title"], **payload["keys"]}
-    return {**about, "config_digest": payload["digest"], "look_digest": payload["look"]}
 
 
 def entries(planning: Planning) -> list[Job]:
