@@ -187,7 +187,7 @@ def _arranged(
 
 
 def settings(values: Mapping[str, Any]) -> str:
-    """Settings as a call would have them.
+    """Return settings as a call would have them.
 
     >>> settings({"steps": 32, "rule": "left"})
     "steps=32, rule='left'"
@@ -196,7 +196,7 @@ def settings(values: Mapping[str, Any]) -> str:
 
 
 def short(value: object) -> str:
-    """One setting in a few words."""
+    """Return one setting in a few words."""
     if isinstance(value, Tensor):
         return check.describe(value)
     if callable(value):

@@ -78,7 +78,7 @@ class Spec:
         return {p.name: p for p in own if p.name not in GIVEN}
 
     def cost(self, **arguments: Any) -> Cost:
-        """What a call with these arguments costs; for those that are left out the defaults count."""
+        """Return what a call with these arguments costs; for those that are left out the defaults count."""
         if self.costs is None:
             return Cost(None, None, None)
         known = {name: p.default for name, p in inspect.signature(self.fn).parameters.items()} | arguments
@@ -205,7 +205,7 @@ class Registry(dict[str, S], Generic[S]):
         return enter
 
     def find(self, name: str) -> S:
-        """The member of that name or of that other name."""
+        """Return the member of that name or of that other name."""
         for spec in self.values():
             if isinstance(name, str) and name in (spec.name, *spec.also):
                 return spec
@@ -365,7 +365,7 @@ REFS: dict[str, Callable[[str, str, object, Tensor], Tensor]] = {
 
 
 def takes_key(explain: Callable[..., Tensor]) -> bool:
-    """Whether an explanation draws random numbers: it says so itself, or by its signature.
+    """Return whether an explanation draws random numbers: it says so itself, or by its signature.
 
     >>> takes_key(lambda x, *, key=None: x), takes_key(lambda x, baseline: x)
     (True, False)
@@ -693,7 +693,7 @@ def reducer(
 
 
 def find_method(name: str) -> MethodSpec:
-    """The method of that name or of that other name.
+    """Return the method of that name or of that other name.
 
     >>> import esegeta as eg
     >>> eg.find_method("gradient_times_image").name

@@ -70,7 +70,7 @@ def _names(words: Iterable[str]) -> str:
 
 
 def methods() -> str:
-    """Every method: how it is called, the axioms that it keeps, other names."""
+    """Return every method: how it is called, the axioms that it keeps, other names."""
     return _table(
         ("method", "called with", "what it is", "axioms it keeps", "other names"),
         (
@@ -87,7 +87,7 @@ def methods() -> str:
 
 
 def transforms() -> str:
-    """Every transform and the axioms that survive it."""
+    """Return every transform and the axioms that survive it."""
     return _table(
         ("transform", "what it is", "axioms that survive it"),
         (
@@ -98,7 +98,7 @@ def transforms() -> str:
 
 
 def reducers() -> str:
-    """Every reducer, what outputs it reads, and whether it has a gradient."""
+    """Return every reducer, what outputs it reads, and whether it has a gradient."""
     kinds = {"map": "maps", "vector": "classifiers", "any": "both"}
     return _table(
         ("reducer", "for", "what it is"),
@@ -114,7 +114,7 @@ def reducers() -> str:
 
 
 def metrics() -> str:
-    """Every metric by its family: what it needs besides a map, which way it is better, where it comes from."""
+    """Return every metric by its family: what it needs besides a map, which way it is better, where it comes from."""
     return _table(
         ("metric", "of", "what it is", "needs", "answer", "better", "other names", "reference"),
         (
@@ -134,7 +134,7 @@ def metrics() -> str:
 
 
 def papers() -> str:
-    """What every method and transform takes, and where it comes from."""
+    """Return what every method and transform takes, and where it comes from."""
     found = {name: (spec.fn, spec.paper) for name, spec in _own(METHODS)}
     found.update({name: (spec.fn, spec.paper) for name, spec in _own(TRANSFORMS)})
     return _table(
@@ -156,7 +156,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def fill(text: str) -> str:
-    """A page with its tables as they are now.
+    """Return a page with its tables as they are now.
 
     >>> fill("<!-- table: transforms -->\\nold\\n<!-- end -->").splitlines()[1]
     '| transform | what it is | axioms that survive it |'

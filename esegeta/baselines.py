@@ -52,7 +52,7 @@ def _box(where: str, low: object, high: object, x: Tensor) -> tuple[Tensor, Tens
 
 @baseline(family="constant", paper="arXiv:1703.01365")
 def zero(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    r"""Zero everywhere. After z-scoring this is the mean intensity.
+    r"""Return zero everywhere. After z-scoring this is the mean intensity.
 
     Args:
         x: one example (C,\*S).
@@ -71,7 +71,7 @@ def zero(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 @baseline(family="constant", paper="Sundararajan, Taly, Yan 2017, arXiv:1703.01365")
 def black(x: Float[Tensor, "..."], minimum: Level | None = None) -> Float[Tensor, "..."]:
-    r"""The smallest value everywhere.
+    r"""Return the smallest value everywhere.
 
     .. math:: b_{c,v} = \min_u x_{c,u}
 
@@ -95,7 +95,7 @@ def black(x: Float[Tensor, "..."], minimum: Level | None = None) -> Float[Tensor
 
 @baseline(family="constant", paper="Kapishnikov et al. 2019, arXiv:1906.02825")
 def white(x: Float[Tensor, "..."], maximum: Level | None = None) -> Float[Tensor, "..."]:
-    r"""The largest value everywhere: with black alone, dark regions would get no attribution.
+    r"""Return the largest value everywhere: with black alone, dark regions would get no attribution.
 
     .. math:: b_{c,v} = \max_u x_{c,u}
 
@@ -119,7 +119,7 @@ def white(x: Float[Tensor, "..."], maximum: Level | None = None) -> Float[Tensor
 
 @baseline(family="constant", paper="Zeiler, Fergus 2014, arXiv:1311.2901", example={"value": 0.5})
 def constant(x: Float[Tensor, "..."], value: Level) -> Float[Tensor, "..."]:
-    r"""One value everywhere.
+    r"""Return one value everywhere.
 
     Args:
         x: one example (C,\*S).
@@ -140,7 +140,7 @@ def constant(x: Float[Tensor, "..."], value: Level) -> Float[Tensor, "..."]:
 
 @baseline(family="constant", paper="Sturmfels, Lundberg, Lee, Distill 2020")
 def mean(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    r"""The mean of each channel, everywhere.
+    r"""Return the mean of each channel, everywhere.
 
     .. math:: b_{c,v} = \frac{1}{|S|} \sum_u x_{c,u}
 
@@ -163,7 +163,7 @@ def mean(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 def blurred(
     x: Float[Tensor, "..."], sigma: float | int | Float[Tensor, ""], spacing: spatial.Spacing | None = None
 ) -> Float[Tensor, "..."]:
-    r"""The image without detail: smoothed by ``spatial.blur``.
+    r"""Return the image without detail: smoothed by ``spatial.blur``.
 
     Args:
         x: one example (C,\*S).
@@ -187,7 +187,7 @@ def blurred(
 def uniform(
     x: Float[Tensor, "..."], *, key: random.Key, low: Level | None = None, high: Level | None = None
 ) -> Float[Tensor, "..."]:
-    r"""An image of independent voxels, each uniform between the least and the greatest value of its channel.
+    r"""Draw an image of independent voxels, each uniform between the extremes of its channel.
 
     .. math:: b_{c,v} = l_c + (h_c - l_c) u_{c,v}, \qquad u_{c,v} \sim U[0, 1)
 
@@ -218,7 +218,7 @@ def uniform(
 def normal(
     x: Float[Tensor, "..."], *, key: random.Key, centre: Level | None = None, sigma: Level | None = None
 ) -> Float[Tensor, "..."]:
-    r"""An image of independent voxels, each from the normal distribution of its channel.
+    r"""Draw an image of independent voxels, each from the normal distribution of its channel.
 
     .. math:: b_{c,v} = \mu_c + \sigma_c z_{c,v}, \qquad z_{c,v} \sim N(0, 1)
 
@@ -253,7 +253,7 @@ def normal(
 def farthest_corner(
     x: Float[Tensor, "..."], low: Level | None = None, high: Level | None = None
 ) -> Float[Tensor, "..."]:
-    r"""For each element the end of its range that is farther away: no element is close to its baseline.
+    r"""Return for each element the end of its range that is farther away: none is close to its baseline.
 
     .. math:: b_{c,v} = \arg\max_{b \in \{l_c, h_c\}} |x_{c,v} - b|
 
@@ -279,7 +279,7 @@ def farthest_corner(
 
 
 def dataset(samples: Float[Tensor, "..."], *, key: random.Key, count: int) -> Float[Tensor, "..."]:
-    r"""Different samples of a data set, drawn without replacement.
+    r"""Draw different samples of a data set, without replacement.
 
     A smaller count draws the first of what a larger count draws.
 
@@ -309,7 +309,7 @@ def dataset(samples: Float[Tensor, "..."], *, key: random.Key, count: int) -> Fl
 
 
 def another(samples: Float[Tensor, "..."], *, key: random.Key) -> Float[Tensor, "..."]:
-    r"""One sample of a data set, drawn at random: the first of ``dataset(samples, key=key, count=1)``.
+    r"""Draw one sample of a data set at random: the first of ``dataset(samples, key=key, count=1)``.
 
     Args:
         samples: examples stacked to (n,C,\*S), normalised like the image.
@@ -337,7 +337,7 @@ def continued(
     spacing: spatial.Spacing | None = None,
     steps: int = 12,
 ) -> Float[Tensor, "..."]:
-    r"""The image with a hole filled by the smoothest continuation of what is around it.
+    r"""Fill a hole in the image with the smoothest continuation of what is around it.
 
     .. math:: \sum_a \frac{f_{v + e_a} - 2 f_v + f_{v - e_a}}{h_a^2} = 0 \text{ where hidden}, \qquad
               f = x \text{ elsewhere}
@@ -387,7 +387,7 @@ def inpainted(
     spacing: spatial.Spacing | None = None,
     steps: int = 12,
 ) -> Float[Tensor, "..."]:
-    r"""What is not kept is continued smoothly from what is around it: no edges, no values that x does not have.
+    r"""Continue what is not kept smoothly from what is around it: no edges, no values that x does not have.
 
     .. math:: k\, x + (1 - k)\, f
 
@@ -433,7 +433,7 @@ def _continued(where: str, x: Tensor, hidden: Tensor, spacing: spatial.Spacing |
 def defocused(
     sigma: float | int = 20, *, levels: int = 8, spacing: spatial.Spacing | None = None
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    r"""A fill that blurs the more, the less is kept.
+    r"""Return a fill that blurs the more, the less is kept.
 
     .. math:: (1 - t)\, g_{\sigma_l} * x + t\, g_{\sigma_{l+1}} * x, \qquad l + t = (L - 1)\, k, \qquad
               \sigma_l = \sigma \left(1 - \tfrac{l}{L - 1}\right)
@@ -478,7 +478,7 @@ def defocused(
 
 @fill(family="random", paper="Breiman, Machine Learning 45, 2001", example={"key": 7})
 def shuffled(*, key: random.Key) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    r"""A fill that permutes the voxels that are not wholly kept among themselves: their values stay, their places go.
+    r"""Return a fill that permutes the voxels that are not wholly kept among themselves.
 
     .. math:: k_v\, x_v + (1 - k_v)\, x_{\pi(v)}
 

@@ -424,6 +424,31 @@ def verify(
         raise typer.Exit(FAILED if report.broken else UNDECIDED)
 
 
+@app.command(
+    epilog="Examples: [bold]esegeta compare results_before results_after[/bold] · "
+    "[bold]esegeta compare a b --csv differences.csv --json differences.json[/bold]"
+)
+def compare(
+    first: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    second: Annotated[Path, typer.Argument(help="The folder of another one.")],
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write one tidy table there as well.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write everything there as well.")] = None,
+    key: Annotated[int, typer.Option("--key", help="Of the draws of the bootstrap.")] = 0,
+) -> None:
+    """Put two finished runs beside each other: how alike their maps are, and by how much metrics differ.
+
+    What has the same subject, target and method in both belongs together. Differences are of the second less the
+    first, in pairs over subjects, with intervals and Holm's correction. Nothing is computed again.
+    """
+    from esegeta.run import comparison
+
+    found = comparison.compare(first, second, key=key)
+    say(str(found))
+    for path, text in ((csv, found.csv), (json_, found.json)):
+        if path is not None:
+            path.write_text(text(), encoding="utf-8")
+
+
 # --- The way in and out -----------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ MOST_RUNS = 1_000_000
 
 @fill_in(family="of the baseline", leads=3)
 def mixed(x: Tensor, baseline: Tensor, keep: Tensor) -> Tensor:
-    """What is kept of x, and the baseline for the rest: exactly x where all is kept.
+    """Return what is kept of x, and the baseline for the rest: exactly x where all is kept.
 
     >>> mixed(torch.tensor([1., 2.]), torch.tensor([5., 6.]), torch.tensor([1., 0.])).tolist()
     [1.0, 6.0]
@@ -43,7 +43,7 @@ def shown(
     label: str,
     fill: Fill = mixed,
 ) -> Tensor:
-    """``F`` of the image of every node; ``keep(node)`` says how much of x it shows, ``fill`` what the rest becomes.
+    """Return ``F`` of the image of every node: ``keep(node)`` says how much of x it shows, the rest is filled.
 
     At a deadline those that are done come back.
     """
@@ -56,7 +56,7 @@ def shown(
 def values(
     score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, rows: Tensor, *, label: str
 ) -> Tensor:
-    """``v(z)`` for every row z of ``rows``, (n, d) in [0, 1].
+    """Return ``v(z)`` for every row z of ``rows``, (n, d) in [0, 1].
 
     >>> from esegeta.features import elements
     >>> x = torch.tensor([[1., 2.]])
@@ -68,7 +68,7 @@ def values(
 
 
 def compared(values: Tensor, rows: Tensor, asked: int) -> Tensor:
-    """The values of parts that a fit to coalitions found, (d,); NaN where a deadline left no comparison.
+    """Return the values of parts that a fit to coalitions found, (d,); NaN where a deadline left no comparison.
 
     Args:
         values: of the parts.
@@ -86,7 +86,7 @@ def compared(values: Tensor, rows: Tensor, asked: int) -> Tensor:
 def drops(
     score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, *, label: str, fill: Fill = mixed
 ) -> Tensor:
-    """What the score loses without each part, (d,); NaN for parts that a deadline cut off.
+    """Return what the score loses without each part, (d,); NaN for parts that a deadline cut off.
 
     >>> from esegeta.features import elements
     >>> x = torch.tensor([[1., 2.]])
@@ -122,7 +122,7 @@ def _whole(box: Box, x: Tensor) -> Box:
 def walk(
     score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, order: Tensor, *, label: str
 ) -> Tensor:
-    """``F`` along the way from nothing to all, (d + 1,): parts become present in the order given, (d,).
+    """Return ``F`` along the way from nothing to all, (d + 1,): parts become present in the order given, (d,).
 
     At a deadline, those that are done.
 
@@ -137,7 +137,7 @@ def walk(
 def walks(
     score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, orders: Tensor, *, label: str
 ) -> Tensor:
-    """``F`` along several walks, (m, d + 1) for orders (m, d). Each step is one change of what the one before left.
+    """Return ``F`` along several walks, (m, d + 1) for orders (m, d); each step changes what the last one left.
 
     At a deadline, the steps that are done in all of them.
 
@@ -152,7 +152,7 @@ def walks(
 def walker(
     score: Score, x: Tensor, baseline: Tensor, features: FeatureMap, *, label: str
 ) -> Callable[[Tensor], Tensor]:
-    """``walks`` as a function of the orders, which finds out once how to evaluate them."""
+    """Return ``walks`` as a function of the orders, which finds out once how to evaluate them."""
     score = unchecked(score)
     step_by_step = not levels.depth() and not (levels.watched(x) or levels.watched(baseline))
     if step_by_step:
@@ -185,7 +185,7 @@ def walker(
 
 
 def parts(label: str, features: Features, x: Tensor, runs: Callable[[int], int]) -> FeatureMap:
-    """The parts of x, refused if the score would have to be run more often than is reasonable.
+    """Return the parts of x, refused if the score would have to be run more often than is reasonable.
 
     Args:
         label: the method.

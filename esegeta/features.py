@@ -32,22 +32,22 @@ class FeatureMap(Protocol):
 
     @property
     def count(self) -> int:
-        """How many parts."""
+        """The number of parts."""
 
     def keep(self, z: Tensor, box: Box | None = None) -> Tensor:
-        """Of every element (of a box), how much is kept in the coalition z of shape (count,)."""
+        """Return how much of every element (of a box) is kept in the coalition z of shape (count,)."""
 
     def without(self, j: Tensor, box: Box | None = None) -> Tensor:
-        """Of every element (of a box), how much is kept if all parts but j are present."""
+        """Return how much of every element (of a box) is kept if all parts but j are present."""
 
     def spread(self, values: Tensor) -> Tensor:
-        """One value for each part as a map: at every element the mean over the parts that it is in, or zero.
+        """Return one value for each part as a map: at every element the mean over the parts that it is in, or zero.
 
         NaN wherever the value of one of them is: it has not been computed.
         """
 
     def box(self, j: int) -> Box:
-        """The smallest box, over all axes, that holds part j."""
+        """Return the smallest box, over all axes, that holds part j."""
 
 
 Features = Callable[[Tensor], FeatureMap]
@@ -61,19 +61,19 @@ class Partition:
     count: int
 
     def keep(self, z: Tensor, box: Box | None = None) -> Tensor:
-        """Of every element (of a box), how much is kept in the coalition z of shape (count,)."""
+        """Return how much of every element (of a box) is kept in the coalition z of shape (count,)."""
         return _read(z, self._within(box), 1.0)
 
     def without(self, j: Tensor, box: Box | None = None) -> Tensor:
-        """Of every element (of a box), how much is kept if all parts but j are present."""
+        """Return how much of every element (of a box) is kept if all parts but j are present."""
         return (self._within(box) != j).to(torch.get_default_dtype())
 
     def spread(self, values: Tensor) -> Tensor:
-        """One value for each part as a map: at every element that of its part, or zero."""
+        """Return one value for each part as a map: at every element that of its part, or zero."""
         return _read(values, self.labels, 0.0)
 
     def box(self, j: int) -> Box:
-        """The smallest box, over all axes, that holds part j; empty where no element has that label."""
+        """Return the smallest box, over all axes, that holds part j; empty where no element has that label."""
         return self._boxes()[j]
 
     def _within(self, box: Box | None) -> Tensor:
@@ -102,15 +102,15 @@ class Windows:
 
     @property
     def count(self) -> int:
-        """How many windows."""
+        """The number of windows."""
         return math.prod(len(p) for p in self.profiles)
 
     def keep(self, z: Tensor, box: Box | None = None) -> Tensor:
-        """Of every element (of a box), how much is kept; what several absent windows hide is hidden once."""
+        """Return how much of every element (of a box) is kept; what several windows hide is hidden once."""
         return 1 - self._add(1 - z, box).clamp(0, 1)
 
     def without(self, j: Tensor, box: Box | None = None) -> Tensor:
-        """Of every element (of a box), how much is kept if all windows but j are transparent."""
+        """Return how much of every element (of a box) is kept if all windows but j are transparent."""
         rest, shown = j, []
         for profile in reversed(self.profiles):
             shown.append(profile.index_select(0, (rest % len(profile)).reshape(1))[0])
@@ -121,7 +121,7 @@ class Windows:
         return 1 - _outer(shown)
 
     def spread(self, values: Tensor) -> Tensor:
-        """One value for each window as a map: the mean over the windows that hide an element, or zero.
+        """Return one value for each window as a map: the mean over the windows that hide an element, or zero.
 
         NaN wherever the value of one of them is: so what is not NaN is as if all windows had been looked at.
         """
@@ -132,7 +132,7 @@ class Windows:
         return torch.where(self._add(missing.to(values.dtype)) > 0, torch.nan, mean)
 
     def box(self, j: int) -> Box:
-        """The smallest box, over all axes, that holds window j."""
+        """Return the smallest box, over all axes, that holds window j."""
         where = []
         for profile in reversed(self.profiles):
             hidden = profile[j % len(profile)].nonzero().flatten().tolist()
@@ -172,7 +172,7 @@ def _narrowed(box: Box, labels: Tensor) -> Box:
 
 @feature_map(family="elements")
 def elements() -> Features:
-    """Every channel of every voxel is a part: exact, and only for small images.
+    """Make every channel of every voxel a part: exact, and only for small images.
 
     Returns:
         ``x -> FeatureMap``.
@@ -190,7 +190,7 @@ def elements() -> Features:
 
 @feature_map(family="elements")
 def voxels() -> Features:
-    """Every voxel is a part, with all of its channels.
+    """Make every voxel a part, with all of its channels.
 
     Returns:
         ``x -> FeatureMap``.
@@ -208,7 +208,7 @@ def voxels() -> Features:
 
 @feature_map(family="elements")
 def channels() -> Features:
-    """Every channel is a part: the sequences of an MR examination, the colours of a photograph.
+    """Make every channel a part: the sequences of an MR examination, the colours of a photograph.
 
     Returns:
         ``x -> FeatureMap``.
@@ -226,7 +226,7 @@ def channels() -> Features:
 
 @feature_map(family="blocks", example={"size": 2})
 def grid(size: Lengths, *, spacing: Spacing | None = None) -> Features:
-    r"""Blocks side by side, all channels together; those at the far border are cut off by it.
+    r"""Return blocks side by side, all channels together; those at the far border are cut off by it.
 
     Args:
         size: of a block, one number or one for each axis; in voxels, or in the unit of ``spacing``.
@@ -255,7 +255,7 @@ def grid(size: Lengths, *, spacing: Spacing | None = None) -> Features:
 
 @feature_map(family="regions", example={"map": torch.arange(24).reshape(4, 6) // 8})
 def labels(map: Tensor) -> Features:
-    r"""The regions of a label map: an atlas, a parcellation, a segmentation.
+    r"""Return the regions of a label map: an atlas, a parcellation, a segmentation.
 
     Args:
         map: whole numbers 0 to d - 1 without gaps, of shape (\*S), (1,\*S) or (C,\*S). Elements labelled -1 belong
@@ -302,7 +302,7 @@ def labels(map: Tensor) -> Features:
 
 @feature_map(family="regions", example={"segment": lambda x: (x[0] > 0).long(), "most": 2})
 def segments(segment: Callable[[Tensor], Tensor], most: int) -> Features:
-    r"""Regions that depend on the image: found anew in every example.
+    r"""Return regions that depend on the image: found anew in every example.
 
     Args:
         segment: from (C,\*S) to a label map (\*S) with labels from 0, for example
@@ -375,7 +375,7 @@ def windows(
     fade: float | int | None = None,
     separate: bool = False,
 ) -> Features:
-    r"""Boxes that slide over the image, from the first voxel on in steps of the stride.
+    r"""Return boxes that slide over the image, from the first voxel on in steps of the stride.
 
     The last one on each axis is cut off by the border. Together they hide every voxel: a stride beyond the size,
     which would leave gaps where nobody looked, is refused.
@@ -437,7 +437,7 @@ def windows(
 
 @feature_map(family="regions", example={"features": grid(2), "mask": torch.ones(4, 6, dtype=torch.bool)})
 def within(features: Features, mask: Tensor) -> Features:
-    r"""Only the parts that touch a region of interest; the others are left alone, and cost nothing.
+    r"""Return only the parts that touch a region of interest; the others are left alone, and cost nothing.
 
     Args:
         features: of the whole image.

@@ -24,7 +24,7 @@ class Level(NamedTuple):
     known: Tensor
 
     def apply(self, f: Tensor) -> Tensor:
-        """What flows out of every voxel."""
+        """Return what flows out of every voxel."""
         out = self.known * f
         for axis, c in enumerate(self.between, 1):
             flow = c * f.diff(dim=axis)
@@ -32,7 +32,7 @@ class Level(NamedTuple):
         return out
 
     def inverse_diagonal(self) -> Tensor:
-        """One over what a voxel alone lets flow, zero where nothing is unknown."""
+        """Return one over what a voxel alone lets flow, zero where nothing is unknown."""
         diagonal = self.known
         for axis, c in enumerate(self.between, 1):
             diagonal = diagonal + _beside(c, axis, 0) + _beside(c, axis, 1)
@@ -40,7 +40,7 @@ class Level(NamedTuple):
 
 
 def solve(x: Tensor, hidden: Tensor, weights: Sequence[float], steps: int) -> Tensor:
-    r"""Rows x (n,*S) with the hidden elements such that no more flows into each of them than out.
+    r"""Return rows x (n,*S) with the hidden elements such that no more flows into each of them than out.
 
     .. math:: \sum_a w_a \left( f_{v + e_a} + f_{v - e_a} - 2 f_v \right) = 0 \text{ in the hole}, \qquad
               f = x \text{ elsewhere}
@@ -71,7 +71,7 @@ def solve(x: Tensor, hidden: Tensor, weights: Sequence[float], steps: int) -> Te
 
 
 def impute(x: Tensor, hidden: Tensor, spacing: Sequence[float], steps: int) -> Tensor:
-    r"""Rows x (n,*S) in which every hidden element is the weighted mean of all of its neighbours, diagonal ones too.
+    r"""Fill every hidden element of the rows x (n,*S) with the weighted mean of its neighbours, diagonal ones too.
 
     .. math:: f_v = \sum_u w_{vu} f_u / \sum_u w_{vu}, \qquad w_{vu} = 1 / |v - u|^2
 

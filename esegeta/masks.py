@@ -37,7 +37,7 @@ def scattered(
     cells: int | Sequence[int] = 7,
     keep: float | int = 0.5,
 ) -> Float[Tensor, "..."]:
-    r"""A random mask and its counterpart: coarse cells that are kept or not, blown up and moved.
+    r"""Return a random mask and its counterpart: coarse cells that are kept or not, blown up and moved.
 
     Each cell of a coarse grid of s cells is 1 with probability p and 0 otherwise; the grid becomes
     :math:`(s + 1) \lceil S / s \rceil` voxels long by multilinear interpolation (half-pixel convention), of which
@@ -79,7 +79,7 @@ def scattered(
 
 
 def counts(where: str, cells: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    """One number of cells for each axis.
+    """Return one number of cells for each axis.
 
     >>> counts("demo", 7, 2), counts("demo", (3, 7), 2)
     ((7, 7), (3, 7))
@@ -110,7 +110,7 @@ def share(where: str, name: str, value: float | int) -> float:
 def smooth(
     *, step: Lengths = 7, sigma: float | int = 21, spacing: Spacing | None = None
 ) -> Callable[[Tensor], "Smooth"]:
-    r"""Masks without detail: a soft maximum of bumps on a coarse grid of parameters.
+    r"""Return masks without detail: a soft maximum of bumps on a coarse grid of parameters.
 
     .. math:: m(u) = \frac{\sum_j w_j e^{20 w_j}}{\sum_j e^{20 w_j}}, \qquad
               w_j = k\!\left(\tfrac{|u - c_j|}{\sigma}\right) p_j, \qquad k(z) = e^{-2 [z - 1/2]_+^2}
@@ -199,21 +199,21 @@ class Smooth:
     units: tuple[float, ...]
 
     def ones(self) -> Tensor:
-        """The parameters of the mask that keeps most."""
+        """Return the parameters of the mask that keeps most."""
         return self.kernel.new_ones(self.grid)
 
     def mask(self, parameters: Tensor) -> Tensor:
-        """The mask of parameters like ``ones()``, on the grid of the image."""
+        """Return the mask of parameters like ``ones()``, on the grid of the image."""
         return self.image(*self.sums(parameters))
 
     def image(self, above: Tensor, below: Tensor) -> Tensor:
-        """The mask of its sums over neighbours."""
+        """Return the mask of its sums over neighbours."""
         return self._as_image(above / below)
 
     def gradient(
         self, parameters: Tensor, slope: Tensor, sums: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        r"""The gradient for the parameters from that for the mask: no graph of the sum over neighbours is kept.
+        r"""Return the gradient for the parameters from that for the mask, without a graph of the sum.
 
         .. math:: \sum_u g_u \frac{k_{uj} e^{20 w_{uj}}}{\sum_i e^{20 w_{ui}}} (1 + 20 (w_{uj} - m_u))
         """
@@ -236,7 +236,7 @@ class Smooth:
         return pad(parameters, [n for m in reversed(self.margin) for n in m]).flatten()
 
     def sums(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Above and below the line of the soft maximum, (cells, voxels of a cell)."""
+        """Return the sums above and below the line of the soft maximum, (cells, voxels of a cell)."""
         flat = self._padded(parameters)
         above, below = torch.zeros((), dtype=flat.dtype, device=flat.device), -self.beyond
         for kernel, index in self._pieces():
@@ -274,7 +274,7 @@ def _over_axes(tables: Sequence[Tensor], join: Callable[[Tensor, Tensor], Tensor
 
 
 def coarse(where: str, x: Tensor, step: Lengths, spacing: Spacing | None) -> tuple[int, ...]:
-    """How many parameters each axis has, one for each ``step``.
+    """Return how many parameters each axis has, one for each ``step``.
 
     >>> coarse("demo", torch.zeros(1, 9, 8), 4, None), coarse("demo", torch.zeros(1, 9, 8), 4, (1.0, 2.0))
     ((3, 2), (3, 4))
@@ -322,16 +322,16 @@ class Shapes:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """How many places there are along each axis."""
+        """The number of places along each axis."""
         return tuple(m.shape[0] for m in self.middles)
 
     @property
     def count(self) -> int:
-        """How many shapes there are: a ball and a box at each place."""
+        """The number of shapes: a ball and a box at each place."""
         return 2 * math.prod(self.grid)
 
     def near(self, node: Tensor) -> Tensor:
-        """How near voxels are to the middle of a shape, on the grid of the image: balls first, then boxes."""
+        """Return how near voxels are to the middle of a shape, on the grid of the image: balls first, then boxes."""
         round_, square = [], []
         for (line, unit, length), middle in zip(self.lines, self._middle(node), strict=True):
             off = (line - middle).abs()
@@ -343,7 +343,7 @@ class Shapes:
         return -torch.where(node < math.prod(self.grid), ball, box)
 
     def around(self, node: Tensor) -> "Shapes":
-        """The places half as far apart around that of a shape, three along each axis."""
+        """Return the places half as far apart around that of a shape, three along each axis."""
         finer = copy(self)
         steps = [self.lines[0][0].new_tensor([-1.0, 0.0, 1.0]) * (apart / 2) for apart in self.apart]
         finer.middles = [m + s for m, s in zip(self._middle(node), steps, strict=True)]
@@ -361,7 +361,7 @@ class Shapes:
 def best_shape(
     worth: Callable[[Tensor], Best], shapes: Shapes, *, areas: Sequence[float], finer: int, label: str
 ) -> Best:
-    """The best region among coarse shapes, those around the best of them, and what all balls say together.
+    """Return the best region among coarse shapes, those around the best of them, and what all balls say together.
 
     At a deadline the best so far.
 
@@ -411,7 +411,7 @@ def _shapes(
 
 
 def wanted(mask: Float[Tensor, "..."], area: float | int) -> Float[Tensor, "..."]:
-    r"""The nearest mask of zeros and ones with that area: ones where the mask is largest.
+    r"""Return the nearest mask of zeros and ones with that area: ones where the mask is largest.
 
     Voxels of one value share what is left for them, so that nothing depends on the order of voxels.
 
@@ -436,7 +436,7 @@ def wanted(mask: Float[Tensor, "..."], area: float | int) -> Float[Tensor, "..."
 
 
 def area_residual(mask: Float[Tensor, "..."], *, area: float | int) -> Float[Tensor, ""]:
-    r"""How far a mask is from one of zeros and ones that has the area.
+    r"""Return how far a mask is from one of zeros and ones that has the area.
 
     .. math:: \frac1n \sum_u (m_u - r_u)^2, \qquad r \in \{0, 1\}^n \text{ with ones where } m \text{ is largest}
 

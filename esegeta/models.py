@@ -69,7 +69,7 @@ def from_module(module: Callable[..., Any], output: Pick = None) -> ModuleModel:
 
 
 def locality(score: Callable[[Tensor], Tensor], x: Tensor) -> Locality:
-    r"""How far the network in a score sees: the reach of one element, and the shift period, for every axis.
+    r"""Return how far the network in a score sees: the reach of one element, and the shift period, for every axis.
 
     Planes of NaN go through the network, one at every phase of its strides; the NaN in what comes out are what an
     element can influence at most. Slabs stand for whole images, so it takes seconds and is remembered. A network

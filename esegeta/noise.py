@@ -19,7 +19,7 @@ Noise = Callable[[Tensor, random.Key], Tensor]
 
 @noise_like(family="normal", paper="arXiv:1706.03825", example={"sigma": 0.1})
 def absolute(sigma: float | int) -> Noise:
-    r"""Normal noise with a given standard deviation, in the units of the network's input.
+    r"""Return normal noise with a given standard deviation, in the units of the network's input.
 
     .. math:: \eta_i = \sigma z_i, \qquad z_i \sim N(0, 1)
 
@@ -47,7 +47,7 @@ def absolute(sigma: float | int) -> Noise:
 
 @noise_like(family="normal", paper="arXiv:1706.03825", example={"fraction": 0.1})
 def fraction_of_range(fraction: float | int) -> Noise:
-    r"""Normal noise whose standard deviation is a fraction of the range of the image, as in SmoothGrad.
+    r"""Return normal noise whose standard deviation is a fraction of the range of the image, as in SmoothGrad.
 
     .. math:: \eta_i = f \, (\max x - \min x) \, z_i, \qquad z_i \sim N(0, 1)
 
@@ -78,7 +78,7 @@ def fraction_of_range(fraction: float | int) -> Noise:
 
 @noise_like(family="normal", example={"noise": 0.1, "mask": torch.ones(4, 6, dtype=torch.bool)})
 def within(noise: float | int | Noise, mask: Bool[Tensor, "..."]) -> Noise:
-    r"""The noise inside a mask and zero outside: noise in air is far from what networks are trained on.
+    r"""Return the noise inside a mask and zero outside: noise in air is far from what networks are trained on.
 
     .. math:: \eta'_i = \eta_i \, 1[i \in M]
 
@@ -113,7 +113,7 @@ def within(noise: float | int | Noise, mask: Bool[Tensor, "..."]) -> Noise:
 
 
 def as_noise(noise: float | int | Noise) -> Noise:
-    r"""What a user may write for a noise: a number is a fraction of the range, a noise is itself.
+    r"""Return what a user may write for a noise: a number is a fraction of the range, a noise is itself.
 
     Args:
         noise: a number >= 0, or a function (x, key) -> tensor like x.

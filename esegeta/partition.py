@@ -31,7 +31,7 @@ class Partition(NamedTuple):
 
     @property
     def errors(self) -> Tensor:
-        """What the trapezoid over each interval misses of the function's difference: known exactly."""
+        """Return what the trapezoid over each interval misses of the function's difference: known exactly."""
         mean = (self.rates[self.left] + self.rates[self.right]) / 2
         return self.lengths * mean - (self.values[self.right] - self.values[self.left])
 
@@ -48,7 +48,7 @@ class Partition(NamedTuple):
 
 
 def whole(values: Tensor, rates: Tensor) -> Partition:
-    """[0, 1] as one interval, with the function's values and derivatives at its ends in slots 0 and 1.
+    """Return [0, 1] as one interval, with the function's values and derivatives at its ends in slots 0 and 1.
 
     >>> p = whole(torch.tensor([0., 1.]), torch.tensor([0., 2.]))
     >>> p.errors.tolist(), p.weights.tolist()
@@ -59,12 +59,12 @@ def whole(values: Tensor, rates: Tensor) -> Partition:
 
 
 def middles(p: Partition, which: Tensor) -> Tensor:
-    """Where the intervals are halved."""
+    """Return where the intervals are halved."""
     return (p.t[p.left[which]] + p.t[p.right[which]]) / 2
 
 
 def measured(p: Partition, t: Tensor, values: Tensor, rates: Tensor) -> Partition:
-    """With new nodes that no interval uses yet, and without slots."""
+    """Return the partition with new nodes that no interval uses yet, and without slots."""
     return p._replace(
         t=torch.cat([p.t, t]),
         values=torch.cat([p.values, values]),
@@ -74,7 +74,7 @@ def measured(p: Partition, t: Tensor, values: Tensor, rates: Tensor) -> Partitio
 
 
 def halved(p: Partition, interval: Tensor, node: int, active: Tensor) -> Partition:
-    """With the interval cut at the node; where not active, with an interval of length zero instead."""
+    """Cut an interval at the node; where not active, add an interval of length zero."""
     far = p.right[interval]
     cut = (torch.arange(len(p.left), device=p.t.device) == interval) & active
     return p._replace(
@@ -90,7 +90,7 @@ class Store(NamedTuple):
     settled: Tensor | float = 0.0
 
     def total(self, p: Partition) -> Tensor:
-        """The trapezoidal sum of the gradients."""
+        """Return the trapezoidal sum of the gradients."""
         total = self.settled
         for s, gradient in enumerate(self.kept):
             total = total + torch.where(p.slot == s, p.weights, 0.0).sum() * gradient
@@ -100,7 +100,7 @@ class Store(NamedTuple):
 def stored(
     p: Partition, store: Store, node: int, gradient: Tensor, errors: Tensor, room: int
 ) -> tuple[Partition, Store]:
-    """With the gradient of a node in a slot: a new one if there is room, else that of the calmest node."""
+    """Store the gradient of a node in a slot: a new one if there is room, else that of the calmest node."""
     nodes = torch.arange(len(p.slot), device=p.t.device)
     if len(store.kept) < room:
         slot = torch.where(nodes == node, len(store.kept), p.slot)
@@ -128,7 +128,7 @@ def _touching(p: Partition) -> Tensor:
 
 
 def planned(value: Callable[[Tensor], Tensor], steps: int, like: Tensor, label: str) -> Tensor:
-    r"""Nodes from 0 to 1 that are dense where a function bends, from its values alone.
+    r"""Return nodes from 0 to 1 that are dense where a function bends, from its values alone.
 
     Between two nodes a function is off its chord by about :math:`h^2 |f''| / 8`. The second differences say
     where that is largest; there the next two nodes go, until there are ``steps`` intervals.

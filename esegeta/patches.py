@@ -23,7 +23,7 @@ def sliding_window(
     *,
     steps: str = "even",
 ) -> Model:
-    r"""A model of images of any size, stitched of what a model says on overlapping patches.
+    r"""Return a model of images of any size, stitched of what a model says on overlapping patches.
 
     .. math:: y_v = \sum_i n_i(v) f(x|_{B_i})_v, \qquad n_i(v) = \frac{w_i(v)}{\sum_j w_j(v)}
 
@@ -76,7 +76,7 @@ def patchwise(
     *,
     steps: str = "even",
 ) -> Explain:
-    r"""Every patch explained by a score of its own, and the maps averaged. **Not** what explains the whole image.
+    r"""Explain every patch by a score of its own, and average the maps. **Not** what explains the whole image.
 
     .. math:: b_v = \sum_i n_i(v)\, a_i(x|_{B_i})_v
 

@@ -121,7 +121,7 @@ def name(z: Tensor, label: str) -> Tensor:
 
 
 def places(score: Callable[[Tensor], Tensor], x: Tensor) -> Places:
-    r"""Every place that a score passes for this input, in order.
+    r"""Return every place that a score passes for this input, in order.
 
     A place is a *cut* if every way from the input to the score leads through it: then the score is a function
     of this place alone. A layer beside a skip connection is none; ``beside`` then names the places that carry
@@ -171,7 +171,7 @@ def places(score: Callable[[Tensor], Tensor], x: Tensor) -> Places:
 
 
 def tap(score: Callable[..., Any], place: Names) -> Callable[..., Any]:
-    r"""The activation at a place, as a function of the input: :math:`A(x)`.
+    r"""Return the activation at a place, as a function of the input: :math:`A(x)`.
 
     The score runs only as far as needed. It is a model like any other: a reducer on it explains a neuron.
 
@@ -202,7 +202,7 @@ def tap(score: Callable[..., Any], place: Names) -> Callable[..., Any]:
 
 
 def replace(score: Callable[..., Tensor], place: Names) -> Callable[..., Tensor]:
-    r"""The score with an activation put in at a place: :math:`F(x \mid A := z)`.
+    r"""Return the score with an activation put in at a place: :math:`F(x \mid A := z)`.
 
     Args:
         score: a score or a model.
@@ -221,7 +221,7 @@ def replace(score: Callable[..., Tensor], place: Names) -> Callable[..., Tensor]
 
 
 def nudge(score: Callable[..., Tensor], place: Names) -> Callable[..., Tensor]:
-    r"""The score with something added at a place: :math:`F(x \mid A := A(x) + d)`.
+    r"""Return the score with something added at a place: :math:`F(x \mid A := A(x) + d)`.
 
     Its gradient for d at zero is the gradient for the activation, at the price of one run.
 
@@ -334,7 +334,7 @@ def split(
 
 
 def at(method: Method | str, place: Names) -> Method:
-    r"""The layer version of a method: it explains by the activations at a place instead of the input.
+    r"""Return the layer version of a method: it explains by the activations at a place instead of the input.
 
     .. math:: \mathrm{at}(M, l)(F)(x, x') = M(\mathrm{head}_l)(A_l(x), A_l(x'))
 
@@ -396,7 +396,7 @@ def at(method: Method | str, place: Names) -> Method:
 
 
 def activation_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
-    r"""The activations :math:`A` at places and the gradients :math:`\partial F / \partial A`, in one pass.
+    r"""Return the activations :math:`A` at places and the gradients :math:`\partial F / \partial A`, in one pass.
 
     One forward and one backward run whatever the number of places. What most layer methods are made of.
 
@@ -419,7 +419,7 @@ def activation_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tu
 
 
 def bias_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any, Tensor]]:
-    r"""What the operation at a place adds to its linear part, and the gradient there, in one pass.
+    r"""Return what the operation at a place adds to its linear part, and the gradient there, in one pass.
 
     .. math:: b = f(z) - J_f(z) \, z
 
@@ -447,7 +447,7 @@ def bias_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tuple[An
 
 
 def operations(score: Callable[[Tensor], Tensor], x: Tensor) -> tuple[str, ...]:
-    """The places that are single operations or layers of torch: all that computes, each once.
+    """Return the places that are single operations or layers of torch: all that computes, each once.
 
     >>> import torch
     >>> operations(lambda x: torch.relu(x @ torch.ones(2, 3)).sum(), torch.ones(1, 2))
@@ -490,7 +490,7 @@ def _one_pass(score: Score, place: Names, what: Any) -> Callable[[Tensor], tuple
 
 
 def partials(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
-    r"""Like ``activation_and_gradient``, with each of several places varied while the others stay as they are.
+    r"""Return ``activation_and_gradient`` of several places, each varied while the others stay as they are.
 
     The same for one place, and for places of which none comes before another. Otherwise a gradient of
     ``activation_and_gradient`` includes what goes on through later places, which would be counted twice in
@@ -524,7 +524,7 @@ def partials(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
 
 
 def grid(a: Tensor) -> tuple[int, ...]:
-    """The spatial axes of a feature map (D,*U); refused where there are none.
+    """Return the spatial axes of a feature map (D,*U); refused where there are none.
 
     >>> grid(torch.zeros(3, 4, 5))
     (1, 2)
@@ -548,7 +548,7 @@ def local(
     averaged: Averaged | None = None,
     tolerance: float = 0.0,
 ) -> Explain:
-    """The explanation by a rule of activation and gradient; at several places in one pass.
+    """Return the explanation by a rule of activation and gradient; at several places in one pass.
 
     Args:
         score: the score.
@@ -587,7 +587,7 @@ def local(
 def vanishing(
     name: str, score: Score, place: str, tolerance: float = 0.0
 ) -> Callable[[Tensor, Tensor], None]:
-    r"""A watch over the weights of channels: it warns where all of them are rounding.
+    r"""Return a watch over the weights of channels: it warns where all of them are rounding.
 
     Before a normalisation of each channel alone the score does not change if a channel is shifted, so
     :math:`\sum_u G_{d,u} = 0` for every channel d: what is computed of it are the rounding errors of a sum that
@@ -665,7 +665,7 @@ def _after_the_norm(score: Score, place: str, x: Tensor) -> tuple[str, ...]:
 
 
 def at_each(where: str, explaining: Callable[[str], Explain], place: Names) -> Explain:
-    r"""The explanation of one place; of several places one for each, one after the other.
+    r"""Return the explanation of one place; of several places one for each, one after the other.
 
     For methods whose places have no pass in common.
 
@@ -887,7 +887,7 @@ def _probe(like: Tensor) -> Tensor:
 
 
 def all_places(score: Callable[[Tensor], Tensor], x: Tensor, *, grids: bool = False) -> tuple[str, ...]:
-    """The names of all places that the score depends on; each tensor once.
+    """Return the names of all places that the score depends on; each tensor once.
 
     Args:
         score: a score or a model.

@@ -10,7 +10,7 @@ RULES = ("gauss-legendre", "midpoint", "trapezoid", "left", "right")
 
 
 def nodes_and_weights(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Quadrature on [0, 1] with ``steps`` evaluations; the weights always sum to one.
+    """Return a quadrature on [0, 1] with ``steps`` evaluations; the weights always sum to one.
 
     ``gauss-legendre`` is exact for polynomials of degree ``2 steps - 1``, ``midpoint`` and ``trapezoid`` for
     degree 1, ``left`` and ``right`` for constants.

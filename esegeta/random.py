@@ -84,7 +84,7 @@ def _working(where: str, dtype: object) -> torch.dtype:
 
 
 def fold_in(key: Key, index: Key) -> Int64[Tensor, ""]:
-    r"""A new key from a key and a number, for example of a sample, a fold or a purpose.
+    r"""Return a new key from a key and a number, for example of a sample, a fold or a purpose.
 
     .. math:: \mathrm{mix}(\mathrm{mix}(key + c) + \gamma \cdot index)
 
@@ -119,7 +119,7 @@ def fold_in(key: Key, index: Key) -> Int64[Tensor, ""]:
 
 
 def bits(key: Key, shape: Sequence[int], device: Device = None) -> Int64[Tensor, "..."]:
-    r"""Random words: all 64 bits of every int64 are random, the sign included.
+    r"""Draw random words: all 64 bits of every int64 are random, the sign included.
 
     Args:
         key: an int or an int64 tensor of shape ().
@@ -143,7 +143,7 @@ def bits(key: Key, shape: Sequence[int], device: Device = None) -> Int64[Tensor,
 def uniform(
     key: Key, shape: Sequence[int], *, dtype: torch.dtype = torch.float32, device: Device = None
 ) -> Float[Tensor, "..."]:
-    r"""Numbers that are uniform on [0, 1).
+    r"""Draw numbers that are uniform on [0, 1).
 
     Multiples of 2^-24, of 2^-53 in float64. Shorter dtypes are rounded from float32; what would become 1
     becomes the number below it. One key gives the same numbers in all dtypes, up to their precision.
@@ -176,7 +176,7 @@ def uniform(
 def normal(
     key: Key, shape: Sequence[int], *, dtype: torch.dtype = torch.float32, device: Device = None
 ) -> Float[Tensor, "..."]:
-    r"""Numbers from the normal distribution of mean 0 and variance 1, by the Box-Muller transform.
+    r"""Draw numbers from the normal distribution of mean 0 and variance 1, by the Box-Muller transform.
 
     .. math:: z_{2p} = \sqrt{-2 \ln u_p} \cos t_p, \qquad z_{2p+1} = \sqrt{-2 \ln u_p} \sin t_p
 
@@ -221,7 +221,7 @@ def normal(
 def integers(
     key: Key, shape: Sequence[int], *, low: int, high: int, device: Device = None
 ) -> Int64[Tensor, "..."]:
-    r"""Whole numbers that are uniform on [low, high).
+    r"""Draw whole numbers that are uniform on [low, high).
 
     By remainder: the probabilities of two numbers differ by at most 2^-63.
 
@@ -256,7 +256,7 @@ def integers(
 def signs(
     key: Key, shape: Sequence[int], *, dtype: torch.dtype = torch.float32, device: Device = None
 ) -> Float[Tensor, "..."]:
-    r"""Random signs: -1 or 1, each with probability a half (Rademacher).
+    r"""Draw random signs: -1 or 1, each with probability a half (Rademacher).
 
     Args:
         key: an int or an int64 tensor of shape ().
@@ -279,7 +279,7 @@ def signs(
 
 
 def permutation(key: Key, n: int, device: Device = None) -> Int64[Tensor, " n"]:
-    r"""The numbers 0 to n - 1 in random order, by sorting random words.
+    r"""Return the numbers 0 to n - 1 in random order, by sorting random words.
 
     Every order has probability 1/n! but for ties between words, of probability below n^2 / 2^65, which keep
     their order.

@@ -184,7 +184,7 @@ def _predicted(where: str, z: Tensor, target: Whole, exclusive: bool) -> Tensor:
 
 
 def predicted_mask(z: Tensor, target: Whole, *, exclusive: bool = True) -> Tensor:
-    r"""Where an output predicts a class: :math:`M_v = 1[\hat y_v = c]`.
+    r"""Return where an output predicts a class: :math:`M_v = 1[\hat y_v = c]`.
 
     The building block of frozen masks: ``region(model, 1, predicted_mask(model(x), 1))`` is
     ``predicted_class_sum(model, 1, at=x)``.
@@ -357,7 +357,7 @@ def _summed(where: str, model: Model, target: Whole, exclusive: bool, mask: Mask
 def predicted_class_sum(
     model: Model, target: Whole, *, at: Tensor | None = None, dynamic: bool = False, exclusive: bool = True
 ) -> Score:
-    r"""The scores of a class, summed where that class is predicted: the usual choice for segmentation.
+    r"""Sum the scores of a class where that class is predicted: the usual choice for segmentation.
 
     .. math:: F(x) = \sum_{v \in M} z_{c,v}, \qquad M = \{v : \hat y_v = c\} \text{ at } x_0
 
@@ -397,7 +397,7 @@ def predicted_class_sum(
 def otsu_sum(
     model: Model, *, part: str = "foreground", at: Tensor | None = None, dynamic: bool = False
 ) -> Score:
-    r"""The scores of a one-channel output, summed above (or not above) its Otsu threshold.
+    r"""Sum the scores of a one-channel output above (or not above) its Otsu threshold.
 
     .. math::
 
@@ -457,7 +457,7 @@ def otsu_sum(
 
 @reducer(example={"target": 1})
 def class_sum(model: Model, target: Whole, *, exclusive: bool = True) -> Score:
-    r"""The scores of a class, summed over the whole map.
+    r"""Sum the scores of a class over the whole map.
 
     .. math:: F(x) = \sum_v z_{c,v}
 
@@ -484,7 +484,7 @@ def class_sum(model: Model, target: Whole, *, exclusive: bool = True) -> Score:
 
 @reducer(example={"target": 1})
 def class_mean(model: Model, target: Whole, *, of: str = "logits", exclusive: bool = True) -> Score:
-    r"""The scores of a class, averaged over the whole map: global average pooling.
+    r"""Average the scores of a class over the whole map: global average pooling.
 
     .. math:: F(x) = \frac1{|S|} \sum_v z_{c,v} \quad\text{or}\quad \frac1{|S|} \sum_v p_{c,v}
 
@@ -519,7 +519,7 @@ def class_mean(model: Model, target: Whole, *, of: str = "logits", exclusive: bo
 
 @reducer(example={"target": 1, "index": (1, 2)})
 def voxel(model: Model, target: Whole, index: Sequence[Whole] | Tensor, *, exclusive: bool = True) -> Score:
-    r"""The score of a class at one voxel: why *here*?
+    r"""Read the score of a class at one voxel: why *here*?
 
     .. math:: F(x) = z_{c,v}
 
@@ -576,7 +576,7 @@ def voxel(model: Model, target: Whole, index: Sequence[Whole] | Tensor, *, exclu
 def region(
     model: Model, target: Whole, mask: Tensor, *, average: bool = False, exclusive: bool = True
 ) -> Score:
-    r"""The scores of a class, summed or averaged over a region that you choose.
+    r"""Sum or average the scores of a class over a region that you choose.
 
     .. math:: F(x) = \sum_{v \in M} z_{c,v} \quad\text{or}\quad \frac1{|M|} \sum_{v \in M} z_{c,v}
 
@@ -620,7 +620,7 @@ def component(
     dynamic: bool = False,
     exclusive: bool = True,
 ) -> Score:
-    r"""The scores of a class, summed over one connected part of its prediction: one lesion, one vessel.
+    r"""Sum the scores of a class over one connected part of its prediction: one lesion, one vessel.
 
     .. math:: F(x) = \sum_{v \in M_k} z_{c,v}
 
@@ -659,7 +659,7 @@ def component(
 def boundary(
     model: Model, target: Whole, *, at: Tensor | None = None, dynamic: bool = False, exclusive: bool = True
 ) -> Score:
-    r"""The scores of a class, summed along the boundary of its prediction: why does it end *there*?
+    r"""Sum the scores of a class along the boundary of its prediction: why does it end *there*?
 
     .. math:: F(x) = \sum_{v \in \partial M} z_{c,v}, \qquad M = \{v : \hat y_v = c\}
 
@@ -697,7 +697,7 @@ def boundary(
 
 @reducer(example={"target": 1})
 def soft_count(model: Model, target: Whole, *, exclusive: bool = True) -> Score:
-    r"""The expected number of voxels of a class: the volume that the model sees, with a gradient.
+    r"""Sum the probabilities of a class: the volume that the model expects, with a gradient.
 
     .. math:: F(x) = \sum_v p_{c,v}
 
@@ -723,7 +723,7 @@ def soft_count(model: Model, target: Whole, *, exclusive: bool = True) -> Score:
 
 @reducer(output="any", example={"target": 1})
 def margin(model: Model, target: Whole, other: Whole | None = None, mask: Tensor | None = None) -> Score:
-    r"""How far a class leads another, or all others: why this class *and not that one*?
+    r"""Measure how far a class leads another, or all others: why this class *and not that one*?
 
     .. math::
 
@@ -785,7 +785,7 @@ def finer(
     k: int = 3,
     alpha: float = 1.0,
 ) -> Score:
-    r"""How far a class leads those that it is most easily mistaken for: what tells it from *them*?
+    r"""Measure how far a class leads those that it is most easily mistaken for: what tells it from *them*?
 
     .. math::
 
@@ -864,7 +864,7 @@ def finer(
 def log_probability(
     model: Model, target: Whole, *, mask: Tensor | None = None, exclusive: bool = True
 ) -> Score:
-    r"""The log-probability of a class, summed over a region.
+    r"""Sum the log-probability of a class over a region.
 
     .. math:: F(x) = \sum_{v \in M} \log p_{c,v}
 
@@ -901,7 +901,7 @@ def log_probability(
 def negative_loss(
     model: Model, labels: Tensor, *, kind: str = "cross_entropy", exclusive: bool = True
 ) -> Score:
-    r"""How well the output agrees with a reference: minus the loss, so evidence for the truth is positive.
+    r"""Measure how well the output agrees with a reference: minus the loss, so evidence for it is positive.
 
     .. math::
 
@@ -977,7 +977,7 @@ def negative_loss(
 
 @reducer(output="any")
 def uncertainty(model: Model, *, exclusive: bool = True) -> Score:
-    r"""The mean entropy of the predicted probabilities: where does doubt come from?
+    r"""Average the entropy of the predicted probabilities: where does doubt come from?
 
     .. math:: F(x) = -\frac1{|S|} \sum_v \sum_k p_{k,v} \log p_{k,v}
 
@@ -1013,7 +1013,7 @@ def uncertainty(model: Model, *, exclusive: bool = True) -> Score:
 
 @reducer(differentiable=False, example={"target": 1})
 def predicted_count(model: Model, target: Whole, *, exclusive: bool = True) -> Score:
-    r"""The number of voxels that are predicted as a class: for methods that need only values.
+    r"""Count the voxels that are predicted as a class: for methods that need only values.
 
     .. math:: F(x) = |\{v : \hat y_v = c\}|
 
@@ -1050,12 +1050,53 @@ def predicted_count(model: Model, target: Whole, *, exclusive: bool = True) -> S
     return score
 
 
+@reducer(mask=True, differentiable=False, example={"target": 1})
+def predicted_dice(model: Model, target: Whole, *, at: Tensor, exclusive: bool = True) -> Score:
+    r"""Return how much of the prediction at the explained input stays: what curves of metrics follow in segmentation.
+
+    .. math:: F(x) = \frac{2 |P(x) \cap M|}{|P(x)| + |M|}, \qquad P(x) = \{v : \hat y_v = c\}, \quad M = P(x_0)
+
+    1 at the explained input, 0 where none of its object is found. Constant but for jumps where a voxel changes
+    class: for methods and metrics that need only values.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)``.
+        target: class number.
+        at: the explained input, whose prediction is the reference.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()`` in [0, 1], in the dtype of the output.
+
+    Example:
+        >>> import esegeta as eg
+        >>> x = torch.tensor([[-1., 2., 3., -7.]])
+        >>> score = eg.reducers.predicted_dice(lambda x: x, 1, at=x)
+        >>> score(x).item(), score(x - 2.5).item()
+        (1.0, 0.6666666865348816)
+
+    Reference: A. Zijdenbos et al., "Morphometric analysis of white matter lesions in MR images", 1994.
+    """
+    here = "predicted_dice"
+    target = _target(here, target)
+    empty = f"class {check.values(target)} is predicted nowhere at x"
+    predicted = lambda z: _predicted(here, z.detach(), target, exclusive)
+    reference = _frozen(here, model, predicted, at, False, empty)
+
+    def score(x: Tensor) -> Tensor:
+        z = _output(here, model, x)
+        now, then = predicted(z), reference(z)
+        return 2 * (now & then).sum().to(z.dtype) / (now.sum() + then.sum()).to(z.dtype)
+
+    return score
+
+
 # --- Classification ---------------------------------------------------------------------------------------
 
 
 @reducer(output="vector", example={"target": 1})
 def logit(model: Model, target: Whole, *, exclusive: bool = True) -> Score:
-    r"""The score of a class before softmax: the usual choice for classification.
+    r"""Read the score of a class before softmax: the usual choice for classification.
 
     .. math:: F(x) = z_c
 
@@ -1079,7 +1120,7 @@ def logit(model: Model, target: Whole, *, exclusive: bool = True) -> Score:
 
 @reducer(output="vector", example={"target": 1})
 def probability(model: Model, target: Whole, *, exclusive: bool = True) -> Score:
-    r"""The probability of a class.
+    r"""Read the probability of a class.
 
     .. math:: F(x) = p_c
 

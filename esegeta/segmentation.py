@@ -38,7 +38,7 @@ def slic(
     iterations: int = 10,
     mask: Bool[Tensor, "..."] | None = None,
 ) -> Labels:
-    r"""Supervoxels: compact parts of about equal size that follow the edges of the image.
+    r"""Cut an image into supervoxels: compact parts of about equal size that follow its edges.
 
     .. math:: D(v, k)^2 = \frac{1}{C} \sum_c \left( \frac{x_{c,v} - \mu_{c,k}}{m \, \sigma_c} \right)^2
               + \frac{\|p_v - q_k\|^2}{s^2}
@@ -105,7 +105,7 @@ def graph_segmentation(
     sigma: float | int = 0.8,
     minimum: float | int = 0.0,
 ) -> Labels:
-    r"""Parts between which the image changes more than within them.
+    r"""Cut an image into parts between which it changes more than within them.
 
     .. math:: A, B \text{ join} \iff w(e) \le \min\left( I(A) + \frac{k}{|A|},\; I(B) + \frac{k}{|B|} \right)
 
@@ -158,7 +158,7 @@ def graph_segmentation(
 
 
 def relabelled(labels: Labels) -> Labels:
-    r"""The same parts, numbered 0, 1, ... n-1 in the order of their labels. Negative ones become -1.
+    r"""Number parts 0, 1, ... n-1 in the order of their labels; negative labels become -1.
 
     Args:
         labels: whole numbers, (\*S) or of any other shape.
@@ -177,7 +177,7 @@ def relabelled(labels: Labels) -> Labels:
 def dilated(
     mask: Bool[Tensor, "..."], radius: float | int, *, spacing: Spacing | None = None
 ) -> Bool[Tensor, "..."]:
-    r"""Everything within a distance of a mask: its dilation by a ball.
+    r"""Return everything within a distance of a mask: its dilation by a ball.
 
     .. math:: \{v : \min_{u \in M} \|p_v - p_u\| \le r\}
 
@@ -217,7 +217,7 @@ def ranked(
     least: int = 1,
     spacing: Spacing | None = None,
 ) -> Labels:
-    r"""The parts of one or many segmentations, in the order in which a greedy choice takes them.
+    r"""Rank the parts of one or many segmentations in the order in which a greedy choice takes them.
 
     .. math:: s_k = \arg\max_s \frac{1}{|s \setminus M_k|} \sum_{v \in s \setminus M_k} a_v, \qquad
               M_{k+1} = M_k \cup s_k
@@ -261,7 +261,7 @@ def ranked(
 
 
 def averaged(a: Float[Tensor, "..."], labels: Labels) -> Float[Tensor, "..."]:
-    r"""Each voxel gets the mean of its part, channel by channel: sums over parts stay what they are.
+    r"""Give each voxel the mean of its part, channel by channel: sums over parts stay what they are.
 
     .. math:: b_{c,v} = \frac{1}{|s(v)|} \sum_{u \in s(v)} a_{c,u}
 
@@ -295,7 +295,7 @@ def averaged(a: Float[Tensor, "..."], labels: Labels) -> Float[Tensor, "..."]:
 
 
 def voxel_size(where: str, spacing: Spacing | None, axes: int) -> tuple[float, ...]:
-    """The spacing as numbers, 1 per axis where it is not given; refused where it does not fit the axes.
+    """Return the spacing as numbers, 1 per axis where it is not given; refuse what does not fit the axes.
 
     >>> voxel_size("demo", None, 2), voxel_size("demo", torch.tensor([1.0, 3.0]), 2)
     ((1.0, 1.0), (1.0, 3.0))

@@ -13,7 +13,7 @@ def _weight(d: int, k: int) -> float:
 
 
 def every(d: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """One coalition of every complementary pair, the heaviest first, and their weights."""
+    """Return one coalition of every complementary pair, the heaviest first, and their weights."""
     z = (torch.arange(1, 2 ** (d - 1), device=device)[:, None] >> torch.arange(d, device=device)) & 1
     size = z.sum(1)
     order = torch.argsort(torch.minimum(size, d - size), stable=True)
@@ -22,7 +22,7 @@ def every(d: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def drawn(key: int | Tensor, d: int, pairs: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The coalitions of one part, then drawn ones of 2 to d - 2 parts with the weight of all of those."""
+    """Return the coalitions of one part, then drawn ones of 2 to d - 2 parts with the weight of all of those."""
     laws = torch.tensor([1 / (k * (d - k)) for k in range(2, d - 1)], dtype=torch.float64, device=device)
     places = torch.cumsum(laws / laws.sum(), 0)[:-1]
 
@@ -37,7 +37,7 @@ def drawn(key: int | Tensor, d: int, pairs: int, device: torch.device) -> tuple[
 
 
 def fit(signs: Tensor, weights: Tensor, gain: Tensor, total: Tensor, free: int) -> tuple[Tensor, Tensor]:
-    """Least squares of ``gain = signs @ a`` with ``a.sum() = total``, and the jackknife's error.
+    """Fit ``gain = signs @ a`` with ``a.sum() = total`` by least squares, with the jackknife's error.
 
     The last ``free`` rows were drawn, the others are always there.
     """

@@ -55,7 +55,7 @@ def _heat(n: int, sigma: float | Tensor, device: torch.device) -> Tensor:
 def blur(
     x: Float[Tensor, "..."], sigma: float | int | Float[Tensor, ""], spacing: Spacing | None = None
 ) -> Float[Tensor, "..."]:
-    r"""Gaussian smoothing made for grids: heat flows between neighbouring voxels, and none leaves the volume.
+    r"""Smooth as a Gaussian does, made for grids: heat flows between neighbours, and none leaves the volume.
 
     .. math:: y = B \, \mathrm{diag}\!\left(e^{-\frac{\sigma^2}{2} (2 - 2 \cos \pi k / n)}\right) B^\top x
 
@@ -116,7 +116,7 @@ def _grow(mask: Tensor, faces: bool) -> Tensor:
 
 
 def dilate(mask: Bool[Tensor, "..."], *, faces: bool = True) -> Bool[Tensor, "..."]:
-    r"""The mask and its neighbours. Outside of the volume is background.
+    r"""Return the mask and its neighbours. Outside of the volume is background.
 
     .. math:: D(M) = \{v : \exists u \in M, \|u - v\| \le 1\}
 
@@ -141,7 +141,7 @@ def dilate(mask: Bool[Tensor, "..."], *, faces: bool = True) -> Bool[Tensor, "..
 
 
 def erode(mask: Bool[Tensor, "..."], *, faces: bool = True) -> Bool[Tensor, "..."]:
-    r"""The mask without the voxels next to its background. Outside of the volume is foreground.
+    r"""Return the mask without the voxels next to its background. Outside of the volume is foreground.
 
     .. math:: E(M) = \overline{D(\overline{M})}
 
@@ -164,7 +164,7 @@ def erode(mask: Bool[Tensor, "..."], *, faces: bool = True) -> Bool[Tensor, "...
 
 
 def boundary(mask: Bool[Tensor, "..."], *, faces: bool = True) -> Bool[Tensor, "..."]:
-    r"""The voxels on both sides of the surface of the mask. The border of the volume is no surface.
+    r"""Return the voxels on both sides of the surface of the mask. The border of the volume is no surface.
 
     .. math:: \partial M = D(M) \setminus E(M)
 

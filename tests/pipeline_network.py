@@ -13,3 +13,8 @@ def network(channels=1, width=4, axes=3):
             p.copy_(torch.linspace(-1, 1, p.numel()).sin().reshape(p.shape))
         net[2].bias.copy_(torch.tensor([0.0, 0.5]))
     return net.eval()
+
+
+def weightless():
+    """A network that has learnt nothing: one class, no weights."""
+    return nn.Sequential(nn.AvgPool3d(3, 1, 1), nn.Softplus()).eval()

@@ -376,3 +376,22 @@ def test_a_library_that_mixes_the_examples_of_a_batch_breaks_the_contract():
     mixing = Peer(lambda: lambda _, xs: xs - xs.mean(0))
     with pytest.raises(AssertionError, match="its own batch: differs by"):
         contract.check("batched_equals_loop", peers.subject("mixing", mixing, {}))
+
+
+# -- what was found in them ----------------------------------------------------------------------------------------
+
+
+def test_the_page_answers_every_question():
+    """The table is written by a command, by hand; what is asked, and what is known to be violated, it has to say."""
+    from esegeta.conformance.adapters.__main__ import PAGE, QUESTIONS
+
+    found = PAGE.read_text().partition("<!-- found -->\n")[2].partition("<!-- end of found -->")[0]
+    rows = [[cell.strip(" `") for cell in line.split(" | ")] for line in found.splitlines()[2:]]
+    names = {name.replace("grad-cam", "grad_cam") for name in adapters.LIBRARIES}
+    asked = [(*method.split(":", 1), axiom) for method, axioms in QUESTIONS for axiom in axioms]
+    assert [(row[0].strip("| ").split()[0], row[1], row[2]) for row in rows] == asked
+    assert {library for library, _, _ in asked} <= names
+    verdicts = {(row[1], row[2]): row[3] for row in rows}
+    assert set(verdicts.values()) <= {"holds", "violated"}
+    assert verdicts["GuidedBackprop", "implementation_invariance"] == "violated"
+    assert verdicts["DeepLift", "completeness"] == "violated"

@@ -1,5 +1,6 @@
 """Every Python block of the pages runs, and the pages say what is there."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -109,3 +110,57 @@ def test_a_page_reports_the_line_that_fails(tmp_path):
     with pytest.raises(AssertionError) as caught:
         exec(compile(code(page), str(page), "exec"), {})
     assert caught.traceback[-1].lineno + 1 == 10
+
+
+# No verb begins with one of these; other words that end like a plural, a participle or a gerund are none either.
+NO_VERBS = re.compile(
+    "A|About|After|All|Also|An|And|Another|As|At|Both|By|Each|Every|For|From|He|How|If|In|Inside|It|Its|Like|No|Nor|Of|"
+    "On|One|Only|Or|Other|Over|Some|That|The|Their|There|These|They|This|Those|To|Under|What|When|Where|Whether|"
+    "Which|Who|Why|With|Without"
+)
+VERBS_IN_S = {"Compress", "Cross", "Express", "Pass", "Process"}
+VERBS_IN_ED = {"Embed", "Feed", "Need", "Read", "Seed", "Spread", "Bring"}
+
+
+def is_verb(word):
+    """Whether a docstring that begins with this word says what to do."""
+    plain = re.fullmatch(r"[A-Z][a-z]+(-[a-z]+)?", word) is not None
+    ends = word.endswith(("s", "ed", "ing")) and word not in VERBS_IN_S | VERBS_IN_ED
+    return plain and NO_VERBS.fullmatch(word) is None and not ends
+
+
+def public_functions(node, prefix=""):
+    for inner in ast.iter_child_nodes(node):
+        named = isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        if not named or inner.name.startswith("_"):
+            continue
+        if isinstance(inner, ast.ClassDef):
+            yield from public_functions(inner, f"{prefix}{inner.name}.")
+        else:
+            yield f"{prefix}{inner.name}", inner
+
+
+LATER = ("run", "plot", "metrics", "radiomics", "cli.py")
+SOURCES = [p for p in Path(esegeta.__file__).parent.rglob("*.py") if not p.name.startswith("test_")]
+
+
+def test_public_docstrings_begin_with_a_verb():
+    """A property may be a noun; what it is not, is a question."""
+    wrong = []
+    for path in [p for p in SOURCES if p.relative_to(ROOT / "esegeta").parts[0] not in LATER]:
+        for name, function in public_functions(ast.parse(path.read_text())):
+            text = ast.get_docstring(function)
+            if text is None:
+                continue
+            word = text.split()[0].strip(",:;.")
+            noun = any("property" in ast.unparse(d) for d in function.decorator_list)
+            if word in ("What", "Whether", "How") or not (noun or is_verb(word)):
+                wrong.append(f"{path.name}, line {function.lineno}: {name}: {text.splitlines()[0]}")
+    assert not wrong, "begin with a verb:\n" + "\n".join(wrong)
+
+
+def test_verbs_are_told_from_other_words():
+    assert all(map(is_verb, ["Return", "Pass", "Read", "Re-run", "Bring"]))
+    assert not any(
+        map(is_verb, ["What", "Whether", "The", "Boxes", "Returns", "Shared", "``x", "[0,", "1/n"])
+    )

@@ -344,19 +344,24 @@ def test_a_summary_is_what_is_written_and_a_mean_is_of_those_that_came(tmp_path)
         values = nibabel.load(folder / record["map"]).get_fdata()
         inside = nibabel.load(folder / record["prediction"]).get_fdata() > 0
         assert 0 < inside.sum() < inside.size
-        assert one["inside_sum"] == pytest.approx(values[inside].sum(), rel=1e-5, abs=1e-5)
-        assert one["outside_mean"] == pytest.approx(values[~inside].mean(), rel=1e-5, abs=1e-7)
-        assert one["inside_share"] == pytest.approx(
-            np.abs(values[inside]).sum() / np.abs(values).sum(), rel=1e-5
-        )
-        assert one["inside_share"] + one["outside_share"] == pytest.approx(1)
-        assert one["inside_max"] == pytest.approx(values[inside].max(), rel=1e-6)
-        assert one["inside_volume"] == pytest.approx(3.0 * inside.sum())
-        sums.append(one["inside_sum"])
-    assert mean["inside_sum"] == pytest.approx(np.mean(sums))
+        within, outside = one["rows"]
+        assert (within["region"], outside["region"]) == ("inside", "outside")
+        assert within["sum"] == pytest.approx(values[inside].sum(), rel=1e-5, abs=1e-5)
+        assert outside["mean"] == pytest.approx(values[~inside].mean(), rel=1e-5, abs=1e-7)
+        assert within["share"] == pytest.approx(np.abs(values[inside]).sum() / np.abs(values).sum(), rel=1e-5)
+        assert within["share"] + outside["share"] == pytest.approx(1)
+        assert within["max"] == pytest.approx(values[inside].max(), rel=1e-6)
+        assert within["volume_mm3"] == pytest.approx(3.0 * inside.sum())
+        sums.append(within["sum"])
+    assert mean["rows"][0]["sum"] == pytest.approx(np.mean(sums))
     rows = list(csv.DictReader((folder / "regions_mean.csv").read_text().splitlines()))
-    assert [(row["method"], row["subjects"], row["status"]) for row in rows] == [("gradient", "2", "partial")]
-    assert len((folder / "regions.csv").read_text().splitlines()) == 4
+    assert [(row["method"], row["region"], row["n"], row["status"]) for row in rows] == [
+        ("gradient", "inside", "2", "partial"),
+        ("gradient", "outside", "2", "partial"),
+    ]
+    assert (
+        len((folder / "regions.csv").read_text().splitlines()) == 6
+    )  # two regions of two, and one without a map
     assert len((folder / "summary.csv").read_text().splitlines()) == 4
     page = (folder / "report.html").read_text()
     assert "Regions, mean over subjects" in page
@@ -379,18 +384,8 @@ def test_without_any_input_there_is_no_mean(tmp_path):
     assert told["mean_spot_gradient"]["error"] == (
         "there is no result of sub-1_spot_gradient_summary and 1 more"
     )
-    assert told["mean_spot_gradient"]["inside_sum"] is None
+    assert told["mean_spot_gradient"]["rows"] == []
     assert (tmp_path / "out" / "summary.csv").exists()
-
-
-def test_of_a_partial_map_only_what_is_known_counts():
-    map = torch.tensor([[1.0, torch.nan, -3.0]])
-    found = summary.of_region(map, torch.tensor([True, True, False]), 1.0)
-    assert (found["sum"], found["share"], found["volume"]) == (1.0, 0.25, 2.0)
-    empty = summary.of_region(map, torch.zeros(3, dtype=torch.bool), 1.0)
-    assert (empty["mean"], empty["min"], empty["max"], empty["sum"]) == (None, None, None, 0.0)
-    nothing = summary.of_region(0 * map, torch.ones(3, dtype=torch.bool), 1.0)
-    assert nothing["share"] is None
 
 
 def test_the_columns_of_maps_are_those_of_their_kind():

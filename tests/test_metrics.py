@@ -12,6 +12,7 @@ from torch import nn
 
 import esegeta as eg
 from esegeta import features, metrics, random
+from esegeta._registry import METRICS
 from esegeta.engine.execution import execution
 from esegeta.metrics import given
 from esegeta.metrics.curves import area_under
@@ -35,23 +36,29 @@ def area_of(values, sizes):
     return total / at[-1]
 
 
+OF_ONE_IMAGE = [n for n, spec in METRICS.items() if "network" not in spec.needs and n != "random_logit"]
+SETTINGS = {
+    "infidelity": {"multiplied": True},
+    "road": {"steps": 3},
+    "performance_information": {"steps": 3},
+    "irof": {"features": features.grid(2)},
+    "mu_fidelity": {"features": features.grid(2)},
+    "relative_representation_stability": {"place": "layer"},
+}
+
+
+def made(name, explain, score, **settings):
+    """A registered metric of an explanation, with the score if it needs one."""
+    spec = METRICS[name]
+    rest = [score] if "score" in spec.needs else []
+    return spec.fn(explain, *rest, **{**SETTINGS.get(name, {}), **settings})
+
+
 def judged():
     """Every registered metric that is asked about one image, on one explanation and one score."""
     w = noise(2, 4, 5)
-    score = lambda x: (w * x).tanh().sum() + 5
-    explain = eg.input_x_gradient(score)
-    named = {}
-    for name in metrics.__all__:
-        metric = getattr(metrics, name)
-        sort_of = inspect.signature(metric).parameters if inspect.isfunction(metric) else {}
-        if next(iter(sort_of), "") != "explain" or name in ("random_logit", "given"):
-            continue
-        settings = {"multiplied": True} if name == "infidelity" else {}
-        settings |= {"steps": 3} if name == "road" else {}
-        settings |= {"features": features.grid(2)} if name in ("irof", "mu_fidelity") else {}
-        rest = [score] if {"score", "model"} & set(sort_of) else []
-        named[name] = metric(explain, *rest, **settings)
-    return named
+    score = lambda x: eg.name(w * x, "layer").tanh().sum() + 5
+    return {name: made(name, eg.input_x_gradient(score), score) for name in OF_ONE_IMAGE}
 
 
 JUDGED = judged()
@@ -311,6 +318,79 @@ def test_drop_increase_and_gain_of_what_a_map_shows():
     assert metrics.average_increase(explain, lambda x: x.sum() * torch.nan)(x).isnan()
 
 
+def test_what_is_highlighted_goes_first_and_the_share_that_is_lost_is_told():
+    w = torch.tensor([[3.0, 2.0, 1.0, 0.0]], dtype=DOUBLE)
+    x = torch.ones(1, 4, dtype=DOUBLE)
+    found = metrics.fidelity(given(w), linear(w), steps=4)(x)
+    assert found.values.tolist() == pytest.approx([0, 3 / 6, 5 / 6, 1, 1])
+    half = metrics.fidelity(given(w), linear(w), steps=2, most=0.5)(x)
+    assert half.fractions.tolist() == [0, 0.25, 0.5]
+    assert half.area.item() == pytest.approx(((3 / 6) / 2 + (3 / 6 + 5 / 6) / 2) / 2)
+    assert metrics.fidelity(given(w), linear(-w), steps=4)(x).area.isnan()
+    with pytest.raises(ValueError, match=r"metrics.fidelity: expected most in \(0, 1\], got 2"):
+        metrics.fidelity(given(w), linear(w), most=2)
+
+
+def test_curves_follow_the_dice_with_the_prediction():
+    """In segmentation the curve can be of what is left of the object, and not of the score."""
+    model = lambda x: torch.cat([0 * x[:1], x[:1] + 0.5 * x[:1].roll(1, -1) - 0.5])
+    x = torch.zeros(1, 8, 8, dtype=DOUBLE)
+    x[0, 2:6, 2:6] = torch.linspace(1, 2, 16, dtype=DOUBLE).reshape(4, 4)
+    overlap = eg.reducers.predicted_dice(model, 1, at=x)
+    curve = metrics.deletion(given(x), overlap, features=features.elements(), steps=None)(x)
+    then, order = model(x).argmax(0) == 1, x.flatten().argsort(descending=True)
+    for t in (0, 3, 9, 16):
+        y = x.flatten().clone()
+        y[order[:t]] = 0
+        now = model(y.reshape(x.shape)).argmax(0) == 1
+        dice = 2 * (now & then).sum() / (now.sum() + then.sum())
+        assert curve.values[t].item() == pytest.approx(dice.item())
+    assert metrics.fidelity(given(x), overlap)(x).area > 0.5
+    assert metrics.insertion(given(x), overlap)(x).values[-1] == 1
+    assert metrics.road(given(x), overlap, steps=2)(x).values[0] == 1
+
+
+def entropy_of(values):
+    counts = [values.count(v) for v in set(values)]
+    return -sum(c / len(values) * math.log2(c / len(values)) for c in counts)
+
+
+def test_performance_information_equals_a_plain_loop():
+    x, copy, a = noise(1, 3, 5), torch.zeros(1, 3, 5, dtype=DOUBLE), noise(1, 3, 5, seed=1)
+    score = lambda x: (x * torch.linspace(-1, 3, 15, dtype=DOUBLE).reshape(1, 3, 5)).sum().sigmoid()
+    x = x * torch.sign(torch.linspace(-1, 3, 15, dtype=DOUBLE).reshape(1, 3, 5) * x)  # better than its copy
+    found = metrics.performance_information(given(a), score, steps=15)(x, copy)
+    low, high = x.amin().item(), x.amax().item()
+
+    def bits(y):
+        left = []
+        for row in y[0].tolist():
+            before = 0
+            for v in row:
+                q = min(255, max(0, round((v - low) / (high - low) * 255)))
+                left.append((q - before) % 256)
+                before = q
+        return len(left) * entropy_of(left)
+
+    order = a.flatten().argsort(descending=True)
+    images = []
+    for t in range(16):
+        y = copy.flatten().clone()
+        y[order[:t]] = x.flatten()[order[:t]]
+        images.append(y.reshape(x.shape))
+
+    def climbed(numbers):
+        share = [(n - numbers[0]) / (numbers[-1] - numbers[0]) for n in numbers]
+        return [max(min(max(s, 0), 1) for s in share[: t + 1]) for t in range(len(share))]
+
+    assert found.fractions.tolist() == pytest.approx(climbed([bits(y) for y in images]))
+    assert found.values.tolist() == pytest.approx(climbed([float(score(y)) for y in images]))
+    steps = zip(found.fractions.tolist(), found.values.tolist(), strict=True)
+    area = sum((q - p) * (u + v) / 2 for (p, u), (q, v) in itertools.pairwise(steps))
+    assert found.area.item() == pytest.approx(area)
+    assert metrics.performance_information(given(a), lambda x: -score(x))(x, copy).area.isnan()
+
+
 # --- Imputation and ROAD ----------------------------------------------------------------------------------
 
 
@@ -514,6 +594,19 @@ def test_sensitivity_of_zeros_is_undefined():
     assert metrics.sensitivity_mean(zero)(noise(1, 4), key=0).isnan()
 
 
+def test_relative_stability_of_a_representation_equals_a_plain_loop():
+    x, w = noise(1, 5), noise(1, 5, seed=1)
+    inner = lambda x: x**2 + w
+    score = lambda x: eg.name(inner(x), "layer").sum()
+    explain, around, found = eg.gradient(score), random.fold_in(2, 1), []
+    for i in range(6):
+        step = (2 * random.uniform(random.fold_in(around, i), x.shape, dtype=DOUBLE) - 1) * 0.3
+        up = ((explain(x + step) - explain(x)) / explain(x)).norm()
+        found.append(float(up / ((inner(x + step) - inner(x)) / inner(x)).norm().clamp(min=1e-6)))
+    measure = metrics.relative_representation_stability(explain, score, place="layer", radius=0.3, samples=6)
+    assert measure(x, key=2).item() == pytest.approx(max(found))
+
+
 # --- How alike --------------------------------------------------------------------------------------------
 
 
@@ -655,6 +748,42 @@ def test_draws_of_a_layer_do_not_depend_on_the_others():
     assert torch.equal(alone[3].weight, both[3].weight)
 
 
+def test_the_maps_of_a_cascade_are_those_that_it_follows():
+    net, x = network(), noise(1, 8, 8).float()
+    maps = metrics.cascade_maps(METHOD, net)(x, key=1)
+    found = metrics.cascade(METHOD, net)(x, key=1)
+    assert maps.maps.shape == (5, 1, 8, 8)
+    assert torch.allclose(metrics.followed(maps).values, found.values)
+    assert found.area.item() == pytest.approx(found.values[1:].mean().item())
+    rows = found.rows()
+    assert [row["layer"] for row in rows] == ["", "5", "3", "1", "0"]
+    assert [row["value"] for row in rows] == found.values.tolist()
+    assert found.csv().splitlines()[0] == "step,layer,value"
+    assert len(found.csv().splitlines()) == 6
+
+
+def test_any_metric_can_be_followed_down_a_cascade():
+    net, x = network(), noise(1, 8, 8).float()
+    mask = noise(8, 8, seed=3) > 0
+    located = metrics.cascaded(metrics.roc_auc, METHOD, net)(x, key=1, mask=mask)
+    maps = metrics.cascade_maps(METHOD, net)(x, key=1).maps
+    by_hand = [metrics.roc_auc(given(a))(x, mask=mask).item() for a in maps]
+    assert located.values.tolist() == pytest.approx(by_hand)
+    # Each step is judged by the network that it explains: of exact maps nothing is missed on the way.
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Linear(5, 2)).eval()
+    logit = lambda model: eg.reducers.logit(model, 0)
+    metric = functools.partial(metrics.infidelity, multiplied=False, samples=4)
+    judge = metrics.cascaded(metric, lambda m: eg.gradient(logit(m)), plain, score=logit)
+    assert judge(x, key=1).values.max() < 1e-9
+
+
+def test_averages_of_noisy_maps_are_followed_by_name():
+    net, x = network(), noise(1, 8, 8).float()
+    by_hand = lambda model: eg.smooth(METHOD(model), noise=0.2, samples=3)
+    found = metrics.smprt(METHOD, net, noise=0.2, samples=3)(x, key=1)
+    assert torch.allclose(found.values, metrics.cascade(by_hand, net)(x, key=1).values)
+
+
 # --- Null models ------------------------------------------------------------------------------------------
 
 
@@ -702,6 +831,70 @@ def test_a_number_that_is_undefined_has_no_p():
     assert found.p.isnan()
 
 
+def test_the_channels_of_a_layer_are_a_null():
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64, 2)
+    )
+    x, mask = noise(1, 8, 8).float(), noise(8, 8, seed=1) > 0
+    score = eg.reducers.logit(eg.from_module(net.eval()), 0)
+    null = metrics.random_cam(score, "1")
+    assert null(x, 3, x).shape == (1, 8, 8)
+    judged = metrics.calibrated(metrics.roc_auc, null=null, draws=9)(given(mask[None].float()))
+    found = judged(x, mask=mask, key=0)
+    assert found.value == 1
+    assert 0 < found.null_mean < 1
+    assert found.p.item() == pytest.approx(1 / 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "alone", "together"),
+    [("sensitivity_n", 9, 9), ("infidelity", 9, 9), ("deletion", 5, 5 + 4 * 3)],
+)
+def test_random_maps_share_the_forwards_of_the_map(name, alone, together):
+    """Sets, perturbations and the ends of a curve are the same for every map: only the order between differs."""
+    x, calls = noise(1, 12), []
+
+    def score(x):
+        calls.append(1)
+        return x.sum() + x[0, 0] * x[0, 1]
+
+    settings = {"steps": 4} if name == "deletion" else {"samples": 8}
+    metric = functools.partial(made, name)
+    judged = metrics.calibrated(lambda e, s: metric(e, s, **settings), draws=4, better="lower")
+    measure = judged(given(noise(1, 12, seed=1)), score)
+    with execution(chunk=1):
+        found = measure(x, key=0)
+        assert len(calls) == together
+        calls.clear()
+        plain = metric(given(noise(1, 12, seed=1)), score, **settings)(x, key=random.fold_in(0, 1))
+        assert len(calls) == alone
+    assert found.value.item() == pytest.approx(float(getattr(plain, "area", plain)))
+
+
+def test_both_ends_of_a_symmetric_gain_are_run_once():
+    x, calls = noise(1, 12), []
+
+    def score(x):
+        calls.append(1)
+        return x.sum()
+
+    with execution(chunk=1):
+        metrics.relevance_gain(given(noise(1, 12, seed=1)), score, steps=4)(x)
+    assert len(calls) == 2 * 4
+
+
+@pytest.mark.parametrize("name", ["sensitivity_n", "faithfulness_correlation", "mu_fidelity"])
+def test_a_correlation_has_the_error_of_its_draws(name):
+    x, a = noise(1, 30), noise(1, 30, seed=1)
+    score = lambda x: (x**2).sum() + (a * x).sum()
+    plain = {"features": None} if name == "mu_fidelity" else {}
+    measure = made(name, given(a * x), score, samples=60, **plain)
+    value, error = eg.with_standard_error(measure)(x, key=0)
+    spread = torch.stack([measure(x, key=k) for k in range(40)]).std()
+    assert 0.5 < error / spread < 2
+    assert abs(value) <= 1
+
+
 # --- What holds for all -----------------------------------------------------------------------------------
 
 
@@ -721,38 +914,27 @@ def test_batched_equals_single_and_chunks_do_not_matter(name):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
-SCALED = sorted(set(JUDGED) - {"infidelity", "lipschitz"} - {n for n in JUDGED if n.startswith("relative_")})
+SCALED = sorted(n for n in set(JUDGED) - {"infidelity"} if "explain" not in METRICS[n].needs)
 
 
-@pytest.mark.parametrize("name", [n for n in SCALED if not n.startswith("sensitivity_m")])
+@pytest.mark.parametrize("name", SCALED)
 def test_the_unit_of_a_map_does_not_matter(name):
     x, a, mask = noise(1, 4, 5), noise(1, 4, 5, seed=1), noise(4, 5, seed=2) > 0
     score = lambda x: x.tanh().sum() + 5
-    metric = getattr(metrics, name)
-    rest = [score] if "score" in inspect.signature(metric).parameters else []
-    one, other = (ask(metric(given(s * a), *rest), x, mask) for s in (1, 1e-9))
+    one, other = (ask(made(name, given(s * a), score), x, mask) for s in (1, 1e-9))
     one, other = (getattr(v, "area", v) for v in (one, other))
     assert torch.allclose(one, other, rtol=1e-6, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", sorted(JUDGED))
+@pytest.mark.parametrize("name", sorted({*SCALED, "infidelity"}))
 def test_a_constant_map_has_a_defined_number_or_none(name):
-    metric, x = getattr(metrics, name), noise(1, 4, 5)
+    x, mask = noise(1, 4, 5), noise(4, 5, seed=2) > 0
     score = lambda x: x.tanh().sum() + 5
-    rest = [score] if {"score", "model"} & set(inspect.signature(metric).parameters) else []
-    if name.startswith(("sensitivity_m", "lipschitz", "relative_input", "relative_output")):
-        return  # what needs other explanations refuses finished maps
-    found = ask(metric(given(torch.full_like(x, 0.1)), *rest), x, noise(4, 5, seed=2) > 0)
+    equal = {"features": features.voxels()} if name in ("mu_fidelity", "irof") else {}  # parts of one size
+    found = ask(made(name, given(torch.full_like(x, 0.1)), score, **equal), x, mask)
     found = getattr(found, "area", found)
-    undefined = {
-        "average_gain",
-        "iou",
-        "ioa",
-        "weighted_ioa",
-        "sensitivity_n",
-        "faithfulness_correlation",
-        "mu_fidelity",
-    }
+    undefined = {"average_gain", "iou", "ioa", "weighted_ioa"}
+    undefined |= {"sensitivity_n", "faithfulness_correlation", "mu_fidelity"}
     assert bool(found.isnan()) == (name in undefined)
     assert not found.isinf()
 
@@ -763,8 +945,12 @@ FRESH = {
     "lipschitz": lambda e: metrics.lipschitz(e),
     "relative_input_stability": lambda e: metrics.relative_input_stability(e),
     "relative_output_stability": lambda e: metrics.relative_output_stability(e, lambda x: x),
+    "relative_representation_stability": lambda e: metrics.relative_representation_stability(
+        e, lambda x: eg.name(x, "layer").sum(), place="layer"
+    ),
+    "smprt": lambda e: metrics.smprt(lambda _: e, network())(torch.zeros(1, 8, 8), key=0),
     "cascade": lambda e: metrics.cascade(lambda _: e, network())(torch.zeros(1, 8, 8), key=0),
-    "entropy_change": lambda e: metrics.entropy_change(lambda _: e, network())(torch.zeros(1, 8, 8), key=0),
+    "emprt": lambda e: metrics.emprt(lambda _: e, network())(torch.zeros(1, 8, 8), key=0),
     "random_logit": lambda e: metrics.random_logit(lambda _: e, 0, 1)(torch.zeros(1, 8, 8)),
 }
 
@@ -776,7 +962,7 @@ def test_a_finished_map_is_refused_where_other_explanations_are_needed(name):
 
 
 def test_a_network_without_parameters_is_refused():
-    for metric in (metrics.cascade, metrics.entropy_change):
+    for metric in (metrics.cascade, metrics.cascade_maps, metrics.smprt, metrics.emprt):
         with pytest.raises(ValueError, match="a network with parameters, got none to randomise"):
             metric(METHOD, nn.ReLU())
 

@@ -497,6 +497,22 @@ def test_subjects_by_a_pattern():
         names.subject("b.nii", "(")
 
 
+@pytest.mark.parametrize("pattern", [r"((a+)+)\d$", r"((a|aa)+)\d", "(" + "a?" * 60 + "a" * 60 + ")b"])
+def test_a_pattern_that_takes_for_ever_is_refused(monkeypatch, pattern):
+    monkeypatch.setattr(names, "_SECONDS", 0.5)
+    with pytest.raises(
+        UnreadableInput, match=r"^names.subject: expected a pattern that is looked for in 1 names"
+    ):
+        names.subjects([["a" * 60 + ".nii"]], pattern)
+
+
+def test_a_pattern_is_short():
+    with pytest.raises(
+        UnreadableInput, match=r"^names.subject: expected a pattern of at most 200 characters"
+    ):
+        names.subject("a.nii", "(" + "a" * 500 + ")")
+
+
 def test_a_subject_does_not_depend_on_other_files():
     files = [
         "y/A-1.nii",

@@ -558,6 +558,20 @@ def test_without_matplotlib_one_line_says_what_to_install():
     )
 
 
+@pytest.mark.parametrize("shape", [(9,), (6, 8), (4, 6, 8)])
+def test_a_cascade_shows_every_map_above_its_number(shape):
+    from esegeta.metrics import CascadeMaps, followed
+
+    found = CascadeMaps(("head", "body"), torch.from_numpy(np.stack([bumps(shape, key=k) for k in range(3)])))
+    figure = plot.cascade(found, {"ranks": followed(found), "same": [1.0, 1.0, 1.0]}, title="as it goes")
+    *maps, curve = figure.axes
+    assert [axes.get_title() for axes in maps] == ["as trained", "head", "body"]
+    assert curve.lines[0].get_ydata().tolist() == pytest.approx(followed(found).values.tolist())
+    assert curve.lines[1].get_ydata().tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match="cascade: expected 3 numbers of the curve, one for each map, got 2"):
+        plot.cascade(found, [1.0, 0.5])
+
+
 def test_a_band_lies_behind_its_curve():
     figure = plot.curve([0, 1, 2], {"a": [3, 2, 1], "b": [1, 1, 1]}, bands={"a": ([2, 1, 0], [4, 3, 2])})
     (axes,) = figure.axes

@@ -22,7 +22,8 @@ PROMISED = [
     (
         "method",
         "",
-        "refs key axioms needs example paper also place shape rewrites differentiable family cost numbers contributions",
+        "refs key axioms needs example paper also place shape rewrites differentiable family cost numbers "
+        "contributions",
     ),
     ("transform", "", "refs key preserves example paper shape family cost"),
     ("reducer", "", "output mask differentiable example family"),
@@ -127,6 +128,7 @@ PROMISED = [
     ("reducers.negative_loss", "model labels", "kind exclusive"),
     ("reducers.uncertainty", "model", "exclusive"),
     ("reducers.predicted_count", "model target", "exclusive"),
+    ("reducers.predicted_dice", "model target", "at exclusive"),
     ("reducers.logit", "model target", "exclusive"),
     ("reducers.probability", "model target", "exclusive"),
     ("reducers.predicted_mask", "z target", "exclusive"),

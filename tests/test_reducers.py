@@ -171,6 +171,10 @@ def slow_dice(z, labels, exclusive=True):
     return sum(dice) / len(dice) - 1
 
 
+def slow_overlap(one, other):
+    return 2 * len(one & other) / (len(one) + len(other))
+
+
 def mean(values):
     values = list(values)
     return sum(values) / len(values)
@@ -380,6 +384,11 @@ MAPS = {
         lambda m, x, z: reducers.predicted_count(m, 1),
         lambda z: float(len(slow_mask(z, 1))),
     ),
+    "predicted_dice": (
+        3,
+        lambda m, x, z: reducers.predicted_dice(lambda y: m(y) if y is x else z.flip(-1), 1, at=x + 0),
+        lambda z: slow_overlap(slow_mask(z, 1), slow_mask(z.flip(-1), 1)),
+    ),
 }
 
 CLASSIFIED = draw((2, 4, 5), 5)  # what the test of classifiers puts in
@@ -571,7 +580,14 @@ FROZEN = [name for name, spec in OURS.items() if spec.mask]
 
 
 def test_the_reducers_with_a_mask_are_the_expected_ones():
-    assert set(FROZEN) == {"predicted_class_sum", "otsu_sum", "component", "boundary", "finer"}
+    assert set(FROZEN) == {
+        "predicted_class_sum",
+        "otsu_sum",
+        "component",
+        "boundary",
+        "finer",
+        "predicted_dice",
+    }
 
 
 def test_crossing_the_decision_boundary_changes_only_the_dynamic_score():
@@ -620,7 +636,7 @@ def test_the_gradient_of_a_frozen_score_is_the_masked_gradient(grid):
     assert_alike(grad(reducers.predicted_class_sum(model, 1, at=x))(y), expected)
 
 
-@pytest.mark.parametrize("name", FROZEN)
+@pytest.mark.parametrize("name", [n for n in FROZEN if n != "predicted_dice"])
 def test_a_frozen_mask_does_not_follow_and_a_dynamic_one_does(name):
     model, x, y = net(1), draw((2, 4, 5), 5), draw((2, 4, 5), 6)
     static = dict(OURS[name].example)
@@ -960,7 +976,12 @@ def test_the_original_count_has_a_gradient_of_zero_and_ours_is_declared():
 def test_gradient_methods_refuse_the_count():
     with pytest.raises(ValueError, match=r"predicted_count\(model, 1\), whose gradient is identically zero"):
         gradient.refuse_forward_only("integrated_gradients", reducers.predicted_count(net(1), 1))
-    for name in set(OURS) - {"predicted_count"}:
+    overlap = reducers.predicted_dice(net(1), 1, at=draw((2, 4, 5), 5))
+    with pytest.raises(
+        ValueError, match=r"predicted_dice\(model, 1, .*\), whose gradient is identically zero"
+    ):
+        gradient.refuse_forward_only("gradient", overlap)
+    for name in set(OURS) - {"predicted_count", "predicted_dice"}:
         assert OURS[name].differentiable
 
 

@@ -23,6 +23,7 @@ from esegeta.zoo.drawn import drawn
 
 # Examples are for an image (1, 4, 6).
 X = torch.linspace(-1, 2, 24).reshape(1, 4, 6)
+WAVES = (23 * X).sin()  # which has more to tell than its blurred copy
 # Smooth, so that second derivatives are not zero, and with an activation that rules rewrite.
 NET = drawn(lambda: nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Softplus(), nn.Conv2d(3, 2, 1)), key=0)
 # Piecewise linear, for rules and for reducers that look for objects.
@@ -70,10 +71,14 @@ def a_metric(spec):
     if "network" in spec.needs:
         explain = lambda model: eg.gradient(eg.reducers.class_sum(model, 1))
     rest = (
-        [NET] if "network" in spec.needs else [lambda x: SCORE(x).sigmoid()] if "score" in spec.needs else []
+        [NET]
+        if "network" in spec.needs
+        else [lambda x: 0.5 + 0.01 * SCORE(x)]
+        if "score" in spec.needs
+        else []
     )
     called = {"mask": X[0] > 0} if "mask" in spec.needs else {}
-    found = spec.fn(explain, *rest, **settings)(X, key=7, **called)
+    found = spec.fn(explain, *rest, **settings)(WAVES, key=7, **called)
     assert hasattr(found, "area") == (spec.answer == "curve")
     return getattr(found, "area", found) + 0 * X
 

@@ -533,7 +533,7 @@ def test_complete_on_networks(name, dtype):
     assert_complete(score, x, baseline)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float64, marks=pytest.mark.slow), torch.float32])
 def test_complete_on_the_brain_network(dtype):
     x = zoo.head().data[:, 32:96:2, 32:96:2, 32:96:2].to(dtype)
     x = x / x.max()

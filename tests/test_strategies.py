@@ -58,7 +58,7 @@ def incomplete(case, a, extra=0.0):
 # --- functions --------------------------------------------------------------------------------------------
 
 
-@random(60)
+@random(30)
 @given(of_functions())
 def test_closed_forms_are_what_exact_references_say(case):
     f, x, b = case.score, case.x, case.baseline
@@ -193,7 +193,7 @@ def test_bad_functions_are_refused():
 # --- networks ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("axes", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("axes", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 def test_every_operator_in_one_to_three_dimensions(axes):
     for name in operators.OPERATORS:
         print(name)  # of which one fails, if one does
@@ -420,11 +420,15 @@ def test_a_case_prints_as_code(case):
     assert torch.equal(again.score(again.x), case.score(case.x))
 
 
+@pytest.mark.slow
 def test_the_smallest_case_is_nothing():
     assert (
         repr(smallest(strategies.cases(), lambda case: True))
         == "Case(Linear((0,)), [[0]], [[0]], [[[0]], [[0]]])"
     )
+
+
+def test_the_smallest_network_is_nothing():
     assert repr(smallest(strategies.networks(), lambda net: True)) == "Network((1, 1))"
 
 

@@ -344,6 +344,7 @@ def test_an_environment_in_the_folder_is_not_the_users_code(tmp_path):
     assert "code that you trust" in refusal(tmp_path, "of_env:build", place=other.parent)
 
 
+@pytest.mark.slow
 def test_files_that_are_called_like_a_module_do_not_take_its_place(study, tmp_path, canary, monkeypatch):
     """A worker imports torch, json and all others from where they are; the current folder is not searched."""
     here = tmp_path / "here"
@@ -549,6 +550,7 @@ def plugged(study):
     return written(study, whole)
 
 
+@pytest.mark.slow
 def test_plugins_reach_all_workers_and_their_content_decides(study, plugged, tmp_path):
     def run():
         done = command(tmp_path, "run", plugged, "--plain")
@@ -566,6 +568,7 @@ def test_plugins_reach_all_workers_and_their_content_decides(study, plugged, tmp
     assert "plugins[0]: expected my_own_methods.py to import, got RuntimeError: broken." in line
 
 
+@pytest.mark.slow
 def test_plugins_are_listed(study, plugged, tmp_path):
     done = command(tmp_path, "methods", "--config", plugged)
     assert "times_own_factor" in done.stdout

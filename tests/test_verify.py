@@ -267,11 +267,11 @@ def test_a_budget_tries_the_first_of_the_same_cases():
 
 @pytest.mark.usefixtures("as_found")
 def test_a_budget_can_only_leave_a_verdict_undecided():
-    axioms = ["linearity", "completeness", "continuity"]
-    whole = {v.axiom: v.kind for v in verify(half_of_it, axioms=axioms, cases=60).verdicts}
-    assert whole == {"linearity": "holds", "completeness": "violated", "continuity": "violated"}
+    axioms = ["linearity", "completeness"]
+    whole = {v.axiom: v.kind for v in verify(half_of_it, axioms=axioms, cases=40).verdicts}
+    assert whole == {"linearity": "holds", "completeness": "violated"}
     for seconds in (0, 0.3, 600):
-        for verdict in verify(half_of_it, axioms=axioms, cases=60, seconds=seconds).verdicts:
+        for verdict in verify(half_of_it, axioms=axioms, cases=40, seconds=seconds).verdicts:
             assert verdict.kind in (whole[verdict.axiom], "undecided")
             assert seconds < 600 or verdict.kind == whole[verdict.axiom]
 
@@ -309,6 +309,7 @@ def test_a_gradient_jumps_at_kinks(method):
     assert not found.claimed
 
 
+@pytest.mark.slow
 def test_integrated_gradients_do_not():
     assert verify("integrated_gradients", axioms=["continuity"], cases=40)["continuity"].kind == "holds"
 
@@ -423,16 +424,21 @@ def test_what_is_no_method_is_refused(method, error):
 
 
 @pytest.mark.usefixtures("as_found")
+@pytest.mark.slow
 def test_chosen_scores_are_what_is_tried():
-    """Gradient times input is complete on straight networks, and not where they bend."""
+    """Gradient times input is complete on straight networks; of differences of parts they say nothing."""
     straight = lambda shape: strategies.networks(
         shape=shape, operators=["conv", "average pool"], max_degree=1
     )
-    bent = lambda shape: strategies.networks(shape=shape, operators=["softplus"], layers=1)
     axioms = ["conservation", "sensitivity_n"]
     report = verify(straight_through_zero, axioms=axioms, cases=32, scores=straight)
     assert report["conservation"].kind == "holds", report
     assert report["sensitivity_n"].why == "it says nothing about any of these scores"
+
+
+@pytest.mark.usefixtures("as_found")
+def test_chosen_scores_that_bend():
+    bent = lambda shape: strategies.networks(shape=shape, operators=["softplus"], layers=1)
     report = verify(straight_through_zero, axioms=["conservation"], cases=20, scores=bent)
     assert report["conservation"].kind == "violated"
     assert "softplus" in report["conservation"].counterexample.code
@@ -501,7 +507,7 @@ def command(*words):
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="verify: expected axioms to be one of completeness"):
+    with pytest.raises(ValueError, match="verify: expected axioms to be one of affine_equivariance"):
         verify("gradient", axioms=["completness"])
     with pytest.raises(ValueError, match="cases"):
         verify("gradient", cases=0)

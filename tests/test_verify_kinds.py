@@ -140,8 +140,8 @@ def test_a_transform_of_a_module_is_no_method(tmp_path, monkeypatch):
     assert isinstance(subject, TransformSubject)
     assert subject.name == "my_transforms:doubled"
     assert {m.name for m in subject.members} >= {"doubled(gradient)", "doubled(integrated_gradients)"}
-    report = verify("my_transforms:doubled", axioms=["linearity", "completeness"], cases=60)
-    assert [v.kind for v in report.verdicts] == ["holds", "violated"]
+    report = verify("my_transforms:doubled", axioms=["completeness"], cases=40)
+    assert [v.kind for v in report.verdicts] == ["violated"]
 
 
 def test_what_is_no_transform_and_no_rewrite_says_so():
@@ -274,7 +274,12 @@ def test_every_law_of_reducers_has_a_mutant():
     assert {law for law, _ in MUTANTS} == set(REDUCER_LAWS)
 
 
-@pytest.mark.parametrize("name", ["class_sum", "predicted_class_sum", "predicted_count", "logit"])
+SLOW_REDUCERS = ("class_sum", "predicted_count", "logit")
+
+
+@pytest.mark.parametrize(
+    "name", ["predicted_class_sum", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW_REDUCERS)]
+)
 def test_the_laws_accept_reducers(name):
     report = verify(name, cases=50)
     assert {v.kind for v in report.verdicts} <= {"holds", "not applicable"}, report
@@ -349,7 +354,7 @@ def test_every_law_of_rewrites_has_a_mutant():
 
 
 @pytest.mark.parametrize(
-    "name", ["rules.guided", pytest.param("rules.deeplift", marks=pytest.mark.slow), kept]
+    "name", [*(pytest.param(f"rules.{n}", marks=pytest.mark.slow) for n in ("guided", "deeplift")), kept]
 )
 def test_the_laws_accept_rewrites(name):
     report = verify(name, cases=42)

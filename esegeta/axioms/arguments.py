@@ -10,17 +10,17 @@ from esegeta.engine import check, levels
 
 
 def start(x: Tensor, refs: Sequence[Tensor]) -> Tensor:
-    """What the input is compared with: the last of the refs, zero without any."""
+    """Return what the input is compared with: the last of the refs, zero without any."""
     return refs[-1] if refs else torch.zeros_like(x)
 
 
 def stacked(start: Tensor, x: Tensor) -> Tensor:
-    """Baselines on a first axis, a single one too."""
+    """Return baselines on a first axis, a single one too."""
     return start if start.ndim > x.ndim else start[None]
 
 
 def change(score: Score, x: Tensor, refs: Sequence[Tensor]) -> Tensor:
-    """F(x) - F(x'), with the mean of F(x') over a stack of baselines."""
+    """Return F(x) - F(x'), with the mean of F(x') over a stack of baselines."""
     before = torch.stack([score(b) for b in stacked(start(x, refs), x).unbind()])
     return score(x) - before.mean()
 
@@ -46,7 +46,7 @@ def whole(where: str, name: str, value: object) -> Tensor:
 
 
 def parts(where: str, labels: object) -> tuple[Tensor, Tensor]:
-    """A label map that all examples share, and its labels from 0 on."""
+    """Return a label map that all examples share, and its labels from 0 on."""
     found = whole(where, "labels", labels)
     # Whole numbers have no derivative: under a wrapper for one lie the numbers themselves.
     plain = levels.base(found)
@@ -65,7 +65,7 @@ def parts(where: str, labels: object) -> tuple[Tensor, Tensor]:
 
 
 def fitted(where: str, name: str, value: Tensor, a: Tensor, what: str = "the attribution") -> Tensor:
-    """The value for every element of an attribution, or an error where the shapes do not allow that."""
+    """Return the value for every element of an attribution, or an error where the shapes do not allow that."""
     over = zip(reversed(value.shape), reversed(a.shape), strict=False)
     if value.ndim > a.ndim or any(v not in (1, n) for v, n in over):
         raise check.refused(
@@ -78,7 +78,7 @@ def fitted(where: str, name: str, value: Tensor, a: Tensor, what: str = "the att
 
 
 def step(where: str, name: str, value: object, x: Tensor) -> Tensor:
-    """A displacement of the input: its dtype, and a shape that broadcasts to it."""
+    """Return a displacement of the input: its dtype, and a shape that broadcasts to it."""
     value = check.floating(where, name, value)
     if value.dtype != x.dtype:
         raise check.refused_type(

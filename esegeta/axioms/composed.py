@@ -16,12 +16,12 @@ class Composed(nn.Module):
         self.how, self.networks = how, nn.ModuleList(networks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B,C,*S) -> (B,)``."""
+        """Return ``(B,C,*S) -> (B,)``."""
         return self.how(*self.networks)(x)
 
 
 def composed(how: Callable[..., Score], *scores: Score) -> Score:
-    """``how(*scores)``, with a ``module`` for those who look for layers in it.
+    """Return ``how(*scores)``, with a ``module`` for those who look for layers in it.
 
     Args:
         how: from scores to a score; what it does to an image it does to a stack of images too.

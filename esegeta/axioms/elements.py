@@ -13,7 +13,7 @@ from esegeta.engine import check, levels
 
 @axiom
 def dummy(explain: Explain, ignored: Tensor) -> Callable[..., Tensor]:
-    r"""The largest attribution of elements that the score does not depend on.
+    r"""Measure the largest attribution of elements that the score does not depend on.
 
     .. math:: \max_{i \in I} |a_i|
 
@@ -47,7 +47,7 @@ def dummy(explain: Explain, ignored: Tensor) -> Callable[..., Tensor]:
 
 @axiom
 def sensitivity_a(explain: Explain, score: Score) -> Callable[..., Tensor]:
-    r"""The score's difference if the only element that differs from the baseline gets no attribution.
+    r"""Measure the score's difference if the only element that differs from the baseline gets nothing.
 
     .. math:: \left| F(x) - \overline{F(x')} \right| \cdot 1[a_i = 0]
 
@@ -83,7 +83,7 @@ def sensitivity_a(explain: Explain, score: Score) -> Callable[..., Tensor]:
 
 @axiom
 def symmetry(explain: Explain, permutation: Tensor) -> Callable[..., Tensor]:
-    r"""How differently elements are treated that the score, the input and the baseline cannot tell apart.
+    r"""Measure how differently elements are treated that score, input and baseline cannot tell apart.
 
     .. math:: \max_i |a_i - a_{\pi(i)}|
 
@@ -134,7 +134,7 @@ def symmetry(explain: Explain, permutation: Tensor) -> Callable[..., Tensor]:
 
 @axiom
 def monotonicity(explain: Explain) -> Callable[..., Tensor]:
-    r"""The largest attribution against the direction in which an element was changed.
+    r"""Measure the largest attribution against the direction in which an element was changed.
 
     .. math:: \max_i \left[ -a_i \, \mathrm{sign}(x_i - x'_i) \right]_+
 
@@ -174,7 +174,7 @@ def monotonicity(explain: Explain) -> Callable[..., Tensor]:
 
 @axiom
 def continuity(explain: Explain, step: Tensor) -> Callable[..., Tensor]:
-    r"""How much the attribution changes with a small step of the input.
+    r"""Measure how much the attribution changes with a small step of the input.
 
     .. math:: \max_i |a_i(x + h) - a_i(x)|
 

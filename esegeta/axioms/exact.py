@@ -21,7 +21,7 @@ LEVELS = 10  # steps of finite differences
 
 
 def shapley(score: Score, x: Tensor, baseline: Tensor, labels: Tensor | None = None) -> Tensor:
-    r"""The Shapley value of every part, by running every coalition.
+    r"""Compute the Shapley value of every part, by running every coalition.
 
     .. math:: a_j = \sum_{T \not\ni j} \frac{|T|!\, (d - |T| - 1)!}{d!} \left( F(x_{T \cup j}) - F(x_T) \right)
 
@@ -77,7 +77,7 @@ def shapley(score: Score, x: Tensor, baseline: Tensor, labels: Tensor | None = N
 
 
 def breakpoints(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) -> Tensor:
-    """Where the gradient of a piecewise linear score changes on the straight path from a baseline to an input.
+    """Find where the gradient of a piecewise linear score changes on the straight path from a baseline.
 
     Exact up to rounding; how, and what it cannot see, says :func:`pieces`.
 
@@ -100,7 +100,7 @@ def breakpoints(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) 
 
 
 def slopes(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) -> Tensor:
-    """The slope of each linear piece of a score along the straight path, from the baseline on.
+    """Return the slope of each linear piece of a score along the straight path, from the baseline on.
 
     Args:
         score: ``(C,*S) -> ()``, continuous and piecewise linear, in float64.
@@ -121,7 +121,7 @@ def slopes(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) -> Te
 
 
 def variation(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) -> Tensor:
-    r"""The total variation of the slope of a score along the straight path.
+    r"""Return the total variation of the slope of a score along the straight path.
 
     .. math:: V = \sum_k |s_{k+1} - s_k|
 
@@ -147,7 +147,7 @@ def variation(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) ->
 
 
 def integrated_gradients(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) -> Tensor:
-    r"""Integrated gradients of a piecewise linear score without any quadrature.
+    r"""Compute integrated gradients of a piecewise linear score without any quadrature.
 
     .. math:: a = (x - x') \odot \sum_k (t_{k+1} - t_k)\, g_k
 
@@ -177,7 +177,7 @@ def integrated_gradients(score: Score, x: Tensor, baseline: Tensor, *, most: int
 
 
 def gradient(score: Score, x: Tensor, *, step: float | int = 0.0625) -> Tensor:
-    r"""The gradient by central differences, extrapolated to a step of zero.
+    r"""Compute the gradient by central differences, extrapolated to a step of zero.
 
     .. math:: D_0(h) = \frac{F(x + h e_i) - F(x - h e_i)}{2h}, \qquad
               D_k(h) = D_{k-1}(h/2) + \frac{D_{k-1}(h/2) - D_{k-1}(h)}{4^k - 1}

@@ -17,7 +17,7 @@ from esegeta.engine import check
 
 @axiom
 def shift(method: Method, score: Score, offset: Tensor) -> Callable[..., Tensor]:
-    r"""How much the attribution changes when input, baselines and network are shifted together.
+    r"""Measure how much the attribution changes when input, baselines and network are shifted together.
 
     .. math:: \max_i \left| a_i[F(\cdot - c)](x + c, x' + c) - a_i[F](x, x') \right|
 
@@ -50,7 +50,7 @@ def shift(method: Method, score: Score, offset: Tensor) -> Callable[..., Tensor]
 
 @axiom
 def translation_equivariance(method: Method, score: Score, offsets: Sequence[int]) -> Callable[..., Tensor]:
-    r"""How far the attribution of a moved image is from the moved attribution.
+    r"""Measure how far the attribution of a moved image is from the moved attribution.
 
     .. math:: \max_i \left| a[F \circ T^{-1}](T x, T x') - T\, a[F](x, x') \right|_i
 
@@ -99,7 +99,7 @@ def translation_equivariance(method: Method, score: Score, offsets: Sequence[int
 def affine_equivariance(
     method: Method, score: Score, matrix: "Tensor | Sequence[Sequence[float | int]]"
 ) -> Callable[..., Tensor]:
-    r"""How far the attribution of a flipped or turned image is from the flipped or turned attribution.
+    r"""Measure how far the attribution of a flipped or turned image is from the flipped or turned attribution.
 
     .. math:: \max_i \left| a[F \circ T^{-1}](T x, T x') - T\, a[F](x, x') \right|_i
 

@@ -30,7 +30,7 @@ class Pieces(NamedTuple):
 
 
 def pieces(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) -> Pieces:
-    r"""The linear pieces of a piecewise linear score on the straight path from a baseline to an input.
+    r"""Return the linear pieces of a piecewise linear score on the straight path from a baseline to an input.
 
     On an interval whose ends have different gradients the tangent lines of the two ends are intersected:
 

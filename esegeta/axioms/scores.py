@@ -16,7 +16,7 @@ from esegeta.engine import check
 def linearity(
     method: Method, score: Score, other: Score, *, weights: tuple[float | int, float | int] = (1.0, 2.0)
 ) -> Callable[..., Tensor]:
-    r"""How far the attribution of a weighted sum of scores is from the weighted sum of attributions.
+    r"""Measure how far the attribution of a weighted sum of scores is from the weighted sum of attributions.
 
     .. math:: \max_i \left| a_i[uF + vG] - u\,a_i[F] - v\,a_i[G] \right|
 
@@ -51,7 +51,7 @@ def linearity(
 
 @axiom
 def scale_of_output(method: Method, score: Score, *, factor: float | int = 2.0) -> Callable[..., Tensor]:
-    r"""How far the attribution of a scaled score is from the scaled attribution.
+    r"""Measure how far the attribution of a scaled score is from the scaled attribution.
 
     .. math:: \max_i \left| a_i[cF] - c\,a_i[F] \right|, \qquad c > 0
 
@@ -90,7 +90,7 @@ def scale_of_output(method: Method, score: Score, *, factor: float | int = 2.0) 
 
 @axiom
 def implementation_invariance(method: Method, score: Score, same: Score) -> Callable[..., Tensor]:
-    r"""How differently two networks are explained that are the same function.
+    r"""Measure how differently two networks are explained that are the same function.
 
     .. math:: \max_i \left| a_i[F] - a_i[G] \right|, \qquad F(z) = G(z) \text{ for all } z
 
@@ -124,7 +124,7 @@ def implementation_invariance(method: Method, score: Score, same: Score) -> Call
 
 @axiom
 def class_sensitivity(method: Method, score: Score, other: Score) -> Callable[..., Tensor]:
-    r"""How far two scores are apart if they get the same attribution nevertheless.
+    r"""Measure how far two scores are apart if they get the same attribution nevertheless.
 
     .. math:: \left| \left( F(x) - \overline{F(x')} \right) - \left( G(x) - \overline{G(x')} \right) \right|
               \cdot 1\left[ a[F] = a[G] \right]
@@ -164,7 +164,7 @@ def class_sensitivity(method: Method, score: Score, other: Score) -> Callable[..
 
 @axiom
 def parameter_dependence(method: Method, score: Score, randomised: Sequence[Score]) -> Callable[..., Tensor]:
-    r"""How much of an attribution stays when the parameters of the network are drawn again.
+    r"""Measure how much of an attribution stays when the parameters of the network are drawn again.
 
     .. math:: \frac{1}{n} \sum_{k=1}^n r^2\left( a[F], a[F_k] \right)
 

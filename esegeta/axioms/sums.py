@@ -12,7 +12,7 @@ from esegeta.axioms.registered import axiom
 
 @axiom
 def completeness(explain: Explain, score: Score) -> Callable[..., Tensor]:
-    r"""What the attribution leaves unexplained of the score's difference to the baseline.
+    r"""Measure what the attribution leaves unexplained of the score's difference to the baseline.
 
     .. math:: \sum_i a_i - \left( F(x) - \overline{F(x')} \right)
 
@@ -46,7 +46,7 @@ def completeness(explain: Explain, score: Score) -> Callable[..., Tensor]:
 
 @axiom
 def conservation(explain: Explain, score: Score) -> Callable[..., Tensor]:
-    r"""What the sum of the attribution has more than the score itself.
+    r"""Measure by how much the sum of the attribution exceeds the score itself.
 
     .. math:: \sum_i a_i - F(x)
 
@@ -77,7 +77,7 @@ def conservation(explain: Explain, score: Score) -> Callable[..., Tensor]:
 
 @axiom
 def sensitivity_n(explain: Explain, score: Score, subset: Tensor) -> Callable[..., Tensor]:
-    r"""What a part of the attribution leaves unexplained of the score's loss without that part.
+    r"""Measure what a part of the attribution leaves unexplained of the score's loss without that part.
 
     .. math:: \sum_{i \in T} a_i - \left( F(x) - \overline{F(x_{T \to x'})} \right)
 
@@ -120,7 +120,7 @@ def sensitivity_n(explain: Explain, score: Score, subset: Tensor) -> Callable[..
 
 @axiom
 def efficiency_of_regions(explain: Explain, score: Score, labels: Tensor) -> Callable[..., Tensor]:
-    r"""What the values of all regions leave unexplained of the score's difference to the baseline.
+    r"""Measure what the values of all regions leave unexplained of the score's difference to the baseline.
 
     .. math:: \sum_r \overline{a}_r - \left( F(x) - \overline{F(x')} \right)
 

@@ -87,7 +87,7 @@ class Case:
         return tuple(self.x.shape)
 
     def refs(self, kinds: Sequence[Any]) -> tuple[Any, ...]:
-        """The references of these kinds: ``"baseline"`` and ``"baselines"``."""
+        """Return the references of these kinds: ``"baseline"`` and ``"baselines"``."""
         return tuple(getattr(self, kind) for kind in kinds)
 
     @property
@@ -97,12 +97,12 @@ class Case:
 
     @cached_property
     def size(self) -> float:
-        """What no value inside the score exceeds at the input and the baselines, even if nothing cancels."""
+        """Return what no value inside the score exceeds at the input and the baselines, even if nothing cancels."""
         return float(torch.stack([self.score.majorant(z).double() for z in (self.x, *self.starts)]).amax())
 
     @cached_property
     def generic(self) -> bool:
-        """Whether no kink of the score lies at the input, at a baseline, or all along the way between them.
+        """Return whether no kink of the score lies at the input, at a baseline, or all along the way between them.
 
         There implementations of one function may choose different slopes, and all of them are right.
         """
@@ -110,14 +110,14 @@ class Case:
 
     @cached_property
     def flat(self) -> bool:
-        """Whether the score does not vary, but for rounding, at the input, the baselines and on the way to them."""
+        """Return whether the score does not vary, but for rounding, at the input and on the way to the baselines."""
         points = torch.stack([self.x, *(s + t * (self.x - s) for s in self.starts for t in (0.0, GOLDEN))])
         values = torch.stack([self.score(z) for z in points])
         slopes = gradients(self.score, points).abs().amax()
         return float(torch.maximum(slopes, (values - values[0]).abs().amax())) <= self.rounding()
 
     def rounding(self, *values: Tensor | float | int, terms: int = 0) -> float:
-        r"""What two ways to compute the same may differ by, absolutely.
+        r"""Return what two ways to compute the same may differ by, absolutely.
 
         .. math:: 6 \cdot 4 \cdot u \sqrt{n} \cdot \max(M, |v|)
 
@@ -139,7 +139,7 @@ class Case:
         return DEVIATIONS * PASSES * unit * float(np.sqrt(operations)) * largest
 
     def quadrature(self, nodes: int, start: Tensor | None = None) -> float:
-        r"""What a Gauss-Legendre quadrature with so many nodes may leave of F(x) - F(x') on the straight path.
+        r"""Return what a Gauss-Legendre quadrature with so many nodes may leave of F(x) - F(x') on the straight path.
 
         Polynomials of degree d: nothing if :math:`2 n \ge d`. Piecewise linear scores: the total variation of
         the slope along the path, times the discrepancy of the nodes (Koksma). Others: the change of all
@@ -167,7 +167,7 @@ class Case:
 
 
 def gradients(score: Score, points: Tensor) -> Tensor:
-    """The gradients at a stack of points: where the score has a module by plain autograd on one batch."""
+    """Return the gradients at a stack of points: where the score has a module by plain autograd on one batch."""
     module = declared(score).module
     if module is None:
         return vmap(grad(score))(points)
@@ -177,13 +177,13 @@ def gradients(score: Score, points: Tensor) -> Tensor:
 
 
 def generic(score: Score, x: Tensor, starts: Sequence[Any], step: float = NEAR) -> bool:
-    """Whether no kink lies at x, at one of the starts, or at a point of the way from it that nobody chose."""
+    """Return whether no kink lies at x, at one of the starts, or at a point of the way from it that nobody chose."""
     points = [x, *(start + t * (x - start) for start in starts for t in (0.0, GOLDEN))]
     return all(differentiable(score, z, step) for z in points)
 
 
 def differentiable(score: Score, x: Tensor, step: float = NEAR) -> bool:
-    """Whether no kink lies at x: the gradient right beside it, on both sides, is the one at x.
+    """Return whether no kink lies at x: the gradient right beside it, on both sides, is the one at x.
 
     >>> zero = torch.zeros(1, 1, dtype=torch.float64)
     >>> differentiable(lambda z: z.relu().sum(), zero), differentiable(lambda z: z.relu().sum(), zero + 1)
@@ -196,7 +196,7 @@ def differentiable(score: Score, x: Tensor, step: float = NEAR) -> bool:
 
 
 def kink(score: Score, x: Tensor, start: Tensor) -> float | None:
-    """The share of the way from start to x after which the gradient jumps next, None if it is not seen to.
+    """Return the share of the way from start to x after which the gradient jumps next, None if it is not seen to.
 
     >>> one = torch.ones(1, 1, dtype=torch.float64)
     >>> round(kink(lambda z: (z - 0.3).relu().sum(), one, 0 * one), 9)
@@ -218,7 +218,7 @@ def kink(score: Score, x: Tensor, start: Tensor) -> float | None:
 
 
 def numbers(values: Tensor) -> str:
-    """A tensor as nested lists, whole numbers without a point.
+    """Return a tensor as nested lists, whole numbers without a point.
 
     >>> numbers(torch.tensor([[1.0, 0.25]]))
     '[[1, 0.25]]'
@@ -229,14 +229,14 @@ def numbers(values: Tensor) -> str:
 
 
 def gauss(nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights on [0, 1], by NumPy: what is judged by them has others."""
+    """Return nodes and weights on [0, 1], by NumPy: what is judged by them has others."""
     t, w = np.polynomial.legendre.leggauss(nodes)
     return (t + 1) / 2, w / 2
 
 
 @functools.cache
 def discrepancy(nodes: int) -> float:
-    r"""How far the weights of Gauss-Legendre nodes up to a point are from its place, at worst.
+    r"""Return how far the weights of Gauss-Legendre nodes up to a point are from its place, at worst.
 
     .. math:: D = \sup_{t \in [0, 1]} \left| \sum_{t_i < t} w_i - t \right|
 
@@ -249,7 +249,7 @@ def discrepancy(nodes: int) -> float:
 
 
 def by_refinement(score: Score, x: Tensor, start: Tensor, nodes: int) -> float:
-    """What n nodes leave on a path on which nothing is known of the slope, judged by four times as many."""
+    """Return what n nodes leave on a path on which nothing is known of the slope, judged by four times as many."""
     line = x - start
 
     def attributed(n: int) -> Tensor:

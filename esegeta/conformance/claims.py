@@ -25,12 +25,12 @@ SIGNS = {"holds": "yes", "violated": "no", "not applicable": "-"}
 
 
 def stored() -> dict[str, dict[str, str]]:
-    """The counterexamples that come with the package: method, axiom, the call that rebuilds the situation."""
+    """Return the counterexamples that come with the package: method, axiom, the call that rebuilds the situation."""
     return json.loads(STORE.read_text()) if STORE.exists() else {}
 
 
 def by_rule() -> list[Subject]:
-    """The composites of rules. Nothing declares what each keeps: it claims what no counterexample is stored for."""
+    """Return the composites of rules, each claiming every axiom of which no counterexample is stored."""
     known = stored()
     return [
         replace(
@@ -44,31 +44,31 @@ def by_rule() -> list[Subject]:
 
 
 def unclaimed(subject: Subject) -> list[str]:
-    """The axioms that a subject does not claim although they say something about it."""
+    """Return the axioms that a subject does not claim although they say something about it."""
     return [a for a, law in LAWS.items() if a not in subject.axioms and not law.applies(subject)]
 
 
 def violated(subject: Subject, code: str) -> bool:
-    """Whether the situation still is a counterexample."""
+    """Return whether the situation still is a counterexample."""
     residual, allowed = rebuilt(code).measure(subject)
     return not residual <= allowed
 
 
 def counterexample(subject: Subject, axiom: str, cases: int = 1000) -> str | Verdict:
-    """The code of a counterexample, or the verdict where none was found."""
+    """Return the code of a counterexample, or the verdict where none was found."""
     verdict = verify(subject, axioms=[axiom], cases=cases)[axiom]
     return verdict.counterexample.code if verdict.counterexample else verdict
 
 
 def sign(subject: Subject, axiom: str) -> str:
-    """What the table says."""
+    """Return what the table says."""
     if LAWS[axiom].applies(subject):
         return SIGNS["not applicable"]
     return SIGNS["holds" if axiom in subject.axioms else "violated"]
 
 
 def table(chosen: Iterable[Subject]) -> str:
-    """All subjects against all axioms."""
+    """Return all subjects against all axioms."""
     return _grid((s.name, [sign(s, a) for a in LAWS]) for s in chosen)
 
 
@@ -83,13 +83,13 @@ def _grid(rows: Iterable[tuple[str, list[str]]]) -> str:
 
 
 def preserved() -> str:
-    """All transforms against all axioms: what survives them."""
+    """Return all transforms against all axioms: what survives them."""
     sign_of = lambda kept: SIGNS["holds" if kept else "violated"]
     return _grid((name, [sign_of(a in t.preserves) for a in LAWS]) for name, t in sorted(TRANSFORMS.items()))
 
 
 def lost(transform: str) -> dict[str, list[Subject]]:
-    """The axioms that a transform does not preserve, with the subjects of which it takes them."""
+    """Return the axioms that a transform does not preserve, with the subjects of which it takes them."""
     change = TRANSFORMS[transform]
     made = [(of_transform(change, METHODS[m]), METHODS[m]) for m in sorted(TRANSFORMED)]
     return {
@@ -100,7 +100,7 @@ def lost(transform: str) -> dict[str, list[Subject]]:
 
 
 def page(text: str) -> str:
-    """A page with its tables as they are now."""
+    """Return a page with its tables as they are now."""
     tables = {
         "methods": lambda: table(s for s in subjects() if not s.composite),
         "transforms": preserved,
@@ -114,7 +114,7 @@ def page(text: str) -> str:
 
 
 def find(progress: Callable[[str], None] = print) -> dict[str, dict[str, str]]:
-    """A counterexample for everything that is not claimed; those that are stored and still hold stay."""
+    """Return a counterexample for everything that is not claimed; those that are stored and still hold stay."""
     before = stored()
     found: dict[str, dict[str, str]] = {}
     declared = [(s, unclaimed(s)) for s in subjects() if not s.composite]

@@ -38,7 +38,7 @@ def pytest_addoption(parser: Any) -> None:
 
 
 def under_test(config: Any) -> list[AnySubject]:
-    """What plugins registered, methods, transforms and reducers, and what is named."""
+    """Return what plugins registered, methods, transforms and reducers, and what is named."""
     made: tuple[tuple[Any, Any], ...] = (
         (METHODS, of_method),
         (TRANSFORMS, of_transforms),
@@ -54,7 +54,7 @@ def under_test(config: Any) -> list[AnySubject]:
 
 
 def checked(subject: AnySubject) -> Iterator[tuple[Subject, str]]:
-    """What the contract is put to: methods, and what transforms make of one method of each form."""
+    """List what the contract is put to: methods, and what transforms make of one method of each form."""
     if isinstance(subject, Subject):
         yield from ((subject, check) for check in contract.CHECKS)
     elif isinstance(subject, TransformSubject):
@@ -62,13 +62,13 @@ def checked(subject: AnySubject) -> Iterator[tuple[Subject, str]]:
 
 
 def setting(config: Any, name: str, otherwise: str) -> str:
-    """One setting as text."""
+    """Return one setting as text."""
     return config.getini(f"esegeta_{name}") or otherwise
 
 
 @pytest.fixture(scope="session")
 def search(request: Any) -> dict[str, Any]:
-    """How ``verify`` is to search."""
+    """Return how ``verify`` is to search."""
     config = request.config
     seed = setting(config, "seed", "0")
     if seed == "random":
@@ -79,7 +79,7 @@ def search(request: Any) -> dict[str, Any]:
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
-    """A test for every method and every check, or every axiom."""
+    """Make a test for every method and every check, or every axiom."""
     for name in ("check", "axiom"):
         if name in metafunc.fixturenames and "subject" in metafunc.fixturenames:
             chosen = under_test(metafunc.config)
@@ -98,7 +98,7 @@ def pytest_generate_tests(metafunc: Any) -> None:
 
 
 def known(path: Path) -> Iterator[tuple[str, str]]:
-    """The tests of a file of known failures, each with its reason."""
+    """Read the tests of a file of known failures, each with its reason."""
     for line in path.read_text().splitlines():
         test, _, reason = line.partition("#")
         if test.strip():

@@ -29,23 +29,23 @@ from esegeta.models import from_module
 
 
 def draw(case: Case, what: str, *shape: int) -> Tensor:
-    """Normal numbers that belong to this word."""
+    """Draw normal numbers that belong to this word."""
     generator = torch.Generator().manual_seed(zlib.crc32(what.encode()))
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(case.x)
 
 
 def examples(case: Case) -> Tensor:
-    """Three examples, of which the first is the case's own."""
+    """Return three examples, of which the first is the case's own."""
     return torch.stack([case.x, 2 * draw(case, "x1", *case.x.shape), draw(case, "x2", *case.x.shape) - 1])
 
 
 def references(case: Case, kinds: tuple[str, ...]) -> tuple[Tensor, ...]:
-    """References for each of the examples."""
+    """Return references for each of the examples."""
     return tuple(torch.stack([r, r.flip(-1), 0.5 * r]) for r in case.refs(kinds))
 
 
 def answer(subject: Subject, case: Case, key: "int | Tensor" = 7) -> Tensor:
-    """The explanation of a case."""
+    """Return the explanation of a case."""
     return subject.build(case.score)(case.x, *case.refs(subject.refs), **subject.extra(key))
 
 
@@ -56,12 +56,12 @@ def require(kept: bool | Tensor, otherwise: str) -> None:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Bit for bit."""
+    """Compare bit for bit."""
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 
 def assert_near(a: Tensor, b: Tensor, case: Case, what: str, times: float | int = 1) -> None:
-    """Equal up to the rounding of the case."""
+    """Check that values are equal up to the rounding of the case."""
     require(a.shape == b.shape, f"{what}: {tuple(a.shape)} is not {tuple(b.shape)}")
     off, allowed = float((a - b).abs().max()), times * case.rounding(b.abs().amax())
     require(off <= allowed, f"{what}: differs by {off:.2g}, rounding allows {allowed:.2g}")
@@ -80,7 +80,7 @@ def threads(n: int) -> Iterator[None]:
 
 @contextmanager
 def unchecked_types() -> Iterator[None]:
-    """Without the run-time type checks of the tests, which draw from Python's global generator."""
+    """Turn off the run-time type checks of the tests, which draw from Python's global generator."""
     import jaxtyping
 
     before = jaxtyping.config.jaxtyping_disable
@@ -95,7 +95,7 @@ def unchecked_types() -> Iterator[None]:
 
 
 def check_shape_and_dtype(subject: Subject, case: Case) -> None:
-    """An explanation is like its input, and finite."""
+    """Check that an explanation is like its input, and finite."""
     x, a = case.x, answer(subject, case)
     expected = (1, *x.shape[1:]) if subject.one_channel else tuple(x.shape)
     require(isinstance(a, Tensor), f"{type(a)} instead of a tensor")
@@ -105,7 +105,7 @@ def check_shape_and_dtype(subject: Subject, case: Case) -> None:
 
 
 def check_repeatable(subject: Subject, case: Case) -> None:
-    """The same call gives the same bits."""
+    """Check that the same call gives the same bits."""
     explain, arguments = subject.build(case.score), (case.x, *case.refs(subject.refs))
     first = explain(*arguments, **subject.extra())
     require(same(first, explain(*arguments, **subject.extra())), "a second call gives another answer")
@@ -113,7 +113,7 @@ def check_repeatable(subject: Subject, case: Case) -> None:
 
 
 def check_world_untouched(subject: Subject, case: Case) -> None:
-    """No input, no random generator and no graph is changed."""
+    """Check that no input, no random generator and no graph is changed."""
     inputs = (case.x, *case.refs(subject.refs))
     before = [t.clone() for t in inputs]
     versions = [t._version for t in inputs]
@@ -133,7 +133,7 @@ def check_world_untouched(subject: Subject, case: Case) -> None:
 
 
 def check_python_generator(subject: Subject, case: Case) -> None:
-    """Python's own random generator is left alone."""
+    """Check that Python's own random generator is left alone."""
     with unchecked_types():
         state = python_random.getstate()
         answer(subject, case)
@@ -141,7 +141,7 @@ def check_python_generator(subject: Subject, case: Case) -> None:
 
 
 def check_batched_equals_loop(subject: Subject, case: Case) -> None:
-    """A batch gives what a loop gives, by ``batched`` and by ``vmap``."""
+    """Check that a batch gives what a loop gives, by ``batched`` and by ``vmap``."""
     if not subject.mapped:
         return _own_batch(subject, case)
     explain, xs = subject.build(case.score), examples(case)
@@ -171,7 +171,7 @@ def _own_batch(subject: Subject, case: Case) -> None:
 
 
 def check_keys_per_example(subject: Subject, case: Case) -> None:
-    """Each example of a batch may have a key of its own."""
+    """Check that each example of a batch may have a key of its own."""
     explain, xs, refs = subject.build(case.score), examples(case), references(case, subject.refs)
     keys = torch.tensor([3, 1, 4])
     loop = torch.stack([explain(*ts, key=int(k)) for k, *ts in zip(keys, xs, *refs, strict=True)])
@@ -181,7 +181,7 @@ def check_keys_per_example(subject: Subject, case: Case) -> None:
 
 
 def check_chunk_free(subject: Subject, case: Case) -> None:
-    """The size of chunks changes nothing."""
+    """Check that the size of chunks changes nothing."""
     explain, xs, refs = subject.build(case.score), examples(case), references(case, subject.refs)
     answers = {}
     for chunk in (1, 3) if subject.composite else (1, 2, 3, 7):
@@ -194,7 +194,7 @@ def check_chunk_free(subject: Subject, case: Case) -> None:
 
 
 def check_mates_free(subject: Subject, case: Case) -> None:
-    """Nor do the other examples of a batch, or their order."""
+    """Check that the other examples of a batch, and their order, change nothing."""
     explain, xs, refs = subject.build(case.score), examples(case), references(case, subject.refs)
     run = vmap(lambda *ts: explain(*ts, **subject.extra()))
     here = run(xs, *refs)
@@ -205,7 +205,7 @@ def check_mates_free(subject: Subject, case: Case) -> None:
 
 
 def check_thread_free(subject: Subject, case: Case) -> None:
-    """Nor does the number of threads."""
+    """Check that the number of threads changes nothing."""
     with threads(1):
         one = answer(subject, case)
     with threads(2):
@@ -213,7 +213,7 @@ def check_thread_free(subject: Subject, case: Case) -> None:
 
 
 def check_key(subject: Subject, case: Case) -> None:
-    """A key decides all that is random."""
+    """Check that a key decides all that is random."""
     a = answer(subject, case, 7)
     require(same(a, answer(subject, case, 7)), "the same key gives another answer")
     require(same(a, answer(subject, case, torch.tensor(7))), "the same key as a tensor gives another answer")
@@ -221,7 +221,7 @@ def check_key(subject: Subject, case: Case) -> None:
 
 
 def check_any_strides(subject: Subject, case: Case) -> None:
-    """Tensors may lie in memory in any way."""
+    """Check that tensors may lie in memory in any way."""
 
     def scattered(t: Tensor) -> Tensor:
         wide = torch.full((*t.shape, 2), 1e6, dtype=t.dtype)
@@ -240,7 +240,7 @@ def check_any_strides(subject: Subject, case: Case) -> None:
 
 
 def check_differentiable(subject: Subject, case: Case) -> None:
-    """Forward mode, reverse mode and plain autograd agree about one directional derivative."""
+    """Check that forward mode, reverse mode and plain autograd agree about a directional derivative."""
     explain, x, refs = subject.build(case.score), case.x, case.refs(subject.refs)
     run = lambda z: explain(z, *refs, **subject.extra())
     v = draw(case, "direction", *case.x.shape)
@@ -276,7 +276,7 @@ def _derivative_refused(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
 
 
 def check_derivative_right(subject: Subject, case: Case) -> None:
-    """The derivative of an explanation is that of finite differences."""
+    """Check that the derivative of an explanation is that of finite differences."""
     explain, x, refs = subject.build(case.score), case.x, case.refs(subject.refs)
     run = lambda z: explain(z, *refs, **subject.extra())
     v = draw(case, "direction", *case.x.shape)
@@ -306,7 +306,7 @@ def _snapshot(module: nn.Module) -> dict[str, Any]:
 
 
 def check_module_untouched(subject: Subject, case: Case) -> None:
-    """The network is as it was, also after an error inside it."""
+    """Check that the network is as it was, also after an error inside it."""
 
     class Failing(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -357,7 +357,7 @@ def _bowl(w: Tensor) -> Score:
 
 
 def check_half_precision(subject: Subject, case: Case) -> None:
-    """Half precision in, half precision out."""
+    """Check that half precision in gives half precision out."""
     for dtype in (torch.float16, torch.bfloat16):
         w = draw(case, "w", *case.x.shape).to(dtype)
         explain = subject.build(_bowl(w))
@@ -385,7 +385,7 @@ OF_TRANSFORMS = (
 
 
 def waves(*shape: int, step: float | int) -> Tensor:
-    """Numbers between -2 and 2 in no order, none of them zero or like another one."""
+    """Return numbers between -2 and 2 in no order, none of them zero or like another one."""
     size = torch.Size(shape).numel()
     return (2 * torch.sin(step * torch.arange(1.0, 1 + size))).round(decimals=3).reshape(shape)
 
@@ -407,7 +407,7 @@ NETWORK = Case(
 
 
 def inapplicable(name: str, subject: Subject) -> str:
-    """Why a check says nothing about a subject; empty if it does."""
+    """Return why a check says nothing about a subject; empty if it does."""
     if name in ("key", "keys_per_example") and not subject.key:
         return "it draws nothing at random"
     if name == "half_precision" and subject.wants == "module":
@@ -420,7 +420,7 @@ def inapplicable(name: str, subject: Subject) -> str:
 
 
 def check(name: str, subject: Subject) -> None:
-    """One check of the contract, on a case that suits it and the subject."""
+    """Run one check of the contract, on a case that suits it and the subject."""
     network = name == "module_untouched" or subject.wants == "module"
     # A copy: what breaks the contract by writing to its input does so for no other.
     CHECKS[name](subject, copy.deepcopy(NETWORK if network else SMOOTH))

@@ -21,7 +21,7 @@ from esegeta.engine import check
 
 
 def of(method: "str | Subject | Callable[..., Explain]") -> Subject:
-    """The subject that a name or a function stands for.
+    """Return the subject that a name or a function stands for.
 
     Args:
         method: a subject; the name of a registered method, ``"smooth(gradient)"`` for a transform of one, or
@@ -70,7 +70,7 @@ def _named(name: str) -> Subject:
 
 
 def imported(name: str) -> Callable[..., Any]:
-    """The function or subject ``"my_module:my_method"``; a module of the working directory too."""
+    """Return the function or subject ``"my_module:my_method"``; a module of the working directory too."""
     advice = check.nearest(name, adapters.names(), "The libraries are " + ", ".join(adapters.LIBRARIES))
     module, _, function = name.partition(":")
     here = os.getcwd()

@@ -31,7 +31,7 @@ PLAYERS = 10  # up to so many inputs Shapley values are enumerated
 
 
 def code(value: Any) -> str:
-    """The shortest code for a value: whole numbers without a point, tuples all the way down.
+    """Return the shortest code for a value: whole numbers without a point, tuples all the way down.
 
     >>> code((1.0, (0.25,), "max"))
     "(1, (0.25,), 'max')"
@@ -52,7 +52,7 @@ def chosen(where: str, what: str, value: str, table: Any) -> None:
 
 
 def call(thing: Any) -> str:
-    """The call that rebuilds a dataclass: what has no default by position, what differs from it by name."""
+    """Return the call that rebuilds a dataclass: what has no default by position, what differs from it by name."""
 
     def default(field: "Field[Any]") -> Any:
         return field.default_factory() if field.default_factory is not MISSING else field.default
@@ -71,7 +71,7 @@ class AsModule(nn.Module):
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each example for itself."""
+        """Return each example for itself."""
         return self.function.of_rows(x.flatten(1))
 
 
@@ -97,7 +97,7 @@ class Function:
         return self.of_rows(x.flatten())
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """``(..., n) -> (...)``."""
+        """Return ``(..., n) -> (...)``."""
         raise NotImplementedError
 
     @property
@@ -106,19 +106,19 @@ class Function:
         return AsModule(self)
 
     def majorant(self, x: Tensor) -> Tensor:
-        """A size that no intermediate sum, and no product of a slope and its input, exceeds."""
+        """Return a size that no intermediate sum, and no product of a slope and its input, exceeds."""
         raise NotImplementedError
 
     def gradient(self, x: Tensor) -> Tensor:
-        """The gradient at x, written down by hand."""
+        """Return the gradient at x, written down by hand."""
         raise NotImplementedError
 
     def integrated_gradients(self, x: Tensor, baseline: Tensor) -> Tensor:
-        """The exact integral along the straight path."""
+        """Return the exact integral along the straight path."""
         raise NotImplementedError
 
     def shapley(self, x: Tensor, baseline: Tensor) -> Tensor | None:
-        """Shapley values of the elements, None where they are too many to enumerate."""
+        """Return Shapley values of the elements, None where they are too many to enumerate."""
         used = [i for i, no in enumerate(self.unused) if not no]
         if len(used) > PLAYERS:
             return None
@@ -144,11 +144,11 @@ class Function:
         raise NotImplementedError
 
     def unused_without(self, elements: Sequence[int]) -> tuple[Any, ...]:
-        """The same where these elements are held at zero."""
+        """Return the same where these elements are held at zero."""
         return tuple(no or i in elements for i, no in enumerate(self.unused))
 
     def ignored(self, shape: Sequence[Any]) -> Tensor:
-        """The same as a mask of an example."""
+        """Return the same as a mask of an example."""
         return torch.tensor(self.unused, dtype=torch.bool).reshape(tuple(shape))
 
     @property
@@ -157,7 +157,7 @@ class Function:
         return ()
 
     def permutation(self, i: int, j: int) -> Tensor:
-        """The permutation of the flattened elements that swaps two."""
+        """Return the permutation of the flattened elements that swaps two."""
         order = torch.arange(self.size)
         order[[i, j]] = order[[j, i]]
         return order
@@ -280,7 +280,7 @@ class Linear(Function):
 
     @property
     def size(self) -> int:  # type: ignore[override]
-        """How many elements an example has."""
+        """Return how many elements an example has."""
         return len(self.weights)
 
     @property
@@ -290,7 +290,7 @@ class Linear(Function):
 
     @property
     def monotone(self) -> bool:  # type: ignore[override]
-        """Whether it never falls when an element rises."""
+        """Return whether it never falls when an element rises."""
         return all(w >= 0 for w in self.weights)
 
     @property
@@ -304,23 +304,23 @@ class Linear(Function):
         return _alike(self.weights)
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """``(..., n) -> (...)``."""
+        """Return ``(..., n) -> (...)``."""
         return (self._w.to(x.dtype) * x).sum(-1) + self.bias
 
     def majorant(self, x: Tensor) -> Tensor:
-        """The sum of sizes."""
+        """Return the sum of sizes."""
         return (self._w.abs() * x.double().flatten().abs()).sum() + abs(self.bias)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """The weights."""
+        """Return the weights."""
         return self._w.reshape(x.shape).to(x.dtype)
 
     def integrated_gradients(self, x: Tensor, baseline: Tensor) -> Tensor:
-        """Weights times differences."""
+        """Return weights times differences."""
         return self.gradient(x) * (x - baseline)
 
     def shapley(self, x: Tensor, baseline: Tensor) -> Tensor:
-        """The same."""
+        """Return the same."""
         return self.integrated_gradients(x, baseline)
 
 
@@ -353,7 +353,7 @@ class Additive(Function):
 
     @property
     def size(self) -> int:  # type: ignore[override]
-        """How many elements an example has."""
+        """Return how many elements an example has."""
         return len(self.weights)
 
     @property
@@ -368,17 +368,17 @@ class Additive(Function):
 
     @property
     def piecewise_linear(self) -> bool:  # type: ignore[override]
-        """Whether all bends are."""
+        """Return whether all bends are piecewise linear."""
         return all(b.piecewise_linear for b in self._used)
 
     @property
     def smooth(self) -> bool:  # type: ignore[override]
-        """Whether all bends are."""
+        """Return whether all bends are smooth."""
         return all(b.smooth for b in self._used)
 
     @property
     def monotone(self) -> bool:  # type: ignore[override]
-        """Whether it never falls when an element rises."""
+        """Return whether it never falls when an element rises."""
         return all(w >= 0 for w in self.weights) and all(b.rising for b in self._used)
 
     @property
@@ -396,24 +396,24 @@ class Additive(Function):
         return self._w.to(x.dtype) * torch.stack(terms, -1)
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """``(..., n) -> (...)``."""
+        """Return ``(..., n) -> (...)``."""
         return self._each(x, lambda b, z: b.value(z)).sum(-1) + self.bias
 
     def majorant(self, x: Tensor) -> Tensor:
-        """The sum of sizes."""
+        """Return the sum of sizes."""
         return self._each(x.double().flatten().abs(), _bend_bound).abs().sum() + abs(self.bias)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Weights times slopes."""
+        """Return weights times slopes."""
         return self._each(x.flatten(), lambda b, z: b.slope(z)).reshape(x.shape)
 
     def integrated_gradients(self, x: Tensor, baseline: Tensor) -> Tensor:
-        """Each element's own difference."""
+        """Return each element's own difference."""
         a = [self._each(z.double().flatten(), lambda b, z: b.value(z)) for z in (x, baseline)]
         return (a[0] - a[1]).reshape(x.shape).to(x.dtype)
 
     def shapley(self, x: Tensor, baseline: Tensor) -> Tensor:
-        """The same."""
+        """Return the same."""
         return self.integrated_gradients(x, baseline)
 
 
@@ -444,7 +444,7 @@ class Polynomial(Function):
 
     @property
     def collected(self) -> dict[Any, Any]:
-        """What remains when equal products are put together."""
+        """Return what remains when equal products are put together."""
         total: dict[Any, Any] = {}
         for c, which in self.terms:
             key = tuple(sorted(which))
@@ -458,7 +458,7 @@ class Polynomial(Function):
 
     @property
     def piecewise_linear(self) -> bool:  # type: ignore[override]
-        """Whether it is linear."""
+        """Return whether it is linear."""
         return self.degree <= 1
 
     @property
@@ -468,7 +468,7 @@ class Polynomial(Function):
 
     @property
     def monotone(self) -> bool:  # type: ignore[override]
-        """Whether it is linear and rising."""
+        """Return whether it is linear and rising."""
         return all(len(k) == 1 and c >= 0 for k, c in self.collected.items())
 
     @property
@@ -477,7 +477,7 @@ class Polynomial(Function):
         return self.unused_without(())
 
     def unused_without(self, elements: Sequence[int]) -> tuple[Any, ...]:
-        """Elements in no term that remains where these are zero: a product with one of them is gone as a whole."""
+        """Return the elements in no term that remains where these are zero."""
         used = set(itertools.chain.from_iterable(k for k in self.collected if not set(k) & set(elements)))
         return tuple(i not in used for i in range(self.size))
 
@@ -503,11 +503,11 @@ class Polynomial(Function):
         return total
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """``(..., n) -> (...)``."""
+        """Return ``(..., n) -> (...)``."""
         return self._sum(x, self.terms) + self.bias
 
     def majorant(self, x: Tensor) -> Tensor:
-        """The sum of sizes, with the degree for slopes."""
+        """Return the sum of sizes, with the degree for slopes."""
         sizes = [(abs(c) * max(1, len(which)), which) for c, which in self.terms]
         return self._sum(x.double().flatten().abs(), sizes) + abs(self.bias)
 
@@ -520,12 +520,12 @@ class Polynomial(Function):
         return slopes
 
     def gradient(self, x: Tensor) -> Tensor:
-        """By the rule of products."""
+        """Return the gradient by the rule of products."""
         flat = x.flatten()
         return torch.stack([self._sum(flat, slope) for slope in self._slopes()]).reshape(x.shape)
 
     def integrated_gradients(self, x: Tensor, baseline: Tensor) -> Tensor:
-        """By multiplying out the polynomials in t that the path makes of the terms."""
+        """Multiply out the polynomials in t that the path makes of the terms."""
         start = baseline.double().flatten().tolist()
         line = (x.double() - baseline.double()).flatten().tolist()
 
@@ -572,7 +572,7 @@ class Extremum(Function):
 
     @property
     def size(self) -> int:  # type: ignore[override]
-        """How many elements an example has."""
+        """Return how many elements an example has."""
         return len(self.weights)
 
     @property
@@ -582,7 +582,7 @@ class Extremum(Function):
 
     @property
     def smooth(self) -> bool:  # type: ignore[override]
-        """Whether a single element takes part."""
+        """Return whether a single element takes part."""
         return len(self._part) == 1
 
     @property
@@ -592,7 +592,7 @@ class Extremum(Function):
 
     @property
     def monotone(self) -> bool:  # type: ignore[override]
-        """Whether it never falls when an element rises."""
+        """Return whether it never falls when an element rises."""
         return all(w >= 0 for w in self.weights)
 
     @property
@@ -611,12 +611,12 @@ class Extremum(Function):
         return (self._w.to(x.dtype) * x + self._c.to(x.dtype))[..., self._part]
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """``(..., n) -> (...)``."""
+        """Return ``(..., n) -> (...)``."""
         lines = self._lines(x)
         return lines.amax(-1) if self.which == "max" else lines.amin(-1)
 
     def majorant(self, x: Tensor) -> Tensor:
-        """The largest size."""
+        """Return the largest size."""
         return (self._w.abs() * x.double().flatten().abs() + self._c.abs())[self._part].amax()
 
     def _shares(self, lines: Tensor) -> Tensor:
@@ -624,14 +624,14 @@ class Extremum(Function):
         return won.double() / won.sum()
 
     def gradient(self, x: Tensor) -> Tensor:
-        """The weight of the winner; those who tie share."""
+        """Return the weight of the winner; those who tie share."""
         a = torch.zeros_like(x).flatten()
         shares = self._shares(self._lines(x.flatten()))
         a[self._part] = self._w[self._part].to(x.dtype) * shares.to(x.dtype)
         return a.reshape(x.shape)
 
     def integrated_gradients(self, x: Tensor, baseline: Tensor) -> Tensor:
-        """Each winner's weight times how long it wins, between the points where lines cross."""
+        """Return each winner's weight times how long it wins, between the points where lines cross."""
         first, last = (self._lines(z.double().flatten()) for z in (baseline, x))
         gap, turn = first[:, None] - first, (first - last)[:, None] - (first - last)
         t = (gap / turn).flatten()
@@ -675,7 +675,7 @@ class Perceptron(Function):
 
     @property
     def size(self) -> int:  # type: ignore[override]
-        """How many elements an example has."""
+        """Return how many elements an example has."""
         return len(self.rows[0])
 
     @property
@@ -685,12 +685,12 @@ class Perceptron(Function):
 
     @property
     def piecewise_linear(self) -> bool:  # type: ignore[override]
-        """Whether the bend is."""
+        """Return whether the bend is piecewise linear."""
         return BENDS[self.bend].piecewise_linear
 
     @property
     def smooth(self) -> bool:  # type: ignore[override]
-        """Whether the bend is."""
+        """Return whether the bend is smooth."""
         return BENDS[self.bend].smooth
 
     @property
@@ -700,7 +700,7 @@ class Perceptron(Function):
 
     @property
     def monotone(self) -> bool:  # type: ignore[override]
-        """Whether it never falls when an element rises: every path has a positive weight."""
+        """Return whether it never falls when an element rises: every path has a positive weight."""
         paths = [v * w for v, row in zip(self.weights, self.rows, strict=True) for w in row]
         return BENDS[self.bend].rising and all(p >= 0 for p in paths)
 
@@ -720,12 +720,12 @@ class Perceptron(Function):
         return (first * x.unsqueeze(-2)).sum(-1) + c
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """``(..., n) -> (...)``."""
+        """Return ``(..., n) -> (...)``."""
         bent = BENDS[self.bend].value(self._lines(x))
         return (self._second.to(x.dtype) * bent).sum(-1) + self.bias
 
     def majorant(self, x: Tensor) -> Tensor:
-        """The sum of sizes."""
+        """Return the sum of sizes."""
         lines = (self._first.abs() * x.double().flatten().abs()).sum(-1) + self._c.abs()
         return (self._second.abs() * _bend_bound(BENDS[self.bend], lines)).sum() + abs(self.bias)
 
@@ -733,11 +733,11 @@ class Perceptron(Function):
         return ((self._second.to(slopes.dtype) * slopes)[:, None] * self._first.to(slopes.dtype)).sum(0)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """By the chain rule."""
+        """Return the gradient by the chain rule."""
         return self._back(BENDS[self.bend].slope(self._lines(x.flatten()))).reshape(x.shape)
 
     def integrated_gradients(self, x: Tensor, baseline: Tensor) -> Tensor:
-        """By the fundamental theorem: the average slope of a bend is that of its secant."""
+        """Use the fundamental theorem: the average slope of a bend is that of its secant."""
         bend = BENDS[self.bend]
         last, first = (self._lines(z.double().flatten()) for z in (x, baseline))
         rise, run = bend.value(last) - bend.value(first), last - first
@@ -779,7 +779,7 @@ class Ignoring(Function):
 
     @property
     def size(self) -> int:  # type: ignore[override]
-        """How many elements an example has."""
+        """Return how many elements an example has."""
         return self.inner.size
 
     @property
@@ -791,12 +791,12 @@ class Ignoring(Function):
 
     @property
     def piecewise_linear(self) -> bool:  # type: ignore[override]
-        """Whether the formula is, part by part."""
+        """Return whether the formula is piecewise linear, part by part."""
         return self.inner.piecewise_linear and self.how not in ("squared away", "softened away")
 
     @property
     def smooth(self) -> bool:  # type: ignore[override]
-        """Whether what is inside is."""
+        """Return whether what is inside is smooth."""
         return self.inner.smooth
 
     @property
@@ -806,16 +806,16 @@ class Ignoring(Function):
 
     @property
     def monotone(self) -> bool:  # type: ignore[override]
-        """Whether what is inside is; rounding of terms that cancel apart."""
+        """Return whether what is inside rises; rounding of terms that cancel apart."""
         return self.inner.monotone
 
     @property
     def unused(self) -> tuple[Any, ...]:
-        """What is ignored inside, and here."""
+        """Return what is ignored inside, and here."""
         return self.inner.unused_without(self.elements)
 
     def unused_without(self, elements: Sequence[int]) -> tuple[Any, ...]:
-        """What is ignored inside where these are zero, too."""
+        """Return what is ignored inside where these are zero, too."""
         return self.inner.unused_without((*self.elements, *elements))
 
     @property
@@ -827,7 +827,7 @@ class Ignoring(Function):
         return torch.where(self._mask, torch.zeros_like(x), x)
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """``(..., n) -> (...)``."""
+        """Return ``(..., n) -> (...)``."""
         y = self.inner.of_rows(self._kept(x))
         if self.how == "replaced":
             return y
@@ -842,7 +842,7 @@ class Ignoring(Function):
         return y + (functional.silu(s) - functional.silu(-s) - s)
 
     def majorant(self, x: Tensor) -> Tensor:
-        """That of what is inside, and of the terms that cancel."""
+        """Return the majorant of what is inside, and of the terms that cancel."""
         s = torch.where(self._mask, x.double().flatten(), 0.0).abs().sum()
         y = self.inner.majorant(self._kept(x.flatten()))
         extra = {
@@ -859,15 +859,15 @@ class Ignoring(Function):
         return self._kept(x.flatten()).reshape(x.shape)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """That of what is inside, without the elements."""
+        """Return the gradient of what is inside, without the elements."""
         return self._through(self.inner.gradient(self._inside(x)), x)
 
     def integrated_gradients(self, x: Tensor, baseline: Tensor) -> Tensor:
-        """That of what is inside, without the elements."""
+        """Return the integrated gradients of what is inside, without the elements."""
         return self._through(self.inner.integrated_gradients(self._inside(x), self._inside(baseline)), x)
 
     def shapley(self, x: Tensor, baseline: Tensor) -> Tensor | None:
-        """That of what is inside, without the elements."""
+        """Return the Shapley values of what is inside, without the elements."""
         found = self.inner.shapley(self._inside(x), self._inside(baseline))
         return None if found is None else self._through(found, x)
 

@@ -52,7 +52,7 @@ class TransformSubject:
         return self.name
 
     def of(self, axiom: str) -> list[Subject]:
-        """The members whose methods keep an axiom that says something about them."""
+        """Return the members whose methods keep an axiom that says something about them."""
         return [m for m in self.members if axiom in self.keeping[m.name] and not LAWS[axiom].applies(m)]
 
 
@@ -66,7 +66,7 @@ def laws_of(subject: AnySubject) -> Mapping[str, Any]:
 
 
 def subject_of(what: "str | AnySubject | Callable[..., Any]") -> AnySubject:
-    """The subject that a name or a function stands for, of whatever kind.
+    """Return the subject that a name or a function stands for, of whatever kind.
 
     What is registered is what it was registered as. Of others the name of the first argument tells: ``explain`` for
     a transform, ``model`` for a reducer, unless it explains a score. What makes of a score another one of the same
@@ -146,7 +146,7 @@ def _called(function: Any) -> str:
 
 
 def of_transforms(change: TransformSpec) -> TransformSubject:
-    """A transform, as what it makes of one method of each form that it applies to."""
+    """Return a transform, as what it makes of one method of each form that it applies to."""
     made = [(of_transform(change, METHODS[name]), METHODS[name].axioms) for name in sorted(TRANSFORMED)]
     applying = [(s, kept) for s, kept in made if s is not None]
     return TransformSubject(
@@ -174,7 +174,7 @@ def _foreign_transform(function: Callable[..., Any]) -> TransformSpec:
 
 
 def of_reducer(spec: ReducerSpec) -> ReducerSubject:
-    """A registered reducer with the settings of its example, fitted to the output of each model."""
+    """Return a registered reducer with the settings of its example, fitted to the output of each model."""
 
     def build(model: Any, at: Tensor) -> Score:
         grid = tuple(model(at).shape[1:])

@@ -107,7 +107,7 @@ class MethodLaw(Law):
 
     @property
     def trivial(self) -> bool:
-        """Whether the score does not vary, so that it is explained by zeros."""
+        """Return whether the score does not vary, so that it is explained by zeros."""
         return self.case.flat
 
     @classmethod

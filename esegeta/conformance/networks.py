@@ -99,12 +99,12 @@ class Network(OfModule):
 
     @property
     def piecewise_linear(self) -> bool:
-        """Whether all operators are."""
+        """Return whether all operators are piecewise linear."""
         return all(k.piecewise_linear for k in self._known)
 
     @property
     def smooth(self) -> bool:
-        """Whether all operators are."""
+        """Return whether all operators are smooth."""
         return all(k.smooth for k in self._known)
 
     @property
@@ -116,7 +116,7 @@ class Network(OfModule):
 
     @property
     def has_upper(self) -> bool:
-        """Whether there are parameters to redraw."""
+        """Return whether there are parameters to redraw."""
         return any(True for _ in self.module.parameters())
 
     @cached_property
@@ -127,16 +127,16 @@ class Network(OfModule):
         return twice * (sum(2 * n for n in longest) + 8 * (len(self.operators) + 1)) + math.prod(self.shape)
 
     def majorant(self, x: Tensor) -> Tensor:
-        """A size that no value inside, and no product of a slope and its input, exceeds."""
+        """Return a size that no value inside, and no product of a slope and its input, exceeds."""
         u = x.detach().abs().to(TYPES[self.dtype])
         return majorant(self.module, u[None]).squeeze(0)
 
     def upper(self, redrawn: int) -> "Network":
-        """The same with another later half of the parameters."""
+        """Return the same with another later half of the parameters."""
         return replace(self, redrawn=redrawn)
 
     def to(self, dtype: str) -> "Network":
-        """The same in another precision."""
+        """Return the same in another precision."""
         return replace(self, dtype=dtype)
 
 
@@ -162,7 +162,7 @@ def _degree(layers: Sequence[Any], before: int = 1) -> int:
 
 
 def fits(layer: Layer, shape: Shape) -> Shape | None:
-    """The shape behind a layer, None where it cannot be."""
+    """Return the shape behind a layer, None where it cannot be."""
     try:
         return _layer(layer, shape)[1]
     except ValueError:

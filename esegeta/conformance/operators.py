@@ -40,7 +40,7 @@ class Operator:
 
 
 def of(home: Any, name: str, shape: Shape) -> Any:
-    """The class or function of a family for this number of axes."""
+    """Return the class or function of a family for this number of axes."""
     return getattr(home, f"{name}{len(shape) - 1}d")
 
 
@@ -64,7 +64,7 @@ class Functional(nn.Module):
         return self.fn(x)
 
     def majorant(self, u: Tensor) -> Tensor:
-        """For u not negative."""
+        """Return a size that neither values nor slopes times inputs exceed, for u not negative."""
         return self.steep * u + self.at_zero
 
 
@@ -80,11 +80,11 @@ class Square(nn.Module):
     """The square of each element."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x times x."""
+        """Square each element."""
         return x * x
 
     def majorant(self, u: Tensor) -> Tensor:
-        """With the slope, twice."""
+        """Return twice the square: with the slope."""
         return 2 * u * u
 
 
@@ -96,11 +96,11 @@ class Channels(nn.Module):
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        """There and back."""
+        """Move the channels to the end, apply the module, and move them back."""
         return self.inner(x.movedim(1, -1)).movedim(-1, 1)
 
     def majorant(self, u: Tensor) -> Tensor:
-        """There and back."""
+        """Move the channels to the end and back."""
         return majorant(self.inner, u.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -119,7 +119,7 @@ class Convolution(nn.Module):
         return getattr(functional, f"conv{self.axes}d")(x, self.weight, self.bias, padding=1)
 
     def majorant(self, u: Tensor) -> Tensor:
-        """With the sizes of the weights."""
+        """Convolve with the sizes of the weights."""
         conv = getattr(functional, f"conv{self.axes}d")
         return conv(u, self.weight.abs(), self.bias.abs(), padding=1)
 
@@ -141,7 +141,7 @@ class Unfolded(nn.Module):
         return (weight @ near.flatten(2)).reshape(len(x), WIDTH, *x.shape[2:])
 
     def majorant(self, u: Tensor) -> Tensor:
-        """With the sizes of the weights."""
+        """Mix with the sizes of the weights."""
         return self._mix(u, self.weight.abs())
 
 
@@ -154,13 +154,13 @@ class Attention(nn.Module):
         self.qkv = _empty(nn.Linear, c, 3 * c, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Softmax of products, times values, added to what was there."""
+        """Add the softmax of products, times values, to the input."""
         q, k, v = self.qkv(x.flatten(2).mT).chunk(3, -1)
         seen = (q @ k.mT / 2).softmax(-1) @ v
         return x + seen.mT.reshape(x.shape)
 
     def majorant(self, u: Tensor) -> Tensor:
-        """A mean of values changes by the values', and by theirs times the change of the products."""
+        """Add the change of the values and theirs times the change of the products."""
         weight: Any = self.qkv.weight
         sizes = u.flatten(2).mT @ weight.abs().mT
         q, k, v = (t.amax() for t in sizes.chunk(3, -1))
@@ -175,7 +175,7 @@ class Join(nn.Module):
         self.how, self.branch, self.gate = how, branch, gate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Both ways, and together."""
+        """Return both ways, and together."""
         y = self.branch(x)
         match self.how:
             case "add":
@@ -195,7 +195,7 @@ class Join(nn.Module):
         return x * torch.sigmoid(y)
 
     def majorant(self, u: Tensor) -> Tensor:
-        """Sizes add up; those of products multiply, with one for either slope."""
+        """Add up sizes; multiply those of products, with one for either slope."""
         v = majorant(self.branch, u)
         match self.how:
             case "concatenate":
@@ -227,7 +227,7 @@ def _of_batch_norm(norm: Any, u: Tensor) -> Tensor:
 
 
 def majorant(module: Any, u: Tensor) -> Tensor:
-    """What neither a value inside a module, nor a slope times its input, exceeds for inputs of size ``u``.
+    """Return what neither a value inside a module, nor a slope times its input, exceeds for inputs of size ``u``.
 
     It is the network with the sizes of its weights, in which nothing cancels. Rounding errors, relative to
     it, are those of single operations.
@@ -415,7 +415,7 @@ class Scored(nn.Module):
         self.linear = None if outputs is None else _empty(nn.Linear, inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B,C,*S) -> (B,)``."""
+        """Return ``(B,C,*S) -> (B,)``."""
         if self.linear is None:
             return x.flatten(1).sum(1) if self.kind == "sum" else x.flatten(1).mean(1)
         seen = x.flatten(2).mean(2) if self.kind == "pooled linear" else x.flatten(1)
@@ -427,7 +427,7 @@ class Scored(nn.Module):
         return y[:, 0]
 
     def majorant(self, u: Tensor) -> Tensor:
-        """Softmax is no steeper than its input, its logarithm twice."""
+        """Return a size that no value exceeds: softmax is no steeper than its input, its logarithm twice."""
         if self.linear is None:
             return self(u)
         seen = u.flatten(2).mean(2) if self.kind == "pooled linear" else u.flatten(1)
@@ -436,5 +436,5 @@ class Scored(nn.Module):
 
 
 def after(module: nn.Module, shape: Sequence[Any]) -> Shape:
-    """The shape behind a module."""
+    """Return the shape behind a module."""
     return tuple(module(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])

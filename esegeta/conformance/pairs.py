@@ -82,12 +82,12 @@ class Rewritten:
 
     @property
     def piecewise_linear(self) -> bool:
-        """Whether the formula is."""
+        """Return whether the formula is piecewise linear."""
         return self.inner.piecewise_linear and self.how not in CURVED
 
     @property
     def smooth(self) -> bool:
-        """Whether the formula is."""
+        """Return whether the formula is smooth."""
         return self.inner.smooth and self.how not in KINKED
 
     @property
@@ -96,11 +96,11 @@ class Rewritten:
         return 4 * self.inner.operations + 8
 
     def majorant(self, x: Tensor) -> Tensor:
-        """Three times that of what is inside, at three times the input and what is added to it."""
+        """Return three times that of what is inside, at three times the input and what is added to it."""
         return 3 * self.inner.majorant(3 * x.abs() + 1) + 1
 
     def to(self, dtype: str) -> "Rewritten":
-        """The same in another precision."""
+        """Return the same in another precision."""
         return Rewritten(self.inner.to(dtype), self.how) if hasattr(self.inner, "to") else self
 
 

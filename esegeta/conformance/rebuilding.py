@@ -52,7 +52,7 @@ def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def folded_norm(this: Any, following: Any) -> Chain | None:
-    """A convolution and the norm behind it as one convolution."""
+    """Return a convolution and the norm behind it as one convolution."""
     if not (isinstance(this, _CONVS) and isinstance(following, _NORMS)):
         return None
     scale, shift = _scale_and_shift(following)
@@ -60,7 +60,7 @@ def folded_norm(this: Any, following: Any) -> Chain | None:
 
 
 def merged_convolutions(this: Any, following: Any) -> Chain | None:
-    """A convolution and the pointwise one behind it as one convolution."""
+    """Return a convolution and the pointwise one behind it as one convolution."""
     if not (isinstance(this, _CONVS) and isinstance(following, _CONVS)) or this.groups > 1:
         return None
     if (
@@ -101,7 +101,7 @@ class Side(nn.Module):
 
 
 def split_weights(this: Any, _: Any) -> Chain | None:
-    """A convolution as the sum of one with the large weights and one with the small ones."""
+    """Return a convolution as the sum of one with the large weights and one with the small ones."""
     if not isinstance(this, _CONVS):
         return None
     large = this.weight.abs() > _EXTREME * this.weight.abs().amax()
@@ -110,7 +110,7 @@ def split_weights(this: Any, _: Any) -> Chain | None:
 
 
 def split_channels(this: Any, _: Any) -> Chain | None:
-    """A convolution as one for each of its channels."""
+    """Return a convolution as one for each of its channels."""
     if not isinstance(this, _CONVS) or this.groups > 1 or len(this.weight) < 2:
         return None
     bias = _bias(this)
@@ -142,14 +142,14 @@ class ByProducts(nn.Module):
 
 
 def convolution_by_products(this: Any, _: Any) -> Chain | None:
-    """A convolution as products of matrices."""
+    """Return a convolution as products of matrices."""
     if not isinstance(this, _CONVS) or this.groups > 1 or this.padding_mode != "zeros":
         return None
     return [ByProducts(this)]
 
 
 def identity_convolution(this: Any, _: Any) -> Chain | None:
-    """A convolution with a pointwise identity behind it."""
+    """Return a convolution with a pointwise identity behind it."""
     if not isinstance(this, _CONVS):
         return None
     size = len(this.weight)
@@ -159,7 +159,7 @@ def identity_convolution(this: Any, _: Any) -> Chain | None:
 
 
 def norm_as_affine(this: Any, _: Any) -> Chain | None:
-    """A batch norm as a factor and a summand for each channel."""
+    """Return a batch norm as a factor and a summand for each channel."""
     if not isinstance(this, _NORMS):
         return None
     scale, shift = _scale_and_shift(this)
@@ -171,7 +171,7 @@ def _is_rectifier(module: Any) -> bool:
 
 
 def scaled_rectifier(this: Any, _: Any) -> Chain | None:
-    """The rectifier of the double, halved."""
+    """Return the rectifier of the double, halved."""
     if not _is_rectifier(this):
         return None
     return [Functional(lambda x: 2 * x), nn.ReLU(), Functional(lambda x: x / 2)]
@@ -186,26 +186,26 @@ def _rectifier_by(how: str) -> Rebuild:
 
 
 def rectified_difference(this: Any, _: Any) -> Chain | None:
-    """What comes out of a convolution as the difference of its positive and its negative part."""
+    """Return what comes out of a convolution as the difference of its positive and its negative part."""
     if not isinstance(this, _CONVS):
         return None
     return [this, Functional(lambda x: torch.relu(x) - torch.relu(-x))]
 
 
 def softened_difference(this: Any, _: Any) -> Chain | None:
-    """What comes out of a convolution as a difference of two smooth functions."""
+    """Return what comes out of a convolution as a difference of two smooth functions."""
     if not isinstance(this, _CONVS):
         return None
     return [this, Functional(lambda x: functional.silu(x) - functional.silu(-x))]
 
 
 def rectifier_behind_pool(this: Any, following: Any) -> Chain | None:
-    """The rectifier behind the max pool instead of before it."""
+    """Return the rectifier behind the max pool instead of before it."""
     return [following, this] if _is_rectifier(this) and isinstance(following, _MAXES) else None
 
 
 def nested_max_pool(this: Any, _: Any) -> Chain | None:
-    """The largest of the largest, axis by axis."""
+    """Return the largest of the largest, axis by axis."""
     if not isinstance(this, _MAXES):
         return None
 
@@ -220,7 +220,7 @@ def nested_max_pool(this: Any, _: Any) -> Chain | None:
 
 
 def mean_by_convolution(this: Any, _: Any) -> Chain | None:
-    """The average pool as a mean along axis after axis."""
+    """Return the average pool as a mean along axis after axis."""
     if not isinstance(this, _MEANS):
         return None
 
@@ -235,7 +235,7 @@ def mean_by_convolution(this: Any, _: Any) -> Chain | None:
 
 
 def gate_by_tanh(this: Any, _: Any) -> Chain | None:
-    """A gate with the hyperbolic tangent: ``sigmoid(y) = (1 + tanh(y / 2)) / 2``."""
+    """Return a gate with the hyperbolic tangent: ``sigmoid(y) = (1 + tanh(y / 2)) / 2``."""
     if not (isinstance(this, Join) and this.how == "gate"):
         return None
     branch = this.branch
@@ -252,7 +252,7 @@ def gate_by_tanh(this: Any, _: Any) -> Chain | None:
 
 
 def sum_by_channels(this: Any, _: Any) -> Chain | None:
-    """A skip that is added, as a mean of both stacked."""
+    """Return a skip that is added, as a mean of both stacked."""
     if not (isinstance(this, Join) and this.how == "add"):
         return None
     branch = this.branch
@@ -270,14 +270,14 @@ def sum_by_channels(this: Any, _: Any) -> Chain | None:
 
 
 def unrolled(this: Any, _: Any) -> Chain | None:
-    """A module that is used twice as two modules."""
+    """Return a module that is used twice as two modules."""
     if not (isinstance(this, Join) and this.how == "twice"):
         return None
     return [this.branch, copy.deepcopy(this.branch)]
 
 
 def duplicated(this: Any, _: Any) -> Chain | None:
-    """The mean of two copies."""
+    """Return the mean of two copies."""
     if isinstance(this, Scored):
         return None
     return [Sum(this, copy.deepcopy(this), weight=0.5)]
@@ -291,14 +291,14 @@ class ByExponentials(nn.Module):
         self.linear, self.kind = head.linear, head.kind
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B,C,*S) -> (B,)``."""
+        """Return ``(B,C,*S) -> (B,)``."""
         y = self.linear(x.flatten(1))  # type: ignore[misc]
         apart = y[:, 0] - y[:, 1]
         return torch.sigmoid(apart) if self.kind == "softmax" else functional.logsigmoid(apart)
 
 
 def softmax_by_sigmoid(this: Any, _: Any) -> Chain | None:
-    """A softmax of two as a sigmoid of their difference."""
+    """Return a softmax of two as a sigmoid of their difference."""
     return [ByExponentials(this)] if isinstance(this, Scored) and "softmax" in this.kind else None
 
 
@@ -366,7 +366,7 @@ def _takes_two(rebuild: Rebuild) -> bool:
 
 
 def applies(network: Network, how: str) -> bool:
-    """Whether a network has what is rebuilt."""
+    """Return whether a network has what is rebuilt."""
     return _along(list(network.module), REBUILDINGS[how].rebuild)[1] > 0
 
 
@@ -408,12 +408,12 @@ class Rebuilt(OfModule):
 
     @property
     def piecewise_linear(self) -> bool:
-        """Whether the formula is."""
+        """Return whether the formula is piecewise linear."""
         return self.network.piecewise_linear and not REBUILDINGS[self.how].curved
 
     @property
     def smooth(self) -> bool:
-        """Whether the formula is."""
+        """Return whether the formula is smooth."""
         return self.network.smooth and not REBUILDINGS[self.how].kinked
 
     @property
@@ -422,11 +422,11 @@ class Rebuilt(OfModule):
         return 2 * self.network.operations + 8
 
     def majorant(self, x: Tensor) -> Tensor:
-        """Four times that of the network: differences double what is in them, layer by layer."""
+        """Return four times that of the network: differences double what is in them, layer by layer."""
         convolutions = sum("conv" in name for name in self.network.operators)
         known = REBUILDINGS[self.how]
         return (3.0**convolutions if known.kinked or known.curved else 4.0) * (self.network.majorant(x) + 1)
 
     def to(self, dtype: str) -> "Rebuilt":
-        """The same in another precision."""
+        """Return the same in another precision."""
         return Rebuilt(self.network.to(dtype), self.how)

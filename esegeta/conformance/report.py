@@ -93,7 +93,7 @@ class Report:
         return self.text()
 
     def text(self) -> str:
-        """For a terminal: a line for each axiom, and below it the call that rebuilds a counterexample."""
+        """Return text for a terminal: a line for each axiom, and below it the code of a counterexample."""
         end = "" if self.complete else ", stopped before all cases were tried"
         open_ones = f", {len(self.undecided)} undecided" if self.undecided else ""
         what = "axioms" if all(v.axiom in AXIOMS for v in self.verdicts) else "laws"
@@ -101,19 +101,19 @@ class Report:
         return "\n".join([head, "", *(str(v) for v in self.verdicts)])
 
     def table(self) -> str:
-        """For a page: a Markdown table."""
+        """Return a Markdown table."""
         rows = [
             f"| {v.axiom} | {v.kind} | {'yes' if v.claimed else ''} | {_cell(v)} |" for v in self.verdicts
         ]
         return "\n".join(["| axiom | verdict | claimed | |", "| --- | --- | --- | --- |", *rows])
 
     def json(self) -> str:
-        """For programs: ``Report.from_json`` reads it."""
+        """Return JSON, which ``Report.from_json`` reads."""
         return json.dumps(asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> "Report":
-        """The report that ``json`` wrote."""
+        """Return the report that ``json`` wrote."""
         told = json.loads(text)
         found = lambda v: Counterexample(**v) if v else None
         verdicts = tuple(

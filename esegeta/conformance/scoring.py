@@ -108,7 +108,7 @@ class RewriteLaw(Law):
 
     @property
     def trivial(self) -> bool:
-        """Whether the score does not vary, so that its derivatives are zero."""
+        """Return whether the score does not vary, so that its derivatives are zero."""
         return self.case.flat
 
     @classmethod

@@ -35,7 +35,7 @@ class Reducing:
 
     @property
     def differentiable(self) -> bool:
-        """Whether the score has a gradient."""
+        """Return whether the score has a gradient."""
         return REDUCERS[self.name].differentiable
 
     def __call__(self, model: Any, at: Tensor) -> Score:
@@ -63,7 +63,7 @@ class Segmentation(OfModule):
         object.__setattr__(self, "module", maps)
 
     def majorant(self, x: Tensor) -> Tensor:
-        """A size that no value inside exceeds."""
+        """Return a size that no value inside exceeds."""
         return majorant(self.module, x.detach().abs().to(TYPES[self.network.dtype])[None]).amax()
 
 
@@ -81,7 +81,7 @@ class Classification:
         return self.inner(x).flatten(1).mean(1)
 
     def majorant(self, x: Tensor) -> Tensor:
-        """A mean is no larger than the largest."""
+        """Return the majorant of what is averaged: a mean is no larger than the largest."""
         return self.inner.majorant(x)
 
 

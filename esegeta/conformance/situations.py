@@ -12,7 +12,7 @@ _LITERAL = (ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.UnaryOp, ast.USub, 
 
 
 def rebuilt(code: str) -> Any:
-    """The situation that a counterexample's code stands for. Nothing else is run: no code but such calls.
+    """Return the situation that a counterexample's code stands for. Nothing else is run: no code but such calls.
 
     >>> rebuilt("Completeness(Case(Linear((1, 2)), [[3, 4]], [[0, 0]], [[[0, 0]]]))").case.score
     Linear((1, 2))

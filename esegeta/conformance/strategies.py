@@ -44,13 +44,13 @@ SPELLINGS = frozenset(b for b in BENDS if " by " in b)
 
 @_once
 def numbers(most: int = 2) -> SearchStrategy[float | int]:
-    """Small multiples of a quarter: zero first, whole ones next."""
+    """Draw small multiples of a quarter: zero first, whole ones next."""
     grid = [k / 4 if k % 4 else k // 4 for k in range(-4 * most, 4 * most + 1)]
     return st.sampled_from(sorted(grid, key=lambda v: (v != round(v), abs(v), v < 0)))
 
 
 def shapes(axes: Sequence[Any] = (1, 2, 3), channels: Sequence[Any] = (1, 2)) -> SearchStrategy[Shape]:
-    """Shapes ``(C,*S)`` of examples with at most some twenty elements."""
+    """Draw shapes ``(C,*S)`` of examples with at most some twenty elements."""
     side = {1: 5, 2: 3, 3: 2}
     return st.sampled_from(tuple(axes)).flatmap(
         lambda n: st.tuples(st.sampled_from(tuple(channels)), *[st.integers(1, side[n])] * n)
@@ -58,7 +58,7 @@ def shapes(axes: Sequence[Any] = (1, 2, 3), channels: Sequence[Any] = (1, 2)) ->
 
 
 def nested(flat: Sequence[Any], shape: Sequence[Any]) -> Any:
-    """A flat sequence as lists in the shape of an example."""
+    """Return a flat sequence as lists in the shape of an example."""
     if len(shape) <= 1:
         return list(flat)
     step = len(flat) // shape[0]
@@ -70,7 +70,7 @@ def _size(shape: Sequence[Any]) -> int:
 
 
 def images(shape: Shape, most: int = 2) -> SearchStrategy[Any]:
-    """Examples of a shape as nested lists of small numbers."""
+    """Draw examples of a shape as nested lists of small numbers."""
     return _images(tuple(shape), most)
 
 
@@ -81,7 +81,7 @@ def _images(shape: Shape, most: int) -> SearchStrategy[Any]:
 
 
 def baselines(shape: Shape, count: int = 2, most: int = 2) -> SearchStrategy[Any]:
-    """Stacks of ``count`` examples."""
+    """Draw stacks of ``count`` examples."""
     return _baselines(tuple(shape), count, most)
 
 
@@ -100,7 +100,7 @@ def functions(
     monotone: bool | None = None,
     where: Callable[[Function], bool] | None = None,
 ) -> SearchStrategy[Function]:
-    """Pure functions with known answers.
+    """Draw pure functions with known answers.
 
     Args:
         shape: ``(C,*S)`` of an example.
@@ -204,7 +204,7 @@ def networks(
     layers: int = 4,
     where: Callable[[Network], bool] | None = None,
 ) -> SearchStrategy[Network]:
-    """Networks from the grammar of operators.
+    """Draw networks from the grammar of operators.
 
     Args:
         shape: ``(C,*S)`` of an example; by default drawn from ``axes`` and ``channels``.
@@ -285,7 +285,7 @@ def _networks(
 
 
 def fitting(shape: Shape, layers: Sequence[Any]) -> tuple[Any, ...]:
-    """The layers that fit, one behind the other; others are left out."""
+    """Return the layers that fit, one behind the other; others are left out."""
     kept = []
     for layer in layers:
         end = fits(layer, shape)
@@ -302,7 +302,7 @@ def pairs(
     rewrites: Collection[Any] = tuple(REWRITES),
     rebuildings: Collection[Any] = tuple(REBUILDINGS),
 ) -> SearchStrategy[Pair]:
-    """Scores that are equal as functions, but not as graphs.
+    """Draw pairs of scores that are equal as functions, but not as graphs.
 
     Args:
         score: the first of a pair; by default a function, or a network that contains what is rebuilt.
@@ -358,7 +358,7 @@ def cases(
     dtypes: Sequence[Any] = ("float64",),
     **filters: Any,
 ) -> SearchStrategy[Case]:
-    """Cases: a score with an input and references. Without a score one of ``functions`` and ``networks``."""
+    """Draw cases: a score, by default one of ``functions`` and ``networks``, with an input and references."""
 
     @functools.cache
     def of(at: Shape) -> SearchStrategy[Case]:
@@ -376,7 +376,7 @@ def cases(
 def reducers(
     *, output: str = "map", masks: bool | None = None, differentiable: bool | None = True
 ) -> SearchStrategy[Reducing]:
-    """Reducers of models with two classes, with settings.
+    """Draw reducers of models with two classes, with settings.
 
     Args:
         output: ``"map"`` for models ``(C,*S) -> (2,*S)``, ``"vector"`` for ``(C,*S) -> (2,)``.
@@ -409,12 +409,12 @@ def reducers(
 
 
 def segmentations(*, shape: Shape | None = None, **filters: Any) -> SearchStrategy[Segmentation]:
-    """Networks that label every voxel, from the filters of ``networks``."""
+    """Draw networks that label every voxel, from the filters of ``networks``."""
     return networks(shape=shape, heads=("sum",), **filters).map(Segmentation)
 
 
 def symmetric(functions: SearchStrategy[Function]) -> SearchStrategy[Function]:
-    """Functions made symmetric in two elements, where there are two: their ``swaps`` are not empty."""
+    """Draw functions that are symmetric in two elements, where there are two; their ``swaps`` are not empty."""
     both = functions.flatmap(
         lambda f: st.tuples(st.just(f), st.permutations(range(f.size)) if f.size > 1 else st.just([0]))
     )
@@ -422,7 +422,7 @@ def symmetric(functions: SearchStrategy[Function]) -> SearchStrategy[Function]:
 
 
 def tied(function: Function, i: int, j: int) -> Function:
-    """A function in which element j is treated as element i is.
+    """Return a function in which element j is treated as element i is.
 
     >>> tied(Linear((1, 2, 3)), 0, 2)
     Linear((1, 2, 1))

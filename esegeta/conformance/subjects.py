@@ -70,7 +70,7 @@ class Subject:
         return self.name
 
     def extra(self, key: "int | Tensor" = 7) -> dict[str, Any]:
-        """The key as a keyword, for those that take one."""
+        """Return the key as a keyword, for those that take one."""
         return {"key": key} if self.key else {}
 
 
@@ -79,7 +79,7 @@ def _settled(example: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
 
 
 def built(spec: MethodSpec, static: Mapping[str, Any]) -> Build:
-    """Methods at a place explain the simplest one here, a copy of the input: what holds for all holds for them.
+    """Build a method; one at a place explains a copy of the input: what holds for all places holds there.
 
     What has to find activations to rewrite finds them in that copy.
     """
@@ -98,7 +98,7 @@ def built(spec: MethodSpec, static: Mapping[str, Any]) -> Build:
 
 
 def of_method(spec: MethodSpec, *, hasty: bool = False) -> Subject:
-    """A registered method with the settings of its example; with ``hasty`` it takes few steps."""
+    """Return a registered method with the settings of its example; with ``hasty`` it takes few steps."""
     static = _settled(spec.example, _HASTY if hasty else {"tolerance": 1e-3})
     by_parts = "features" in inspect.signature(spec.fn).parameters
     # What stops at a tolerance may stop at its largest number of nodes before.
@@ -122,7 +122,7 @@ def of_method(spec: MethodSpec, *, hasty: bool = False) -> Subject:
 
 
 def of_transform(change: TransformSpec, spec: MethodSpec) -> Subject | None:
-    """A transform of a method, None where it does not apply."""
+    """Return a transform of a method, None where it does not apply."""
     refs = change.refs(spec.refs)
     if refs is None:
         return None
@@ -146,7 +146,7 @@ def of_transform(change: TransformSpec, spec: MethodSpec) -> Subject | None:
 
 
 def subjects(*, hasty: bool = False) -> Iterator[Subject]:
-    """Every registered method, and every transform of one method of each form."""
+    """Return every registered method, and every transform of one method of each form."""
     specs = sorted(METHODS.items())
     for _, spec in specs:
         yield of_method(spec, hasty=hasty)
@@ -171,7 +171,7 @@ def tried(where: str, name: str, a: Any, shape: Sequence[Any]) -> bool:
 
 
 def shaped(subject: Subject) -> Subject:
-    """The same, whose explanations are refused where they are no explanations."""
+    """Return the same, whose explanations are refused where they are no explanations."""
 
     def watched(build: Build) -> Build:
         def made(score: Score) -> Explain:
@@ -205,7 +205,7 @@ def shaped(subject: Subject) -> Subject:
 
 
 def by_rule() -> Iterator[Subject]:
-    """Layer-wise relevance propagation by each composite of rules."""
+    """Return layer-wise relevance propagation by each composite of rules."""
     spec = METHODS["lrp"]
     for name in sorted(named_composites()):
         build = functools.partial(spec.fn, composite=name)

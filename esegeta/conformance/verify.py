@@ -184,7 +184,7 @@ def _of(subject: AnySubject, member: Any) -> str:
 
 
 def decided(axiom: str, found: "Found", wanted: int, claimed: bool = False) -> Verdict:
-    """What follows from a search of ``wanted`` cases. One that ended early, or saw too little, decides nothing."""
+    """Decide what follows from a search of ``wanted`` cases; one that saw too little decides nothing."""
 
     def verdict(kind: Kind, why: str, example: Counterexample | None = None) -> Verdict:
         return Verdict(axiom, kind, found.cases, found.refused, claimed, why, example)

@@ -26,7 +26,7 @@ class Best(NamedTuple):
 
 
 def better(one: Best, other: Best) -> Best:
-    """The better of two; the first if they are as good.
+    """Return the better of two; the first if they are as good.
 
     >>> better(Best(torch.tensor(1.), torch.zeros(2)), Best(torch.tensor(2.), torch.ones(2))).point.tolist()
     [1.0, 1.0]

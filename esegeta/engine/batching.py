@@ -16,7 +16,7 @@ Axes = int | None | tuple[int | None, ...]
 
 
 def batched(explain: Explain, in_dims: Axes = 0) -> Explain:
-    """``vmap`` in bounded memory: explain every example of a stack, a few at a time.
+    """Apply ``vmap`` in bounded memory: explain every example of a stack, a few at a time.
 
     Args:
         explain: ``(x, *refs, key=) -> like x``.

@@ -81,7 +81,7 @@ def not_written(path: str | os.PathLike[str], size: int | None, error: OSError) 
 
 
 def describe(value: object) -> str:
-    """Short text for a value in an error message: dtype and shape for tensors."""
+    """Describe a value for an error message in a few words: tensors by dtype and shape."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{tuple(value.shape)}"
     text = repr(value)
@@ -144,7 +144,7 @@ def explanation(where: str, value: object) -> Any:
 
 
 def values(value: "int | Tensor") -> str:
-    """A number, or those of all examples, as text."""
+    """Return a number, or those of all examples, as text."""
     if not isinstance(value, Tensor):
         return str(value)
     base = levels.base(value)
@@ -197,7 +197,7 @@ def image(where: str, name: str, value: object) -> Tensor:
 
 
 def wave(x: Tensor) -> Tensor:
-    """A fixed field like x without symmetry, in [-1, 1]: where a probe needs values that say something."""
+    """Return a fixed field like x without symmetry, in [-1, 1]: where a probe needs values that say something."""
     steps = torch.arange(x.numel(), device=x.device, dtype=torch.float64)
     return torch.cos(steps * 2.399963).to(x.dtype).reshape(x.shape)
 
@@ -267,7 +267,7 @@ def flag(where: str, name: str, value: object) -> bool:
 
 
 def each_axis(value: Any, axes: int) -> tuple[Any, ...]:
-    """One number for each axis, from one for all or from a sequence; nothing where it is neither.
+    """Return one number for each axis, from one for all or from a sequence; nothing where it is neither.
 
     >>> each_axis(2, 2), each_axis((1, 2.5), 2), each_axis(None, 2)
     ((2, 2), (1, 2.5), ())
@@ -326,7 +326,7 @@ def non_negative(where: str, name: str, value: object) -> float:
 
 
 def nearest(word: object, choices: Iterable[str], otherwise: str = "Choose one of them") -> str:
-    """Advice for a word that is not among the choices.
+    """Return advice for a word that is not among the choices.
 
     >>> nearest("linaer", ["linear", "nearest"]), nearest(3, ["linear"])
     ('Nearest: linear', 'Choose one of them')

@@ -16,7 +16,7 @@ OPAQUE = 1e3
 
 
 def through(model: Callable[[Tensor], Tensor], x: Window, locality: Locality) -> Window:
-    """``model``, from (C,*S) to (K,*S), on crops that begin at multiples of its shift period."""
+    """Return ``model``, from (C,*S) to (K,*S), on crops that begin at multiples of its shift period."""
     run = x.run
     step = run.next("crops")
     shape = tuple(x.shape[1:])
@@ -67,6 +67,6 @@ def through(model: Callable[[Tensor], Tensor], x: Window, locality: Locality) ->
 
 
 def one_of(x: Window, b: int) -> Window:
-    """One of the changes that a window holds, as a window of its own."""
+    """Return one of the changes that a window holds, as a window of its own."""
     clean = None if x.clean_ is None else x.clean_[b % len(x.clean_)][None]
     return Window(x.run, x.at, tuple(x.shape), clean, x.lo[b : b + 1], x.patch[b : b + 1])

@@ -22,7 +22,7 @@ def answered(value: Tensor, error: Tensor) -> Tensor:
 
 
 def with_standard_error(explain: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    r"""The explanation of a Monte Carlo method with the standard error of each of its values.
+    r"""Return the explanation of a Monte Carlo method with the standard error of each of its values.
 
     .. math:: e_i = \sqrt{\tfrac{1}{n (n-1)} \sum_{t=1}^n (a_i^{(t)} - a_i)^2}
 

@@ -38,7 +38,7 @@ class Execution:
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def left(self) -> float:
-        """Seconds until the deadline, infinity without one."""
+        """Return seconds until the deadline, infinity without one."""
         return float("inf") if self.deadline is None else self.deadline - time.monotonic()
 
 
@@ -55,7 +55,7 @@ class ExecutionWarning(UserWarning):
 
 
 def current() -> Execution:
-    """The settings in force."""
+    """Return the settings in force."""
     return _current.get() or _default
 
 
@@ -73,7 +73,7 @@ def record_partial(message: str, done: int, total: int, share: float | None = No
 
 
 def partial_share(events: Sequence[Mapping[str, Any]]) -> float | None:
-    """How much was done of what a deadline cut short, None if nothing was.
+    """Return how much was done of what a deadline cut short, None if nothing was.
 
     An outer loop is recorded after those inside of it, and counts what they did.
 
@@ -92,7 +92,7 @@ def note(event: str, message: str, **details: Any) -> None:
 
 
 def parse_memory(where: str, value: int | float | str) -> int:
-    """Bytes from a number or a text such as "4 GiB".
+    """Return bytes from a number or a text such as "4 GiB".
 
     >>> parse_memory("execution", "1.5 KiB"), parse_memory("execution", 7)
     (1536, 7)

@@ -39,7 +39,7 @@ class Run:
         self.graph: tuple[list[Tensor], tuple[Tensor, ...]] | None = None
 
     def take(self, batch: int, wanted: Sequence[int]) -> tuple[list[Tensor], tuple[Tensor, ...]] | None:
-        """The graph, once. A pullback that is itself mapped (a Jacobian) has another batch: not this graph."""
+        """Return the graph, once. A pullback that is itself mapped (a Jacobian) has another batch: not this graph."""
         graph, self.graph = self.graph, None
         if graph is None or graph[0][0].shape[0] != batch:
             return None
@@ -61,7 +61,7 @@ class Op:
         self.host: Host = host or (lambda work: work())
 
     def run(self, run: Run, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Values on a plain batch; if a pullback may follow, the graph waits in ``run``."""
+        """Return values on a plain batch; if a pullback may follow, the graph waits in ``run``."""
         if any(run.watched):
 
             def build() -> tuple[list[Tensor], tuple[Tensor, ...]]:
@@ -85,11 +85,11 @@ class Op:
     def pullback(
         self, count: int, wanted: tuple[int, ...], given: tuple[int, ...], run: Run | None = None
     ) -> "Op":
-        """``(*xs, *gs) -> J(x)^T g`` for the wanted ones of ``count`` inputs, from the given ones of the outputs."""
+        """Return ``(*xs, *gs) -> J(x)^T g`` for the wanted of ``count`` inputs, from the given of the outputs."""
         return _Pullback(self, count, wanted, given, run)
 
     def pushforward(self, count: int) -> "Op":
-        """``(*xs, *ts) -> J(x) t``, one tangent for each floating one of ``count`` inputs."""
+        """Return ``(*xs, *ts) -> J(x) t``, one tangent for each floating one of ``count`` inputs."""
 
         def push(*arguments: Tensor) -> tuple[Tensor, ...]:
             # Reverse mode twice: u -> J^T u is linear in u, and its own pullback is J. Every operator that
@@ -128,7 +128,7 @@ class Op:
         return op
 
     def no_gradient(self) -> NoGradient:
-        """The error for a function that autograd cannot see through."""
+        """Return the error for a function that autograd cannot see through."""
         return NoGradient(
             f"{self.name}: expected a differentiable model, got outputs that autograd does not connect to the "
             "input. Use a method that needs only values (perturbation methods), or a model that torch "

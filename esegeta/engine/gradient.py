@@ -20,7 +20,7 @@ FORWARD_ONLY = (
 
 
 def value_and_gradient(score: Score) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """``x -> (F(x), dF/dx)`` with one forward and one backward run.
+    """Return ``x -> (F(x), dF/dx)`` with one forward and one backward run.
 
     The backward graph is built only if somebody will differentiate through it: an enclosing ``torch.func``
     transform, or ordinary autograd watching the input or anything that the score reads. Building it always
@@ -44,7 +44,7 @@ def value_and_gradient(score: Score) -> Callable[[Tensor], tuple[Tensor, Tensor]
 def value_gradients_and_more(
     fn: Callable[..., tuple[Tensor, Any]], name: str
 ) -> Callable[..., tuple[Tensor, tuple[Tensor, ...], Any]]:
-    """Of ``(*xs) -> (y, more)`` the value, the gradient for each of its inputs, and whatever came along.
+    """Return, of ``(*xs) -> (y, more)``, the value, the gradient of each input, and ``more``.
 
     Example:
         >>> import torch
@@ -90,13 +90,13 @@ def value_gradients_and_more(
 
 
 def gradient(score: Score) -> Callable[[Tensor], Tensor]:
-    """``x -> dF/dx``."""
+    """Return ``x -> dF/dx``."""
     both = value_and_gradient(score)
     return lambda x: both(x)[1]
 
 
 def name_of(score: Callable[..., Any]) -> str:
-    """How errors call a score, or another function."""
+    """Return how errors call a score, or another function."""
     return getattr(score, "__name__", type(score).__name__)
 
 

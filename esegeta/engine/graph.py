@@ -71,20 +71,20 @@ class Graph:
         return -1.0 if node is self.start else float(node._sequence_nr())
 
     def label(self, passed: Passed) -> str:
-        """How to ask for it: with the number of the call if there are several."""
+        """Return how to ask for it: with the number of the call if there are several."""
         return passed.at.in_full if self.calls[passed.at.side] > 1 else str(passed.at)
 
     def used(self, passed: Passed) -> bool:
-        """Whether a way from the input to the result leads through it."""
+        """Return whether a way from the input to the result leads through it."""
         return passed.vertex in self.ways
 
     def first_name(self, passed: Passed) -> str:
-        """Another name that its tensor had before, or nothing."""
+        """Return another name that its tensor had before, or nothing."""
         first = self.names.get(passed.vertex, "")
         return "" if first == self.label(passed) else first
 
     def beside(self, chosen: Sequence[Passed]) -> tuple[str, ...]:
-        """The places that carry what bypasses the chosen ones, as of the time of the last of them."""
+        """Return the places that carry what bypasses the chosen ones, as of the time of the last of them."""
         # What has read a tensor before the place was passed is not reached by what is put in there.
         since = {p.vertex: p.time for p in reversed(chosen) if p.vertex in self.ways}
         if not since or not self._bypassed(since):

@@ -11,7 +11,7 @@ _PAIR_VOXELS = 72**3
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """A copy of a batch (B,C,*S) with the channels of a voxel side by side.
+    """Return a copy of a batch (B,C,*S) with the channels of a voxel side by side.
 
     Convolutions take 0.5 to 0.6 times the time of the usual layout on CPU, forward and backward. Values agree
     up to rounding; where rounding decides on which side of a ReLU's kink a voxel lies, gradients do not.
@@ -27,7 +27,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def in_channels_last(x: Tensor) -> Tensor:
-    """The batch itself if it is laid out that way, else a copy that is."""
+    """Return the batch itself if it is laid out that way, else a copy that is."""
     form = _FORMATS.get(x.ndim)
     if form is None or (x.shape[1] > 1 and x.is_contiguous(memory_format=form)):
         return x
@@ -35,5 +35,5 @@ def in_channels_last(x: Tensor) -> Tensor:
 
 
 def lonely(x: Tensor) -> bool:
-    """Whether this batch is a single volume that would run faster beside a copy of itself."""
+    """Return whether this batch is a single volume that would run faster beside a copy of itself."""
     return x.ndim == 5 and x.shape[0] == 1 and x.device.type == "cpu" and x[0, 0].numel() <= _PAIR_VOXELS

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 
 def differentiating() -> bool:
-    """Whether an enclosing ``grad``, ``vjp`` or ``jvp`` may differentiate what is computed now."""
+    """Return whether an enclosing ``grad``, ``vjp`` or ``jvp`` may differentiate what is computed now."""
     return any(
         level.key() in (TransformType.Grad, TransformType.Jvp)
         for level in retrieve_all_functorch_interpreters()
@@ -23,12 +23,12 @@ def differentiating() -> bool:
 
 
 def depth() -> int:
-    """How many ``torch.func`` transforms enclose the running code."""
+    """Return how many ``torch.func`` transforms enclose the running code."""
     return len(retrieve_all_functorch_interpreters())
 
 
 def mapped() -> int:
-    """How many examples the enclosing ``vmap`` levels run at once (1 outside of any).
+    """Return how many examples the enclosing ``vmap`` levels run at once (1 outside of any).
 
     >>> import torch
     >>> seen = []
@@ -44,7 +44,7 @@ def mapped() -> int:
 
 
 def base(tensor: Tensor) -> Tensor:
-    """The ordinary tensor under all functorch wrappers: every example of the batch, no derivative.
+    """Return the ordinary tensor under all functorch wrappers: every example of the batch, no derivative.
 
     Reading it leaks nothing: it is used to *look* at values (are they finite?), never to compute with them.
     """
@@ -54,7 +54,7 @@ def base(tensor: Tensor) -> Tensor:
 
 
 def watched(tensor: Tensor) -> bool:
-    """Whether an enclosing ``grad`` or ``vjp``, or ordinary autograd, may ask for a gradient of this tensor.
+    """Return whether an enclosing ``grad`` or ``vjp``, or ordinary autograd, may ask for a gradient of this tensor.
 
     >>> import torch
     >>> seen = []
@@ -70,7 +70,7 @@ def watched(tensor: Tensor) -> bool:
 
 
 def differentiated(tensor: Tensor) -> bool:
-    """Whether an enclosing ``grad`` or ``vjp`` differentiates through this tensor.
+    """Return whether an enclosing ``grad`` or ``vjp`` differentiates through this tensor.
 
     Unlike ``watched`` it is not so for a weight that ordinary autograd alone watches.
     """
@@ -82,22 +82,22 @@ def differentiated(tensor: Tensor) -> bool:
 
 
 def wrapped(tensor: Tensor) -> bool:
-    """Whether a functorch transform stands between this tensor and its values."""
+    """Return whether a functorch transform stands between this tensor and its values."""
     return is_functorch_wrapped_tensor(tensor)
 
 
 def fake(tensor: Tensor) -> bool:
-    """Whether the tensor has a shape but no values, as in a dry run."""
+    """Return whether the tensor has a shape but no values, as in a dry run."""
     return isinstance(base(tensor), FakeTensor)
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether a plain tensor holds neither NaN nor infinity; in a dry run it has no values and passes."""
+    """Return whether a plain tensor holds neither NaN nor infinity; in a dry run it has no values and passes."""
     return fake(tensor) or bool(torch.isfinite(tensor.detach()).all())
 
 
 def true_anywhere(condition: Tensor) -> bool:
-    """Whether a boolean tensor is true for any element of any example, seen through every wrapper.
+    """Return whether a boolean tensor is true for any element of any example, seen through every wrapper.
 
     The only sanctioned way for an error check to look at values. In a dry run nothing has a value,
     and the answer is False.

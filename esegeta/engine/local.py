@@ -73,7 +73,7 @@ class Followed:
                 self._record(lo, patch)
 
     def advance(self, lo: Offsets, patch: Tensor) -> Tensor:
-        """The scores, (B,), of as many states; what was changed stays changed."""
+        """Return the scores, (B,), of as many states; what was changed stays changed."""
         self.run.commits = []
         try:
             values = self(lo, patch)
@@ -141,7 +141,7 @@ def _together(tensors: Sequence[Tensor]) -> Tensor:
 def changed(
     score: Callable[[Tensor], Tensor], x: Tensor, boxes: Sequence[Box], patch: Patch, *, label: str
 ) -> Changed | None:
-    """``F`` of x with each box changed, or None where whole evaluations are as cheap or the only way.
+    """Return ``F`` of x with each box changed, or None where whole evaluations are as cheap or the only way.
 
     Args:
         score: ``(C,*S) -> ()``.
@@ -186,7 +186,7 @@ def walked(
     *,
     label: str,
 ) -> Tensor | None:
-    """``F`` along walks of changes that stay, (number of walks, d + 1), or None where whole evaluations are as cheap.
+    """Return ``F`` along walks of changes that stay, (walks, d + 1), or None where whole evaluations are as cheap.
 
     Every step recomputes what it changes, from the activations that the step before has left. At a deadline the
     steps that are done come back, fewer than d + 1.

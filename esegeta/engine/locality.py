@@ -26,7 +26,7 @@ class Model(Protocol):
         """Run on one example."""
 
     def locality(self, x: Tensor, allowed: float = math.inf) -> "Locality":
-        """How far it sees in images like x, found with no more than ``allowed`` elements; or ``NotLocal``."""
+        """Return how far it sees in images like x, found with no more than ``allowed`` elements; or ``NotLocal``."""
 
 
 # Calls of models, while somebody wants to know which there are.
@@ -34,7 +34,7 @@ _heard: ContextVar[list[tuple[Model, tuple[Any, ...]]] | None] = ContextVar("ese
 
 
 def hear(model: Model, inputs: tuple[Any, ...]) -> None:
-    """A model is called."""
+    """Tell those who listen that a model is called."""
     heard = _heard.get()
     if heard is not None:
         heard.append((model, inputs))
@@ -71,7 +71,7 @@ class Locality:
     reach: tuple[tuple[tuple[int, int], ...], ...]
 
     def affected(self, axis: int, start: int, stop: int, length: int) -> tuple[int, int]:
-        """Which elements of the output depend on the elements from start to stop of the input.
+        """Return which elements of the output depend on the elements from start to stop of the input.
 
         >>> Locality((1,), (((-1, 2),),)).affected(0, 4, 6, 100)
         (3, 7)
@@ -84,7 +84,7 @@ class Locality:
         return max(0, low), min(length, high)
 
     def needs(self, axis: int, start: int, stop: int, length: int) -> tuple[int, int]:
-        """Which elements of the input, from a multiple of the period to one or the end, reach that output.
+        """Return which elements of the input, from a multiple of the period to one or the end, reach that output.
 
         >>> Locality((2,), (((-1, 2), (-2, 1)),)).needs(0, 4, 6, 100)
         (4, 8)
@@ -100,7 +100,7 @@ class Locality:
 
 
 def probe(model: Callable[[Tensor], Tensor], x: Tensor, name: str, allowed: float = math.inf) -> Locality:
-    """The locality of a function from (C,*S) to (K,*S); ``NotLocal`` where it has none.
+    """Return the locality of a function from (C,*S) to (K,*S); ``NotLocal`` where it has none.
 
     ``TooDear`` where more than ``allowed`` elements have to go through it.
     """

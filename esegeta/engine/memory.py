@@ -33,7 +33,7 @@ class Live(TorchDispatchMode):
 
     @staticmethod
     def running() -> "tuple[Live, ...]":
-        """Those that count in this context, for work that moves to another thread."""
+        """Return those that count in this context, for work that moves to another thread."""
         return _running.get()
 
     def __enter__(self) -> "Live":
@@ -69,7 +69,7 @@ class Live(TorchDispatchMode):
 
 
 def forecast(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
-    """Peak bytes that ``fn(*args)`` would allocate, from a dry run on tensors without values.
+    """Return peak bytes that ``fn(*args)`` would allocate, from a dry run on tensors without values.
 
     Takes about a tenth of a second whatever the size, and predicts live tensors exactly; libraries'
     workspaces come on top. Streams run only their first chunk. Code that looks at values (``.item()``)
@@ -90,7 +90,7 @@ def forecast(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
 
 
 def without_values(fn: Callable[[Tensor], Any], like: Tensor) -> Any:
-    """What ``fn`` returns for an input of this size, as tensors that have a size but no values.
+    """Return what ``fn`` returns for an input of this size, as tensors that have a size but no values.
 
     >>> import torch
     >>> without_values(lambda x: torch.cat([x, x]), torch.zeros(3)).shape
@@ -101,7 +101,7 @@ def without_values(fn: Callable[[Tensor], Any], like: Tensor) -> Any:
 
 
 def budget(device: torch.device, asked: int | None) -> int:
-    """Bytes that one chunk may occupy."""
+    """Return bytes that one chunk may occupy."""
     if asked is not None:
         return asked
     if device.type == "cuda":
@@ -112,7 +112,7 @@ def budget(device: torch.device, asked: int | None) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
+    """Return whether an error says that memory ran out, on any device."""
     return isinstance(error, OUT_OF_MEMORY) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )

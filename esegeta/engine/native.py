@@ -60,7 +60,7 @@ class Native:
         return list(self.module.modules()) if isinstance(self.module, nn.Module) else []
 
     def plain(self, spec: Any) -> Call:
-        """The network as it is: its leaves in the tree that it takes, the chosen tensor out."""
+        """Return the network as it is: its leaves in the tree that it takes, the chosen tensor out."""
 
         def call(leaves: list[Any], arrange: Arrange) -> tuple[Tensor, ...]:
             # On copies, so that a network that works in place on its input neither writes into the caller's
@@ -89,7 +89,7 @@ class Native:
         return self._precise(leaves, call, full)
 
     def together(self, first: Tensor) -> bool:
-        """Whether this batch goes through with more than one example, if the network allows it."""
+        """Return whether this batch goes through with more than one example, if the network allows it."""
         return first.shape[0] > 1 or layout.lonely(first)
 
     def settle(self, leaves: list[Any], spec: Any) -> None:
@@ -285,7 +285,7 @@ class Native:
             )
 
     def misfit(self, tensors: Sequence[Tensor], error: Exception) -> ValueError | None:
-        """What to say of an error of the network if the input has not the axes of an example."""
+        """Return what to say of an error of the network if the input has not the axes of an example."""
         axes, convolution = self._convolutions()
         if memory.is_out_of_memory(error) or convolution is None:
             return None
@@ -341,7 +341,7 @@ class Native:
 
 
 def pick(result: Any, output: Pick, where: str) -> Tensor:
-    """The tensor that ``output`` names in the result of a network.
+    """Return the tensor that ``output`` names in the result of a network.
 
     >>> import torch
     >>> pick({"logits": [torch.ones(1), torch.zeros(1)]}, ("logits", 1), "net").tolist()
@@ -373,7 +373,7 @@ def pick(result: Any, output: Pick, where: str) -> Tensor:
 
 
 def name_of(module: object) -> str:
-    """How errors call a network."""
+    """Return how errors call a network."""
     return getattr(module, "__name__", None) or type(module).__name__
 
 

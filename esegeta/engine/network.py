@@ -129,7 +129,7 @@ class ModuleModel:
         return crops.through(self, x, seen)
 
     def locality(self, x: Tensor, allowed: float = math.inf) -> Locality:
-        """How far the network sees in images of this shape, or why it has no reach: found once, and remembered.
+        """Return how far the network sees in images of this shape, or why it has no reach; cached.
 
         More than ``allowed`` elements do not go through the network for it; that is no finding, and forgotten.
         """

@@ -59,7 +59,7 @@ class Rewrite(Protocol):
     name: str
 
     def rule(self, op: "Operation") -> Any:
-        """The operation's value, connected to ``op.inputs`` as the rewrite wants it; or raise ``op.unknown``."""
+        """Return the value of an operation, connected to its inputs as the rewrite wants, or raise ``op.unknown``."""
         ...
 
 
@@ -107,7 +107,7 @@ class Operation:
         return [t for i, t in enumerate(self._leaves) if isinstance(t, Tensor) and i not in self._data]
 
     def call(self, *inputs: Tensor, others: Sequence[Tensor] | None = None) -> Any:
-        """The operation with other tensors in the stead of its data, and perhaps of the rest."""
+        """Return the operation with other tensors in the stead of its data, and perhaps of the rest."""
         leaves = list(self._leaves)
         for i, t in zip(self._data, inputs, strict=True):
             leaves[i] = t
@@ -120,7 +120,7 @@ class Operation:
         return self.function(*args, **kwargs)
 
     def through(self, made: Callable[..., Any]) -> Any:
-        """What another spelling gives, made of operations that have rules of their own.
+        """Return what another spelling gives, made of operations that have rules of their own.
 
         ``made`` takes the arguments of this operation.
         """
@@ -140,23 +140,23 @@ class Operation:
         return dict(tree_unflatten(self._leaves, self._spec)[1])
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by position or name."""
+        """Return an argument by position or name."""
         args, kwargs = tree_unflatten(self._leaves, self._spec)
         return args[position] if len(args) > position else kwargs.get(name, default)
 
     def is_data(self, value: Any) -> bool:
-        """Whether an argument is one of the data."""
+        """Return whether an argument is one of the data."""
         return any(value is t for t in self.inputs)
 
     def twin(self, value: Any) -> Any:
-        """What the reference has in the stead of an argument: itself, unless it is data."""
+        """Return what the reference has in the stead of an argument: itself, unless it is data."""
         for t, twin in zip(self.inputs, self.twins, strict=False):
             if value is t:
                 return twin
         return value
 
     def unknown(self, rewrite: str) -> NotImplementedError:
-        """The error for an operation that a rewrite has no rule for."""
+        """Return the error for an operation that a rewrite has no rule for."""
         kinds = ", ".join(check.describe(t) for t in self.inputs)
         return NotImplementedError(
             check.problem(
@@ -208,11 +208,11 @@ class Tracer(TorchFunctionMode):
     # -- what is data ------------------------------------------------------------------------------------------
 
     def mark(self, t: Tensor, twin: Tensor | None) -> None:
-        """From here on this is data, with its twin; without one it is its own."""
+        """Mark a tensor as data from here on, with its twin; without one it is its own."""
         self._twins[t] = twin
 
     def is_data(self, value: Any) -> bool:
-        """Whether a value is data: computed from it, or a view of what data was written into."""
+        """Return whether a value is data: computed from it, or a view of what data was written into."""
         if not isinstance(value, Tensor):
             return False
         if value in self._twins:
@@ -228,7 +228,7 @@ class Tracer(TorchFunctionMode):
         return True
 
     def twin(self, t: Tensor) -> Tensor:
-        """What the reference has in its stead."""
+        """Return what the reference has in its stead."""
         found = self._twins.get(t)
         return t if found is None else found
 
@@ -238,13 +238,13 @@ class Tracer(TorchFunctionMode):
             self._memory[t] = _version(t), what
 
     def recall(self, t: Tensor) -> Any:
-        """What is remembered of a tensor."""
+        """Return what is remembered of a tensor."""
         t = self._copies.get(t, t)
         version, what = self._memory.get(t, (None, None))
         return what if version == _version(t) else None
 
     def forget(self) -> None:
-        """The run is over. Whatever keeps its graph must not find the graph again in what was remembered."""
+        """Forget what was remembered: the run is over, and whoever keeps its graph must not find it again."""
         self._memory.clear()
 
     # -- what runs ---------------------------------------------------------------------------------------------
@@ -650,7 +650,7 @@ def _once() -> NotImplementedError:
 
 
 def once(t: Tensor) -> Tensor:
-    """The tensor, of which no derivative is to be had: asking for one is an error."""
+    """Return the tensor, of which no derivative is to be had: asking for one is an error."""
     return _Once.apply(t)
 
 
@@ -700,7 +700,7 @@ def reroute(
     weigh: Callable[..., Tensor | tuple[Tensor | None, ...]],
     *known: Tensor,
 ) -> Tensor:
-    """A value that is as it is, and whose gradient goes where it is told to.
+    """Return a value that is as it is, and whose gradient goes where it is told to.
 
     ``weigh(g, value, *through, *known)`` gives the gradient for each of ``through``. It is made of torch
     operations on what it is given; every tensor that it needs comes as ``known``. It is not differentiated in
@@ -720,7 +720,7 @@ _BLOCK = 1 << 16
 
 
 def blockwise(fn: Callable[..., Tensor], *ts: Tensor) -> Tensor:
-    """``fn(*ts)`` of what is computed element by element, in several passes: all of them on a block, then the next.
+    """Compute ``fn(*ts)``, which works element by element in several passes, block by block.
 
     >>> import torch
     >>> blockwise(lambda a, b: (a - b).abs() + 1, torch.ones(2, 3), torch.zeros(2, 3)).sum().item()

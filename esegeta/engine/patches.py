@@ -86,7 +86,7 @@ class Stitched(Op):
         self.thread, self.context = threading.get_ident(), contextvars.copy_context()
 
     def run(self, run: Run, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # noqa: ARG002
-        """Values on a plain batch, a few patches at a time; no graph is kept."""
+        """Return values on a plain batch, a few patches at a time; no graph is kept."""
         if threading.get_ident() == self.thread:
             return self._stream(*xs)
         return self.context.copy().run(self._stream, *xs)
@@ -98,11 +98,11 @@ class Stitched(Op):
         given: tuple[int, ...],
         run: Run | None = None,  # noqa: ARG002
     ) -> Op:
-        """The sum of the patches' own pullbacks: each runs forward again, and back."""
+        """Return the sum of the patches' own pullbacks: each runs forward again, and back."""
         return self._derived(f"gradient of {self.name}", count, lambda op: op.pullback(count, wanted, given))
 
     def pushforward(self, count: int) -> Op:
-        """The sum of the patches' own pushforwards."""
+        """Return the sum of the patches' own pushforwards."""
         return self._derived(f"pushforward of {self.name}", count, lambda op: op.pushforward(count))
 
     def _derived(self, name: str, count: int, derive: Callable[[Op], Op]) -> Op:
@@ -310,11 +310,11 @@ class SlidingWindow:
         ) from why
 
     def locality(self, x: Tensor, allowed: float = math.inf) -> Locality:  # noqa: ARG002
-        """There is none that shifts with the image: what an element reaches depends on its place in the tiles."""
+        """Return no locality: what an element reaches depends on its place in the tiles."""
         raise NotLocal("a sliding window's reach depends on where the tiles lie")
 
 
 def name_of(model: Callable[..., Any]) -> str:
-    """How errors call a model."""
+    """Return how errors call a model."""
     name = getattr(model, "__name__", None) or repr(model)
     return name if len(name) < 60 else f"{name[:57]}..."

@@ -27,7 +27,7 @@ class Bar:
         self.reached = 0.0
 
     def at(self, fraction: float) -> None:
-        """The innermost loop has done this fraction of itself."""
+        """Note which fraction of itself the innermost loop has done."""
         start, width = self.spans[-1]
         # Never back: a step may hold two loops, and one that ran out of memory is tried again.
         whole = self.reached = max(self.reached, start + width * fraction)
@@ -78,7 +78,7 @@ def loop(label: str) -> Iterator[Bar]:
 
 @contextlib.contextmanager
 def step(bar: Bar, start: float, end: float) -> Iterator[None]:
-    """One step of the loop, from ``start`` to ``end`` as fractions of it; loops inside move within."""
+    """Return one step of the loop, from ``start`` to ``end`` as fractions of it; loops inside move within."""
     outer_start, outer_width = bar.spans[-1]
     bar.spans.append((outer_start + outer_width * start, outer_width * (end - start)))
     try:

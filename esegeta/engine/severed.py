@@ -56,7 +56,7 @@ def _refusal(name: str, function: str) -> NoGradient:
 
 
 def custom_functions(ys: Sequence[Tensor]) -> list[Any]:
-    """The calls of custom ``autograd.Function``s that some values were made by.
+    """Return the calls of custom ``autograd.Function``s that some values were made by.
 
     >>> custom_functions([torch.ones(1, requires_grad=True) * 2])
     []

@@ -53,7 +53,7 @@ _SPELLED |= {p + n: n for p in "ir" for n in ("add", "sub", "mul", "pow", "matmu
 
 
 def operation(func: Any) -> str:
-    """One name for all spellings of an operation; nothing for what makes no new value.
+    """Return one name for all spellings of an operation; nothing for what makes no new value.
 
     >>> [operation(f) for f in (torch.relu, torch.Tensor.relu_, torch.Tensor.__iadd__, torch.Tensor.size)]
     ['relu', 'relu', 'add', '']
@@ -88,6 +88,6 @@ def may_be_operation(side: str, modules: frozenset[str]) -> bool:
 
 
 def is_builtin_leaf(m: nn.Module) -> bool:
-    """Torch's own layers are one place, not the operations that they are made of."""
+    """Return whether a module is a layer of torch: one place, not the operations it is made of."""
     parts = set(m._modules) - {"parametrizations"}
     return type(m).__module__.startswith(("torch.nn.", "torch.ao.")) and not parts

@@ -179,7 +179,7 @@ def _dtypes(values: Tree) -> Tree:
 
 
 def integral(fn: Callable[[Tree], Tree], nodes: Tree, weights: Tensor, *, label: str) -> Tree:
-    """``sum_i w_i fn(node_i)``: a quadrature, of which no part has a meaning.
+    """Return ``sum_i w_i fn(node_i)``: a quadrature, of which no part has a meaning.
 
     >>> import torch
     >>> integral(lambda t: t ** 2, torch.tensor([0., 1.]), torch.tensor([.5, .5]), label="demo").item()
@@ -197,7 +197,7 @@ def integral(fn: Callable[[Tree], Tree], nodes: Tree, weights: Tensor, *, label:
 
 
 def mean(fn: Callable[[Tree], Tree], nodes: Tree, *, label: str, together: bool = True) -> Tree:
-    """``1/n sum_i fn(node_i)``: a sampling mean, of which the first part is a mean too.
+    """Return ``1/n sum_i fn(node_i)``: a sampling mean, of which the first part is a mean too.
 
     >>> import torch
     >>> mean(lambda i: i * 1.0, torch.arange(5), label="demo").item()
@@ -218,7 +218,7 @@ def mean(fn: Callable[[Tree], Tree], nodes: Tree, *, label: str, together: bool 
 def moments(
     fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str, together: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Mean and (1/n) variance of ``fn(node_i)``, merged chunk by chunk without cancellation (Chan et al.).
+    """Return mean and (1/n) variance of ``fn(node_i)``, merged chunk by chunk without cancellation (Chan et al.).
 
     >>> import torch
     >>> m, v = moments(lambda i: i + 1e8, torch.arange(4).double(), label="demo")
@@ -231,7 +231,7 @@ def moments(
 
 
 def extrema(fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str) -> tuple[Tensor, Tensor]:
-    """Element-wise minimum and maximum of ``fn(node_i)``.
+    """Return element-wise minimum and maximum of ``fn(node_i)``.
 
     >>> import torch
     >>> lo, hi = extrema(lambda i: (i - 2.0) ** 2, torch.arange(5), label="demo")
@@ -256,7 +256,7 @@ def collect(
     meaning: str = "perturbation",
     what: str = "samples",
 ) -> Tensor:
-    """``fn(node_i)`` for every node, where each is one number: the values of a score, in the order of the nodes.
+    """Return ``fn(node_i)`` for every node, one number each, in the order of the nodes.
 
     At the deadline those that are done come back, fewer than there are nodes: for values that are samples.
     ``answers`` is for values that are answers. A value that is not finite is an error that names its node.
@@ -288,7 +288,7 @@ MISSING = "perturbations, and NaN for the others"
 
 
 def answers(fn: Callable[[Tree], Tensor], nodes: Tree, *, label: str) -> Tensor:
-    """``fn(node_i)`` for every node, where each is an answer of its own: NaN for those that a deadline cut off.
+    """Return ``fn(node_i)`` for every node, each an answer of its own: NaN for those that a deadline cut off.
 
     >>> import torch
     >>> answers(lambda i: 2.0 * i, torch.arange(3), label="demo").tolist()
@@ -307,7 +307,7 @@ def estimate(
     tolerance: float | None = None,
     together: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The mean of independent ``fn(node_i)`` and its standard error, from as many of them as a tolerance needs.
+    """Estimate the mean of independent ``fn(node_i)`` and its standard error, with as many as it takes.
 
     With a tolerance sampling ends once the standard error is nowhere above that fraction of the largest ``|mean|``.
     That is looked at after 16, 32, 64... nodes, for each example by itself: what others in a batch still need and
@@ -341,7 +341,7 @@ def estimate_of(
     tolerance: float | None = None,
     meaning: str = "sample",
 ) -> tuple[Tensor, Tensor]:
-    """A function of the means of several numbers, and its standard error to first order.
+    """Return a function of the means of several numbers, and its standard error to first order.
 
     Args:
         fn: of a node, k numbers for every element, (k, ...).
@@ -396,7 +396,7 @@ def until_settled(
     tolerance: float | None,
     least: int = 16,
 ) -> tuple[Tensor, Tensor]:
-    """A value and its standard error, from as many samples as a tolerance needs: see ``estimate``.
+    """Return a value and its standard error, from as many samples as a tolerance needs: see ``estimate``.
 
     The first look is after ``least`` samples.
 

@@ -19,7 +19,7 @@ SIGMA = 1 / 8
 
 
 def starts(length: int, patch: int, overlap: float | int, steps: str) -> list[int]:
-    """Where tiles of one axis begin, so that neighbours share at least that part of a patch.
+    """Return where tiles of one axis begin, so that neighbours share at least that part of a patch.
 
     >>> starts(110, 64, 0.5, "even"), starts(110, 64, 0.5, "fixed"), starts(64, 64, 0.5, "even")
     ([0, 23, 46], [0, 32, 46], [0])
@@ -34,7 +34,7 @@ def starts(length: int, patch: int, overlap: float | int, steps: str) -> list[in
 
 
 def shares(length: int, patch: int, begins: Sequence[int], kind: str) -> Tensor:
-    """The weights of every tile of one axis, (tiles, patch), that sum to one at each of its elements.
+    """Return the weights of every tile of one axis, (tiles, patch), that sum to one at each of its elements.
 
     >>> shares(6, 4, [0, 2], "average").tolist()
     [[1.0, 1.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]
@@ -86,7 +86,7 @@ class Tiling:
             self._rows = list(itertools.product(*map(range, map(len, along))))
 
     def touched(self, low: Sequence[int], extent: Sequence[int]) -> list[int]:
-        """Which tiles share an element with a box."""
+        """Return which tiles share an element with a box."""
         return [
             i
             for i, box in enumerate(self.boxes)
@@ -94,12 +94,12 @@ class Tiling:
         ]
 
     def around(self, tiles: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The box that holds these tiles: where it begins and ends."""
+        """Return the box that holds these tiles: where it begins and ends."""
         held = list(zip(*(self.boxes[i] for i in tiles), strict=True))
         return [min(s.start for s in side) for side in held], [max(s.stop for s in side) for side in held]
 
     def weight(self, i: int) -> Tensor:
-        """What tile i counts for at each of its elements."""
+        """Return what tile i counts for at each of its elements."""
         if self._total is not None:
             return self._map / self._total[self.boxes[i]]
         vectors = [table[k] for table, k in zip(self._tables, self._rows[i], strict=True)]
@@ -107,7 +107,7 @@ class Tiling:
 
 
 def patch_of(where: str, patch: int | Sequence[int], x: Tensor) -> tuple[int, ...]:
-    """The size of a patch of this image."""
+    """Return the size of a patch of this image."""
     axes = x.ndim - 1
     if not 1 <= axes <= 3:
         advice = "Models see one example, with its channels first and no batch axis"
@@ -120,7 +120,7 @@ def patch_of(where: str, patch: int | Sequence[int], x: Tensor) -> tuple[int, ..
 
 
 def margins_of(grid: Sequence[int], patch: Sequence[int]) -> list[tuple[int, int]]:
-    """What a grid smaller than a patch lacks before and after it, along each axis.
+    """Return what a grid smaller than a patch lacks before and after it, along each axis.
 
     >>> margins_of((5, 8), (8, 8))
     [(1, 2), (0, 0)]
@@ -130,17 +130,17 @@ def margins_of(grid: Sequence[int], patch: Sequence[int]) -> list[tuple[int, int
 
 
 def padded_by(margins: Sequence[tuple[int, int]], x: Tensor) -> Tensor:
-    """The image with zeros around it, along the last axes."""
+    """Return the image with zeros around it, along the last axes."""
     return pad(x, [n for pair in reversed(margins) for n in pair]) if any(map(any, margins)) else x
 
 
 def cropped_by(margins: Sequence[tuple[int, int]], y: Tensor) -> Tensor:
-    """Without what was around it."""
+    """Crop what is around a patch."""
     last = y.shape[y.ndim - len(margins) :]
     return cut(y, tuple(slice(low, n - high) for (low, high), n in zip(margins, last, strict=True)))
 
 
 def cut(t: Tensor, box: Box) -> Tensor:
-    """A box of the last axes."""
+    """Return a box of the last axes."""
     where: Any = (..., *box)
     return t[where]

@@ -49,7 +49,7 @@ class Address:
 
     @property
     def side(self) -> str:
-        """What is counted: outputs of a path, or inputs of a module."""
+        """Return what is counted: outputs of a path, or inputs of a module."""
         return f"{self.path}:in" if self.leaf.split(".")[0] == "in" else self.path
 
 

@@ -235,7 +235,7 @@ def _cancelled(dtype: torch.dtype, total: Tensor, before: Tensor, after: Tensor)
 
 
 def region_of_clean(x: Window) -> Tensor:
-    """The clean values in the boxes of a window, (B, *size)."""
+    """Return the clean values in the boxes of a window, (B, *size)."""
     clean = x.clean
     return beside([clean[b % len(clean)][_at(x.lo[b], x.extent)] for b in range(len(x.lo))])
 

@@ -92,7 +92,7 @@ class Run:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """Inside of a network, whose parameters nobody asks for gradients of."""
+        """Follow the inside of a network, whose parameters nobody asks for gradients of."""
         before, self.differentiable = self.differentiable, False
         try:
             with torch.no_grad():
@@ -101,11 +101,11 @@ class Run:
             self.differentiable = before
 
     def freed(self, size: int) -> None:
-        """A window is gone."""
+        """Note that a window is gone."""
         self.live -= size
 
     def next(self, name: str) -> int:
-        """The number of this operator, which has to be the one that was there before."""
+        """Return the number of this operator, which has to be the one that was there before."""
         step = self.step
         self.step += 1
         if self.recording:
@@ -168,12 +168,12 @@ class Window(Tensor):
         raise NotFollowed("the network replaces the data of a tensor")
 
     def data_ptr(self) -> int:
-        """There is no memory to point at."""
+        """Refuse: there is no memory to point at."""
         raise NotFollowed("the network looks at memory")
 
     @property
     def everywhere(self) -> bool:
-        """Whether the box is the whole tensor."""
+        """Return whether the box is the whole tensor."""
         return self.extent == tuple(self.shape)
 
     @property
@@ -185,7 +185,7 @@ class Window(Tensor):
         return self.clean_
 
     def full(self, axis: int) -> bool:
-        """Whether the box spans this axis."""
+        """Return whether the box spans this axis."""
         return self.extent[axis] == self.shape[axis]
 
     @classmethod
@@ -204,7 +204,7 @@ def paste(clean: Tensor, window: "Window") -> None:
 def region(
     window: Window, lo: Offsets, size: Size, fill: float | int = 0.0, out: Tensor | None = None
 ) -> Tensor:
-    """The values in boxes of another size and place, (B, *size); beyond the border they are ``fill``."""
+    """Return the values in boxes of another size and place, (B, *size); beyond the border they are ``fill``."""
     if out is None and size == window.extent and (lo == window.lo).all():
         return window.patch
     shape = tuple(window.shape)
@@ -243,7 +243,7 @@ def region(
 def empty(
     like: Tensor, shape: Sequence[int], order: Sequence[int], dtype: torch.dtype | None = None
 ) -> Tensor:
-    """An uninitialised tensor whose axes lie in memory in this order; without values if ``like`` has none."""
+    """Return an uninitialised tensor whose axes lie in memory in this order; without values if ``like`` has none."""
     strides, step = [0] * len(shape), 1
     for axis in reversed(order):
         strides[axis], step = step, step * max(1, shape[axis])
@@ -282,7 +282,7 @@ def _overlap(
 
 
 def fit(lo: Offsets, hi: Offsets, shape: Size) -> tuple[Offsets, Size]:
-    """Boxes of one size that hold those given and lie within the border."""
+    """Return boxes of one size that hold those given and lie within the border."""
     bound = np.array(shape)
     lo, hi = np.clip(lo, 0, bound), np.clip(hi, 0, bound)
     size = np.minimum(np.maximum((hi - lo).max(0), np.minimum(bound, 1)), bound)
@@ -306,7 +306,7 @@ class Operator:
     compute: Any  # ``func``, or what stands for it where nothing has values
 
     def clean(self) -> Tensor:
-        """The first clean result; reading it keeps it for later runs."""
+        """Return the first clean result; reading it keeps it for later runs."""
         self.run.read.add((self.step, 0))
         if self.cleans is None or self.cleans[0] is None:
             raise Missing
@@ -333,7 +333,7 @@ def on(*names: str) -> Callable[[Handler], Handler]:
 
 
 def windows_in(args: Any) -> list[Window]:
-    """The windows among arguments."""
+    """Return the windows among arguments."""
     return [leaf for leaf in tree_flatten(args)[0] if isinstance(leaf, Window)]
 
 
@@ -458,7 +458,7 @@ def _cat_by_size(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def beside(rows: Sequence[Tensor]) -> Tensor:
-    """``torch.stack``, also of tensors without values."""
+    """Return ``torch.stack``, also of tensors without values."""
     first = rows[0]
     return first.new_empty((len(rows), *first.shape)) if first.is_meta else torch.stack(list(rows))
 
@@ -559,7 +559,7 @@ def _taken(func: Any) -> list[tuple[str, str]]:
 
 
 def several(out: Any) -> Sequence[Any]:
-    """The results of an operator that may have one or more."""
+    """Return the results of an operator that may have one or more."""
     return out if isinstance(out, (tuple, list)) else (out,)
 
 
@@ -589,7 +589,7 @@ def paired(batch: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def arranged(batch: Tensor) -> Tensor:
-    """A batch in the layout that convolutions run fast in."""
+    """Return a batch in the layout that convolutions run fast in."""
     return batch if current().layout == "contiguous" else layout.in_channels_last(batch)
 
 
@@ -642,10 +642,10 @@ def _entirely(op: Operator) -> Any:
 
 
 def stitched(window: Window) -> Tensor:
-    """The whole tensors, (B, *shape)."""
+    """Return the whole tensors, (B, *shape)."""
     return region(window, zeros(len(window.lo), window.ndim), tuple(window.shape))
 
 
 def zeros(count: int, axes: int) -> Offsets:
-    """Boxes that start at the first element."""
+    """Return boxes that start at the first element."""
     return np.zeros((count, axes), dtype=np.int64)

@@ -22,7 +22,7 @@ from esegeta.placing import Names, grid, split, tap
     also=("ablationcam",),
 )
 def ablation_cam(score: Score, place: Names, *, relative: bool = False) -> Explain:
-    r"""The channels of a layer, added up by what the score loses without them.
+    r"""Explain by the channels of a layer, added up by what the score loses without them.
 
     .. math:: L_u(x) = \sum_d w_d A_{d,u}, \qquad w_d = F(x) - F(x \mid A_d := 0)
 

@@ -43,7 +43,7 @@ class Integrated(NamedTuple):
     also=("integrated_gradients_adaptive", "ig_adaptive"),
 )
 def adaptive_integrated_gradients(score: Score, *, tolerance: float | int = 0.01, most: int = 200) -> Explain:
-    r"""Integrated gradients with as many gradients as completeness needs, where the path needs them.
+    r"""Explain by integrated gradients with as many gradients as completeness needs, where the path needs them.
 
     .. math:: a_i = (x_i - x'_i) \sum_j \tfrac{h_j}{2} \left( \partial_i F(t_j) + \partial_i F(t_j + h_j) \right)
 

@@ -30,7 +30,7 @@ def blur_integrated_gradients(
     spacing: Spacing | None = None,
     rule: str = "gauss-legendre",
 ) -> Explain:
-    r"""The gradient, integrated while the image comes into focus.
+    r"""Explain by the gradient, integrated while the image comes into focus.
 
     .. math:: a_i = -\int_0^{\sigma_{max}} \partial_i F(x_\sigma)\, \frac{\partial x_{\sigma,i}}{\partial \sigma}
               \, d\sigma, \qquad x_\sigma = \text{blur}(x, \sigma)

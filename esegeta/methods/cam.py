@@ -22,7 +22,7 @@ from esegeta.placing import Names, grid, local
     also=("class_activation_map", "class_activation_mapping"),
 )
 def cam(score: Score, place: Names, *, exact: bool = True) -> Explain:
-    r"""The channels of a layer, added up with the weights that a head of average and linear map gives them.
+    r"""Explain by the channels of a layer, weighted as a head of average and linear map weighs them.
 
     .. math:: L_u(x) = \sum_d w_d A_{d,u}, \qquad
               w_d = \frac{\partial F}{\partial \bar A_d} = \sum_{u} \frac{\partial F}{\partial A_{d,u}}, \qquad

@@ -27,7 +27,7 @@ from esegeta.placing import Names, partials
     also=("layer_conductance",),
 )
 def conductance(score: Score, place: Names, *, steps: int = 64) -> Explain:
-    r"""How much of the score's difference to a baseline flows through each unit of a layer.
+    r"""Explain by how much of the score's difference to a baseline flows through each unit of a layer.
 
     .. math:: a_u(x, x') = \int_0^1 \frac{\partial F}{\partial A_u}(x_t) \, dA_u(x_t), \qquad x_t = x' + t (x - x')
 

@@ -21,7 +21,7 @@ from esegeta.rules import deeplift
     also=("deeplift", "rescale"),
 )
 def deep_lift(score: Score) -> Explain:
-    r"""Differences from a baseline, carried from operation to operation by secants instead of slopes.
+    r"""Explain by differences from a baseline, carried from operation to operation by secants instead of slopes.
 
     .. math:: a_i(x, x') = m_i(x, x') \, (x_i - x'_i), \qquad \sum_i a_i = F(x) - F(x')
 

@@ -21,7 +21,7 @@ from esegeta.rules import reveal_cancel
     also=("reveal_cancel", "deeplift_reveal_cancel"),
 )
 def deep_lift_reveal_cancel(score: Score) -> Explain:
-    r"""DeepLIFT that carries what is positive and what is negative in a difference apart.
+    r"""Explain by DeepLIFT that carries what is positive and what is negative in a difference apart.
 
     .. math:: \Delta y^\pm = \tfrac12 [f(x' + \Delta^\pm) - f(x')]
               + \tfrac12 [f(x' + \Delta^+ + \Delta^-) - f(x' + \Delta^\mp)], \qquad

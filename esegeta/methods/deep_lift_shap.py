@@ -23,7 +23,7 @@ from esegeta.rules import deeplift
     also=("deepshap", "deep_shap"),
 )
 def deep_lift_shap(score: Score) -> Explain:
-    r"""DeepLIFT from each of several baselines, averaged: an approximation of expected Shapley values.
+    r"""Explain by DeepLIFT from each of several baselines, averaged: an approximation of expected Shapley values.
 
     .. math:: a_i = \frac{1}{n} \sum_{k=1}^{n} m_i(x, x'_k) \, (x_i - x'_{k,i})
 

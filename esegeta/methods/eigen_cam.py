@@ -20,7 +20,7 @@ from esegeta.placing import Names, grid, tap
     also=("eigencam",),
 )
 def eigen_cam(score: Score, place: Names) -> Explain:
-    r"""The first principal component of the channels of a layer.
+    r"""Explain by the first principal component of the channels of a layer.
 
     .. math:: L = v^\top (A - \bar A), \qquad v = \arg\max_{\|v\| = 1} \| v^\top (A - \bar A) \|, \qquad
               \bar A_d = \tfrac{1}{|U|} \sum_u A_{d,u}
@@ -58,7 +58,7 @@ def eigen_cam(score: Score, place: Names) -> Explain:
 
 
 def component(a: Tensor) -> Tensor:
-    """The first principal component (1,*U) of channels (D,*U), with the sign that correlates with their mean.
+    """Return the first principal component (1,*U) of channels (D,*U), with the sign that correlates with their mean.
 
     >>> component(torch.tensor([[1., 7.], [-1., -9.]])).round(decimals=3).tolist()
     [[5.0, -5.0]]

@@ -17,7 +17,7 @@ from esegeta.placing import Names, local
     also=("eigengradcam",),
 )
 def eigen_grad_cam(score: Score, place: Names) -> Explain:
-    r"""The first principal component of activation times gradient at a layer.
+    r"""Explain by the first principal component of activation times gradient at a layer.
 
     .. math:: L = v^\top (B - \bar B), \qquad B = G \odot A, \qquad
               v = \arg\max_{\|v\| = 1} \| v^\top (B - \bar B) \|

@@ -19,7 +19,7 @@ from esegeta.placing import Names, grid, local
     also=("grad_cam_element_wise", "gradcam_elementwise"),
 )
 def elementwise_grad_cam(score: Score, place: Names) -> Explain:
-    r"""The positive products of activation and gradient at a layer, added up over the channels.
+    r"""Explain by the positive products of activation and gradient at a layer, added up over the channels.
 
     .. math:: L_u(x) = \sum_d [G_{d,u} A_{d,u}]_+, \qquad G = \partial F / \partial A
 

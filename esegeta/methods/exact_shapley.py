@@ -30,7 +30,7 @@ MOST_PARTS = 16
     also=("shapley_values", "shapley"),
 )
 def exact_shapley(score: Score, *, features: Features | None = None) -> Explain:
-    r"""What a part adds to the score, on average over all orders in which parts can become present.
+    r"""Explain by what a part adds to the score, on average over all orders in which parts can become present.
 
     .. math:: a_j = \sum_{T \not\ni j} \frac{|T|!\, (d - |T| - 1)!}{d!} \left( v(T \cup j) - v(T) \right), \qquad
               \sum_j a_j = F(x) - F(x')
@@ -71,7 +71,7 @@ def exact_shapley(score: Score, *, features: Features | None = None) -> Explain:
     also=("modality_shapley", "sequence_shapley"),
 )
 def channel_shapley(score: Score) -> Explain:
-    r"""The Shapley value of each channel: what a modality, an MR sequence or a colour adds to the score.
+    r"""Explain by the Shapley value of each channel: what a modality, an MR sequence or a colour adds to the score.
 
     .. math:: a_c = \sum_{T \not\ni c} \frac{|T|!\, (C - |T| - 1)!}{C!} \left( v(T \cup c) - v(T) \right)
 

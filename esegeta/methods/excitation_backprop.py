@@ -23,7 +23,7 @@ from esegeta.rules.composites import quotient
     also=("excitation_backpropagation", "ebp", "marginal_winning_probability"),
 )
 def excitation_backprop(score: Score, place: Names) -> Explain:
-    r"""The probability that a random walk from the score down through what excites comes past each voxel.
+    r"""Explain by the probability that a random walk from the score down through what excites comes past each voxel.
 
     .. math:: P_j = \sum_k \frac{a_j^+ w_{jk}^+}{\sum_{j'} a_{j'}^+ w_{j'k}^+} P_k, \qquad
               L_u = \sum_d P_{d,u}
@@ -63,7 +63,7 @@ def excitation_backprop(score: Score, place: Names) -> Explain:
     also=("contrastive_excitation_backpropagation", "c_ebp", "contrastive_marginal_winning_probability"),
 )
 def contrastive_excitation_backprop(score: Score, place: Names, *, contrast: str | None = None) -> Explain:
-    r"""Excitation for the target less excitation for everything but the target, where that is positive.
+    r"""Explain by excitation for the target less excitation for everything but the target, where that is positive.
 
     .. math:: L_u = \sum_d [P_{d,u} - \bar P_{d,u}]_+
 

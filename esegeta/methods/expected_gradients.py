@@ -26,7 +26,7 @@ from esegeta.noise import Noise, as_noise
     also=("expected_gradient",),
 )
 def expected_gradients(score: Score, *, samples: int = 64) -> Explain:
-    r"""Integrated gradients from a random baseline at a random place of its line, averaged.
+    r"""Explain by integrated gradients from a random baseline at a random place of its line, averaged.
 
     .. math:: a_i = E_{x' \sim B,\, t \sim U(0,1)} \left[ (x_i - x'_i)\, \partial_i F(x' + t (x - x')) \right]
 
@@ -64,7 +64,7 @@ def expected_gradients(score: Score, *, samples: int = 64) -> Explain:
     also=("gradientshap", "gradient_shapley"),
 )
 def gradient_shap(score: Score, *, samples: int = 64, noise: float | int | Noise = 0.0) -> Explain:
-    r"""Expected gradients of noisy copies of the input.
+    r"""Explain by expected gradients of noisy copies of the input.
 
     .. math:: a_i = E\left[ (x_i + \eta_i - x'_i)\, \partial_i F(x' + t (x + \eta - x')) \right]
 

@@ -42,7 +42,7 @@ def extremal_perturbation(
     fill: Fill = mixed,
     worth: float | int = 10.0,
 ) -> Explain:
-    r"""The region of a given area that keeps the score highest, or whose removal lowers it most.
+    r"""Explain by the region of a given area that keeps the score highest, or whose removal lowers it most.
 
     .. math:: \max_m\; \Phi(m) - \lambda_k\, \tfrac1n \sum_u (m_u - r_u)^2, \qquad
               \Phi(m) = w\, \frac{F(m x + (1 - m) x')}{|F(x) - F(x')|}

@@ -24,7 +24,7 @@ from esegeta.features import Features, Lengths, Spacing, elements, windows
     also=("ablation", "leave_one_out"),
 )
 def feature_ablation(score: Score, *, features: Features | None = None, fill: Fill | None = None) -> Explain:
-    r"""What the score loses if a part is replaced by the baseline, for every part.
+    r"""Explain by what the score loses if a part is replaced by the baseline, for every part.
 
     .. math:: a_v = F(x) - F(x \text{ with the part of } v \text{ at } x')
 
@@ -73,7 +73,7 @@ def occlusion(
     stride: Lengths | None = None,
     spacing: Spacing | None = None,
 ) -> Explain:
-    r"""What the score loses under a box that slides over the image.
+    r"""Explain by what the score loses under a box that slides over the image.
 
     .. math:: a_v = \frac{1}{|\{w \ni v\}|} \sum_{w \ni v} F(x) - F(x \text{ with } w \text{ at } x')
 
@@ -119,7 +119,7 @@ def gaussian_occlusion(
     spacing: Spacing | None = None,
     fade: float | int = 0.25,
 ) -> Explain:
-    r"""What the score loses under a box that fades out towards its borders: no edges that the image did not have.
+    r"""Explain by what the score loses under a box that fades out towards its borders: no new edges.
 
     .. math:: a_v = \frac{\sum_w h_{w,v} (F(x) - F(x + h_w (x' - x)))}{\sum_w h_{w,v}}, \qquad
               h_{w,v} = e^{-|v - c_w|^2 / 2 \sigma^2} 1_{v \in w}

@@ -27,7 +27,7 @@ from esegeta.features import FeatureMap, Features, elements, grid
     also=("permutation_importance", "permute_between_samples"),
 )
 def feature_permutation(score: Score, *, features: Features | None = None) -> Explain:
-    r"""What the score loses if a part is taken from another sample, averaged over the samples.
+    r"""Explain by what the score loses if a part is taken from another sample, averaged over the samples.
 
     .. math:: a_j = F(x) - \frac1n \sum_{k=1}^n F(x \text{ with part } j \text{ of } x^{(k)})
 
@@ -73,7 +73,7 @@ def feature_permutation(score: Score, *, features: Features | None = None) -> Ex
     also=("permute_within_part", "voxel_shuffling"),
 )
 def feature_shuffling(score: Score, *, features: Features | None = None, samples: int = 10) -> Explain:
-    r"""What the score loses if the voxels of a part change places with each other, at random.
+    r"""Explain by what the score loses if the voxels of a part change places with each other, at random.
 
     .. math:: a_j = F(x) - E_\pi\left[ F(x \text{ with the voxels of } j \text{ permuted by } \pi) \right]
 

@@ -21,7 +21,7 @@ from esegeta.placing import Names, grid, tap
     also=("feature_explanation_method",),
 )
 def fem(score: Score, place: Names, *, k: float = 2.0, show: str = "mask") -> Explain:
-    r"""Where the channels of a layer are unusually strong.
+    r"""Explain by the places where the channels of a layer are unusually strong.
 
     .. math:: M_{d,u} = 1[A_{d,u} \ge \mu_d + k \sigma_d], \qquad L_u(x) = \sum_d \mu_d \, M_{d,u}
 

@@ -23,12 +23,12 @@ class FullGradient(NamedTuple):
     biases: dict[str, Tensor]
 
     def total(self) -> Tensor:
-        """All parts added up: the score."""
+        """Return all parts added up: the score."""
         return torch.stack([self.input.sum(), *(b.sum() for b in self.biases.values())]).sum()
 
 
 def full_gradient(score: Score) -> Callable[[Tensor], FullGradient]:
-    r"""The score, split up exactly into what the input and what every bias contributes.
+    r"""Return the score, split up exactly into what the input and what every bias contributes.
 
     .. math:: F(x) = \sum_i x_i \, g_i + \sum_l \sum_{d,u} b_{l,d,u} \frac{\partial F}{\partial z_{l,d,u}}, \qquad
               b_l = f_l(z) - J_{f_l}(z) \, z
@@ -78,7 +78,7 @@ def full_gradient(score: Score) -> Callable[[Tensor], FullGradient]:
     differentiable=False,
 )
 def full_grad(score: Score) -> Explain:
-    r"""The sizes of all parts of the full gradient, added up on the grid of the input.
+    r"""Explain by the sizes of all parts of the full gradient, added up on the grid of the input.
 
     .. math:: a_v = \sum_c |x \odot g|_{c,v} + \sum_l \sum_d up\left( |b_l \odot G_l| \right)_{d,v}
 

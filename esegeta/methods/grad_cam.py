@@ -20,7 +20,7 @@ from esegeta.placing import Names, grid, local
     also=("gradcam", "layer_grad_cam", "seg_grad_cam"),
 )
 def grad_cam(score: Score, place: Names) -> Explain:
-    r"""The channels of a layer, added up with their mean gradients as weights.
+    r"""Explain by the channels of a layer, added up with their mean gradients as weights.
 
     .. math:: L_u(x) = \sum_d \Big( \tfrac{1}{|U|} \sum_{u'} G_{d,u'} \Big) A_{d,u}, \qquad
               G = \partial F / \partial A
@@ -51,6 +51,6 @@ def grad_cam(score: Score, place: Names) -> Explain:
 
 
 def weighted(a: Tensor, g: Tensor) -> Tensor:
-    """The channels of ``a``, added up with the means of ``g`` as weights."""
+    """Return the channels of ``a``, added up with the means of ``g`` as weights."""
     # No product of the size of the layer: on all layers of a network it would take as long as their gradient.
     return torch.einsum("d,d...->...", g.mean(grid(a)), a).unsqueeze(0)

@@ -17,7 +17,7 @@ from esegeta.placing import Names, grid, local
     also=("gradcam_plus_plus", "gradcampp", "gradcam++"),
 )
 def grad_cam_plus_plus(score: Score, place: Names) -> Explain:
-    r"""The channels of a layer, added up with weighted sums of their positive gradients.
+    r"""Explain by the channels of a layer, added up with weighted sums of their positive gradients.
 
     .. math:: L_u(x) = \sum_d \Big( \sum_{u'} \alpha_{d,u'} [G_{d,u'}]_+ \Big) A_{d,u}, \qquad
               \alpha_{d,u} = \frac{G_{d,u}^2}{2 G_{d,u}^2 + G_{d,u}^3 \sum_{u'} A_{d,u'}}

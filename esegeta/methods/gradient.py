@@ -19,7 +19,7 @@ from esegeta.engine import gradient as primitive
     also=("vanilla_gradient", "vanilla_backpropagation", "sensitivity_map"),
 )
 def gradient(score: Score) -> Explain:
-    r"""How the score changes with each element of the input.
+    r"""Explain by how the score changes with each element of the input.
 
     .. math:: a(x) = \nabla F(x)
 
@@ -58,7 +58,7 @@ def gradient(score: Score) -> Explain:
     also=("saliency_map", "absolute_gradient"),
 )
 def saliency(score: Score) -> Explain:
-    r"""The size of the gradient, whatever its sign.
+    r"""Explain by the size of the gradient, whatever its sign.
 
     .. math:: a(x) = |\nabla F(x)|
 

@@ -25,7 +25,7 @@ from esegeta.spatial import upsample
     also=("guided_backpropagation", "gbp"),
 )
 def guided_backprop(score: Score) -> Explain:
-    r"""The gradient, with activations that pass on only what is positive, where they are active themselves.
+    r"""Explain by the gradient, with activations that pass on only what is positive, where they are active.
 
     .. math:: R_{in} = [R_{out}]_+ \odot [a'(x)]_+ \odot 1[a(x) > 0]
 
@@ -66,7 +66,7 @@ def guided_backprop(score: Score) -> Explain:
     also=("deconvnet_attribution",),
 )
 def deconvolution(score: Score) -> Explain:
-    r"""The gradient, with activations that pass on whatever is positive: a deconvolutional network.
+    r"""Explain by the gradient, with activations that pass on whatever is positive: a deconvolutional network.
 
     .. math:: R_{in} = [R_{out}]_+
 
@@ -107,7 +107,7 @@ def deconvolution(score: Score) -> Explain:
     paper="Springenberg et al. 2015, arXiv:1412.6806",
 )
 def layer_activation_guided_backprop(score: Score, place: Names, *, unit: int | None = None) -> Explain:
-    r"""Guided backpropagation of how active a filter is: :math:`F = \sum_u |A_{d,u}|`.
+    r"""Explain by guided backpropagation of how active a filter is: :math:`F = \sum_u |A_{d,u}|`.
 
     Only activations between the input and the layer are guided. Below the first one there is none, and this is
     the plain gradient of F.
@@ -167,7 +167,7 @@ def layer_activation_guided_backprop(score: Score, place: Names, *, unit: int | 
     also=("guided_gradcam",),
 )
 def guided_grad_cam(score: Score, place: Names) -> Explain:
-    r"""Guided backpropagation where Grad-CAM is positive: :math:`GBP(x) \odot up([L(x)]_+)`.
+    r"""Explain by guided backpropagation where Grad-CAM is positive: :math:`GBP(x) \odot up([L(x)]_+)`.
 
     Args:
         score: ``(C,*S) -> ()``.

@@ -16,7 +16,7 @@ AT_ONCE = 16  # groups that are split before the values of their halves are look
 
 
 def of_labels(*maps: Tensor) -> tuple[Any, ...]:
-    """The tree of nested label maps, from the coarsest to the one whose labels are the parts.
+    """Return the tree of nested label maps, from the coarsest to the one whose labels are the parts.
 
     Args:
         maps: whole numbers on one grid. A region of one lies in one region of the map before it; what is negative
@@ -53,7 +53,7 @@ def _grouped(rows: list[list[int]]) -> tuple[Any, ...]:
 
 
 def binary(tree: Tree) -> tuple[list[Any], list[list[int]], list[int]]:
-    """A tree with every group of more than two halved.
+    """Return a tree with every group of more than two halved.
 
     Its leaves in order; for each group, the root first, the places [start, end) of its leaves and the numbers of
     its two halves, its own number for a leaf; how many splits each level takes if a group is split before and
@@ -87,7 +87,7 @@ def binary(tree: Tree) -> tuple[list[Any], list[list[int]], list[int]]:
 
 
 def halved(parts: FeatureMap, numbers: Tensor) -> Tensor:
-    """The numbers of the parts in such an order that halves of it, and of those, halve their box along its length.
+    """Return the parts in an order whose halves, and halves of those, halve their box along its length.
 
     >>> from esegeta.features import grid
     >>> halved(grid(1)(torch.zeros(1, 2, 4)), torch.arange(8)).tolist()
@@ -116,7 +116,7 @@ def halved(parts: FeatureMap, numbers: Tensor) -> Tensor:
 
 
 def rounds(levels: list[int], splits: int) -> list[int]:
-    """How many groups are split at once: whole levels if there are runs for all, else a few of the dearest.
+    """Return how many groups are split at once: whole levels if there are runs for all, else a few of the dearest.
 
     >>> rounds([1, 4, 16, 64], 85), rounds([1, 4, 16, 64], 40)
     ([1, 4, 16, 64], [1, 4, 16, 16, 3])

@@ -19,7 +19,7 @@ from esegeta.placing import Names, grid, local
     also=("hirescam", "linear_approximation", "linear_approximator", "linear_approx"),
 )
 def hires_cam(score: Score, place: Names) -> Explain:
-    r"""Activation times gradient at a layer, added up over the channels.
+    r"""Explain by activation times gradient at a layer, added up over the channels.
 
     .. math:: L_u(x) = \sum_d G_{d,u} A_{d,u}, \qquad G = \partial F / \partial A
 

@@ -23,7 +23,7 @@ from esegeta.features import Features, elements
     also=("hsic",),
 )
 def hsic_attribution(score: Score, *, features: Features | None = None, samples: int = 500) -> Explain:
-    r"""The dependence between the presence of a part and the score, of whatever form: Hilbert-Schmidt's.
+    r"""Explain by the dependence between the presence of a part and the score, of whatever form: Hilbert-Schmidt's.
 
     .. math:: a_j = \frac{\operatorname{tr}(K_j H L H)}{(n - 1)^2}, \quad K_j = [z_{t,j} = z_{u,j}]_{t,u}, \quad
               L = \left[ e^{-(v_t - v_u)^2 / 2 \sigma^2} \right]_{t,u}, \quad H = I - \tfrac{1}{n} 1 1^T

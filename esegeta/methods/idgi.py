@@ -23,7 +23,7 @@ from esegeta.engine.gradient import value_and_gradient
     also=("important_direction_gradient_integration", "ig_idgi"),
 )
 def idgi(score: Score, *, steps: int = 32) -> Explain:
-    r"""Each step's change of the score, shared in proportion to the squared gradient.
+    r"""Explain by each step's change of the score, shared in proportion to the squared gradient.
 
     .. math:: a_i = \sum_k \left( F(x_{k+1}) - F(x_k) \right) \frac{g_i(x_k)^2}{\|g(x_k)\|^2},
               \qquad x_k = x' + \tfrac{k}{n} (x - x')

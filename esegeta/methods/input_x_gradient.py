@@ -19,7 +19,7 @@ from esegeta.engine.gradient import gradient
     also=("gradient_times_image", "gradient_times_input", "grad_times_image", "input_times_gradient"),
 )
 def input_x_gradient(score: Score) -> Explain:
-    r"""First-order Taylor terms from zero; the same formula is also called gradient times image.
+    r"""Explain by first-order Taylor terms from zero; the same formula is also called gradient times image.
 
     .. math:: a(x) = x \odot \nabla F(x)
 

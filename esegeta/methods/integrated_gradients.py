@@ -24,7 +24,7 @@ from esegeta.quadrature import nodes_and_weights
     also=("ig", "path_integrated_gradients"),
 )
 def integrated_gradients(score: Score, *, steps: int = 32, rule: str = "gauss-legendre") -> Explain:
-    r"""The gradient, averaged on the straight line from a baseline to the input.
+    r"""Explain by the gradient, averaged on the straight line from a baseline to the input.
 
     .. math:: a_i(x, x') = (x_i - x'_i) \int_0^1 \partial_i F(x' + t (x - x')) \, dt
 

@@ -26,7 +26,7 @@ from esegeta.quadrature import nodes_and_weights
 def internal_influence(
     score: Score, place: Names, *, steps: int = 32, rule: str = "gauss-legendre"
 ) -> Explain:
-    r"""The gradient for the activations of a layer, averaged on the way from a baseline to the input.
+    r"""Explain by the gradient for the activations of a layer, averaged on the way from a baseline to the input.
 
     .. math:: a_u(x, x') = \int_0^1 \frac{\partial F}{\partial A_u}(x' + t (x - x')) \, dt
 

@@ -34,7 +34,7 @@ def kernel_shap(
     samples: int = 2048,
     tolerance: float | int | None = None,
 ) -> Explain:
-    r"""The additive game that is nearest to the score over coalitions, which gives each part its Shapley value.
+    r"""Explain by the additive game nearest to the score over coalitions: each part gets its Shapley value.
 
     .. math:: \min_a \sum_{0 < |T| < d} \frac{d - 1}{\binom{d}{|T|} |T| (d - |T|)}
               \Big( v(T) - v(\emptyset) - \sum_{j \in T} a_j \Big)^2, \qquad \sum_j a_j = F(x) - F(x')

@@ -20,7 +20,7 @@ from esegeta.placing import Names, local, tap
     paper="Zeiler, Fergus 2014, arXiv:1311.2901",
 )
 def layer_activation(score: Score, place: Names) -> Explain:
-    r"""The activation of a layer: :math:`a(x) = A(x)`.
+    r"""Explain by the activation of a layer: :math:`a(x) = A(x)`.
 
     Args:
         score: a score or a model; it runs only as far as the layer.
@@ -56,7 +56,7 @@ def layer_activation(score: Score, place: Names) -> Explain:
     also=("layer_vanilla_backpropagation", "layer_visualisation"),
 )
 def layer_gradient(score: Score, place: Names) -> Explain:
-    r"""How the score changes with each unit of a layer: :math:`a(x) = \partial F / \partial A`.
+    r"""Explain by how the score changes with each unit of a layer: :math:`a(x) = \partial F / \partial A`.
 
     With all places at once (``all_places(score, x)``) it is vanilla backpropagation to every layer, in one backward
     run.
@@ -91,7 +91,7 @@ def layer_gradient(score: Score, place: Names) -> Explain:
     also=("layer_grad_x_activation", "layer_gradient_times_activation"),
 )
 def layer_gradient_x_activation(score: Score, place: Names) -> Explain:
-    r"""First-order Taylor terms of the score in the units of a layer: :math:`a(x) = A \odot \partial F / \partial A`.
+    r"""Explain by first-order Taylor terms in the units of a layer: :math:`a(x) = A \odot \partial F / \partial A`.
 
     Args:
         score: ``(C,*S) -> ()``.

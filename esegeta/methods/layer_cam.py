@@ -19,7 +19,7 @@ from esegeta.placing import Names, grid, local
     also=("layercam",),
 )
 def layer_cam(score: Score, place: Names) -> Explain:
-    r"""Activation times positive gradient at a layer, added up over the channels.
+    r"""Explain by activation times positive gradient at a layer, added up over the channels.
 
     .. math:: L_u(x) = \sum_d [G_{d,u}]_+ A_{d,u}, \qquad G = \partial F / \partial A
 

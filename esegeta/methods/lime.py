@@ -45,7 +45,7 @@ def lime(
     width: float | int = 0.25,
     ridge: float | int = 1.0,
 ) -> Explain:
-    r"""The linear model of presences that is nearest to the score, with coalitions near the image weighing most.
+    r"""Explain by the linear model of presences nearest to the score, with most weight near the image.
 
     .. math:: \min_{a, c} \sum_t w(z_t) \left( v(z_t) - c - a \cdot z_t \right)^2 + \lambda |a|^2, \qquad
               w(z) = \sqrt{e^{-D(z)^2 / \sigma^2}}, \qquad D(z) = 1 - \cos(z, 1)
@@ -95,7 +95,7 @@ def lime_fit(
     ridge: float | int = 1.0,
     resamples: int = 200,
 ) -> Callable[..., LimeFit]:
-    r"""The fit of ``lime`` with what tells whether to believe it: R^2 and how coefficients vary with the samples.
+    r"""Return the fit of ``lime`` and what tells whether to believe it: R^2, and how coefficients vary.
 
     .. math:: R^2 = 1 - \frac{\sum_t w_t (v_t - c - a \cdot z_t)^2}{\sum_t w_t (v_t - \bar v)^2}
 

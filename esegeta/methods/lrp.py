@@ -26,7 +26,7 @@ _ALMOST_ZERO = 1e-20
     also=("layer_wise_relevance_propagation", "deep_taylor_decomposition"),
 )
 def lrp(score: Score, *, composite: Composite | str = "epsilon") -> Explain:
-    r"""The score, shared out layer by layer among what each value was made of, down to the input.
+    r"""Explain by the score, shared out layer by layer among what each value was made of, down to the input.
 
     .. math:: R_j = \sum_k \frac{a_j \tilde w_{jk}}{\sum_{j'} a_{j'} \tilde w_{j'k} + \tilde b_k} R_k,
               \qquad R_{top} = F(x)

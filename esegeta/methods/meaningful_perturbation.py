@@ -41,7 +41,7 @@ def meaningful_perturbation(
     least: float | int = 0.08,
     edges: float | int = 8.0,
 ) -> Explain:
-    r"""The smallest and smoothest region that has to be hidden for the score to go.
+    r"""Explain by the smallest and smoothest region that has to be hidden for the score to go.
 
     .. math:: \min_{h \in [0,1]^G}\; \frac{F(x (1 - \uparrow h) + x' \uparrow h)}{|F(x) - F(x')|}
               + \lambda_1\, \overline{h} + \lambda_2 \sum_a \overline{|\Delta_a h|^3}

@@ -33,7 +33,7 @@ def neuron_conductance(
     steps: int = 32,
     rule: str = "gauss-legendre",
 ) -> Explain:
-    r"""The part of integrated gradients that goes through chosen units of a layer.
+    r"""Explain by the part of integrated gradients that goes through chosen units of a layer.
 
     .. math:: a_i(x, x') = (x_i - x'_i) \int_0^1 \sum_{u \in N} \frac{\partial F}{\partial A_u}
               \frac{\partial A_u}{\partial x_i} \, dt

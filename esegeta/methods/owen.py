@@ -32,7 +32,7 @@ Found = tuple[Tensor, ...]
 def partition_shap(
     score: Score, *, features: Features | None = None, tree: hierarchy.Tree | None = None, most: int = 1000
 ) -> Explain:
-    r"""What a part adds to the score, averaged over the orders in which every group of a tree enters as a block.
+    r"""Explain by what a part adds to the score, over the orders in which groups of a tree enter as blocks.
 
     .. math:: a_j = E_\pi \left[ v(\{i : \pi_i \le \pi_j\}) - v(\{i : \pi_i < \pi_j\}) \right], \qquad
               \pi \text{ uniform on orders that leave each group together}

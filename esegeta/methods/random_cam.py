@@ -25,7 +25,7 @@ from esegeta.placing import Names, grid, tap
     also=("randomcam",),
 )
 def random_cam(score: Score, place: Names) -> Explain:
-    r"""The channels of a layer, added up with random weights: what a map has to be better than.
+    r"""Explain by the channels of a layer, added up with random weights: what a map has to be better than.
 
     .. math:: L_u(x) = \sum_d w_d A_{d,u}, \qquad w_d \sim \mathcal{U}(-1, 1)
 

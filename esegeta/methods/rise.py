@@ -39,7 +39,7 @@ def rise(
     antithetic: bool = True,
     tolerance: float | int | None = None,
 ) -> Explain:
-    r"""The mean score of the random masks that show a voxel.
+    r"""Explain by the mean score of the random masks that show a voxel.
 
     .. math:: a_v = \frac{1}{n p} \sum_{t=1}^n F(m_t\, x + (1 - m_t)\, x')\, m_{t,v}, \qquad E[m_{t,v}] = p
 

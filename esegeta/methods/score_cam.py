@@ -23,7 +23,7 @@ from esegeta.placing import Names, grid, tap
     also=("scorecam",),
 )
 def score_cam(score: Score, place: Names, *, weights: str = "softmax", temperature: float = 1.0) -> Explain:
-    r"""The channels of a layer, added up by what the score is if only what they light up is shown.
+    r"""Explain by the channels of a layer, added up by what the score is if only what they light up is shown.
 
     .. math:: L_u(x) = \sum_d w_d A_{d,u}, \qquad s_d = F(x' + H_d \odot (x - x')) - F(x'), \qquad
               H_d = \frac{\mathrm{up}(A_d) - \min \mathrm{up}(A_d)}{\max \mathrm{up}(A_d) - \min \mathrm{up}(A_d)}

@@ -18,7 +18,7 @@ from esegeta.placing import Names, local
     also=("segeigencam",),
 )
 def seg_eigen_cam(score: Score, place: Names) -> Explain:
-    r"""The first principal component of activation times size of the gradient, turned to its larger side.
+    r"""Explain by the first principal component of activation times size of the gradient, turned to its larger side.
 
     .. math:: L = v^\top (B - \bar B), \qquad B = |G| \odot A, \qquad
               v = \arg\max_{\|v\| = 1} \| v^\top (B - \bar B) \|

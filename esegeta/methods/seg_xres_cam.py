@@ -19,7 +19,7 @@ from esegeta.placing import Names, grid, local
     also=("segxrescam", "seg_xres_grad_cam"),
 )
 def seg_xres_cam(score: Score, place: Names, *, window: int = 1, pool: str = "mean") -> Explain:
-    r"""Activation times gradient at a layer, with the gradient pooled over windows of the grid.
+    r"""Explain by activation times gradient at a layer, with the gradient pooled over windows of the grid.
 
     .. math:: L_u(x) = \sum_d \mathrm{pool}_{u' \in W(u)} G_{d,u'} \; A_{d,u}, \qquad G = \partial F / \partial A
 

@@ -24,7 +24,7 @@ from esegeta.placing import Names, at_each, grid, refuse_unused, split, vanishin
     also=("shapleycam",),
 )
 def shapley_cam(score: Score, place: Names) -> Explain:
-    r"""The channels of a layer, added up with their mean second-order contributions as weights.
+    r"""Explain by the channels of a layer, added up with their mean second-order contributions as weights.
 
     .. math:: L_u(x) = \sum_d \Big( \tfrac{1}{|U|} \sum_{u'} \big( G - \tfrac12 H A \big)_{d,u'} \Big) A_{d,u},
               \qquad G = \frac{\partial F}{\partial A}, \quad H = \frac{\partial^2 F}{\partial A^2}

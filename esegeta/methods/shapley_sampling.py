@@ -28,7 +28,7 @@ from esegeta.features import Features, elements
 def shapley_sampling(
     score: Score, *, features: Features | None = None, samples: int = 25, tolerance: float | int | None = None
 ) -> Explain:
-    r"""What a part adds to the score as it becomes present, averaged over random orders of the parts.
+    r"""Explain by what a part adds to the score as it becomes present, averaged over random orders of the parts.
 
     .. math:: a_j = E_\pi \left[ v(\{i : \pi_i \le \pi_j\}) - v(\{i : \pi_i < \pi_j\}) \right], \qquad
               \sum_j a_j = F(x) - F(x')

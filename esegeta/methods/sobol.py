@@ -25,7 +25,7 @@ BITS, MOST_DIMS = 30, 21201  # of SciPy's sequence
     also=("sobol", "sobol_total"),
 )
 def sobol_attribution(score: Score, *, features: Features | None = None, samples: int = 32) -> Explain:
-    r"""The share of a part in the variance of the score as parts fade at random: its total Sobol index.
+    r"""Explain by the share of a part in the variance of the score as parts fade at random: its total Sobol index.
 
     .. math:: S_j = \frac{E\left[ \operatorname{Var}(v(z) \mid z_{i \ne j}) \right]}{\operatorname{Var}(v(z))}
               \approx \frac{\sum_n \left( v(A_n) - v(A_n \text{ with } j \text{ from } B_n) \right)^2}

@@ -20,7 +20,7 @@ from esegeta.placing import Names, grid, local
     also=("xgradcam", "axiom_based_grad_cam"),
 )
 def xgrad_cam(score: Score, place: Names) -> Explain:
-    r"""The channels of a layer, added up with their gradients, averaged by activation, as weights.
+    r"""Explain by the channels of a layer, added up with their gradients, averaged by activation, as weights.
 
     .. math:: L_u(x) = \sum_d \Big( \frac{\sum_{u'} G_{d,u'} A_{d,u'}}{\sum_{u'} A_{d,u'}} \Big) A_{d,u}, \qquad
               G = \partial F / \partial A

@@ -36,7 +36,7 @@ def xrai(
     reach: float | int | None = None,
     spacing: Spacing | None = None,
 ) -> Explain:
-    r"""Integrated gradients from black and from white, averaged over the regions of the image where they are densest.
+    r"""Explain by integrated gradients from black and from white, averaged over the regions where they are densest.
 
     .. math:: a_v = \max_c \tfrac12 \big( \mathrm{IG}(x, x_{min}) + \mathrm{IG}(x, x_{max}) \big)_{c,v},
               \qquad b = \text{regions}(a)

@@ -6,6 +6,7 @@ Metrics are registered: ``esegeta._registry.METRICS["deletion"]`` says which way
 besides a finished map, what it costs and where it comes from.
 """
 
+from esegeta.engine.sharing import sharing
 from esegeta.metrics.comparing import Comparison, compare
 from esegeta.metrics.complexity import effective_complexity, entropy, gini
 from esegeta.metrics.curves import Curve
@@ -15,6 +16,7 @@ from esegeta.metrics.faithfulness import (
     average_drop,
     average_gain,
     average_increase,
+    fidelity,
     irof,
     monotonicity,
     relevance_gain,
@@ -22,6 +24,7 @@ from esegeta.metrics.faithfulness import (
 )
 from esegeta.metrics.imputation import imputed
 from esegeta.metrics.infidelity import gaussian, infidelity, noisy_baseline, square_removal
+from esegeta.metrics.information import code_length, performance_information
 from esegeta.metrics.localisation import (
     context_share,
     ioa,
@@ -34,14 +37,19 @@ from esegeta.metrics.localisation import (
     top_k_intersection,
     weighted_ioa,
 )
-from esegeta.metrics.nulls import Calibrated, calibrated, shifted, spectrum_residual, surrogate
+from esegeta.metrics.nulls import Calibrated, calibrated, random_cam, shifted, spectrum_residual, surrogate
 from esegeta.metrics.randomisation import (
     Cascade,
+    CascadeMaps,
     cascade,
-    entropy_change,
+    cascade_maps,
+    cascaded,
+    emprt,
+    followed,
     layers_of,
     random_logit,
     randomised,
+    smprt,
 )
 from esegeta.metrics.removal import deletion, insertion
 from esegeta.metrics.similarity import absolute_rank_correlation, hog_correlation, rank_correlation, ssim
@@ -49,6 +57,7 @@ from esegeta.metrics.stability import (
     lipschitz,
     relative_input_stability,
     relative_output_stability,
+    relative_representation_stability,
     sensitivity_max,
     sensitivity_mean,
 )
@@ -57,6 +66,7 @@ from esegeta.metrics.subsets import faithfulness_correlation, mu_fidelity, sensi
 __all__ = [
     "Calibrated",
     "Cascade",
+    "CascadeMaps",
     "Comparison",
     "Curve",
     "absolute_rank_correlation",
@@ -66,13 +76,18 @@ __all__ = [
     "average_increase",
     "calibrated",
     "cascade",
+    "cascade_maps",
+    "cascaded",
+    "code_length",
     "compare",
     "context_share",
     "deletion",
     "effective_complexity",
+    "emprt",
     "entropy",
-    "entropy_change",
     "faithfulness_correlation",
+    "fidelity",
+    "followed",
     "gaussian",
     "gini",
     "given",
@@ -89,12 +104,15 @@ __all__ = [
     "monotonicity",
     "mu_fidelity",
     "noisy_baseline",
+    "performance_information",
     "pointing_game",
+    "random_cam",
     "random_logit",
     "randomised",
     "rank_correlation",
     "relative_input_stability",
     "relative_output_stability",
+    "relative_representation_stability",
     "relevance_gain",
     "relevance_mass",
     "relevance_rank",
@@ -103,7 +121,9 @@ __all__ = [
     "sensitivity_max",
     "sensitivity_mean",
     "sensitivity_n",
+    "sharing",
     "shifted",
+    "smprt",
     "spectrum_residual",
     "square_removal",
     "ssim",

@@ -11,6 +11,7 @@ from esegeta._facts import facts_of
 from esegeta._registry import takes_key
 from esegeta._types import Explain
 from esegeta.engine import check
+from esegeta.engine.sharing import shared
 
 
 def given(a: Tensor, *, multiplied: bool = True) -> Explain:
@@ -128,8 +129,10 @@ def mask_of(where: str, mask: object, x: Tensor, name: str = "mask") -> Tensor:
 def start(x: Tensor, refs: tuple[Tensor, ...]) -> Tensor:
     """Return what parts are replaced by: the last of the refs, or the mean of a stack of them; else zero."""
     if not refs:
-        return torch.zeros_like(x)
-    return refs[-1].mean(0) if refs[-1].ndim > x.ndim else refs[-1]
+        return shared("zeros", (x,), lambda: torch.zeros_like(x))
+    if refs[-1].ndim > x.ndim:
+        return shared("mean", (refs[-1],), lambda: refs[-1].mean(0))
+    return refs[-1]
 
 
 def says(explain: object, name: str) -> Any:

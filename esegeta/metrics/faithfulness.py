@@ -10,9 +10,10 @@ from esegeta._registry import Cost, metric
 from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
 from esegeta.engine import check
+from esegeta.engine.sharing import sharing
 from esegeta.features import Features, segments
 from esegeta.metrics.curves import Curve, area_under, ranking
-from esegeta.metrics.explanations import attribution, callable_, mask_of, start
+from esegeta.metrics.explanations import attribution, callable_, start
 from esegeta.metrics.imputation import imputed
 from esegeta.metrics.removal import Measure, along, curve, means, parts_of
 
@@ -24,7 +25,7 @@ from esegeta.metrics.removal import Measure, along, curve, means, parts_of
     paper="Bluecher, Vielhaben, Strodthoff 2024, arXiv:2401.06654",
     example={"steps": 4},
     also=("srg",),
-    cost=lambda steps: Cost(forwards=None if steps is None else 2 * steps + 2),
+    cost=lambda steps: Cost(forwards=None if steps is None else 2 * steps),
 )
 def relevance_gain(
     explain: Explain,
@@ -66,13 +67,15 @@ def relevance_gain(
 
     def measure(x: Tensor, *refs: Tensor, key: Any = None, within: Any = None) -> Tensor:
         a = attribution(where, explain, x, refs, key)
-        parts = parts_of(where, features, x, None if within is None else mask_of(where, within, x, "within"))
+        parts = parts_of(where, features, x, within)
         values, sizes = means(a, parts, x)
         areas = []
-        for sign in (-1.0, 1.0):
-            order = ranking(sign * values, sizes, steps)
-            found = along(where, score, x, start(x, refs), parts, order, fill=fill, keep_first=False)
-            areas.append(area_under(order.fractions, found))
+        with sharing():  # both curves begin with the whole image and end without it
+            baseline = start(x, refs)
+            for sign in (-1.0, 1.0):
+                order = ranking(sign * values, sizes, steps)
+                found = along(where, score, x, baseline, parts, order, fill=fill, keep_first=False)
+                areas.append(area_under(order.fractions, found))
         return areas[0] - areas[1]
 
     return measure
@@ -130,8 +133,75 @@ def aopc(
     return measure
 
 
+@metric(
+    family="faithfulness",
+    better="higher",
+    answer="curve",
+    needs=("score",),
+    paper="Chatterjee et al. 2020, INFORM, Medical Imaging with Deep Learning",
+    example={"steps": 4},
+    also=("inform_fidelity",),
+    cost=lambda steps: Cost(forwards=steps + 1),
+)
+def fidelity(
+    explain: Explain,
+    score: Score,
+    *,
+    features: Features | None = None,
+    fill: Fill | None = None,
+    steps: int = 64,
+    most: float = 1.0,
+) -> Measure:
+    r"""Return which share of the score is lost as what a map highlights is replaced, the most highlighted first.
+
+    .. math:: t \mapsto 1 - F(x \text{ without the first } t \text{ of its elements}) / F(x)
+
+    The poster replaces what is highlighted and expects the prediction to drop, and has no formula: here the share is
+    followed over all fractions, or up to ``most``. ``eg.absolute`` highlights by size, ``eg.regions`` whole regions;
+    ``metrics.calibrated(metrics.fidelity)`` stands beside a random order, ``metrics.relevance_gain`` beside the
+    opposite one. With ``reducers.predicted_dice`` as the score it is the share of the segmented object that goes.
+
+    Args:
+        explain: ``(x, *refs) -> like x``, or ``metrics.given(map)``.
+        score: ``(C,*S) -> ()``.
+        features: as in ``deletion``.
+        fill: as in ``deletion``: what highlighted elements are replaced by.
+        steps: as in ``deletion``.
+        most: the fraction that the last step reaches.
+
+    Returns:
+        ``(x, *refs, key=, within=) -> Curve``; NaN where F(x) is not positive.
+
+    Example:
+        >>> import esegeta as eg
+        >>> score = lambda x: (x * torch.tensor([3.0, 2.0, 1.0])).sum()
+        >>> found = fidelity(eg.input_x_gradient(score), score, steps=3)(torch.ones(1, 3))
+        >>> [round(v, 4) for v in found.values.tolist()]
+        [0.0, 0.5, 0.8333, 1.0]
+    """
+    where = "metrics.fidelity"
+    if isinstance(most, bool) or not isinstance(most, (int, float)) or not 0 < most <= 1:
+        raise ValueError(
+            check.problem(where, "most in (0, 1]", repr(most), "1 goes on until nothing is left")
+        )
+    found = curve(
+        where, explain, score, features=features, fill=fill, steps=steps, keep_first=False, most=most
+    )
+
+    def measure(x: Tensor, *refs: Tensor, key: Any = None, within: Any = None) -> Curve:
+        going: Curve = found(x, *refs, key=key, within=within)
+        whole = going.values[0]
+        lost = 1 - going.values / torch.where(whole > 0, whole, torch.nan)
+        return Curve(going.fractions, lost, area_under(going.fractions, lost), going.largest_tie)
+
+    return measure
+
+
 def _supervoxels(x: Tensor) -> Tensor:
     return segmentation.slic(x, min(100, x[0].numel()))
+
+
+_SEGMENTS = segments(_supervoxels, 1000)
 
 
 def _mean_fill(x: Tensor, baseline: Tensor, keep: Tensor) -> Tensor:  # noqa: ARG001
@@ -172,7 +242,7 @@ def irof(
         Rieger, Hansen 2020, IROF: a low resource evaluation metric, arXiv:2003.08747.
     """
     where = "metrics.irof"
-    cut = segments(_supervoxels, 1000) if features is None else features
+    cut = _SEGMENTS if features is None else features
     found = curve(where, explain, score, features=cut, fill=fill or _mean_fill, steps=None, keep_first=False)
 
     def measure(x: Tensor, *refs: Tensor, key: Any = None, within: Any = None) -> Tensor:

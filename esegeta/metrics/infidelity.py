@@ -12,6 +12,7 @@ from esegeta._registry import perturbation as perturbation_
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
 from esegeta.engine.estimates import answered
+from esegeta.engine.sharing import active, shared
 from esegeta.metrics.explanations import attribution, callable_, says, start
 from esegeta.metrics.removal import Measure
 
@@ -72,6 +73,22 @@ def noisy_baseline(sigma: float = 0.1) -> Perturbation:
     return draw
 
 
+_USUAL = gaussian()
+
+
+def _losses(
+    where: str, score: Score, x: Tensor, baseline: Tensor, draw: Perturbation, own: Tensor, nodes: Tensor
+) -> Tensor:
+    """What perturbations take from the score, once for all maps that are judged together."""
+
+    def lost() -> Tensor:
+        whole = check.scalar(where, score(x)).double()
+        fall = lambda i: whole - score(x - draw(x, baseline, random.fold_in(own, i))).double()
+        return stream.collect(fall, nodes, label=where)
+
+    return shared("losses of perturbations", (score, x, baseline, draw, own, len(nodes)), lost)
+
+
 @metric(
     family="faithfulness",
     better="lower",
@@ -124,10 +141,10 @@ def infidelity(
     """
     where = "metrics.infidelity"
     callable_(where, explain)
-    draw = gaussian() if perturbation is None else perturbation
+    draw = _USUAL if perturbation is None else perturbation
     check.positive_count(where, "samples", samples, least=2)
-    known = says(explain, "multiplied") if multiplied is None else multiplied
-    if not isinstance(known, bool):
+    contributions = says(explain, "multiplied") if multiplied is None else multiplied
+    if not isinstance(contributions, bool):
         raise ValueError(
             check.problem(
                 where,
@@ -144,17 +161,22 @@ def infidelity(
         if slopes.shape != x.shape:
             expected, advice = f"a map like x, {tuple(x.shape)}", "One for all channels says nothing of each"
             raise ValueError(check.problem(where, expected, check.describe(slopes), advice))
-        if known:
+        if contributions:
             way = (x - baseline).double()
             slopes = torch.where(way != 0, slopes / torch.where(way != 0, way, 1), 0)
         own = random.fold_in(word, 1)
-        whole = check.scalar(where, score(x)).double()
+        nodes = torch.arange(samples, device=x.device)
+        told = _losses(where, score, x, baseline, draw, own, nodes) if active() else None
+        nodes = nodes if told is None else nodes[: len(told)]  # a deadline may have cut them short
+        whole = x.new_zeros(()) if told is not None else check.scalar(where, score(x)).double()
 
         def both(i: Tensor) -> tuple[Tensor, Tensor]:
             taken = draw(x, baseline, random.fold_in(own, i))
-            return (taken.double() * slopes).sum(), whole - score(x - taken).double()
+            lost = (
+                whole - score(x - taken).double() if told is None else told.index_select(0, i.reshape(1))[0]
+            )
+            return (taken.double() * slopes).sum(), lost
 
-        nodes = torch.arange(samples, device=x.device)
         if not scaled:
 
             def error(i: Tensor) -> Tensor:

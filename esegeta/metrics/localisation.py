@@ -173,6 +173,7 @@ def relevance_rank(explain: Explain) -> Measure:
     better="higher",
     needs=("mask",),
     paper="Theiner, Mueller-Budack, Ewerth 2022, arXiv:2104.14995",
+    also=("topk_intersection",),
     example={"k": 3},
     cost=lambda: Cost(),
 )

@@ -1,6 +1,7 @@
 """Is a number good? It stands beside that of random maps with the same values and the same smoothness."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -9,12 +10,15 @@ from torch import Tensor
 
 from esegeta import random
 from esegeta._registry import null as null_
-from esegeta._types import Explain
+from esegeta._types import Explain, Score
 from esegeta.engine import check
+from esegeta.engine.sharing import sharing
+from esegeta.methods.random_cam import random_cam as cam
 from esegeta.metrics.declared import direction
 from esegeta.metrics.explanations import attribution, given, says
+from esegeta.spatial import upsample
 
-Null = Callable[[Tensor, Tensor], Tensor]
+Null = Callable[..., Tensor]
 
 
 @null_(family="same values", paper="Schreiber, Schmitz 1996, PRL 77", example={"steps": 3})
@@ -87,6 +91,38 @@ def shifted(a: Tensor, key: Any) -> Tensor:
     return a
 
 
+def random_cam(score: Score, place: str) -> Null:
+    r"""Return a null of the channels of a layer, added up with random weights: what the layer alone is worth.
+
+    .. math:: \sum_d w_d A_d(x), \qquad w_d \sim \mathcal{U}(-1, 1)
+
+    brought to the grid of the image. It has neither the values nor the smoothness of the map, but that of the
+    network: what it scores is owed to the layer and not to the explanation.
+
+    Args:
+        score: the score, or the model, that has the place.
+        place: a layer with a grid; ``esegeta.places`` lists them.
+
+    Returns:
+        ``(map, key, x) -> (1,*S)``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> score = lambda x: eg.name(2 * x, "layer").sum()
+        >>> random_cam(score, "layer")(torch.ones(1, 3), 0, torch.ones(1, 3)).shape
+        torch.Size([1, 3])
+
+    Reference:
+        Defined by its implementation, RandomCAM of pytorch-grad-cam.
+    """
+    drawn = cam(score, place)
+
+    def null(a: Tensor, key: Any, x: Tensor) -> Tensor:  # noqa: ARG001
+        return upsample(drawn(x, key=key), like=x)
+
+    return null
+
+
 class Calibrated(NamedTuple):
     """A number beside those of random maps.
 
@@ -115,7 +151,7 @@ def calibrated(
         metric: of a finished map, ``metrics.roc_auc`` or ``functools.partial(metrics.deletion, steps=16)``. Of a
             curve the area counts.
         null: from (map, key) to a random map: ``metrics.surrogate`` has the same values and smoothness,
-            ``metrics.shifted`` the same form elsewhere.
+            ``metrics.shifted`` the same form elsewhere; from (map, key, x), ``metrics.random_cam(score, place)``.
         draws: how many random maps.
         better: whether higher or lower numbers are better; the metric's own declaration by default.
 
@@ -140,6 +176,8 @@ def calibrated(
             check.problem(where, 'better="higher" or "lower"', f"nothing for {name}", "Say which")
         )
 
+    needs_image = "x" in inspect.signature(null).parameters
+
     def judged(explain: Explain, *args: Any, **settings: Any) -> Callable[..., Calibrated]:
         contributions = says(explain, "multiplied")
 
@@ -154,10 +192,11 @@ def calibrated(
                 )
                 return getattr(found, "area", found).to(torch.float64)
 
-            value = number(a)
-            others = torch.stack(
-                [number(null(a, random.fold_in(random.fold_in(word, 2), n))) for n in range(draws)]
-            )
+            draw = random.fold_in(word, 2)
+            seen = (x,) if needs_image else ()
+            with sharing():  # perturbations and ends of curves are those of every map
+                value = number(a)
+                others = torch.stack([number(null(a, random.fold_in(draw, n), *seen)) for n in range(draws)])
             defined = others.isfinite()
             as_good = defined & (others >= value if way == "higher" else others <= value)
             low, high = (torch.nanquantile(others, q) for q in (0.025, 0.975))

@@ -2,8 +2,9 @@
 
 import copy
 import functools
+import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 
 from esegeta import random
 from esegeta._registry import Cost, metric
-from esegeta._types import Explain, Model
+from esegeta._types import Explain, Model, Score
 from esegeta.engine import check
 from esegeta.metrics.explanations import asked, fresh
 from esegeta.metrics.similarity import rank_correlation
 from esegeta.models import from_module
+from esegeta.transforms.smoothing import smooth
 
 How = Literal["permute", "normal", "uniform", "reset"]
 Similarity = Callable[[Tensor, Tensor], Tensor]
@@ -27,16 +29,45 @@ _FRESH = {
 
 
 class Cascade(NamedTuple):
-    """How alike the maps of randomised networks are to that of the network.
+    """How alike the maps of randomised networks are to that of the network, or another number of each.
 
-    layers: names, in the order in which they were randomised; values: similarity before the first of them, 1 for a
-    similarity that is 1 for equal maps, and after each; area: the mean of those after each, which is lower where a
-    map follows the network.
+    layers: names, in the order in which they were randomised; values: the number before the first of them, which is 1
+    for a similarity that is 1 for equal maps, and after each; area: the mean of those after each, which is lower
+    where a map follows the network.
     """
 
     layers: tuple[str, ...]
     values: Tensor
     area: Tensor
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a tidy table: a row for each step, with its number, the layer that became random, and the value.
+
+        >>> found = Cascade(("head",), torch.tensor([1.0, 0.5]), torch.tensor(0.5))
+        >>> found.rows()[1]
+        {'step': 1, 'layer': 'head', 'value': 0.5}
+        """
+        names = ("", *self.layers)
+        return [{"step": n, "layer": names[n], "value": v} for n, v in enumerate(self.values.tolist())]
+
+    def csv(self) -> str:
+        """Return the rows as comma-separated values, what is missing as nothing."""
+        lines = ["step,layer,value"]
+        lines += [
+            f"{r['step']},{r['layer']},{'' if math.isnan(r['value']) else r['value']}" for r in self.rows()
+        ]
+        return "\n".join(lines) + "\n"
+
+
+class CascadeMaps(NamedTuple):
+    """The maps of a network as its layers become random.
+
+    layers: names, in the order in which they were randomised; maps: (n + 1, C, *S), that of the network and that
+    after each.
+    """
+
+    layers: tuple[str, ...]
+    maps: Tensor
 
 
 def layers_of(module: nn.Module, x: Tensor) -> tuple[str, ...]:
@@ -211,18 +242,200 @@ def cascade(
 
     def measure(x: Tensor, *refs: Tensor, key: Any = None) -> Cascade:
         word = check.key(where, key)
-        own, draws = random.fold_in(word, 0), random.fold_in(word, 1)
-        order = tuple(layers) if layers is not None else layers_of(module, x)[::-1]
-        clean = asked(fresh(where, method(from_module(module))), x, refs, own)
-        values = [similarity(clean, clean)]
-        for n in range(1, len(order) + 1):
-            chosen = order[:n] if cumulative else order[n - 1 : n]
-            network = randomised(module, chosen, how=how, key=draws)
-            values.append(similarity(clean, asked(method(from_module(network)), x, refs, own)))
-        found = torch.stack([v.to(torch.float64) for v in values])
-        return Cascade(order, found, found[1:].mean())
+        order, networks = _networks(module, x, how, cumulative, layers, random.fold_in(word, 1))
+        maps = _explained(where, method, networks, x, refs, random.fold_in(word, 0))
+        clean = next(maps)
+        return _cascade(order, [similarity(clean, clean), *(similarity(clean, a) for a in maps)])
 
     return measure
+
+
+def _networks(
+    module: nn.Module, x: Tensor, how: How, cumulative: bool, layers: Sequence[str] | None, key: Tensor
+) -> tuple[tuple[str, ...], Iterator[nn.Module]]:
+    """The layers in the order of a cascade, and the network before and after each; one copy at a time."""
+    order = tuple(layers) if layers is not None else layers_of(module, x)[::-1]
+
+    def networks() -> Iterator[nn.Module]:
+        yield module
+        for n in range(1, len(order) + 1):
+            yield randomised(module, order[:n] if cumulative else order[n - 1 : n], how=how, key=key)
+
+    return order, networks()
+
+
+def _explained(
+    where: str, method: Any, networks: Iterator[nn.Module], x: Tensor, refs: tuple[Tensor, ...], key: Tensor
+) -> Iterator[Tensor]:
+    for network in networks:
+        yield asked(fresh(where, method(from_module(network))), x, refs, key)
+
+
+def _cascade(order: tuple[str, ...], values: list[Tensor]) -> Cascade:
+    found = torch.stack([v.to(torch.float64) for v in values])
+    return Cascade(order, found, found[1:].mean())
+
+
+def cascade_maps(
+    method: Callable[[Model], Explain],
+    module: nn.Module,
+    *,
+    how: How = "permute",
+    cumulative: bool = True,
+    layers: Sequence[str] | None = None,
+) -> Callable[..., CascadeMaps]:
+    """Return the map after each step of ``cascade``: what its figure shows above the curve, ``eg.plot.cascade``.
+
+    Args:
+        method: as in ``cascade``.
+        module: as in ``cascade``.
+        how: as in ``cascade``.
+        cumulative: as in ``cascade``.
+        layers: as in ``cascade``.
+
+    Returns:
+        ``(x, *refs, key=) -> CascadeMaps``, all in memory: as many maps as there are layers, and one.
+
+    Example:
+        >>> import esegeta as eg
+        >>> from esegeta import zoo
+        >>> found = cascade_maps(lambda m: eg.gradient(eg.reducers.logit(m, 0)), zoo.small_classifier(2))
+        >>> found(torch.rand(1, 16, 16), key=0).maps.shape[1:]
+        torch.Size([1, 16, 16])
+    """
+    where = "metrics.cascade_maps"
+    _refuse_without_parameters(where, method, module)
+
+    def measure(x: Tensor, *refs: Tensor, key: Any = None) -> CascadeMaps:
+        word = check.key(where, key)
+        order, networks = _networks(module, x, how, cumulative, layers, random.fold_in(word, 1))
+        maps = _explained(where, method, networks, x, refs, random.fold_in(word, 0))
+        return CascadeMaps(order, torch.stack([a.detach() for a in maps]))
+
+    return measure
+
+
+def followed(found: CascadeMaps, *, similarity: Similarity = rank_correlation) -> Cascade:
+    """Return how alike the maps of a cascade are to the first: ``cascade`` from maps that are there.
+
+    >>> maps = CascadeMaps(("head",), torch.tensor([[[1.0, 2.0]], [[2.0, 1.0]]]))
+    >>> followed(maps).values.tolist()
+    [1.0, -1.0]
+    """
+    clean = found.maps[0]
+    return _cascade(found.layers, [similarity(clean, a) for a in found.maps])
+
+
+def cascaded(
+    metric: Callable[..., Callable[..., Any]],
+    method: Callable[[Model], Explain],
+    module: nn.Module,
+    *,
+    score: Callable[[Model], Score] | None = None,
+    how: How = "permute",
+    cumulative: bool = True,
+    layers: Sequence[str] | None = None,
+) -> Callable[..., Cascade]:
+    """Return what any other metric says of the maps of a network as its layers become random.
+
+    A number that stays as good is not earned by the explanation.
+
+    Args:
+        metric: from (explain), or (explain, score) if ``score`` is given, to a measure: ``metrics.roc_auc``. Of a
+            curve the area counts.
+        method: as in ``cascade``.
+        module: as in ``cascade``.
+        score: from a model to the score that the metric runs: each step is judged by the network that it explains.
+        how: as in ``cascade``.
+        cumulative: as in ``cascade``.
+        layers: as in ``cascade``.
+
+    Returns:
+        ``(x, *refs, key=, ...) -> Cascade`` with the number of each step, called as the metric itself.
+
+    Example:
+        >>> import esegeta as eg
+        >>> from esegeta import metrics, zoo
+        >>> logit = lambda model: eg.reducers.logit(model, 0)
+        >>> judge = cascaded(metrics.deletion, lambda m: eg.gradient(logit(m)), zoo.small_classifier(2), score=logit)
+        >>> found = judge(torch.rand(1, 16, 16), key=0)
+        >>> len(found.values) == len(found.layers) + 1
+        True
+
+    Reference:
+        Chatterjee et al. 2022, TorchEsegeta, section 2.4 (evaluation of the second level).
+    """
+    where = "metrics.cascaded"
+    _refuse_without_parameters(where, method, module)
+
+    def measure(x: Tensor, *refs: Tensor, key: Any = None, **called: Any) -> Cascade:
+        word = check.key(where, key)
+        order, networks = _networks(module, x, how, cumulative, layers, random.fold_in(word, 1))
+        values = []
+        for network in networks:
+            model = from_module(network)
+            explain = fresh(where, method(model))
+            judged = metric(explain) if score is None else metric(explain, score(model))
+            found = judged(x, *refs, key=random.fold_in(word, 0), **called)
+            values.append(torch.as_tensor(getattr(found, "area", found)))
+        return _cascade(order, values)
+
+    return measure
+
+
+@metric(
+    family="randomisation",
+    better="lower",
+    answer="curve",
+    needs=("explain", "network", "key"),
+    paper="Hedstroem et al. 2023, arXiv:2401.06465",
+    example={"samples": 2},
+    also=("smooth_mprt",),
+    cost=lambda: Cost(forwards=1, explanations=None),
+)
+def smprt(
+    method: Callable[[Model], Explain],
+    module: nn.Module,
+    *,
+    noise: float = 0.1,
+    samples: int = 25,
+    how: How = "permute",
+    cumulative: bool = True,
+    similarity: Similarity = rank_correlation,
+) -> Callable[..., Cascade]:
+    r"""Randomise a network as ``cascade`` does, and return how alike the averages of noisy maps stay (sMPRT).
+
+    .. math:: \bar a(x) = \frac1n \sum_k a(x + \eta_k), \qquad \eta_k \sim N(0, \sigma^2)
+
+    The noise that shattered gradients bring into both maps hides how alike they are; averages have less of it. All
+    networks see the same noise.
+
+    Args:
+        method: as in ``cascade``.
+        module: as in ``cascade``.
+        noise: :math:`\sigma` as a fraction of the range of x, or a noise of ``esegeta.noise``.
+        samples: n.
+        how: as in ``cascade``.
+        cumulative: as in ``cascade``.
+        similarity: as in ``cascade``.
+
+    Returns:
+        ``(x, *refs, key=) -> Cascade``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> from esegeta import zoo
+        >>> method = lambda model: eg.gradient(eg.reducers.logit(model, 0))
+        >>> found = smprt(method, zoo.small_classifier(2), samples=2)
+        >>> round(found(torch.rand(1, 16, 16), key=0).values[0].item(), 6)
+        1.0
+
+    Reference:
+        Hedstroem, Weber, Lapuschkin, Hoehne 2023, Sanity checks revisited, arXiv:2401.06465.
+    """
+    _refuse_without_parameters("metrics.smprt", method, module)
+    averaged = lambda model: smooth(fresh("metrics.smprt", method(model)), noise=noise, samples=samples)
+    return cascade(averaged, module, how=how, cumulative=cumulative, similarity=similarity)
 
 
 @metric(
@@ -276,9 +489,10 @@ def random_logit(
     better="higher",
     needs=("explain", "network", "key"),
     paper="Hedstroem et al. 2023, arXiv:2401.06465",
+    also=("efficient_mprt", "entropy_change"),
     cost=lambda: Cost(forwards=1, explanations=2),
 )
-def entropy_change(
+def emprt(
     method: Callable[[Model], Explain], module: nn.Module, *, how: How = "permute", bins: int = 100
 ) -> Callable[..., Tensor]:
     r"""Return how much the histogram of a map spreads as all of the network becomes random (eMPRT).
@@ -299,14 +513,14 @@ def entropy_change(
     Example:
         >>> import esegeta as eg
         >>> from esegeta import zoo
-        >>> found = entropy_change(lambda m: eg.gradient(eg.reducers.logit(m, 0)), zoo.small_classifier(2))
+        >>> found = emprt(lambda m: eg.gradient(eg.reducers.logit(m, 0)), zoo.small_classifier(2))
         >>> found(torch.rand(1, 16, 16), key=0).isfinite().item()
         True
 
     Reference:
         Hedstroem, Weber, Lapuschkin, Hoehne 2023, Sanity checks revisited, arXiv:2401.06465.
     """
-    where = "metrics.entropy_change"
+    where = "metrics.emprt"
     _refuse_without_parameters(where, method, module)
     check.positive_count(where, "bins", bins, least=2)
 

@@ -11,6 +11,7 @@ from esegeta._registry import Cost, metric
 from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
 from esegeta.engine import check, levels
+from esegeta.engine.sharing import active, shared
 from esegeta.features import Features, Partition, voxels
 from esegeta.metrics.curves import Curve, Ranking, area_under, ranking
 from esegeta.metrics.explanations import attribution, callable_, mask_of, start
@@ -20,12 +21,17 @@ Measure = Callable[..., Any]
 
 def parts_of(where: str, features: Features | None, x: Tensor, within: Tensor | None) -> Partition:
     """Return the parts that are changed, without overlap; outside of ``within`` nothing is."""
+    return shared("parts", (features, x, within), lambda: _cut(where, features, x, within))
+
+
+def _cut(where: str, features: Features | None, x: Tensor, within: Tensor | None) -> Partition:
     found = (voxels() if features is None else features)(x)
     if not isinstance(found, Partition):
         advice = "Use features.grid, labels, supervoxels, channels, voxels or elements"
         raise ValueError(check.problem(where, "parts that do not overlap", type(found).__name__, advice))
     if within is None:
         return found
+    within = mask_of(where, within, x, "within")
     return Partition(torch.where(within[None], found.labels, -1), found.count)
 
 
@@ -85,12 +91,26 @@ def along(
         gone = order.ranks < stop
         return parts.keep((gone if keep_first else ~gone).to(x.dtype))
 
-    again = None
-    if not levels.depth():
-        stops, again = stops.unique(return_inverse=True)  # the ends of a large group are evaluated once
-    values = coalitions.shown(score, x, baseline, keep, stops, label=where, fill=fill or mixed)
-    values = torch.cat([values, values.new_full((len(stops) - len(values),), torch.nan)]).double()
-    return values if again is None else values[again]
+    def at(some: Tensor) -> Tensor:
+        found = coalitions.shown(score, x, baseline, keep, some, label=where, fill=fill or mixed)
+        return torch.cat([found, found.new_full((len(some) - len(found),), torch.nan)]).double()
+
+    if levels.depth():
+        return at(stops)
+    stops, again = stops.unique(return_inverse=True)  # the ends of a large group are evaluated once
+    if not active():
+        return at(stops)[again]
+    # With all of its parts and with none of them, the image is the same for every map.
+    values = torch.full(stops.shape, torch.nan, dtype=torch.float64, device=stops.device)
+    first, last = stops == 0, stops >= (order.sizes > 0).sum()
+    for end, kept in ((first, not keep_first), (last & ~first, keep_first)):
+        if end.any():
+            known = shared("end", (score, x, baseline, parts, fill, kept), lambda end=end: at(stops[end][:1]))
+            values[end] = known
+    middle = ~(first | last)
+    if middle.any():
+        values[middle] = at(stops[middle])
+    return values[again]
 
 
 def curve(
@@ -112,8 +132,7 @@ def curve(
 
     def measure(x: Tensor, *refs: Tensor, key: Any = None, within: Tensor | None = None) -> Curve:
         a = attribution(where, explain, x, refs, key)
-        body = None if within is None else mask_of(where, within, x, "within")
-        parts = parts_of(where, features, x, body)
+        parts = parts_of(where, features, x, within)
         values, sizes = means(sign * a, parts, x)
         order = ranking(values, sizes, steps, most)
         found = along(where, score, x, start(x, refs), parts, order, fill=fill, keep_first=keep_first)

@@ -13,6 +13,7 @@ from esegeta.engine import check, stream
 from esegeta.engine.estimates import answered
 from esegeta.metrics.explanations import asked, fresh
 from esegeta.metrics.removal import Measure
+from esegeta.placing import tap
 
 _LEAST = 1e-6  # what relative changes are divided by at least, as in the paper
 
@@ -270,7 +271,7 @@ def relative_output_stability(
 
     .. math:: \max_\delta \frac{\|(a(x + \delta) - a(x)) / a(x)\|}{\max(\|f(x + \delta) - f(x)\|, 10^{-6})}
 
-    With a layer as the model, ``eg.tap(score, place)``, it is the relative representation stability of the paper.
+    The paper leaves out steps that change the predicted class; here all count, for a score has no class.
 
     Args:
         explain: ``(x, *refs) -> like x``; a finished map is refused.
@@ -298,5 +299,57 @@ def relative_output_stability(
     def change(x: Tensor) -> Callable[[Tensor], Tensor]:
         clean = model(x)
         return lambda step: _norm(model(x + step) - clean)
+
+    return _relative(where, explain, radius, samples, change)
+
+
+@metric(
+    family="robustness",
+    better="lower",
+    needs=("explain", "score", "key"),
+    paper="Agarwal et al. 2022, arXiv:2203.06877",
+    example={"samples": 3, "place": "0"},
+    also=("rrs",),
+    cost=lambda samples: Cost(forwards=samples + 1, explanations=samples + 1),
+)
+def relative_representation_stability(
+    explain: Explain,
+    score: Callable[[Tensor], Tensor],
+    *,
+    place: str,
+    radius: float = 0.02,
+    samples: int = 16,
+) -> Measure:
+    r"""Return the largest relative change of an explanation per relative change of an activation.
+
+    .. math:: \max_\delta \frac{\|(a(x + \delta) - a(x)) / a(x)\|}
+              {\max(\|(A(x + \delta) - A(x)) / A(x)\|, 10^{-6})}
+
+    Args:
+        explain: ``(x, *refs) -> like x``; a finished map is refused.
+        score: the score, or the model, that has the place.
+        place: of the activation A; ``esegeta.places`` lists them.
+        radius: of the box that steps are drawn from.
+        samples: how many steps.
+
+    Returns:
+        ``(x, *refs, key=) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> score = lambda x: (eg.name(2 * x, "layer") ** 2).sum()
+        >>> measure = relative_representation_stability(eg.gradient(score), score, place="layer")
+        >>> round(measure(torch.ones(1, 2, dtype=torch.float64), key=0).item(), 6)
+        1.0
+
+    Reference:
+        Agarwal et al. 2022, Rethinking stability for attribution-based explanations, arXiv:2203.06877.
+    """
+    where = "metrics.relative_representation_stability"
+    inner = tap(score, place)
+
+    def change(x: Tensor) -> Callable[[Tensor], Tensor]:
+        clean = inner(x)
+        return lambda step: _norm(_share(inner(x + step) - clean, clean))
 
     return _relative(where, explain, radius, samples, change)

@@ -4,18 +4,22 @@ For random sets T of parts, what the map gives to T, :math:`\sum_{v \in T} a_v`,
 :math:`F(x) - F(x_{T \to x'})`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from esegeta import coalitions, random
 from esegeta._registry import Cost, metric
 from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
 from esegeta.engine import check, levels
+from esegeta.engine.estimates import answered
+from esegeta.engine.sharing import active, shared
 from esegeta.features import Features
-from esegeta.metrics.explanations import attribution, callable_, mask_of, start
+from esegeta.metrics.explanations import attribution, callable_, start
 from esegeta.metrics.removal import Measure, means, parts_of
 
 
@@ -69,7 +73,7 @@ def _agreement(
     def measure(x: Tensor, *refs: Tensor, key: Any = None, within: Any = None) -> Tensor:
         word = check.key(where, key)
         a = attribution(where, explain, x, refs, random.fold_in(word, 0))
-        parts = parts_of(where, features, x, None if within is None else mask_of(where, within, x, "within"))
+        parts = parts_of(where, features, x, within)
         mean, sizes = means(a, parts, x)
         each = torch.where(sizes > 0, mean * sizes, 0.0)
         there = sizes > 0
@@ -90,29 +94,41 @@ def _agreement(
             return first.argsort() < many
 
         baseline = start(x, refs)
-        values = coalitions.shown(
-            score,
-            x,
-            baseline,
-            lambda i: parts.keep((~gone(i)).to(x.dtype)),
-            nodes,
-            label=where,
-            fill=fill or mixed,
-        )
-        whole = check.scalar(where, score(x))
-        losses = whole.double() - values.double()
-        # A score that stays as it was, but for rounding, does not vary.
-        rounding = 32 * torch.finfo(whole.dtype).eps * torch.maximum(whole.abs(), values.abs().amax())
-        losses = torch.where((losses - losses.mean()).abs().amax() <= rounding, 0.0, losses)
-        shares = torch.stack([torch.where(gone(i), each, 0.0).sum() for i in nodes[: len(values)]])
-        return torch.where(proper, compare(shares, losses), torch.nan)
+
+        def lost() -> Tensor:
+            keep = lambda i: parts.keep((~gone(i)).to(x.dtype))
+            values = coalitions.shown(score, x, baseline, keep, nodes, label=where, fill=fill or mixed)
+            whole = check.scalar(where, score(x))
+            found = whole.double() - values.double()
+            # A score that stays as it was, but for rounding, does not vary.
+            rounding = 32 * torch.finfo(whole.dtype).eps * torch.maximum(whole.abs(), values.abs().amax())
+            return torch.where((found - found.mean()).abs().amax() <= rounding, 0.0, found)
+
+        # The sets do not depend on the map.
+        of = (score, x, baseline, parts, fill, float(many), samples, word) if active() else ()
+        losses = shared("losses of sets", of, lost)
+        shares = torch.stack([torch.where(gone(i), each, 0.0).sum() for i in nodes[: len(losses)]])
+        found = torch.where(proper, compare(shares, losses), torch.nan)
+        return answered(found, _jackknife(compare, shares, losses))
 
     return measure
+
+
+def _jackknife(compare: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """The standard error of a number of n pairs, from what it is without each of them."""
+    n = len(a)
+    if n < 3:
+        return a.new_full((), torch.nan)
+    others = torch.arange(n - 1, device=a.device)
+    others = others + (others >= torch.arange(n, device=a.device)[:, None])
+    without = vmap(compare)(a[others], b[others])
+    return ((n - 1) / n * (without - without.mean()).square().sum()).sqrt()
 
 
 @metric(
     family="faithfulness",
     better="higher",
+    answer="sampled",
     needs=("score", "key"),
     paper="Ancona et al. 2018, arXiv:1711.06104",
     example={"n": 3, "samples": 8},
@@ -160,6 +176,7 @@ def sensitivity_n(
 @metric(
     family="faithfulness",
     better="higher",
+    answer="sampled",
     needs=("score", "key"),
     paper="Bhatt, Weller, Moura 2020, arXiv:2005.00631",
     example={"samples": 8},
@@ -205,6 +222,7 @@ def faithfulness_correlation(
 @metric(
     family="faithfulness",
     better="higher",
+    answer="sampled",
     needs=("score", "key"),
     paper="Fel et al. 2021, arXiv:2111.04138",
     example={"samples": 8},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from esegeta.engine import check
 from esegeta.plot.canvas import png, save
+from esegeta.plot.cascade import cascade
 from esegeta.plot.images import FIGURES, layers, montage, overlay, projections, side_by_side
 from esegeta.plot.lines import curve, is_signal, signal
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "cascade",
     "curve",
     "layers",
     "montage",

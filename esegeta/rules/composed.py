@@ -20,7 +20,7 @@ def _refuse(name: str, what: str) -> NotImplementedError:
 
 
 def clamp(x: Tensor, min: Any = None, max: Any = None) -> Tensor:
-    """The larger bound last, as torch has it."""
+    """Bound from below, then from above, as torch does."""
     if min is not None:
         x = torch.maximum(x, _tensor(min, x))
     return x if max is None else torch.minimum(x, _tensor(max, x))
@@ -31,38 +31,38 @@ def _tensor(value: Any, like: Tensor) -> Tensor:
 
 
 def glu(x: Tensor, dim: int = -1) -> Tensor:
-    """One half gates the other."""
+    """Gate one half by the other."""
     a, b = x.chunk(2, dim)
     return a * torch.sigmoid(b)
 
 
 def addcdiv(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Tensor:
-    """A sum with a quotient."""
+    """Add a quotient."""
     return x + value * (a / b)
 
 
 def addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Tensor:
-    """A sum with a product."""
+    """Add a product."""
     return x + value * (a * b)
 
 
 def added_product(x: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
-    """A sum with a product of matrices."""
+    """Add a product of matrices."""
     return beta * x + alpha * torch.matmul(a, b)
 
 
 def addbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
-    """A sum with a sum of products of matrices."""
+    """Add a sum of products of matrices."""
     return beta * x + alpha * torch.matmul(a, b).sum(0)
 
 
 def lerp(a: Tensor, b: Tensor, weight: Any) -> Tensor:
-    """A mean of two."""
+    """Average two values with a weight."""
     return (1 - weight) * a + weight * b
 
 
 def biased_after(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """An affine operation that adds its bias on its own."""
+    """Return an affine operation that adds its bias on its own."""
 
     def made(x: Tensor, weight: Tensor, bias: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # What is only there for its place is passed without an effect.
@@ -75,12 +75,12 @@ def biased_after(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def normalize(x: Tensor, p: Any = 2.0, dim: Any = 1, eps: Any = 1e-12, out: None = None) -> Tensor:
-    """Over its norm."""
+    """Divide by the norm."""
     return x / vector_norm(x, p, dim, True).clamp_min(eps)
 
 
 def vector_norm(x: Tensor, p: Any = 2, dim: Dims = None, keepdim: bool = False, dtype: None = None) -> Tensor:
-    """The root of a sum of powers."""
+    """Return the root of a sum of powers."""
     p = {"inf": torch.inf, "-inf": -torch.inf, "fro": 2.0, None: 2.0}.get(p, p)
     dims = list(range(x.ndim)) if dim is None else [dim] if isinstance(dim, int) else list(dim)
     if p in (torch.inf, -torch.inf):
@@ -97,7 +97,7 @@ def vector_norm(x: Tensor, p: Any = 2, dim: Dims = None, keepdim: bool = False, 
 def var(
     x: Tensor, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None
 ) -> Tensor:
-    """The mean square of what is left without the mean."""
+    """Return the mean square of what is left without the mean."""
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     dims = list(range(x.ndim)) if dim is None else [dim] if isinstance(dim, int) else list(dim)
@@ -109,14 +109,14 @@ def var(
 
 
 def std(x: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Tensor:
-    """The root of the variance."""
+    """Return the root of the variance."""
     return var(x, dim, *args, **kwargs).sqrt()
 
 
 def var_mean(
     x: Tensor, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None
 ) -> tuple[Tensor, Tensor]:
-    """Both."""
+    """Return the variance and the mean."""
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     dims = list(range(x.ndim)) if dim is None else dim
@@ -124,24 +124,24 @@ def var_mean(
 
 
 def std_mean(x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """Both."""
+    """Return the standard deviation and the mean."""
     v, m = var_mean(x, *args, **kwargs)
     return v.sqrt(), m
 
 
 def cosine_similarity(a: Tensor, b: Tensor, dim: int = 1, eps: Any = 1e-8) -> Tensor:
-    """A product over two norms."""
+    """Divide a product by two norms."""
     norms = [vector_norm(t, 2, dim).clamp_min(eps) for t in (a, b)]
     return (a * b).sum(dim) / (norms[0] * norms[1])
 
 
 def dist(a: Tensor, b: Tensor, p: Any = 2) -> Tensor:
-    """The norm of a difference."""
+    """Return the norm of a difference."""
     return vector_norm(a - b, p)
 
 
 def local_response_norm(x: Tensor, size: int, alpha: Any = 1e-4, beta: Any = 0.75, k: Any = 1.0) -> Tensor:
-    """Over a power of what is near among the channels."""
+    """Divide by a power of the sum over neighbouring channels."""
     near = functional.pad(x.square().movedim(1, -1), (size // 2, (size - 1) // 2))
     return x / near.unfold(-1, size, 1).mean(-1).movedim(-1, 1).mul(alpha).add(k).pow(beta)
 
@@ -174,7 +174,7 @@ def mse_loss(
     reduction: str = "mean",
     weight: None = None,
 ) -> Tensor:
-    """The mean square of a difference."""
+    """Return the mean square of a difference."""
     if weight is not None:
         raise _refuse("mse_loss", "weight=")
     return _reduced((a - b).square(), reduction)
@@ -188,7 +188,7 @@ def l1_loss(
     reduction: str = "mean",
     weight: None = None,
 ) -> Tensor:
-    """The mean size of a difference."""
+    """Return the mean size of a difference."""
     if weight is not None:
         raise _refuse("l1_loss", "weight=")
     return _reduced((a - b).abs(), reduction)
@@ -204,7 +204,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: Any = 0.0,
 ) -> Tensor:
-    """What is likely, by class."""
+    """Return minus the log-probability of the classes."""
     if label_smoothing or target.is_floating_point():
         raise _refuse("cross_entropy", "label smoothing, or targets that are probabilities")
     likely = functional.log_softmax(x, 0 if x.ndim == 1 else 1)
@@ -220,7 +220,7 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     pos_weight: Any = None,
 ) -> Tensor:
-    """Of logits. As softplus less a product it would be a small difference of large values for what is certain."""
+    """Sum the log-sigmoids. As softplus less a product it would be a small difference of large values."""
     if pos_weight is not None:
         raise _refuse("binary_cross_entropy_with_logits", "pos_weight=")
     loss = -(target * functional.logsigmoid(x) + (1 - target) * functional.logsigmoid(-x))
@@ -237,7 +237,7 @@ def attention(
     scale: Any = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Scores, softmax, mean of values."""
+    """Compute scores, their softmax, and the mean of values that it weighs."""
     if dropout_p:
         raise _refuse("scaled_dot_product_attention", "dropout")
     if enable_gqa:
@@ -283,7 +283,7 @@ def multi_head_attention(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Projections, attention in every head, projection."""
+    """Project, attend in every head, and project."""
     unusual = any(t is not None for t in (bias_k, bias_v, static_k, static_v)) or add_zero_attn
     if unusual or (training and dropout_p):
         raise _refuse("multi_head_attention_forward", "bias_k, bias_v, static keys, add_zero_attn or dropout")

@@ -35,7 +35,7 @@ class Layer:
     transposed: bool = False
 
     def of(self, x: Tensor, change: Callable[[Tensor], Tensor], *, bias: bool = True) -> Tensor:
-        """The operation on another input, with weights and bias changed by a function."""
+        """Return the operation on another input, with weights and bias changed by a function."""
         z = self.linear(x, change(self.weight))
         return z if self.bias is None or not bias else z + change(self.bias)
 
@@ -44,7 +44,7 @@ LayerRule = Callable[[Layer], Tensor]
 
 
 def quotient(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, and zero where b is.
+    """Return a / b, and zero where b is zero.
 
     >>> quotient(torch.tensor([1., 1.]), torch.tensor([2., 0.])).tolist()
     [0.5, 0.0]
@@ -54,12 +54,12 @@ def quotient(a: Tensor, b: Tensor) -> Tensor:
 
 
 def stabilised(a: Tensor, b: Tensor, epsilon: float) -> Tensor:
-    """a / (b + epsilon sign(b)), where the sign of zero is one."""
+    """Return a / (b + epsilon sign(b)), where the sign of zero is one."""
     return quotient(a, b) if epsilon == 0 else a / torch.where(b >= 0, b + epsilon, b - epsilon)
 
 
 def shared(value: Tensor, parts: list[Tensor], weights: tuple[float, ...], epsilon: float) -> Tensor:
-    """The value, whose relevance is shared out by what the parts are made of: so much of it by each part."""
+    """Return the value, whose relevance is shared out by what the parts are made of: so much of it by each part."""
 
     def weigh(g: Tensor, v: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
         return tuple(w * stabilised(g * v, p, epsilon) for w, p in zip(weights, parts, strict=True))
@@ -266,7 +266,7 @@ class Composite:
     places: tuple[tuple[str, LayerRule], ...] = ()
 
     def rule_for(self, kind: str, where: str, *, depth: int, last: bool) -> LayerRule:
-        """The rule for one operation."""
+        """Return the rule for one operation."""
         near = [
             (len(p), i) for i, (p, _) in enumerate(self.places) if where == p or where.startswith(p + ".")
         ]
@@ -284,7 +284,7 @@ class Composite:
 
 @composite(family="relevance", paper="Kohlbrenner et al. 2020, arXiv:1910.09840")
 def zero() -> Composite:
-    """Relevance shared out by contributions, as they are.
+    """Share relevance by contributions, as they are.
 
     >>> zero().conv
     Zero()
@@ -294,7 +294,7 @@ def zero() -> Composite:
 
 @composite(family="relevance", paper="Bach et al. 2015, doi:10.1371/journal.pone.0130140")
 def epsilon() -> Composite:
-    """Contributions with a stabiliser, everywhere.
+    """Share relevance by contributions with a stabiliser, everywhere.
 
     >>> epsilon().conv
     Epsilon(epsilon=1e-06)
@@ -304,7 +304,7 @@ def epsilon() -> Composite:
 
 @composite(family="relevance", paper="Kohlbrenner et al. 2020, arXiv:1910.09840")
 def epsilon_plus(*, first: LayerRule | None = None) -> Composite:
-    """Positive contributions in convolutions, epsilon in linear layers.
+    """Share by positive contributions in convolutions, with epsilon in linear layers.
 
     >>> epsilon_plus().conv
     ZPlus(epsilon=1e-06)
@@ -314,7 +314,7 @@ def epsilon_plus(*, first: LayerRule | None = None) -> Composite:
 
 @composite(family="relevance", paper="Kohlbrenner et al. 2020, arXiv:1910.09840")
 def epsilon_plus_flat() -> Composite:
-    """``epsilon_plus`` with equal shares for the layers nearest to the input.
+    """Add equal shares for the layers nearest to the input to ``epsilon_plus``.
 
     >>> epsilon_plus_flat().first
     Flat(epsilon=1e-06)
@@ -324,7 +324,7 @@ def epsilon_plus_flat() -> Composite:
 
 @composite(family="relevance", paper="Bach et al. 2015, doi:10.1371/journal.pone.0130140")
 def epsilon_alpha2_beta1(*, first: LayerRule | None = None) -> Composite:
-    """Alpha 2, beta 1 in convolutions, epsilon in linear layers.
+    """Share with alpha 2, beta 1 in convolutions, with epsilon in linear layers.
 
     >>> epsilon_alpha2_beta1().conv
     AlphaBeta(alpha=2.0, beta=1.0, epsilon=1e-06)
@@ -334,7 +334,7 @@ def epsilon_alpha2_beta1(*, first: LayerRule | None = None) -> Composite:
 
 @composite(family="relevance", paper="Bach et al. 2015, doi:10.1371/journal.pone.0130140")
 def epsilon_alpha2_beta1_flat() -> Composite:
-    """``epsilon_alpha2_beta1`` with equal shares for the layers nearest to the input.
+    """Add equal shares for the layers nearest to the input to ``epsilon_alpha2_beta1``.
 
     >>> epsilon_alpha2_beta1_flat().first
     Flat(epsilon=1e-06)
@@ -348,7 +348,7 @@ def epsilon_alpha2_beta1_flat() -> Composite:
     example={"low": -3.0, "high": 3.0},
 )
 def epsilon_gamma_box(low: float | Tensor, high: float | Tensor) -> Composite:
-    """Box at an input between two bounds, generalised gamma in convolutions, epsilon in linear layers.
+    """Share with the box at an input of known bounds, generalised gamma in convolutions, epsilon in linear layers.
 
     >>> epsilon_gamma_box(-3.0, 3.0).first
     ZBox(low=-3.0, high=3.0, epsilon=1e-06)
@@ -358,7 +358,7 @@ def epsilon_gamma_box(low: float | Tensor, high: float | Tensor) -> Composite:
 
 @composite(family="relevance", paper="Montavon et al. 2017, arXiv:1512.02479")
 def deep_taylor(low: float | Tensor | None = None, high: float | Tensor | None = None) -> Composite:
-    """Deep Taylor decomposition: positive contributions, and the box at the input, without bounds squared weights.
+    """Decompose by deep Taylor expansion: positive contributions; at the input the box, or squared weights.
 
     >>> deep_taylor().first, deep_taylor(0.0, 1.0).first
     (WSquare(epsilon=1e-06), ZBox(low=0.0, high=1.0, epsilon=1e-06))

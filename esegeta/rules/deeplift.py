@@ -41,7 +41,7 @@ class DeepLift(Rewriting):
         super().__init__(name, _LINEAR, paired=True, fallback=fallback)
 
     def rule(self, op: Operation) -> Any:
-        """By the table; a choice that data makes is refused."""
+        """Apply the rule of the table; refuse a choice that data makes."""
         # The reference would take the choices of the input along, and be another function of its own values.
         if op.conditions and not rectified(op):
             raise NotImplementedError(
@@ -63,7 +63,7 @@ class DeepLift(Rewriting):
     leads=1,
 )
 def deeplift(score: Score, baseline: Tensor) -> Score:
-    r"""The score whose gradient is DeepLIFT's multipliers with respect to a baseline.
+    r"""Return the score whose gradient is DeepLIFT's multipliers with respect to a baseline.
 
     .. math:: \sum_i m_i(x, x') \, (x_i - x'_i) = F(x) - F(x')
 
@@ -219,21 +219,21 @@ class Rows:
 
     @classmethod
     def along(cls, x: Tensor, dims: Any) -> "Rows":
-        """Along one axis, several, or (with None) all."""
+        """Reduce along one axis, several, or (with None) all."""
         chosen = range(x.ndim) if dims in (None, (), []) else [dims] if isinstance(dims, int) else dims
         axes = tuple(sorted({d % x.ndim for d in chosen})) if x.ndim else ()
         return cls(tuple(x.shape), tuple(d for d in range(x.ndim) if d not in axes), axes)
 
     def of(self, x: Tensor) -> Tensor:
-        """The tensor with these axes as the last one."""
+        """Return the tensor with these axes as the last one."""
         return x.permute(*self.kept, *self.axes).reshape(*(self.shape[d] for d in self.kept), -1)
 
     def each(self, y: Tensor) -> Tensor:
-        """What there is one of for each row."""
+        """Return one value for each row, aligned with the tensor."""
         return y.reshape(*(self.shape[d] for d in self.kept), 1)
 
     def back(self, rows: Tensor) -> Tensor:
-        """As the tensor was."""
+        """Return rows in the layout of the tensor."""
         order = (*self.kept, *self.axes)
         return rows.reshape([self.shape[d] for d in order]).permute(
             [order.index(d) for d in range(len(order))]
@@ -415,7 +415,7 @@ def _batch_norm(op: Operation) -> Any:
 
 
 def scale_of(op: Operation) -> Tensor | None:
-    """The factor of each channel in a batch norm whose statistics are fixed, and no data."""
+    """Return the factor of each channel in a batch norm whose statistics are fixed, and no data."""
     fixed = statistics(op) if len(op.inputs) == 1 and op.is_data(op.argument(0, "input")) else None
     return None if fixed is None else fixed[0].detach().reshape(-1, *[1] * (op.inputs[0].ndim - 2))
 

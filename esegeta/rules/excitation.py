@@ -47,7 +47,7 @@ class Excitation(Relevance):
         self.contrast = contrast
 
     def rule(self, op: Operation) -> Any:
-        """What comes after the last layers is no layer: it says how much each of their outputs matters."""
+        """Apply the table; after the last layers, operations only say how much each output matters."""
         notes = tracer().notes
         past = any(notes.get(t, Note()).past for t in op.inputs)
         out = op.call(*op.inputs) if past and not self._merges(op) else super().rule(op)
@@ -61,7 +61,7 @@ class Excitation(Relevance):
         return op.name in _MERGED and self.layer(op.inputs[0]) is not None
 
     def share(self, layer: Layer) -> Tensor:
-        """Positive weights and inputs; no bias."""
+        """Share by positive weights and inputs, without bias."""
         weight = -layer.weight if self.contrast and layer.last else layer.weight
         positive = layer.linear(layer.x.clamp(min=0), weight.clamp(min=0))
         if not layer.last:
@@ -80,12 +80,12 @@ class Excitation(Relevance):
         return reroute(layer.value, [positive], weigh)
 
     def partly(self, op: Operation, kept: Sequence[int]) -> Any:
-        """What is positive in those that take all excites, with factors that do not count."""
+        """Share among the positive of those that take all; other factors do not count."""
         positive = [t.clamp(min=0) if i in kept else t.detach() for i, t in enumerate(op.inputs)]
         return _excited(op.call(*op.inputs), op.call(*positive).clamp(min=0))
 
     def alone(self, op: Operation) -> Tensor:
-        """It passes."""
+        """Pass relevance on."""
         return reroute(op.call(*op.inputs), op.inputs, lambda g, v, x: quotient(g * v, x))
 
 
@@ -164,7 +164,7 @@ def _normed(op: Operation) -> Any:
 
 @rewrite(family="relevance", paper="Zhang et al. 2016, arXiv:1608.00507", leads=1)
 def excitation(score: Score, *, contrast: bool = False) -> Score:
-    r"""The score with derivatives of excitation: at every place, activation times gradient is a probability.
+    r"""Return the score with derivatives of excitation: at every place, activation times gradient is a probability.
 
     .. math:: P_j = \sum_k \frac{a_j^+ w_{jk}^+}{\sum_{j'} a_{j'}^+ w_{j'k}^+} P_k, \qquad 0/0 := 0
 

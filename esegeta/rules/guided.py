@@ -41,7 +41,7 @@ def _rewrite(name: str, hits: frozenset[str] | None = ACTIVATIONS) -> Callable[[
 
 @rewrite(family="activations", paper="Springenberg et al. 2015, arXiv:1412.6806", leads=1)
 def guided(score: Score) -> Score:
-    r"""The score with guided derivatives: an activation passes on what is positive, where it is active itself.
+    r"""Return the score with guided derivatives: an activation passes on what is positive, where it is active itself.
 
     .. math:: R_{in} = [R_{out}]_+ \odot [a'(x)]_+ \odot 1[a(x) > 0]
 
@@ -67,13 +67,13 @@ def guided(score: Score) -> Score:
 
 
 def guided_where_possible(score: Score) -> Score:
-    """The same for a score that may have no activation: then nothing is guided, and its derivative is its own."""
+    """Return ``guided``, or the score itself where it has no activation."""
     return _rewrite("guided", None)(score)
 
 
 @rewrite(family="activations", paper="Zeiler, Fergus 2014, arXiv:1311.2901", leads=1)
 def deconvnet(score: Score) -> Score:
-    r"""The score with the derivatives of a deconvolutional network: an activation passes on what is positive.
+    r"""Return the score with the derivatives of a deconvolutional network: an activation passes on what is positive.
 
     .. math:: R_{in} = [R_{out}]_+
 

@@ -84,7 +84,7 @@ class Relevance(Rewriting):
         self._counts: WeakKeyDictionary[Tracer, Counter[str]] = WeakKeyDictionary()
 
     def rule(self, op: Operation) -> Any:
-        """By the table; then what came out is noted."""
+        """Apply the table, and note what came out."""
         notes = tracer().notes
         known = [notes.get(t, Note()) for t in op.inputs]
         # What is put in at a place is no part of the network.
@@ -98,17 +98,17 @@ class Relevance(Rewriting):
         return out
 
     def is_gate(self, t: Tensor) -> bool:
-        """Whether a tensor comes out of a sigmoid or softmax."""
+        """Return whether a tensor comes out of a sigmoid or softmax."""
         return bool(tracer().notes.get(t, Note()).gate)
 
     def ruled(self, layer: Layer) -> Tensor:
-        """The value of an affine operation by the rule for it, remembered for what can be merged into it."""
+        """Return the value of an affine operation by the rule for it, remembered for what can be merged into it."""
         out = self.share(layer)
         tracer().remember(out, layer)
         return out
 
     def share(self, layer: Layer) -> Tensor:
-        """The value of an affine operation by the rule for it."""
+        """Return the value of an affine operation by the rule for it."""
         chosen = self.composite.rule_for(layer.kind, layer.where, depth=layer.depth, last=layer.last)
         self.chosen = chosen
         return chosen(layer)
@@ -121,11 +121,11 @@ class Relevance(Rewriting):
         return self.ruled(Layer(**vars(parts), value=value, where=op.where, depth=depth, last=last))
 
     def partly(self, op: Operation, kept: Sequence[int]) -> Any:
-        """The value of an operation in which some of the data take all."""
+        """Return the value of an operation in which some of the data take all."""
         return partly(op, kept)
 
     def alone(self, op: Operation) -> Tensor:
-        """The value of a norm with fixed statistics that comes after no affine operation."""
+        """Return the value of a norm with fixed statistics that comes after no affine operation."""
         z, fixed = op.call(*op.inputs), statistics(op) if op.name == "batch_norm" else None
         if fixed is not None:
             # Torch's own derivative is wrong on the CPU for one example in some layouts.
@@ -134,12 +134,12 @@ class Relevance(Rewriting):
         return shared(z, [z], (1.0,), 1e-6)
 
     def layer(self, t: Tensor) -> Layer | None:
-        """The affine operation that a tensor came out of, unless it was written to since."""
+        """Return the affine operation that a tensor came out of, unless it was written to since."""
         return cast("Layer | None", tracer().recall(t))
 
 
 def tracer() -> Tracer:
-    """What is following the data now."""
+    """Return what is following the data now."""
     session = visits.current()
     assert session is not None
     assert session.tracer is not None
@@ -147,18 +147,18 @@ def tracer() -> Tracer:
 
 
 def editing() -> bool:
-    """Whether what runs now puts something in at a place."""
+    """Return whether what runs now puts something in at a place."""
     session = visits.current()
     return session is not None and session.busy
 
 
 def here() -> Relevance:
-    """The rewrite that is at work."""
+    """Return the rewrite that is at work."""
     return cast(Relevance, tracer().rewrite)
 
 
 def number(counts: "WeakKeyDictionary[Tracer, Counter[str]]", where: str) -> tuple[str, int]:
-    """Which affine operation of a run this is: the module, and how many came before in it."""
+    """Return which affine operation of a run this is: the module, and how many came before in it."""
     counter = counts.setdefault(tracer(), Counter())
     counter[where] += 1
     return where, counter[where] - 1
@@ -180,12 +180,12 @@ class Parts:
 
 
 def is_affine(op: Operation) -> bool:
-    """Whether an operation multiplies data with a matrix of weights."""
+    """Return whether an operation multiplies data with a matrix of weights."""
     return parts_of(op) is not None
 
 
 def parts_of(op: Operation) -> Parts | None:
-    """An affine operation taken apart; None if it is none, or if its weights are data themselves."""
+    """Return an affine operation taken apart; None if it is none, or if its weights are data themselves."""
     if len(op.inputs) != 1:
         return None
     if op.name in AFFINE:
@@ -260,7 +260,7 @@ def _multiplied(op: Operation) -> Parts | None:
 
 
 def folded(layer: Layer, scale: Tensor) -> Tensor | None:
-    """The weights with each output channel scaled; None where that is not how a norm after it works."""
+    """Return the weights with each output channel scaled; None where that is not how a norm after it works."""
     w = layer.weight
     if layer.kind == "linear":
         square = w.ndim == 2 and layer.value.ndim == 2 and w.shape[0] == len(scale)
@@ -305,7 +305,7 @@ def _batch_norm(op: Operation) -> Any:
 
 
 def normed(op: Operation, scale: Tensor, shift: Tensor) -> Tensor:
-    """A norm with fixed statistics: one with the affine operation before it, alone with epsilon."""
+    """Return a norm with fixed statistics: one with the affine operation before it, alone with epsilon."""
     x = op.inputs[0]
     layer = here().layer(x)
     weight = None if layer is None else folded(layer, scale)
@@ -321,7 +321,7 @@ def normed(op: Operation, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def partly(op: Operation, kept: Sequence[int]) -> Any:
-    """The operation with a derivative for some of its data; the rest counts as constant."""
+    """Return the operation with a derivative for some of its data; the rest counts as constant."""
     inputs = list(op.inputs)
 
     def weigh(g: Tensor, _: Tensor, *ts: Tensor) -> tuple[Tensor, ...]:
@@ -343,7 +343,7 @@ def partly(op: Operation, kept: Sequence[int]) -> Any:
 
 
 def product(op: Operation) -> Any:
-    """Of data with data: what is not a gate takes all; several of a kind take equal parts."""
+    """Multiply data with data: what is not a gate takes all relevance; several of a kind take equal parts."""
     if spelling_of(op) is not None:
         return _spelled(op)
     if op.name == "bilinear" and op.is_data(op.argument(3, "bias")):
@@ -364,7 +364,7 @@ def _equally(z: Tensor, n: int) -> Tensor:
 
 
 def spelling_of(op: Operation) -> Callable[..., Any] | None:
-    """Other operations that are to have their rules in the stead of this one: projections, addends that are data."""
+    """Return other operations whose rules replace those of this one: projections, addends that are data."""
     if op.name == "multi_head_attention_forward":
         return multi_head_attention
     if op.name in ADDED:
@@ -380,7 +380,7 @@ def _spelled(op: Operation) -> Any:
 
 
 def ratio(op: Operation) -> Any:
-    """What is divided takes all."""
+    """Divide: the dividend takes all relevance."""
     if spelling_of(op) is not None:
         return _spelled(op)
     above, below = op.argument(0, "input"), op.argument(1, "other")
@@ -438,7 +438,7 @@ def _gate_only(op: Operation) -> Tensor:
 
 
 def centred(op: Operation) -> tuple[Tensor, Tensor, Tensor] | None:
-    """A norm over groups of values: what it centres, the factor after that, and the weights per channel."""
+    """Split a norm over groups of values: what it centres, the factor after that, the weights per channel."""
     x = op.inputs[0]
     if op.name == "instance_norm":
         weight, eps, own = (
@@ -534,7 +534,7 @@ def _sampled(op: Operation) -> Any:
 
 
 def common(rewrite: str) -> None:
-    """The rules that relevance has for everything but affine operations and sums."""
+    """Give a rewrite the rules that relevance has for everything but affine operations and sums."""
     rule(rewrite, *AFFINE)(_affine)
     rule(rewrite, *MATRICES, "bilinear")(_affine)
     rule(rewrite, *(PRODUCTS - MATRICES - {"bilinear"}))(product)
@@ -584,7 +584,7 @@ class _Layout(Rewriting):
 
 
 def last_layers(name: str, score: Score, x: Tensor) -> frozenset[Any]:
-    """The affine operations after which none comes on the way to the score: what one run without a gradient shows."""
+    """Return the affine operations after which none comes on the way to the score, by one run."""
     found: frozenset[Any] = frozenset()
 
     def looked(x: Tensor) -> Tensor:
@@ -599,7 +599,7 @@ def last_layers(name: str, score: Score, x: Tensor) -> frozenset[Any]:
 
 
 def relevant(score: Score, make: Callable[[frozenset[Any]], Relevance], *, last: bool) -> Score:
-    """The score by the rules of a composite; with ``last`` it runs once before, to find its last layers."""
+    """Return the score by the rules of a composite; with ``last`` it runs once before, to find its last layers."""
 
     name = make(frozenset()).name
 
@@ -616,7 +616,7 @@ def relevant(score: Score, make: Callable[[frozenset[Any]], Relevance], *, last:
 
 @rewrite(family="relevance", paper="Bach et al. 2015, doi:10.1371/journal.pone.0130140", leads=1)
 def lrp(score: Score, composite: Composite | str = "epsilon") -> Score:
-    r"""The score with derivatives of relevance: at every place, activation times gradient is its relevance.
+    r"""Return the score with derivatives of relevance: at every place, activation times gradient is its relevance.
 
     .. math:: R_j = a_j \frac{\partial F}{\partial a_j}, \qquad
               R_j = \sum_k \frac{a_j \tilde w_{jk}}{\sum_{j'} a_{j'} \tilde w_{j'k} + \tilde b_k} R_k
@@ -663,7 +663,7 @@ def lrp(score: Score, composite: Composite | str = "epsilon") -> Score:
 def relevances(
     score: Score, composite: Composite | str, x: Tensor, places: Sequence[str]
 ) -> dict[str, Tensor]:
-    r"""How much relevance there is at each of several places: :math:`\sum_j R_j`.
+    r"""Return how much relevance there is at each of several places: :math:`\sum_j R_j`.
 
     Conserved along a chain of places that are cuts. What is missing at a lower one stayed with biases, or with the
     epsilon of rules.

@@ -43,7 +43,7 @@ class _RevealCancel(DeepLift):
     leads=1,
 )
 def reveal_cancel(score: Score, baseline: Tensor) -> Score:
-    r"""The score whose gradient is DeepLIFT's multipliers by the RevealCancel rule.
+    r"""Return the score whose gradient is DeepLIFT's multipliers by the RevealCancel rule.
 
     Every difference is a sum of two parts, :math:`\Delta = \Delta^+ + \Delta^-`, each with multipliers of its own:
 

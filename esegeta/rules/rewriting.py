@@ -141,7 +141,7 @@ class Rewriting:
 
 
 def spelled_out(op: Operation, spelling: Callable[..., Any]) -> Any:
-    """An operation with the derivative of another spelling, and with what is known of the values of that."""
+    """Return the value of an operation with the derivative of another spelling of it."""
     made, out = op.through(spelling), op.call(*op.inputs)
     if isinstance(out, Tensor):
         return _same_as(op, out, made)
@@ -174,7 +174,7 @@ class _Looking:
 def rewritten(
     score: Score, make: Callable[[], Rewriting], *references: Tensor, hits: frozenset[str] | None = None
 ) -> Score:
-    """The score with the derivatives of a rewrite; a run that rewrites nothing is refused if ``hits`` says so."""
+    """Return the score with the derivatives of a rewrite; if ``hits`` says so, refuse one that rewrites nothing."""
 
     check.score(make().name, score)
 
@@ -207,7 +207,7 @@ class Coverage(dict[tuple[str, str], int]):
 
 
 def coverage(score: Score, x: Tensor) -> Coverage:
-    """Which operations on data a score runs, and which of them a rewrite rewrites.
+    """Return which operations on data a score runs, and which of them a rewrite rewrites.
 
     Args:
         score: rewritten, or not: then it says what there is to rewrite.

@@ -15,7 +15,7 @@ Secant = Callable[[Tensor, Tensor], Tensor]
 
 
 def log_mean(a: Tensor, b: Tensor) -> Tensor:
-    r"""The logarithm of the secant of exp, :math:`\log \frac{e^a - e^b}{a - b}`, without overflow.
+    r"""Return the logarithm of the secant of exp, :math:`\log \frac{e^a - e^b}{a - b}`, without overflow.
 
     >>> log_mean(torch.tensor([2., 1000.]), torch.tensor([2., 1.])).tolist()[0]
     2.0
@@ -26,7 +26,7 @@ def log_mean(a: Tensor, b: Tensor) -> Tensor:
 
 
 def exp(a: Tensor, b: Tensor) -> Tensor:
-    """Of the exponential: the logarithmic mean of both values.
+    """Return the secant of the exponential: the logarithmic mean of both values.
 
     >>> [round(v, 4) for v in exp(torch.zeros(2), torch.tensor([0., 1.])).tolist()]
     [1.0, 1.7183]
@@ -35,12 +35,12 @@ def exp(a: Tensor, b: Tensor) -> Tensor:
 
 
 def exp2(a: Tensor, b: Tensor) -> Tensor:
-    """Of powers of two."""
+    """Return the secant of powers of two."""
     return log(2) * exp(log(2) * a, log(2) * b)
 
 
 def sigmoid(a: Tensor, b: Tensor) -> Tensor:
-    r"""Of the sigmoid: :math:`\sigma(a)\,\sigma(-b)\,(1 - e^{-(a - b)}) / (a - b)` where a is the larger one.
+    r"""Return the secant of the sigmoid: :math:`\sigma(a)\,\sigma(-b)\,(1 - e^{-(a - b)}) / (a - b)` for a > b.
 
     >>> sigmoid(torch.zeros(1), torch.zeros(1)).item()
     0.25
@@ -50,7 +50,7 @@ def sigmoid(a: Tensor, b: Tensor) -> Tensor:
 
 
 def tanh(a: Tensor, b: Tensor) -> Tensor:
-    """Of the hyperbolic tangent, which is a sigmoid of twice the value."""
+    """Return the secant of the hyperbolic tangent, which is a sigmoid of twice the value."""
     return 4 * sigmoid(2 * a, 2 * b)
 
 
@@ -61,7 +61,7 @@ def _decay(apart: Tensor) -> Tensor:
 
 
 def natural_log(a: Tensor, b: Tensor) -> Tensor:
-    r"""Of the logarithm: :math:`\log(1 + t) / t` over the smaller value, with t the relative difference.
+    r"""Return the secant of the logarithm: :math:`\log(1 + t) / t` over the smaller value, t relative.
 
     >>> natural_log(torch.tensor([2.]), torch.tensor([2.])).item()
     0.5
@@ -73,7 +73,7 @@ def natural_log(a: Tensor, b: Tensor) -> Tensor:
 
 
 def log1p(a: Tensor, b: Tensor) -> Tensor:
-    """Of the logarithm of one more."""
+    """Return the secant of the logarithm of one more."""
     low = torch.minimum(a, b)
     t = (a - b).abs() / (1 + low)
     some = torch.where(t == 0, 1, t)
@@ -81,7 +81,7 @@ def log1p(a: Tensor, b: Tensor) -> Tensor:
 
 
 def sqrt(a: Tensor, b: Tensor) -> Tensor:
-    """Of the square root: one over the sum of both.
+    """Return the secant of the square root: one over the sum of both.
 
     >>> sqrt(torch.tensor([9.]), torch.tensor([1.])).item()
     0.25
@@ -90,23 +90,23 @@ def sqrt(a: Tensor, b: Tensor) -> Tensor:
 
 
 def rsqrt(a: Tensor, b: Tensor) -> Tensor:
-    """Of one over the square root."""
+    """Return the secant of one over the square root."""
     r, s = a.rsqrt(), b.rsqrt()
     return -r * s * (r * s / (r + s))
 
 
 def reciprocal(a: Tensor, b: Tensor) -> Tensor:
-    """Of one over the value."""
+    """Return the secant of one over the value."""
     return -(1 / a) * (1 / b)
 
 
 def square(a: Tensor, b: Tensor) -> Tensor:
-    """Of the square: the sum of both."""
+    """Return the secant of the square: the sum of both."""
     return a + b
 
 
 def power(n: int) -> Secant:
-    r"""Of a power: :math:`\sum_{k<n} a^k b^{n-1-k}`.
+    r"""Return the secant of a power: :math:`\sum_{k<n} a^k b^{n-1-k}`.
 
     >>> power(3)(torch.tensor([2.]), torch.tensor([1.])).item()
     7.0
@@ -148,7 +148,7 @@ SMOOTH |= {"erf", "erfc", "sin", "cos", "atan", "asinh", "sinh", "cosh"}
 
 
 def closed_form(name: str, exponent: object = None) -> Secant | None:
-    """The secant of a function in a form of its own, if there is one; of a power with a fixed exponent."""
+    """Return the secant of a function in a form of its own, if there is one; of a power with a fixed exponent."""
     if name not in ("pow", "float_power"):
         return SECANTS.get(name)
     if isinstance(exponent, (int, float)) and not isinstance(exponent, bool):
@@ -162,7 +162,7 @@ def closed_form(name: str, exponent: object = None) -> Secant | None:
 def chord(
     y: Tensor, y0: Tensor, a: Tensor, b: Tensor, slope: Callable[[Tensor], Tensor], *, smooth: bool
 ) -> Tensor:
-    """The quotient of the differences; the slope in the middle where there is none, or where rounding is all of it.
+    """Return the quotient of the differences, or the slope in the middle where rounding is all of it.
 
     >>> chord(torch.ones(1), torch.zeros(1), torch.ones(1), -torch.ones(1), torch.exp, smooth=True).item()
     0.5
@@ -174,7 +174,7 @@ def chord(
 
 
 def near(a: Tensor, b: Tensor) -> Tensor:
-    """Where the slope in the middle is closer to the secant of a smooth function than the quotient is.
+    """Return where the slope in the middle is closer to the secant of a smooth function than the quotient is.
 
     The slope errs by the square of the difference, the quotient by the rounding of the values over the difference.
     Both are small where that is the third root of the precision: a thousandth in single precision.

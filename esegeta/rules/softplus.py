@@ -33,7 +33,7 @@ class Softplus(Rewriting):
     family="smoothing", paper="Dombrowski et al. 2019, arXiv:1906.07983", example={"beta": 10.0}, leads=1
 )
 def softplus(score: Score, *, beta: float) -> Score:
-    r"""The score with everything piecewise linear replaced by its softplus: smooth, and **of other values**.
+    r"""Return the score with everything piecewise linear replaced by its softplus: smooth, and **of other values**.
 
     .. math:: \max(0, x) \;\to\; s(x) = \tfrac1\beta \log(1 + e^{\beta x}), \qquad
               0 < s(x) - \max(0, x) \le \tfrac{\log 2}{\beta}, \qquad
@@ -86,7 +86,7 @@ def _beta(op: Operation) -> float:
 
 
 def hinge(x: Tensor, beta: float) -> Tensor:
-    """``log(1 + exp(beta x)) / beta``: torch's own is linear from some value on, and has no curvature there.
+    """Compute ``log(1 + exp(beta x)) / beta``: torch's own is linear from some value on, without curvature there.
 
     >>> hinge(torch.tensor([0., 1000.]), 2.).tolist()
     [0.34657..., 1000.0]
@@ -95,7 +95,7 @@ def hinge(x: Tensor, beta: float) -> Tensor:
 
 
 def larger(a: Tensor, b: Any, beta: float) -> Tensor:
-    """The maximum of two.
+    """Return the maximum of two.
 
     >>> larger(torch.tensor(1.), 30., 1.).item()
     30.0
@@ -104,7 +104,7 @@ def larger(a: Tensor, b: Any, beta: float) -> Tensor:
 
 
 def smaller(a: Tensor, b: Any, beta: float) -> Tensor:
-    """The minimum of two."""
+    """Return the minimum of two."""
     return b - hinge(b - a, beta)
 
 

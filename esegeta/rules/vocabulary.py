@@ -72,7 +72,7 @@ KNOWN = MOVES | SUMS | AFFINE | NORMS | ELEMENTWISE | PRODUCTS | QUOTIENTS | MAX
 
 
 def rectified(op: Operation) -> bool:
-    """Whether this is a ReLU, however it is written: ``clamp(min=0)``, ``maximum(x, 0)``, ``x * (x > 0)``..."""
+    """Return whether this is a ReLU, as ``clamp(min=0)``, ``maximum(x, 0)``, ``x * (x > 0)`` and others are."""
     name = op.name
     if name == "relu":
         return True

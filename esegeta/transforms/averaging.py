@@ -21,7 +21,7 @@ from esegeta.engine import check, stream
     paper="Sturmfels, Lundberg, Lee 2020, doi:10.23915/distill.00022",
 )
 def over_baselines(explain: Explain) -> Explain:
-    r"""The mean of an explanation over a stack of baselines.
+    r"""Average an explanation over a stack of baselines.
 
     .. math:: \frac1n \sum_k a(x, x'_k)
 

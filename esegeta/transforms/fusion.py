@@ -27,7 +27,7 @@ _WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     cost=lambda explains: Cost(explanations=1 if callable(explains) else len(explains)),
 )
 def fuse(explains: Explain | Sequence[Explain], *, by: str = "mean") -> Explain:
-    r"""Maps of several layers, brought to the grid of the image and combined.
+    r"""Combine maps of several layers, brought to the grid of the image.
 
     .. math:: a = \mathrm{by}_l \; \mathrm{up}\!\left( \frac{[L_l]_+}{\max [L_l]_+} \right)
 

@@ -38,7 +38,7 @@ def _after(explain: Explain, change: Callable[[Tensor], Tensor]) -> Explain:
     paper="",
 )
 def absolute(explain: Explain) -> Explain:
-    r"""The size of an attribution without its sign: :math:`|a|`.
+    r"""Return the size of an attribution without its sign: :math:`|a|`.
 
     Args:
         explain: ``(x, *refs) -> like x``.
@@ -66,7 +66,7 @@ def absolute(explain: Explain) -> Explain:
     paper="",
 )
 def positive(explain: Explain) -> Explain:
-    r"""The part of an attribution that speaks for the score: :math:`\max(a, 0)`.
+    r"""Keep the part of an attribution that supports the score: :math:`\max(a, 0)`.
 
     Args:
         explain: ``(x, *refs) -> like x``.
@@ -95,7 +95,7 @@ def positive(explain: Explain) -> Explain:
     paper="",
 )
 def negative(explain: Explain) -> Explain:
-    r"""The part of an attribution that speaks against the score, as a size: :math:`\max(-a, 0)`.
+    r"""Keep the part of an attribution that opposes the score, as a size: :math:`\max(-a, 0)`.
 
     Args:
         explain: ``(x, *refs) -> like x``.
@@ -125,7 +125,7 @@ def negative(explain: Explain) -> Explain:
     paper="",
 )
 def reduce_channels(explain: Explain, *, by: str = "sum") -> Explain:
-    r"""One map for all channels: their sum, mean, largest size or Euclidean norm.
+    r"""Reduce an attribution to one map for all channels: their sum, mean, largest size or Euclidean norm.
 
     .. math:: a_v = \sum_c a_{c,v} \quad\text{or}\quad \max_c |a_{c,v}| \quad\text{or}\quad \|a_{\cdot,v}\|_2
 

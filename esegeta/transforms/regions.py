@@ -36,7 +36,7 @@ def regions(
     least: int = 1,
     spacing: Spacing | None = None,
 ) -> Explain:
-    r"""The mean of an explanation in each of the regions where it is densest, found one after another (XRAI).
+    r"""Average an explanation in each of the regions where it is densest, found one after another (XRAI).
 
     .. math:: b_v = \frac{1}{|R_k|} \sum_{u \in R_k} a_u \quad (v \in R_k), \qquad R_k = s_k \setminus M_k
 

@@ -24,7 +24,7 @@ from esegeta.noise import Noise, as_noise
     paper="Smilkov, Thorat, Kim, Viegas, Wattenberg 2017, arXiv:1706.03825",
 )
 def smooth(explain: Explain, *, noise: float | int | Noise = 0.1, samples: int = 25) -> Explain:
-    r"""The mean of an explanation over noisy copies of the input; SmoothGrad when it is the gradient.
+    r"""Average an explanation over noisy copies of the input; SmoothGrad when it is the gradient.
 
     .. math:: \bar a(x) = \frac1n \sum_k a(x + \eta_k), \qquad \eta_k \sim N(0, \sigma^2)
 
@@ -63,7 +63,7 @@ def smooth(explain: Explain, *, noise: float | int | Noise = 0.1, samples: int =
     paper="Smilkov, Thorat, Kim, Viegas, Wattenberg 2017, arXiv:1706.03825",
 )
 def smooth_squared(explain: Explain, *, noise: float | int | Noise = 0.1, samples: int = 25) -> Explain:
-    r"""The mean of the squared explanation over noisy copies of the input.
+    r"""Average the squared explanation over noisy copies of the input.
 
     .. math:: \frac1n \sum_k a(x + \eta_k)^2
 
@@ -102,7 +102,7 @@ def smooth_squared(explain: Explain, *, noise: float | int | Noise = 0.1, sample
     paper="Adebayo, Gilmer, Goodfellow, Kim 2018, arXiv:1810.03307",
 )
 def variance(explain: Explain, *, noise: float | int | Noise = 0.1, samples: int = 25) -> Explain:
-    r"""The variance of an explanation over noisy copies of the input; VarGrad when it is the gradient.
+    r"""Return the variance of an explanation over noisy copies of the input; VarGrad when it is the gradient.
 
     .. math:: \frac1n \sum_k \left( a(x + \eta_k) - \bar a(x) \right)^2
 

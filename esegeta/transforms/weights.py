@@ -26,7 +26,7 @@ Weights = Mapping[str, Tensor]
 def noise_grad(
     build: Callable[[Weights], Explain], parameters: Weights, *, noise: float | int = 0.2, samples: int = 10
 ) -> Explain:
-    r"""The mean of an explanation over networks with multiplicative noise on their weights.
+    r"""Average an explanation over networks with multiplicative noise on their weights.
 
     .. math:: \frac1n \sum_k a(x;\, \theta \odot (1 + \sigma \epsilon_k)), \qquad \epsilon_k \sim N(0, 1)
 
@@ -100,7 +100,7 @@ def fusion_grad(
     input_noise: float | int | Noise = 0.1,
     input_samples: int = 10,
 ) -> Explain:
-    r"""Noise on the weights and on the input: ``noise_grad`` of ``smooth``.
+    r"""Put noise on the weights and on the input: ``noise_grad`` of ``smooth``.
 
     .. math:: \frac1{nm} \sum_{k,l} a(x + \eta_l;\, \theta \odot (1 + \sigma \epsilon_k))
 

@@ -37,7 +37,7 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(0.3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What goes down, and what crosses over."""
+        """Return what goes down, and what crosses over."""
         skip = self.relu_b(self.conv_b(self.relu_a(self.conv_a(x))))
         return self.dropout(self.pool(skip)), skip
 
@@ -53,7 +53,7 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(0.3)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Kernel 3 and stride 2 give 2n + 1 planes: the last is dropped, which is how it was trained."""
+        """Upsample by a transposed convolution; drop its last plane, which is how it was trained."""
         x = torch.cat([self.up(x)[..., :-1, :-1, :-1], skip], dim=1)
         return self.dropout(self.relu(self.conv(x)))
 
@@ -68,7 +68,7 @@ class BrainExtractionUNet(nn.Module):
         self.out = nn.Conv3d(8, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """From ``(N, 1, *S)`` to logits ``(N, 1, *S)``; the sizes of ``S`` are multiples of 8."""
+        """Map ``(N, 1, *S)`` to logits ``(N, 1, *S)``; the sizes of ``S`` are multiples of 8."""
         skips = []
         for level in self.encoder:
             x, skip = level(x)
@@ -80,7 +80,7 @@ class BrainExtractionUNet(nn.Module):
 
 @network(family="trained")
 def brain_extraction_unet() -> nn.Module:
-    r"""A trained 3-D U-Net that separates brain from head in T1-weighted MRI, in eval mode.
+    r"""Return a trained 3-D U-Net that separates brain from head in T1-weighted MRI, in eval mode.
 
     The probability of brain is :math:`\sigma(\text{logit})`. The input is a volume divided by its maximum,
     as ``head()`` returns it. The network was trained with its dropout, so drawing it at test time means

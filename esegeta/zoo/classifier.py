@@ -13,7 +13,7 @@ from esegeta.zoo.drawn import drawn
 def small_classifier(
     ndim: int = 2, channels: int = 1, classes: int = 3, width: int = 8, key: int = 0
 ) -> nn.Module:
-    """A classifier with random weights, in eval mode: the structure that class activation maps were made for.
+    """Return a classifier with random weights, in eval mode: the structure that class activation maps were made for.
 
     Two times convolution, batch norm and ReLU with a max-pool between; global average; linear. Names for
     layer access: ``conv_a, norm_a, relu_a, pool, conv_b, norm_b, relu_b, average, flatten, linear``.

@@ -10,7 +10,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def drawn(build: Callable[[], Net], key: int) -> Net:
-    """The module that ``build`` makes, in eval mode, with float32 weights and statistics by the key alone.
+    """Return the module that ``build`` makes, in eval mode, with float32 weights and statistics by the key alone.
 
     Weights have a variance of 2 by the size of one kernel, so that activations neither vanish nor explode.
     Norms get scales, shifts and running statistics that differ from channel to channel: none is the identity.

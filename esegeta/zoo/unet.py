@@ -18,7 +18,7 @@ class Block(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sizes stay."""
+        """Return the sizes stay."""
         return self.relu(self.norm(self.conv(x)))
 
 
@@ -35,7 +35,7 @@ class SmallUNet(nn.Module):
         self.out = getattr(nn, f"Conv{ndim}d")(width, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """From ``(N, C, *S)`` to logits ``(N, K, *S)``; the sizes of ``S`` are even."""
+        """Map ``(N, C, *S)`` to logits ``(N, K, *S)``; the sizes of ``S`` are even."""
         skip = self.encoder(x)
         deep = self.up(self.bottom(self.pool(skip)))
         return self.out(self.decoder(torch.cat([deep, skip], dim=1)))
@@ -43,7 +43,7 @@ class SmallUNet(nn.Module):
 
 @network(family="drawn", example={"ndim": 2})
 def small_unet(ndim: int, channels: int = 1, classes: int = 2, width: int = 4, key: int = 0) -> nn.Module:
-    """A U-Net of one level with random weights, in eval mode: real structure at the price of a toy.
+    """Return a U-Net of one level with random weights, in eval mode: real structure at the price of a toy.
 
     Convolution, batch norm, ReLU, max-pool; transposed convolution; skip. Piecewise linear in its input.
     Names for layer access: ``encoder, pool, bottom, up, decoder, out``; the blocks have ``conv, norm, relu``.

@@ -23,7 +23,7 @@ class Volume(NamedTuple):
 
 
 def head() -> Volume:
-    """T1-weighted MRI of one person's head, the average of 27 scans (Colin 27), on 128 voxels a side.
+    """Load a T1-weighted MRI of one person's head, the average of 27 scans (Colin 27), 128 voxels a side.
 
     Returns:
         The volume; see ``esegeta/zoo/data/NOTICE`` for its source and terms.
@@ -45,7 +45,7 @@ def head() -> Volume:
 
 
 def brain_mask() -> Tensor:
-    """The brain in ``head()``: True inside.
+    """Return the brain in ``head()``: True inside.
 
     Returns:
         A bool tensor of shape ``(128, 128, 128)``, on the grid of the head.

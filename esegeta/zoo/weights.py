@@ -30,7 +30,7 @@ class OtherDtype(check.Refused):
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name from a file in the safetensors format.
+    """Read tensors by name from a file in the safetensors format.
 
     The file is the length of a header (8 bytes, little-endian), the header (JSON: of each tensor the dtype,
     the shape and where its values begin and end), then the values, without gaps.

@@ -18,7 +18,7 @@ LIBRARIES: dict[str, dict[str, Peer]] = {
 
 
 def names() -> list[str]:
-    """The methods of other libraries that can be verified, whether or not their packages are installed.
+    """Return the methods of other libraries that can be verified, whether or not their packages are installed.
 
     Returns:
         Names for ``find`` and for ``verify``.
@@ -31,7 +31,7 @@ def names() -> list[str]:
 
 
 def find(text: str) -> Subject:
-    """A method of another library, with its own defaults or with options, which are literals.
+    """Return a method of another library, with its own defaults or with options, which are literals.
 
     Classes that explain a layer take the convolution with the smallest output; ``layer="encoder.0"`` names another
     module, ``layer="input"`` a copy of the input.

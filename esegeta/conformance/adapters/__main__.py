@@ -44,13 +44,13 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def version(method: str) -> str:
-    """The library of a method with its version."""
+    """Return the library of a method with its version."""
     library = method.partition(":")[0]
     return f"{library} {importlib.metadata.version(PACKAGES.get(library, library))}"
 
 
 def verdicts(cases: int = CASES) -> Iterator[tuple[str, Verdict]]:
-    """The answers, one after the other."""
+    """Return the answers, one after the other."""
     for method, axioms in QUESTIONS:
         for axiom in axioms:
             apart = axiom == APART
@@ -63,7 +63,7 @@ def verdicts(cases: int = CASES) -> Iterator[tuple[str, Verdict]]:
 
 
 def row(method: str, found: Verdict) -> str:
-    """One answer as a line of a table."""
+    """Return one answer as a line of a table."""
     seen = f"{found.cases} cases" + (f", {found.refused} refused" if found.refused else "")
     if found.counterexample is not None:
         network = re.search(r"(?:Case|Together)\(.*", found.counterexample.code)
@@ -81,7 +81,7 @@ def row(method: str, found: Verdict) -> str:
 
 
 def table() -> str:
-    """All answers as a Markdown table."""
+    """Return all answers as a Markdown table."""
     rows = []
     for method, found in verdicts():
         rows.append(row(method, found))

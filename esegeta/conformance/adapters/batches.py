@@ -56,7 +56,7 @@ class Probability:
 
     @property
     def smooth(self) -> bool:
-        """Whether what is inside is."""
+        """Return whether what is inside is smooth."""
         return bool(self.inner.smooth)
 
     @property
@@ -65,11 +65,11 @@ class Probability:
         return int(self.inner.operations) + 8
 
     def majorant(self, x: Tensor) -> Tensor:
-        """It is less steep than what is inside."""
+        """Return a size that no value inside exceeds: it is less steep than what is inside."""
         return self.inner.majorant(x) + 1
 
     def to(self, dtype: str) -> "Probability":
-        """The same in another precision."""
+        """Return the same in another precision."""
         return replace(self, inner=self.inner.to(dtype))
 
 
@@ -81,11 +81,11 @@ class Together(MethodLaw):
 
     @classmethod
     def applies(cls, subject: Subject) -> str:
-        """Draws are made for a batch as a whole."""
+        """Return a reason if the subject draws at random: draws are made for a batch as a whole."""
         return "it draws at random" if subject.key else ""
 
     def measure(self, subject: Subject) -> tuple[float, float]:
-        """How much an attribution changes beside another example, and what rounding may do."""
+        """Return how much an attribution changes beside another example, and what rounding may do."""
         case, explain = self.case, subject.build(self.case.score)
         refs = case.refs(subject.refs)
         given = [

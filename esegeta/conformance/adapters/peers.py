@@ -55,7 +55,7 @@ class Peer:
 
 
 def subject(name: str, peer: Peer, options: Mapping[str, Any]) -> Subject:
-    """The subject of a peer with options. Its explanations also have ``explain.facts.batched``.
+    """Return the subject of a peer with options. Its explanations also have ``explain.facts.batched``.
 
     ``explain.facts.batched(xs, *refs, key=)`` gives several examples to the peer at once: a baseline for each,
     baselines shared by all. A method that lets examples influence each other answers otherwise there than one by one.
@@ -94,7 +94,7 @@ def subject(name: str, peer: Peer, options: Mapping[str, Any]) -> Subject:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings, bars and remarks of a peer."""
+    """Silence the warnings, bars and remarks of a peer."""
     nowhere = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
@@ -140,7 +140,7 @@ def torchvision() -> None:
 def split(
     name: str, options: Mapping[str, Any], *takers: Callable[..., Any] | tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Options by the function, or the list of names, that takes them, the first that does; others are an error."""
+    """Sort options by the first function, or list of names, that takes them; refuse others."""
     taken = [t if isinstance(t, tuple) else tuple(inspect.signature(t).parameters) for t in takers]
     parts: list[dict[str, Any]] = [{} for _ in takers]
     for option, value in options.items():
@@ -164,7 +164,7 @@ class Column(nn.Module):
         self.net = net
 
     def forward(self, batch: Tensor) -> Tensor:
-        """The scores of a batch, as (B, 1)."""
+        """Return the scores of a batch, as (B, 1)."""
         return self.net(batch)[:, None]
 
 
@@ -177,12 +177,12 @@ class Copied(nn.Module):
         self.net = net
 
     def forward(self, batch: Tensor) -> Tensor:
-        """The scores of a batch."""
+        """Return the scores of a batch."""
         return self.net(self.copy(1.0 * batch))
 
 
 def network(name: str, score: Score) -> nn.Module:
-    """A copy of the network (B,C,*S) -> (B,) of a score, which a peer may change as it likes."""
+    """Return a copy of the network (B,C,*S) -> (B,) of a score, which a peer may change as it likes."""
     module = declared(score).module
     if not isinstance(module, nn.Module) or any(isinstance(m, AsModule) for m in module.modules()):
         raise check.refused_type(
@@ -195,7 +195,7 @@ def network(name: str, score: Score) -> nn.Module:
 
 
 def of_batches(score: Score) -> Callable[[Tensor], Tensor]:
-    """The score as a function (B,C,*S) -> (B,)."""
+    """Return the score as a function (B,C,*S) -> (B,)."""
     module = declared(score).module
     return copy.deepcopy(module).eval() if isinstance(module, nn.Module) else torch.func.vmap(score)
 
@@ -208,12 +208,12 @@ class Batches(nn.Module):
         self.function = function
 
     def forward(self, batch: Tensor) -> Tensor:
-        """The scores of a batch."""
+        """Return the scores of a batch."""
         return self.function(batch)
 
 
 def place(name: str, net: nn.Module, layer: str, xs: Tensor) -> tuple[nn.Module, str]:
-    """A network and the name of the layer in it that is meant.
+    """Return a network and the name of the layer in it that is meant.
 
     ``"deepest"`` is the convolution with the smallest output, of several the last to run: the bottleneck of an
     encoder, or the last convolution where nothing is pooled. ``"input"`` is a copy of the input.

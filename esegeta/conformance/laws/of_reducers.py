@@ -52,7 +52,7 @@ class FrozenMask(ReducerLaw):
 
     @classmethod
     def applies(cls, subject: ReducerSubject) -> str:
-        """Only those that freeze a mask and have a gradient."""
+        """Return a reason if the subject freezes no mask, or has no gradient."""
         if not subject.mask:
             return "it freezes no mask"
         return "" if subject.differentiable else "a count jumps"

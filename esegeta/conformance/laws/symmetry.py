@@ -51,7 +51,7 @@ class Symmetry(MethodLaw):
 
     @classmethod
     def fits(cls, shape: Sequence[int]) -> bool:
-        """Comparing voxels takes two."""
+        """Return whether there are two voxels to compare."""
         return math.prod(shape[1:]) > 1
 
     @classmethod

@@ -473,7 +473,7 @@ def _input(given: Input, folder: Path, faults: Strict) -> None:
                 faults.add("input.subject", "a pattern with a group", repr(given.subject), advice)
             elif files:
                 subjects(files, given.subject)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             faults.add("input.subject", "a regular expression", repr(given.subject), str(error))
         except volumes.UnreadableInput as error:
             faults.say(f"input.subject: {told(error)}")
@@ -567,11 +567,13 @@ def identities(method: Method) -> list[str]:
     return [f"{own}-{re.sub(r'[^A-Za-z0-9._-]', '-', place)}" for place in method.place]
 
 
-def _of_kind(kind: kinds.Kind, raw: Mapping[str, Any], folder: Path, faults: Collector) -> Any:
-    """The table, or the list of tables, that a kind of jobs brings along."""
+def _of_kind(
+    kind: kinds.Kind, raw: Mapping[str, Any], folder: Path, faults: Collector
+) -> list[tuple[str, Any]]:
+    """The tables that a kind of jobs brings along, with their paths."""
     section, key = kind.section, kind.table
     if section is None:
-        return None
+        return []
     if kind.many:
         found = [(f"{key}[{number}]", table) for number, table in several(section, raw, key, faults)]
     else:
@@ -581,8 +583,7 @@ def _of_kind(kind: kinds.Kind, raw: Mapping[str, Any], folder: Path, faults: Col
         _missing(table.model_dump(), path, folder, faults)
         if kind.check is not None:
             kind.check(table, path, faults)
-    made = [table for _, table in found]
-    return made if kind.many else next(iter(made), None)
+    return found
 
 
 def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Collector) -> Config | None:
@@ -639,6 +640,11 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
         _missing(method.model_dump(), path, folder, faults)
     no_twins("targets", "name", [(n, [t.name]) for n, t in targets], faults)
     no_twins("methods", "id", [(n, identities(m)) for n, m in methods], faults)
+    ids = [name for _, method in methods for name in identities(method)]
+    beside = kinds.Beside([target.name for _, target in targets], ids, "reference" in raw)
+    for key, found in more.items():
+        if (together := of_kinds[key].check_all) is not None:
+            together(found, beside, faults)
     if faults.lines or model is None or given is None:
         return None
     return Config(
@@ -651,5 +657,9 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
         patches=patches,
         run=run or Run(),
         output=output or Output(),
-        more={key: table for key, table in more.items() if table is not None},
+        more={
+            key: [table for _, table in found] if of_kinds[key].many else found[0][1]
+            for key, found in more.items()
+            if found
+        },
     )

@@ -23,7 +23,7 @@ from esegeta.run.config.building import configuration, identities
 from esegeta.run.config.catalogue import methods_by_name, references
 from esegeta.run.config.faults import Collector, Faults
 from esegeta.run.config.plugins import check_plugins
-from esegeta.run.config.schema import Call, Config, Method, Model, Run, Target
+from esegeta.run.config.schema import Call, Config, Method, Model, Run, Section, Target
 from esegeta.run.config.sources import check_model, is_program
 from esegeta.run.config.tables import part
 from esegeta.run.config.trust import Trust, asked, of_environment
@@ -187,9 +187,9 @@ def _resolved(config: Config, folder: Path) -> Config:
             ],
             "run": run,
             "more": {
-                key: [_with_files(one, folder) for one in given]
+                key: [_of_kind(one, folder) for one in given]
                 if isinstance(given, list)
-                else _with_files(given, folder)
+                else _of_kind(given, folder)
                 for key, given in config.more.items()
             },
         }
@@ -206,6 +206,12 @@ def _pattern(given: str, folder: Path) -> str:
     if os.path.isabs(os.path.expanduser(given)) or os.path.isfile(whole):
         return whole
     return os.path.normpath(Path(glob.escape(str(folder))) / given)
+
+
+def _of_kind(table: BaseModel, folder: Path) -> BaseModel:
+    """The same table of a kind of jobs, with the files that it names as absolute paths."""
+    whole = _with_files(table, folder)
+    return whole.placed(lambda given: _pattern(given, folder)) if isinstance(whole, Section) else whole
 
 
 Named = TypeVar("Named", bound=BaseModel)

@@ -3,7 +3,8 @@
 Needs pydantic: ``pip install "esegeta[cli]"``.
 """
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -22,6 +23,10 @@ class Section(BaseModel):
     """A table of the file. Numbers are numbers and texts are texts; what has no name here is refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, validate_by_name=True)
+
+    def placed(self, place: Callable[[str], str]) -> Self:  # noqa: ARG002
+        """Return the same with the files that it names as absolute paths, which ``place`` makes."""
+        return self
 
 
 class Call(BaseModel):

@@ -14,14 +14,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
 from esegeta.engine import check
 
 Record = dict[str, Any]
-BUILT_IN = ("esegeta.run.jobs.methods", "esegeta.run.jobs.summary", "esegeta.run.jobs.figures")
+BUILT_IN = (
+    "esegeta.run.jobs.methods",
+    "esegeta.run.jobs.summary",
+    "esegeta.run.jobs.metrics",
+    "esegeta.run.jobs.figures",
+)
 
 
 def digest(value: Any) -> str:
@@ -96,6 +101,14 @@ class Job:
         return {**given, **about, "look": self.look, "after": [job.id for job in self.after]}
 
 
+class Beside(NamedTuple):
+    """What a configuration has beside the tables of a kind: names of targets, ids of methods, label maps."""
+
+    targets: list[str]
+    methods: list[str]
+    reference: bool
+
+
 @dataclass(frozen=True)
 class Kind:
     """What is known of the jobs of a kind. An example of a whole one is ``esegeta.run.jobs.summary``.
@@ -107,6 +120,7 @@ class Kind:
             are paths, relative to the configuration.
         many: whether there may be several of that table, ``[[table]]``, each of the class ``section``.
         check: (section, path, faults) -> None, of one table: tells ``faults`` what its class does not see.
+        check_all: ([(path, section)], beside, faults) -> None, of all tables, beside the targets and methods.
         reads: the kinds whose jobs it may depend on; they are planned before it.
         entries: (plan) -> jobs, from a ``plan.Planning``.
         header: (payload) -> what a record says whatever comes of the job.
@@ -121,6 +135,8 @@ class Kind:
         stem: (job) -> the beginning of the names of all these files, for what a job left that came to no end.
         draws: whether its jobs only show what others have computed. They are done last and along with any job that
             they read, a dry run leaves them out, and a configuration that asks for none of them has none.
+        joins: (record) -> the id of another job, and the columns that its row gets from this record.
+        rows: (record) -> the rows that it becomes in the table and in the report; one by default.
         file: the table that its records become, without its ending, empty for none; columns: of that table.
         shown: column -> heading, of its table in the report; empty if the report knows it better.
         title: of that table; note: what is said below it.
@@ -137,6 +153,7 @@ class Kind:
     many: bool = False
     check: Callable[[Any, str, Any], None] | None = None
     group: Callable[[Job], str | None] = lambda job: None  # noqa: ARG005
+    check_all: Callable[[Sequence[tuple[str, Any]], Beside, Any], None] | None = None
     reads: tuple[str, ...] = ()
     blank: Mapping[str, Any] = field(default_factory=dict)
     redraw: Callable[[Record, Any, Any], Record] | None = None
@@ -144,7 +161,9 @@ class Kind:
     cost: Callable[[Record], tuple[int | None, str]] = lambda payload: (None, "")  # noqa: ARG005
     written: Callable[[Mapping[str, Any]], Sequence[str]] = lambda record: ()  # noqa: ARG005
     stem: Callable[[Job], Path] | None = None
+    joins: Callable[[Mapping[str, Any]], tuple[str, Record]] | None = None
     draws: bool = False
+    rows: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]] = lambda record: [record]
     shown: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
     note: str = ""

@@ -335,6 +335,18 @@ def discard(job: Job, folder: str | Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def joined(records: Sequence[Mapping[str, Any]]) -> dict[str, Record]:
+    """Return the columns that rows of some jobs get from the records of others, by the ids of the jobs."""
+    known = {kind.name: kind for kind in kinds.known()}
+    found: dict[str, Record] = {}
+    for record in records:
+        kind = known.get(record.get("kind", "methods"))
+        if kind is not None and kind.joins is not None:
+            job, columns = kind.joins(record)
+            found.setdefault(job, {}).update(columns)
+    return found
+
+
 def raw_path(job: str) -> Path:
     """Return where a map is kept as the network's grid has it, relative to the folder of the run.
 

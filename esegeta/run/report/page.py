@@ -24,6 +24,7 @@ from esegeta.plot.images import ABREAST, side_by_side
 from esegeta.run.executors.status import MADE
 from esegeta.run.jobs import kinds, outputs
 from esegeta.run.jobs.marks import marks, titled
+from esegeta.run.jobs.plan import joined
 from esegeta.run.report import display
 from esegeta.run.volumes import pictures
 from esegeta.run.volumes.names import anatomy as anatomy_name
@@ -37,6 +38,7 @@ ANATOMIES = 2_000_000  # for those of images and masks
 FIGURES = 4_000_000
 MOST_VOLUMES = 60
 MOST_COMPARED = 6
+MOST_ROWS = 2000  # of a table
 KINDS = ("overlay", "projections", "montage")
 
 
@@ -73,6 +75,7 @@ def page(folder: Path, only: Sequence[str] | None = None) -> str:
     config = _settings(folder, notes)
     records = _ordered(_records(folder, notes), config)
     _attach_figures(records, notes)
+    _join(records)
     if only is not None:
         known = {record["id"]: record for record in records}
         records = [known[name] for name in dict.fromkeys(only) if name in known]
@@ -111,7 +114,7 @@ def page(folder: Path, only: Sequence[str] | None = None) -> str:
         partial=partial,
         failed=[record for record in every if record["status"] not in MADE],
         metrics=_metrics(records),
-        sections=_sections(every),
+        sections=_sections(folder, every, notes),
         config=config,
         versions=_versions(records),
         notes=notes,
@@ -281,6 +284,13 @@ def _attach_figures(records: Sequence[dict[str, Any]], notes: list[str]) -> None
         notes.append(
             f"{stale} maps are newer than their figures, which are left out: esegeta report draws them."
         )
+
+
+def _join(records: Sequence[dict[str, Any]]) -> None:
+    """Give the records of maps what records of other kinds say of them, beside what they have."""
+    more = joined(records)
+    for record in records:
+        record["metrics"] = {**record["metrics"], **more.get(record["id"], {})}
 
 
 def _share(residual: Any, difference: Any) -> str | None:
@@ -530,17 +540,44 @@ def _metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {"names": sorted({str(name) for r in rows for name in r["metrics"]}), "rows": rows}
 
 
-def _sections(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a table for each kind of jobs without maps that has records."""
+def _sections(folder: Path, records: Sequence[Mapping[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
+    """Return the table, and the pictures, of each kind of jobs without maps that has records."""
     found = []
     for kind in kinds.known():
         own = [record for record in records if record["kind"] == kind.name]
-        if own and kind.shown:
-            rows = [[record.get(name) for name in kind.shown] for record in own]
+        if kind.name in (MAPS, DRAWINGS) or not own:
+            continue
+        pictures = [one for record in own for one in _drawn(folder, record, notes)]
+        if kind.shown or pictures:
+            every = [row for record in own for row in kind.rows(record)]
+            rows = [[row.get(name) for name in kind.shown] for row in every[:MOST_ROWS]]
             heads = list(kind.shown.values())
-            about = {"name": kind.name, "title": kind.title, "note": kind.note}
+            rest = (
+                f" {len(every) - MOST_ROWS} more rows are in {kind.file}.csv."
+                if len(every) > MOST_ROWS
+                else ""
+            )
+            about = {"name": kind.name, "title": kind.title, "note": kind.note + rest}
             said = [f"{record['id']}: {line}" for record in own for line in record["said"]]
-            found.append({**about, "heads": heads, "rows": rows, "said": said})
+            found.append({**about, "heads": heads, "rows": rows, "said": said, "pictures": pictures})
+    return found
+
+
+def _drawn(folder: Path, record: Mapping[str, Any], notes: list[str]) -> list[dict[str, Any]]:
+    """The figures of a record without a map."""
+    found = []
+    for kind, name in record["figures"].items():
+        path = inside(folder, name)
+        if path is None:
+            continue
+        try:
+            address, width, height = display.figure(path)
+        except Exception as error:  # whatever is in the file
+            notes.append(f"{path.name} could not be shown: {_line(error)}")
+            continue
+        file = path.relative_to(folder.resolve()).as_posix()
+        about = {"title": f"{kind} of {record['title']}, {record['target']}", "file": file}
+        found.append({**about, "address": address, "width": width, "height": height})
     return found
 
 

@@ -4,7 +4,10 @@ No name here holds a separator of folders, begins with a dot, or is longer than 
 """
 
 import hashlib
+import json
 import re
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +22,14 @@ _MOST = 100  # characters of a subject with all its entities: what follows has t
 _LABEL = r"[A-Za-z0-9]{1,60}"
 _SUBJECT = re.compile(rf"sub-{_LABEL}(_ses-{_LABEL})?(_[a-z]{{1,20}}-{_LABEL})*")
 _ENTITY = re.compile(r"([a-z]{1,20})-(.+)", re.DOTALL)
+_PATTERN = 200  # characters of a pattern
+_SECONDS = 5.0  # for a pattern to be looked for in all names
+_SEARCH = """
+import json, re, sys
+pattern, texts = json.load(sys.stdin)
+found = [re.search(pattern, text) for text in texts]
+print(json.dumps([None if one is None or not one.re.groups else one[1] for one in found]))
+"""
 _OURS = ("space", "label", "chan", "desc")  # entities that the names of our files have themselves
 
 
@@ -77,20 +88,62 @@ def subject(path: str | Path, pattern: str | None = None) -> str:
         >>> subject("case 12 (flair).nii", r"case (\\d+)"), subject("scans/12/t1.nii", "([^/]+)/t1")
         ('sub-12', 'sub-12')
     """
+    return _told_by_itself(path) if pattern is None else _told_by(pattern, [Path(path)])[0]
+
+
+def _told_by(pattern: str, paths: Sequence[Path]) -> list[str]:
+    told = []
+    for path, found in zip(paths, _first_groups(pattern, paths), strict=True):
+        if not found:
+            advice = "Its first group must be the subject"
+            text = check.problem(
+                "names.subject", f"a name that {pattern!r} matches", shown(path.name), advice
+            )
+            raise UnreadableInput(text)
+        told.append(f"sub-{subject_label(found.removeprefix('sub-'))}")
+    return told
+
+
+def _first_groups(pattern: str, paths: Sequence[Path]) -> list[str | None]:
+    """The first group of a pattern in each name, or in each path, in bounded time.
+
+    Repetitions and alternatives can take exponential time where they do not match, and nothing in this process could
+    end that: from two of them on another process looks, which can be ended.
+    """
+    if len(pattern) > _PATTERN:
+        got = f"{len(pattern)} characters"
+        text = check.problem(
+            "names.subject", f"a pattern of at most {_PATTERN} characters", got, "Shorten it"
+        )
+        raise UnreadableInput(text)
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        advice = r"Write for example (\d+)"
+        text = check.problem("names.subject", "a regular expression", f"{pattern!r}: {error}", advice)
+        raise ValueError(text) from error
+    texts = [path.as_posix() if "/" in pattern else path.name for path in paths]
+    if sum(map(pattern.count, "*+?{|")) < 2:
+        found = map(compiled.search, texts)
+        return [None if one is None or not one.re.groups else one[1] for one in found]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _SEARCH],
+            input=json.dumps([pattern, texts]).encode(),
+            capture_output=True,
+            timeout=_SECONDS,
+            check=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        expected = f"a pattern that is looked for in {len(texts)} names within {_SECONDS:g} s"
+        advice = r"Write it without repetitions inside of repetitions, for example sub-(\d+)"
+        raise UnreadableInput(check.problem("names.subject", expected, repr(pattern), advice)) from error
+    return list(json.loads(done.stdout))
+
+
+def _told_by_itself(path: str | Path) -> str:
     name = Path(path).name
     stem = name[: len(name) - len(suffix_of(Path(path)))] or name
-    if pattern is not None:
-        try:
-            found = re.search(pattern, Path(path).as_posix() if "/" in pattern else name)
-        except re.error as error:
-            advice = r"Write for example (\d+)"
-            text = check.problem("names.subject", "a regular expression", f"{pattern!r}: {error}", advice)
-            raise ValueError(text) from error
-        if found is None or not found.re.groups or not found[1]:
-            advice = "Its first group must be the subject"
-            text = check.problem("names.subject", f"a name that {pattern!r} matches", shown(name), advice)
-            raise UnreadableInput(text)
-        return f"sub-{subject_label(found[1].removeprefix('sub-'))}"
     first, *rest = stem.split("_")
     entities = {"sub": first.removeprefix("sub-")} if first.startswith("sub-") else {"sub": stem}
     if entities["sub"] in ("", stem):
@@ -116,7 +169,7 @@ def subjects(volumes: Sequence[Sequence[str | Path]], pattern: str | None = None
         ['sub-A1xbc4e7be9', 'sub-A1', 'sub-01_ses-1']
     """
     first = [Path(files[0]) for files in volumes]
-    found = [subject(path, pattern) for path in first]
+    found = [_told_by_itself(path) for path in first] if pattern is None else _told_by(pattern, first)
     seen: dict[str, Path] = {}
     for name, path in zip(found, first, strict=True):
         other = seen.setdefault(name.lower(), path)
