@@ -196,11 +196,10 @@ def judged(a: Tensor, net: nn.Module, x: Tensor, mask: Tensor, without: Tensor) 
     """
     explain = metrics.given(a)
     probability = eg.reducers.probability(eg.from_module(net), 1)
-    curve = metrics.deletion(explain, probability, steps=32)(x, without)
     return [
         float(metrics.roc_auc(explain)(x, mask=mask)),
         float(metrics.max_dice(explain)(x, mask=mask)),
-        float(1 - curve.area / curve.values[0]),
+        float(metrics.fidelity(explain, probability, steps=32)(x, without).area),
     ]
 
 
