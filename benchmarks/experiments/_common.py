@@ -19,13 +19,16 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
+        if np.isnan(self.low):
+            return number(self.mean)
         return f"{number(self.mean)} ({number(self.low)} to {number(self.high)})"
 
 
 def interval(values: Any, *, draws: int = 2000, key: int = 0) -> Interval:
     """The mean of ``values`` (seeds, cases) and its bootstrap: seeds and cases are both drawn again.
 
-    NaN where something is missing: a mean over what happened to succeed would say more than was measured.
+    NaN where something is missing: a mean over what happened to succeed would say more than was measured. One case
+    has a mean and no interval.
     """
     table = np.atleast_2d(np.asarray(values, dtype=np.float64))
     if table.ndim != 2 or not table.size or np.isnan(table).any():
@@ -34,13 +37,13 @@ def interval(values: Any, *, draws: int = 2000, key: int = 0) -> Interval:
     seeds = rng.integers(table.shape[0], size=(draws, table.shape[0]))
     cases = rng.integers(table.shape[1], size=(draws, table.shape[1]))
     means = np.array([table[np.ix_(s, c)].mean() for s, c in zip(seeds, cases, strict=True)])
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(means, [0.025, 0.975]) if table.shape[1] > 1 else (np.nan, np.nan)
     return Interval(float(table.mean()), float(low), float(high))
 
 
 def verdict(difference: Interval) -> str:
     """What an interval of a difference, which a claim says is positive, says of the claim."""
-    if np.isnan(difference.mean):
+    if np.isnan(difference).any():
         return "undecided"
     return "holds" if difference.low > 0 else "does not hold" if difference.high < 0 else "undecided"
 

@@ -58,7 +58,7 @@ class Setting(NamedTuple):
     held_out: int  # phantoms for the Dice
 
 
-FULL = Setting(tuple(NETWORKS), 64, 4, 2, 2, 4, 6, len(HELD_OUT))
+FULL = Setting(tuple(NETWORKS), 64, 3, 1, 1, 3, 2, 4)
 QUICK = Setting(("U-Net MSS deformation",), 32, 1, 1, 2, 2, 2, 1)
 
 
@@ -143,9 +143,9 @@ def judged(net: nn.Module, setting: Setting) -> dict[str, Any]:
             )
             for key in range(setting.keys):
                 values[:, m, key, case] = [
-                    float(plain(x, key=key)),
-                    float(scaled(x, key=key)),
-                    float(sensitivity(x, key=key)),
+                    float(plain(x, key=1000 * case + key)),
+                    float(scaled(x, key=1000 * case + key)),
+                    float(sensitivity(x, key=1000 * case + key)),
                     area,
                 ]
         print(f"  numbers of phantom {case + 1} of {setting.cases}", flush=True)
@@ -157,28 +157,18 @@ def judged(net: nn.Module, setting: Setting) -> dict[str, Any]:
 
 
 def stages_of(net: nn.Module, x: Tensor) -> dict[str, list[str]]:
-    """The layers in five groups, from the output down; each is randomised together with those before it."""
+    """The layers in three groups, from the output down; each is randomised together with those before it."""
     names = metrics.layers_of(net, x)[::-1]
-    last, middle = len(net.decoder) - 1, len(net.down) // 2
-
-    def group(name: str) -> str:
-        part, _, rest = name.partition(".")
-        level = int(rest.partition(".")[0] or 0)
-        if part == "out":
-            return "output"
-        if part in ("up", "decoder"):
-            return "last decoder" if level == last else "other decoders"
-        return "deep encoders" if level >= middle else "all"
-
-    stages: dict[str, list[str]] = {}
-    for stage in ("output", "last decoder", "other decoders", "deep encoders", "all"):
-        stages[stage] = [name for name in names if group(name) == stage]
+    group = {"out": "output", "up": "decoders", "decoder": "decoders", "down": "all"}
+    stages: dict[str, list[str]] = {"output": [], "decoders": [], "all": []}
+    for name in names:
+        stages[group[name.partition(".")[0]]].append(name)
     return stages
 
 
 def cascaded(net: nn.Module, setting: Setting) -> dict[str, Any]:
     """Rank correlation of sizes after every stage, by method, stage and case; and projections of the first maps."""
-    values = np.full((len(CASCADED), 5, setting.cascades), np.nan)
+    values = np.full((len(CASCADED), 3, setting.cascades), np.nan)
     pictures: dict[str, list] = {}
     for case in range(setting.cascades):
         x, _ = zoo.vessel_phantom(HELD_OUT[case], setting.size)
@@ -395,7 +385,7 @@ def figure_layers(parts: dict[str, dict], sweeps: Sequence[str]) -> Any:
 
 def figure_9(found: dict[str, dict], heads: dict[str, Any]) -> Any:
     """The map after some stages of the cascade, above the curves of what is left of it."""
-    shown = ("trained", "output", "last decoder", "all")
+    shown = ("trained", "output", "decoders", "all")
     drawn, axes_at = _grid(len(CASCADED), len(shown) * len(found), 0.92, 0.5, 0.55, bottom=2.35)
     width, height = drawn.get_size_inches()
     for n, (network, part) in enumerate(found.items()):
@@ -422,12 +412,11 @@ def figure_9(found: dict[str, dict], heads: dict[str, Any]) -> Any:
                 1.5 / height,
             )
         )
-        stages = ["trained", "output", "last\ndecoder", "other\ndecoders", "deep\nencoders", "all"]
         for m, method in enumerate(CASCADED):
             points = [interval(values[m, s]) for s in range(values.shape[1])]
             error = [[0.0] + [p.mean - p.low for p in points], [0.0] + [p.high - p.mean for p in points]]
             axes.errorbar(
-                np.arange(6) + 0.05 * (m - 1.5),
+                np.arange(len(shown)) + 0.05 * (m - 1.5),
                 [1.0] + [p.mean for p in points],
                 yerr=error,
                 fmt="o-",
@@ -437,7 +426,7 @@ def figure_9(found: dict[str, dict], heads: dict[str, Any]) -> Any:
                 label=method,
             )
         axes.axhline(0, color="#888888", lw=0.7)
-        axes.set_xticks(range(6), stages, fontsize=6.5)
+        axes.set_xticks(range(len(shown)), shown, fontsize=7)
         axes.set_ylim(-0.25, 1.05)
         axes.tick_params(axis="y", labelsize=7)
         if n == 0:
@@ -598,7 +587,7 @@ def page(
         auc=tabled(3),
         conclusions=concluded(numbers, cascades),
         now=number(float(count["largest gradient now"])),
-        counted=setting.networks[0],
+        counted=setting.networks[-1],
         counts=table(["", "through the count", "through the mean logit"], rows),
         refusal=count["refusal"],
         **{f"figure_{n}": file for n, file in files.items()},
@@ -626,7 +615,7 @@ def run(setting: Setting, folder: Path, results: Path | None) -> Path:
     for name in setting.networks:
         numbers[name], cascades[name], parts[name] = measured(name, setting, results)
     file = None if results is None else results / "count.json"
-    count = kept(file, lambda: counted(NETWORKS[setting.networks[0]](), setting))
+    count = kept(file, lambda: counted(NETWORKS[setting.networks[-1]](), QUICK))
     heads = {name: part["head"][0] for name, part in parts.items()}
     drawn = {
         "5": figure_5(parts),
