@@ -10,25 +10,35 @@ from pathlib import Path
 from typing import TypeVar
 
 import esegeta
+import esegeta.baselines
+import esegeta.dreams
+import esegeta.features
+import esegeta.masks
 import esegeta.methods
 import esegeta.metrics
+import esegeta.noise
 import esegeta.reducers
-import esegeta.transforms  # all of these register what comes with the package
+import esegeta.rules
+import esegeta.segmentation
+import esegeta.transforms
+import esegeta.zoo  # all of these register what comes with the package
 from esegeta._registry import (
     METHODS,
     METRICS,
     REDUCERS,
+    REGISTRIES,
     TRANSFORMS,
     MethodSpec,
     MetricSpec,
     ReducerSpec,
     TransformSpec,
 )
+from esegeta.axioms import AXIOMS
 
 Spec = TypeVar("Spec", MethodSpec, TransformSpec, ReducerSpec, MetricSpec)
 
 COMMAND = "python -m esegeta._tables"
-PAGES = ("docs/methods.md", "docs/metrics.md", "docs/reducers.md")
+PAGES = ("README.md", "docs/methods.md", "docs/metrics.md", "docs/reducers.md")
 _MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -146,7 +156,21 @@ def papers() -> str:
     )
 
 
+def families() -> str:
+    """Return what there is: methods by family, everything else by kind, with numbers and names."""
+    found: dict[str, list[str]] = {}
+    for name, spec in _own(METHODS):
+        found.setdefault(f"methods: {spec.family}", []).append(name)
+    for table in REGISTRIES[1:]:
+        plural = table.kind if table.kind.endswith("s") else f"{table.kind}s"
+        found[plural.replace("ys", "ies")] = [name for name, _ in _own(table)]
+    found["axioms"] = sorted(AXIOMS)
+    rows = ((kind, str(len(names)), ", ".join(names)) for kind, names in found.items() if names)
+    return _table(("family", "number", "names"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "families": families,
     "methods": methods,
     "transforms": transforms,
     "reducers": reducers,

@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 
 import esegeta as eg
+from esegeta import zoo
 from esegeta.run.config import loading as config
 from esegeta.run.executors.child import Context
 from esegeta.run.jobs import dispatch
@@ -284,3 +285,27 @@ def test_what_is_wrong_with_a_reference_is_told_before_a_run(tmp_path, scan):
     np.save(tmp_path / "sub-07.npy", np.full(SIZE, 0.5))
     with pytest.raises(UnreadableInput, match=r"sub-07.npy to hold whole numbers, got 0.5 among its values"):
         labels.read(tmp_path / "sub-07.npy")
+
+
+def test_rules_of_a_stitched_score_are_run_as_a_script_would(tmp_path, scan):
+    whole = tables(tmp_path / "out", scan, patches="stitched")
+    ruled = [
+        {"name": "guided_backprop", "patches": "stitched"},
+        {"name": "deep_lift", "baseline": "zero", "patches": "stitched"},
+        {"name": "lrp", "patches": "stitched"},
+    ]
+    layer = {"name": "grad_cam", "place": "bottom", "patches": "stitched"}
+    whole["methods"] = [*ruled, layer]
+    *planned, refused = jobs.plan(config.load(whole))
+    model = eg.models.sliding_window(eg.from_module(zoo.small_unet(3, classes=3)), 4)
+    x = torch.from_numpy(nibabel.load(scan).get_fdata(dtype=np.float32))[None]
+    score = eg.reducers.predicted_class_sum(model, 1, at=x)
+    by_hand = [eg.guided_backprop(score)(x), eg.deep_lift(score)(x, 0 * x), eg.lrp(score)(x)]
+    for job, expected in zip(planned, by_hand, strict=True):
+        record = dispatch.main(json.loads(json.dumps(job.payload)), here())
+        map = nibabel.load(tmp_path / "out" / record["map"]).get_fdata()
+        np.testing.assert_allclose(map, expected[0], rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+        if job.method == "deep_lift":
+            assert abs(record["residual"]) < 1e-3 * abs(record["difference"])
+    with pytest.raises(ValueError, match="a layer has activations of patches and none of the whole image"):
+        dispatch.main(json.loads(json.dumps(refused.payload)), here())

@@ -686,21 +686,99 @@ def test_it_has_no_reach_of_its_own():
             eg.locality(score, x)
 
 
-def test_places_and_rewrites_of_a_stitched_score_are_refused():
-    net = conv(2, 1)
-    score = eg.reducers.class_sum(sliding_window(eg.from_module(net), 8), 1)
+def test_places_of_a_stitched_score_are_refused():
+    score = eg.reducers.class_sum(sliding_window(eg.from_module(conv(2, 1)), 8), 1)
     x = drawn(1, 16, 16, dtype=torch.float32)
-    refused = pytest.raises(
-        ValueError, match=r"sliding_window: expected a score whose inside is left alone, got"
-    )
-    with refused:
-        eg.grad_cam(score, "0")(x)
-    with refused:
-        eg.places(score, x)
-    with refused:
-        eg.gradient(eg.rules.guided(score))(x)
-    with refused:
-        eg.deep_lift(score)(x, torch.zeros_like(x))
+    zero = torch.zeros_like(x)
+    for explain in (
+        lambda: eg.grad_cam(score, "0")(x),
+        lambda: eg.guided_grad_cam(score, "0")(x),
+        lambda: eg.excitation_backprop(score, "0")(x),
+        lambda: eg.conductance(score, "0", steps=2)(x, zero),
+        lambda: eg.places(score, x),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"expected a score whose inside is left alone, .* none of the whole image, which class",
+        ):
+            explain()
+
+
+RULED = {
+    "guided": lambda score, x, x0: eg.guided_backprop(score)(x),
+    "deconvolution": lambda score, x, x0: eg.deconvolution(score)(x),
+    "deep_lift": lambda score, x, x0: eg.deep_lift(score)(x, x0),
+    "lrp": lambda score, x, x0: eg.lrp(score)(x),
+    "lrp by depth": lambda score, x, x0: eg.lrp(score, composite="epsilon_plus_flat")(x),
+}
+RULES = {
+    "guided": lambda model, x0: eg.rules.guided(model),
+    "deconvolution": lambda model, x0: eg.rules.deconvnet(model),
+    "deep_lift": eg.rules.deeplift,
+    "lrp": lambda model, x0: eg.rules.lrp(model, "epsilon"),
+    "lrp by depth": lambda model, x0: eg.rules.lrp(model, "epsilon_plus_flat"),
+}
+
+
+def ruled_network():
+    torch.manual_seed(3)
+    layers = nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1)
+    return eg.from_module(nn.Sequential(*layers).double().eval())
+
+
+@pytest.mark.parametrize("name", RULED)
+def test_rules_of_a_stitched_score_are_those_of_every_patch_added_up(name):
+    model, x, x0 = ruled_network(), drawn(1, 10, 9), drawn(1, 10, 9, key=2)
+    weight = drawn(2, 10, 9, key=5)
+    patch = (6, 6)
+    tiled = sliding_window(model, patch)
+    found = RULED[name](lambda z: (weight * tiled(z)).sum(), x, x0)
+    slow = torch.zeros_like(x)
+    total = torch.zeros(10, 9, dtype=x.dtype)
+    boxes = [
+        (slice(i, i + 6), slice(j, j + 6))
+        for i in nnunet_starts(10, 6, 0.5)
+        for j in nnunet_starts(9, 6, 0.5)
+    ]
+    for box in boxes:
+        total[box] += importance(patch, "gaussian")
+    for box in boxes:
+        here = (slice(None), *box)
+        pull = vjp(RULES[name](model, x0[here]), x[here])[1]
+        slow[here] += pull(weight[here] * importance(patch, "gaussian") / total[box])[0]
+    factor = {"deep_lift": x - x0, "lrp": x, "lrp by depth": x}.get(name, 1)
+    close(found, factor * slow, 1e-9)
+    if name == "deep_lift":
+        change = (weight * (tiled(x) - tiled(x0))).sum()
+        torch.testing.assert_close(found.sum(), change)
+
+
+@pytest.mark.parametrize("name", RULED)
+def test_rules_of_a_stitched_score_are_those_of_the_whole_where_tiles_share_twice_the_reach(name):
+    model, x, x0 = ruled_network(), drawn(1, 20, 9), drawn(1, 20, 9, key=2)
+    tiled = sliding_window(model, (10, 9), 0.5, "centre")
+    found = [RULED[name](eg.reducers.class_sum(f, 1), x, x0) for f in (model, tiled)]
+    if name in ("guided", "deconvolution"):
+        # They clip what comes back, in each patch what comes from there: where outputs of two tiles reach, which is
+        # within twice the reach of the seams in the middle of what tiles share, that is not the whole's.
+        interior = [i for i in range(20) if min(abs(i - 7), abs(i - 12)) > 2]
+        assert (found[0] - found[1]).abs().max() > 1e-3
+        found = [a[:, interior] for a in found]
+    close(*found, 1e-9)
+    assert found[0].abs().max() > 0.01
+
+
+def test_rules_go_on_in_what_is_made_of_a_stitched_answer():
+    model, x, x0 = ruled_network(), drawn(1, 10, 9), drawn(1, 10, 9, key=2)
+    tiled = sliding_window(model, 6)
+    score = lambda z: tiled(z).softmax(0)[1].sum()
+    torch.testing.assert_close(eg.deep_lift(score)(x, x0).sum(), score(x) - score(x0))
+    batch, many = torch.stack([x, x0]), torch.stack([x0, 0 * x])
+    close(eg.batched(eg.deep_lift(score))(batch, many)[1], eg.deep_lift(score)(x0, 0 * x), 1e-9)
+    # Without anything to rewrite it is refused, as for a whole network.
+    flat = sliding_window(eg.from_module(nn.Conv2d(1, 2, 3, padding=1)), 8)
+    with pytest.raises(ValueError, match="expected a network with at least one of the operations"):
+        eg.guided_backprop(eg.reducers.class_sum(flat, 1))(drawn(1, 16, 16, dtype=torch.float32))
 
 
 # ------------------------------------------------------------------ errors

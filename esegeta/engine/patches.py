@@ -29,7 +29,9 @@ from torch.func import vmap
 from esegeta.engine import check, crops, folded, layout, levels, progress, stream, visits
 from esegeta.engine.execution import DeadlineExceeded, current
 from esegeta.engine.folded import Op, Run
+from esegeta.engine.interception import observe
 from esegeta.engine.locality import Locality, NotLocal, hear, listening
+from esegeta.engine.operators import Tracer
 from esegeta.engine.tiles import Tiling, cropped_by, cut, margins_of, padded_by, patch_of
 from esegeta.engine.windows import Missing, NotFollowed, TooWide, Unforeseen, Window, fit, region
 
@@ -200,14 +202,54 @@ class SlidingWindow:
         if isinstance(x, Window):
             return self._in_windows(x)
         hear(self, (x,))
-        if visits.current() is not None:
+        session = visits.current()
+        if session is None:
+            return self._stitched(x)
+        if session.tracer is None or session.listing is not None or any(view.edits for view in session.views):
             raise check.refused(
                 WHERE,
                 "a score whose inside is left alone",
-                "one whose places are looked at or whose derivatives are rewritten",
-                "Patches run apart, so it has no activation of the whole image. Rewrite the model before it is "
-                "stitched, explain patches with esegeta.models.patchwise, or take the network without tiles",
+                "one whose places are looked at",
+                "Patches run apart, so a layer has activations of patches and none of the whole image, which "
+                "class activation maps and layer methods need. Explain the input, explain patches with "
+                "esegeta.models.patchwise, or take the network without tiles",
             )
+        with visits.aside():
+            return self._rewritten(x, session.tracer)
+
+    def _rewritten(self, x: Tensor, tracer: Tracer) -> Tensor:
+        """Stitch with the rules of a rewrite in every patch: a stitched answer is a sum, through which all rules go.
+
+        A rule that compares with a reference has that of its own patch, which is cut out beside it.
+        """
+        if not tracer.is_data(x):
+            return self._stitched(x)
+        rewrite, note, notes = tracer.rewrite, tracer.notes.get(x), [None]
+        twin = tracer.twin(x) if rewrite.paired else None
+
+        def looked(own: Tensor) -> Tensor:
+            session = visits.current()
+            assert session is not None
+            assert session.tracer is not None
+            if note is not None:
+                session.tracer.notes[own] = note
+            y = self.model(own)
+            notes[:] = [session.tracer.notes.get(y)]  # of code, and so the same for every patch
+            return y
+
+        def ruled(patch: Tensor) -> Tensor:
+            own, *others = patch.chunk(2) if rewrite.paired else (patch,)
+            others = [other.detach() for other in others]
+            return observe(rewrite.name, looked, (own,), (), rewrite=rewrite, references=others)[0]
+
+        inner = SlidingWindow(ruled, self.patch, self.overlap, self.weights, self.steps)
+        y = inner._stitched(x if twin is None else torch.cat([x, twin]))
+        tracer.mark(y, None if twin is None else self._stitched(twin))
+        if notes[0] is not None:
+            tracer.notes[y] = notes[0]
+        return y
+
+    def _stitched(self, x: Tensor) -> Tensor:
         patch = patch_of(WHERE, self.patch, check.floating(WHERE, "the image", x))
         margins = margins_of(x.shape[1:], patch)
         padded = padded_by(margins, x)

@@ -62,7 +62,8 @@ def parameters(fn: Callable[..., Any], skip: int = 0, without: Iterable[str] = G
     ['steps=32', "rule='gauss-legendre'"]
     """
     own = list(inspect.signature(fn).parameters.values())[skip:]
-    return {p.name: Parameter(p.name, p.annotation, p.default) for p in own if p.name not in without}
+    any_value = lambda p: Any if p.annotation is p.empty else p.annotation
+    return {p.name: Parameter(p.name, any_value(p), p.default) for p in own if p.name not in without}
 
 
 def of_method(spec: Spec) -> dict[str, Parameter]:
