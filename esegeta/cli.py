@@ -109,7 +109,10 @@ def demo(
 
     if size % 8 or not 40 <= size <= 128:
         raise typer.BadParameter(f"expected a multiple of 8 from 40 to 128, got {size}", param_hint="--size")
-    say(f"A U-Net finds the brain in a head of {size} voxels a side; a dozen methods say why. Into {output}.")
+    say(
+        f"A U-Net finds the brain in a head of {size} voxels a side; a dozen methods say why, and five metrics "
+        f"judge them. Into {output}."
+    )
     _execute(starter.demo(str(output.absolute()), size, workers), open_=open_)
 
 
@@ -145,6 +148,26 @@ def run(
     if workers is not None:
         changes["workers"] = workers
     _execute(config, changes, dry_run, only, resume, plain, open_, trust)
+
+
+@app.command(
+    epilog="Examples: [bold]esegeta report results[/bold] · [bold]esegeta report results --open[/bold]"
+)
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of bars.")] = False,
+    trust: Trusted = None,
+) -> None:
+    """Draw the figures that a run of many maps has left out, and write its report. No map is computed."""
+    from esegeta.run import pipeline
+
+    summary = pipeline.draw(folder, trust=trust or (), progress=True if plain else None)
+    _ended(summary)
+    if open_ and summary.report is not None:
+        import webbrowser
+
+        webbrowser.open(summary.report.absolute().as_uri())
 
 
 def _execute(

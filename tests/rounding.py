@@ -32,3 +32,19 @@ def assert_alike(a, b, size=0.0, units=UNITS):
     if not alike(a, b, size, units):
         torch.testing.assert_close(a, b, rtol=0, atol=0)  # it describes the difference
         raise AssertionError(f"{a} and {b} differ")
+
+
+def close(a, b, tolerance=1e-12, least=1.0):
+    """Assert that two tensors, or tuples of them, differ by at most this share of the largest value that is expected.
+
+    least: what the largest value counts for at least, so that zeros have a tolerance, too.
+    """
+    if isinstance(b, (tuple, list)):
+        for one, other in zip(a, b, strict=True):
+            close(one, other, tolerance, least)
+        return
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    finite = b.detach()[b.isfinite()]
+    sizes = (finite if b.is_complex() else finite.double()).abs()
+    largest = max(float(sizes.max()) if sizes.numel() else 0.0, least)
+    torch.testing.assert_close(a, b, rtol=0, atol=tolerance * largest)

@@ -10,6 +10,7 @@ import jaxtyping
 import pytest
 import torch
 from cases import make_case
+from refusing import refused
 from torch import nn
 
 import esegeta as eg
@@ -34,13 +35,6 @@ def our_own_messages():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", before)
-
-
-def refused(kind, where, expected, got, advice=""):
-    """The call raises ``kind`` with a message of the one shape that messages have; the parts are regexes."""
-    return pytest.raises(
-        kind, match=rf"(?s)^{where}: expected .*{expected}.*, got .*{got}.*\. .*{advice}.*\.$"
-    )
 
 
 def run(subject, score, x, refs=None, key=7):

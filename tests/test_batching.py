@@ -2,15 +2,12 @@
 
 import pytest
 import torch
+from rounding import close
 from torch import nn
 from torch.func import grad, vmap
 
 import esegeta as eg
 from esegeta.engine import levels
-
-
-def close(a, b, tol=1e-12):
-    torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 
 
 def score(x):

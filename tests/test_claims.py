@@ -25,6 +25,26 @@ LONG = (
     *("contrastive_excitation_backprop", "shapley_sampling", "conductance", "adaptive_integrated_gradients"),
     *("rise", "blur_integrated_gradients", "neuron_conductance", "internal_influence", "partition_shap"),
 )
+# Of every way to compute one or two are searched in every run, the other methods among the slow tests.
+SEARCHED = (
+    *("gradient", "integrated_gradients", "gradient_shap", "guided_backprop", "deep_lift", "lrp(epsilon)"),
+    *(
+        "grad_cam",
+        "score_cam",
+        "layer_gradient_x_activation",
+        "layer_activation",
+        "occlusion",
+        "exact_shapley",
+    ),
+    *(
+        "feature_permutation",
+        "kernel_shap",
+        "lime",
+        "sobol_attribution",
+        "extremal_perturbation",
+        "smooth(gradient)",
+    ),
+)
 SHORT = ("smooth(gradient)", "lrp(epsilon)")
 ENOUGH = ("(gradient)", "(integrated_gradients)", "(grad_cam)")
 
@@ -41,8 +61,13 @@ def pairs(chosen):
     return [pytest.param(s, a, id=f"{s}-{a}", marks=marks(s)) for s in chosen for a in LAWS if a in s.axioms]
 
 
+def searched(subject):
+    usual = marks(subject)
+    return usual if usual or subject.name in SEARCHED else [pytest.mark.slow]
+
+
 @pytest.mark.parametrize(
-    "subject", [pytest.param(s, id=repr(s), marks=marks(s)) for s in SUBJECTS if s.axioms & set(LAWS)]
+    "subject", [pytest.param(s, id=repr(s), marks=searched(s)) for s in SUBJECTS if s.axioms & set(LAWS)]
 )
 def test_a_claimed_axiom_holds(subject):
     @together("axiom", [a for a in LAWS if a in subject.axioms])

@@ -1,5 +1,6 @@
 """Shapley values and what is near them: closed forms, enumeration, plain loops from the papers, captum."""
 
+import functools
 import itertools
 import math
 from functools import partial
@@ -7,6 +8,7 @@ from functools import partial
 import jaxtyping
 import numpy as np
 import pytest
+import rounding
 import torch
 from rounding import assert_alike
 
@@ -17,6 +19,8 @@ from esegeta.methods import hierarchy
 from esegeta.methods.lime import lime_fit
 from esegeta.methods.sobol import _points
 from esegeta.shapley_kernel import drawn
+
+close = functools.partial(rounding.close, tolerance=1e-10)
 
 # Everything that answers with Shapley values for few parts, then what only comes near them.
 SHAPLEY = {
@@ -33,12 +37,6 @@ OTHERS = {
 }
 EVERY = {**SHAPLEY, **OTHERS}
 KEYED = {"kernel_shap", "shapley_sampling", "lime", "sobol_attribution", "hsic_attribution"}
-
-
-def close(a, b, tolerance=1e-10):
-    assert a.shape == b.shape
-    off = float((a - b).abs().max())
-    assert off <= tolerance * max(1.0, float(b.abs().max())), f"differ by {off:.3g}"
 
 
 def run(name, score, x, baseline=None, key=3, **static):
@@ -114,7 +112,7 @@ def test_many_samples_of_a_linear_score_are_exact_too():
     w, x, b = draw(1, 30, key=1), draw(1, 30, key=2), draw(1, 30, key=3)
     score = lambda z: (w * z).sum()
     close(eg.kernel_shap(score, samples=100)(x, b, key=0), w * (x - b))
-    close(eg.lime(score, samples=100, ridge=1e-12)(x, b, key=0), w * (x - b), 1e-8)
+    close(eg.lime(score, samples=100, ridge=1e-12)(x, b, key=0), w * (x - b), tolerance=1e-8)
     close(eg.partition_shap(score, most=30**2)(x, b), w * (x - b))
     shares = (w * (x - b)).square() / (w * (x - b)).square().sum()
     assert (eg.sobol_attribution(score, samples=1024)(x, b, key=0) - shares).abs().max() < 0.02
@@ -126,7 +124,7 @@ def test_channels():
     a = run("channel_shapley", score, x)
     half = x[0].sum() * x[1].sum() / 2
     close(a, torch.stack([half, half, x[2].square().sum()])[:, None, None].expand(3, 4, 5))
-    close(a, eg.exact_shapley(score, features=features.channels())(x, 0 * x), 0)
+    close(a, eg.exact_shapley(score, features=features.channels())(x, 0 * x), tolerance=0)
 
 
 # -- enumeration and plain loops -----------------------------------------------------------------------------------
@@ -163,7 +161,11 @@ def test_kernel_shap_is_the_least_squares_of_its_own_coalitions():
     gram[:d, :d] = 2 * rows.T @ (weights[:, None] * rows)
     gram[d, :d] = gram[:d, d] = 1
     target = torch.cat([2 * rows.T @ (weights * gain), (high - low)[None]])
-    close(eg.kernel_shap(score, samples=samples)(x, b, key=5)[0], torch.linalg.solve(gram, target)[:d], 1e-9)
+    close(
+        eg.kernel_shap(score, samples=samples)(x, b, key=5)[0],
+        torch.linalg.solve(gram, target)[:d],
+        tolerance=1e-9,
+    )
 
 
 def test_kernel_shaps_sizes_have_its_law():
@@ -341,7 +343,7 @@ def test_limes_nothing_is_as_far_from_the_image_as_possible():
         (w.sqrt() * nothing.double()).numpy(),
         rcond=None,
     )[0]
-    close(fit.coefficients, torch.tensor(solved[:3]), 1e-8)
+    close(fit.coefficients, torch.tensor(solved[:3]), tolerance=1e-8)
 
 
 @pytest.mark.slow
@@ -360,7 +362,7 @@ def test_a_fit_of_lime_maps():
     fit = lime_fit(score, samples=40, resamples=10)
     both = torch.func.vmap(lambda k: fit(x, b, key=k))(torch.tensor([1, 2]))
     for mapped, single in zip(both, fit(x, b, key=2), strict=True):
-        close(mapped[1], single, 1e-9)
+        close(mapped[1], single, tolerance=1e-9)
 
 
 # -- Sobol and HSIC ------------------------------------------------------------------------------------------------
@@ -420,7 +422,7 @@ def test_hsic_is_the_trace_of_the_paper():
         torch.trace((z[:, None, j] == z[None, :, j]).double() @ centre @ kernel @ centre) / (n - 1) ** 2
         for j in range(d)
     ]
-    close(eg.hsic_attribution(score, samples=n)(x, b, key=3)[0], torch.stack(slow), 1e-6)
+    close(eg.hsic_attribution(score, samples=n)(x, b, key=3)[0], torch.stack(slow), tolerance=1e-6)
 
 
 def test_hsic_of_what_changes_nothing_is_what_the_page_says():
@@ -687,9 +689,9 @@ def test_answers_are_those_of_any_chunk_and_beside_any_others(name, axes):
     alone = torch.stack([explain(x, b, **extra) for x in xs])
     for chunk in (1, 3, 1000):
         with eg.execution(chunk=chunk):
-            close(eg.batched(explain, in_dims=(0, None))(xs, b, **extra), alone, 1e-9)
+            close(eg.batched(explain, in_dims=(0, None))(xs, b, **extra), alone, tolerance=1e-9)
     others = torch.stack([9 * xs[2], xs[1], xs[0] - 4])
-    close(eg.batched(explain, in_dims=(0, None))(others, b, **extra)[1], alone[1], 1e-9)
+    close(eg.batched(explain, in_dims=(0, None))(others, b, **extra)[1], alone[1], tolerance=1e-9)
 
 
 @pytest.mark.parametrize("name", [n for n in EVERY if n != "channel_shapley"])
@@ -711,7 +713,7 @@ def test_regions_that_differ_between_examples(name):
     extra = {"key": 5} if name in KEYED else {}
     explain = EVERY[name](score, features=halves)
     alone = torch.stack([explain(x, 0 * x, **extra) for x in xs])
-    close(eg.batched(explain)(xs, 0 * xs, **extra), alone, 1e-9)
+    close(eg.batched(explain)(xs, 0 * xs, **extra), alone, tolerance=1e-9)
 
 
 @pytest.mark.parametrize("name", [n for n in EVERY if n != "channel_shapley"])
@@ -889,7 +891,7 @@ def test_captums_enumeration_agrees():
     theirs = attr.ShapleyValues(captums(score)).attribute(
         x[None], baselines=b[None], feature_mask=labels.clamp(max=4)[None, None]
     )
-    close(explain(x, b), theirs[0].expand_as(x).double(), 1e-6)
+    close(explain(x, b), theirs[0].expand_as(x).double(), tolerance=1e-6)
 
 
 @pytest.mark.slow
@@ -921,7 +923,9 @@ def test_captums_ablation_agrees():
     theirs = attr.FeatureAblation(captums(score)).attribute(
         x[None], baselines=b[None], feature_mask=labels[None, None]
     )
-    close(eg.feature_ablation(score, features=features.labels(labels))(x, b), theirs[0].double(), 1e-6)
+    close(
+        eg.feature_ablation(score, features=features.labels(labels))(x, b), theirs[0].double(), tolerance=1e-6
+    )
 
 
 @pytest.mark.peers
@@ -944,7 +948,9 @@ def test_captums_kernel_shap_over_all_coalitions_agrees():
         x[None], baselines=b[None], feature_mask=labels[None, None], n_samples=2**d
     )
     ours = eg.kernel_shap(score, features=features.labels(labels), samples=2**d)(x, b, key=0)
-    close(ours, theirs[0].double(), 1e-4)  # their least squares are in float32, with end points as weights
+    close(
+        ours, theirs[0].double(), tolerance=1e-4
+    )  # their least squares are in float32, with end points as weights
 
 
 @pytest.mark.peers
@@ -967,7 +973,11 @@ def test_captums_lime_with_our_presences_and_weights_agrees():
         similarity_func=lambda original, sample, row, **kwargs: torch.tensor([place[tuple(row[0].tolist())]]),
         perturb_func=presences,
     ).attribute(x[None], baselines=b[None], feature_mask=labels[None, None], n_samples=n)
-    close(eg.lime(score, features=features.labels(labels), samples=n)(x, b, key=2), theirs[0].double(), 1e-5)
+    close(
+        eg.lime(score, features=features.labels(labels), samples=n)(x, b, key=2),
+        theirs[0].double(),
+        tolerance=1e-5,
+    )
 
 
 @pytest.mark.peers

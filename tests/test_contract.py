@@ -63,7 +63,19 @@ def test_contract(subject):
     keeps_all(subject, CHECKS)
 
 
-@pytest.mark.parametrize("subject", [s for s in SUBJECTS if s.composite], ids=repr)
+# A transform sees no more of a method than its form: one without tensors, one that draws, one at a place.
+FORMS = ("(gradient)", "(gradient_shap)", "(grad_cam)")
+# They look at some 340 coarse masks before their first step.
+SEARCHING = ("extremal_perturbation", "meaningful_perturbation")
+
+
+def marked(chosen, slow):
+    return [pytest.param(s, id=repr(s), marks=[pytest.mark.slow] if slow(s.name) else []) for s in chosen]
+
+
+@pytest.mark.parametrize(
+    "subject", marked([s for s in SUBJECTS if s.composite], lambda name: not name.endswith(FORMS))
+)
 def test_contract_of_transforms(subject):
     keeps_all(subject, OF_TRANSFORMS)
 
@@ -73,7 +85,7 @@ FLAT = pytest.mark.filterwarnings("ignore:.*the second derivative of:esegeta.Exe
 
 
 @FLAT
-@pytest.mark.parametrize("subject", METHODS, ids=repr)
+@pytest.mark.parametrize("subject", marked(METHODS, SEARCHING.__contains__))
 @together("case", [VOLUME, SINGLE_LINE], ids=["volume", "line in single precision"])
 def test_contract_on_networks(case, subject):
     for check in ("shape_and_dtype", "repeatable", "batched_equals_loop"):

@@ -164,6 +164,59 @@ def test_an_entry_that_makes_no_sense_is_listed(entry, text):
     assert done.notes[0].startswith(text)
 
 
+def test_maps_of_layers_are_not_averaged_over_patches(image):
+    whole = all_used("Seg_3d")
+    for entry in whole["methods"]:
+        entry["patch_required"] = True
+    done = translated(whole, image)
+    made = {m["id"]: m for m in done.config["methods"]}
+    patched = {name for name, method in made.items() if method.get("patches") == "per_patch"}
+    layers = {name for name, method in made.items() if "place" in method and "guided" not in name}
+    assert layers == made.keys() - patched - {"lime_segmentation"}  # whose layout has no patches
+    assert {"cnn_vis_grad_cam", "captum_LayerDeepLift", "captum_layer_conductance"} <= layers
+    assert {
+        "captum_guided_grad_cam",
+        "cnn_vis_layer_activation_guided_backprop",
+        "captum_Saliency",
+    } <= patched
+    assert "patch_required is left out" in note_of(done, "cnn_vis_grad_cam")
+    assert config.problems(done.config) == []
+    # Where no entry is left that goes by patches, there is nothing to say about them.
+    whole["methods"] = [entry for entry in whole["methods"] if entry["method_name"] == "cnn_vis_grad_cam"]
+    whole["explain_methods"] = []
+    assert "patches" not in translated(whole, image).config
+
+
+def test_metrics_and_signs_and_dreams_are_kept(image):
+    whole = all_used("Seg_3d")
+    whole["methods"][0].update(uncertainity_metrics=True, sign="all")
+    whole["methods"][1].update(uncertainity_cascading=2)
+    done = translated(whole, image)
+    ids = [entry["method_name"] for entry in whole["methods"][:2]]
+    assert done.config["metrics"] == [
+        {"metric": "infidelity", "methods": ids},
+        {"metric": "sensitivity_max", "methods": ids},
+    ]
+    assert config.problems(done.config) == []
+    assert tomllib.loads(done.text) == done.config
+    assert "esegeta.metrics.randomisation" in note_of(done, "uncertainity_cascading")
+    assert "Asked for: 'all' of captum_Saliency; 'positive' of" in note_of(
+        done, "sign, visualize_method, show_colorbar"
+    )
+    assert "It asked for " in note_of(done, "cnn_vis_DeepDream")
+    assert "Conv5.conv" in note_of(done, "cnn_vis_DeepDream")
+    for entry in whole["methods"]:
+        entry["uncertainity_metrics"] = True
+    for entry in whole["explain_methods"]:
+        entry["uncertainity_metrics"] = True
+    assert translated(whole, image).config["metrics"][0] == {"metric": "infidelity"}  # of all
+    for entry in whole["methods"]:
+        entry["use"] = entry["method_name"] == "captum_guided_backprop"
+        entry["uncertainity_metrics"] = not entry["use"]
+    whole["explain_methods"] = []
+    assert "metrics" not in translated(whole, image).config  # of entries that are not used
+
+
 def test_two_entries_of_a_name_get_two_ids(image):
     entry = {"method_name": "cnn_vis_grad_cam", "use": True, "keywords": {"layer": "a[1].b"}}
     done = convert.convert({"methods": [entry, entry]}, "zoo:brain_extraction_unet", image)

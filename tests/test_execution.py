@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from rounding import assert_alike
+from rounding import assert_alike, close
 from torch import nn
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
@@ -14,11 +14,6 @@ from esegeta.engine import levels
 from esegeta.engine.execution import Execution, current, parse_memory, record
 from esegeta.engine.gradient import gradient, value_and_gradient
 from esegeta.engine.memory import Live
-
-
-def close(a, b, tol=1e-12):
-    torch.testing.assert_close(a, b, rtol=tol, atol=tol)
-
 
 # ------------------------------------------------------------------ settings
 

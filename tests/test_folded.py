@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from rounding import close
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.overrides import TorchFunctionMode
@@ -30,10 +31,6 @@ def pair(fn):
 
     folded = fold(seen, "test")
     return (lambda *xs: folded(*xs)[0]), (lambda *xs: fn(*[x[None] for x in xs])[0]), sizes
-
-
-def close(a, b, tol=1e-12):
-    torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 
 
 # ------------------------------------------------------------------ nests of transforms

@@ -1,9 +1,11 @@
 """Local evaluation as its callers see it: which way is taken, that all say the same, and how far a net sees."""
 
+import functools
 import itertools
 
 import numpy as np
 import pytest
+import rounding
 import torch
 from torch import nn
 
@@ -12,6 +14,8 @@ from esegeta import coalitions, features, zoo
 from esegeta.engine import local
 from esegeta.engine.execution import Execution
 from esegeta.engine.locality import Locality
+
+close = functools.partial(rounding.close, tolerance=1e-10, least=0)
 
 WAYS = ("windows", "crops", "whole")
 
@@ -47,11 +51,6 @@ def by(way, run, **settings):
     with eg.execution(evaluation=way, **settings) as seen:
         out = run()
     return out, [e for e in seen.events if e["event"] == "evaluation"]
-
-
-def close(a, b, tolerance=1e-10):
-    assert a.shape == b.shape
-    assert (a - b).abs().max() <= tolerance * b.abs().max()
 
 
 def corner(x, n):
@@ -102,7 +101,7 @@ def test_windows_are_nearer_to_double_precision_than_whole_evaluations():
 def test_chunks_change_nothing(chunk):
     score, x, baseline = task(2, 32)
     run = lambda: eg.occlusion(score, size=5, stride=3)(x, baseline)
-    close(by("windows", run, chunk=chunk)[0], by("windows", run)[0], 1e-12)
+    close(by("windows", run, chunk=chunk)[0], by("windows", run)[0], tolerance=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +300,7 @@ def test_a_deadline_gives_the_windows_that_are_done(monkeypatch):
     whole = eg.occlusion(score, size=2)(x, baseline)
     done = ~some.isnan()
     assert 0 < done.sum() < some.numel()
-    close(some[done], whole[done], 1e-8)
+    close(some[done], whole[done], tolerance=1e-8)
 
 
 # --- How far a network sees -------------------------------------------------------------------------------

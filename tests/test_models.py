@@ -1,6 +1,7 @@
 """Networks as functions of one example: every door, every trap, and a network that is never changed."""
 
 import copy
+import functools
 import pickle
 import threading
 import time
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import rounding
 import torch
 from torch import nn
 from torch.func import grad, hessian, jvp, vjp, vmap
@@ -18,6 +20,8 @@ import esegeta as eg
 from esegeta.engine.folded import NoGradient
 from esegeta.engine.memory import Live
 from esegeta.models import parametrised
+
+close = functools.partial(rounding.close, tolerance=1e-05)
 
 
 class Net(nn.Module):
@@ -42,29 +46,27 @@ def conv_net():
     ).eval()
 
 
-def close(a, b, tol=1e-5):
-    torch.testing.assert_close(a, b, rtol=tol, atol=tol)
-
-
 def agree(model, plain, xs, tol=1e-5, second=True, twice=True):
     """The model is the plain batch function: values, gradients, tangents and second derivatives."""
     xs = xs.detach()
-    close(vmap(model)(xs), plain(xs).detach(), tol)
-    close(model(xs[0]), plain(xs[:1])[0].detach(), tol)
+    close(vmap(model)(xs), plain(xs).detach(), tolerance=tol)
+    close(model(xs[0]), plain(xs[:1])[0].detach(), tolerance=tol)
     z = xs.clone().requires_grad_()
     (expected,) = torch.autograd.grad(plain(z).square().sum(), z)
     square = lambda x: model(x).square().sum()
     assert expected.abs().max() > 0
-    close(vmap(grad(square))(xs), expected, tol)
-    close(grad(square)(xs[0]), expected[0], tol)
+    close(vmap(grad(square))(xs), expected, tolerance=tol)
+    close(grad(square)(xs[0]), expected[0], tolerance=tol)
     if not twice:  # tangents come from differentiating the pullback, so they need a second derivative as well
         return
-    close(vmap(lambda x: jvp(square, (x,), (x,))[1])(xs), (expected * xs).flatten(1).sum(1), 10 * tol)
+    close(
+        vmap(lambda x: jvp(square, (x,), (x,))[1])(xs), (expected * xs).flatten(1).sum(1), tolerance=10 * tol
+    )
     if second:
         out = torch.stack(
             [torch.autograd.functional.hvp(lambda z: plain(z[None]).square().sum(), x, x)[1] for x in xs]
         )
-        close(vmap(lambda x: jvp(grad(square), (x,), (x,))[1])(xs), out, 10 * tol)
+        close(vmap(lambda x: jvp(grad(square), (x,), (x,))[1])(xs), out, tolerance=10 * tol)
 
 
 # ------------------------------------------------------------------ doors
@@ -460,16 +462,16 @@ def test_the_pairing_of_single_volumes_is_invisible():
     net.register_forward_pre_hook(lambda m, inputs: sizes.append(len(inputs[0])))
     y = model(x)
     assert sizes[-1] == 2
-    close(y, net(x[None])[0], 1e-12)
+    close(y, net(x[None])[0], tolerance=1e-12)
     score = lambda x: model(x).square().sum()
     z = x.clone().requires_grad_()
     plain = lambda z: net(z[None]).square().sum()
     (expected,) = torch.autograd.grad(plain(z), z)
-    close(grad(score)(x), expected, 1e-12)
-    close(jvp(score, (x,), (x,))[1], (expected * x).sum(), 1e-10)
-    close(jvp(grad(score), (x,), (x,))[1], torch.autograd.functional.hvp(plain, x, x)[1], 1e-10)
+    close(grad(score)(x), expected, tolerance=1e-12)
+    close(jvp(score, (x,), (x,))[1], (expected * x).sum(), tolerance=1e-10)
+    close(jvp(grad(score), (x,), (x,))[1], torch.autograd.functional.hvp(plain, x, x)[1], tolerance=1e-10)
     (again,) = torch.autograd.grad(score(z), z)
-    close(again, expected, 1e-12)
+    close(again, expected, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("fn", [lambda self, x: x, lambda self, x: x + 1])
@@ -544,14 +546,14 @@ def test_several_inputs_trees_metadata_and_statics():
     def plain(t1, t2, age, kind):
         return net({"t1": t1, "t2": [t2], "kind": kind}, age, 3, "ok")
 
-    close(vmap(one)(t1, t2, age, kind), plain(t1, t2, age, kind).detach(), 1e-12)
+    close(vmap(one)(t1, t2, age, kind), plain(t1, t2, age, kind).detach(), tolerance=1e-12)
     leaves = [t.clone().requires_grad_() for t in (t1, t2, age)]
     expected = torch.autograd.grad(plain(*leaves, kind).square().sum(), leaves)
     got = vmap(grad(lambda *a: one(*a).square().sum(), argnums=(0, 1, 2)))(t1, t2, age, kind)
     for a, b in zip(got, expected, strict=True):
-        close(a, b, 1e-12)
+        close(a, b, tolerance=1e-12)
     other = model({"t1": t1[0], "t2": [t2[0]], "kind": kind[0]}, age[0], 2, "ok")
-    close(other * age[0], one(t1[0], t2[0], age[0], kind[0]), 1e-12)
+    close(other * age[0], one(t1[0], t2[0], age[0], kind[0]), tolerance=1e-12)
 
 
 def test_statics_with_the_same_repr_are_told_apart():
@@ -604,10 +606,10 @@ def test_layouts_agree_and_inputs_may_have_any_strides():
                 xs.transpose(2, 3).contiguous().transpose(2, 3),
             ):
                 with eg.execution(layout=layout):
-                    close(vmap(grad(lambda x: model(x).square().sum()))(form), expected, 1e-12)
-                    close(vmap(model)(form), net(xs).detach(), 1e-12)
+                    close(vmap(grad(lambda x: model(x).square().sum()))(form), expected, tolerance=1e-12)
+                    close(vmap(model)(form), net(xs).detach(), tolerance=1e-12)
         expanded = xs[:1].expand(4, -1, -1, -1)
-        close(vmap(model)(expanded), net(expanded).detach(), 1e-12)
+        close(vmap(model)(expanded), net(expanded).detach(), tolerance=1e-12)
 
 
 def test_networks_see_the_layout_that_was_asked_for():
@@ -689,7 +691,7 @@ def test_scores_of_several_models():
         close(vmap(grad(score))(xs), torch.autograd.grad(plain(z), z)[0])
         second = torch.stack([torch.autograd.functional.hvp(lambda z: plain(z[None]), x, x)[1] for x in xs])
         if "detach" not in plain.__code__.co_names:
-            close(vmap(lambda x: jvp(grad(score), (x,), (x,))[1])(xs), second, 1e-4)
+            close(vmap(lambda x: jvp(grad(score), (x,), (x,))[1])(xs), second, tolerance=1e-4)
 
 
 def test_a_score_frozen_for_each_example_inside_a_map():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cases import every_case, make_case
+from rounding import close
 from torch import Tensor
 
 import esegeta as eg
@@ -17,12 +18,6 @@ DOUBLE = torch.float64
 
 def row(*values: float) -> Tensor:
     return torch.tensor([values], dtype=DOUBLE)
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> None:
-    assert a.shape == b.shape
-    assert a.dtype == b.dtype
-    assert float((a - b).abs().max()) <= tolerance * max(1.0, float(b.abs().max())), f"{a} is not {b}"
 
 
 def slope(score, x: Tensor) -> Tensor:

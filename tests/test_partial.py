@@ -381,7 +381,9 @@ def normed():
 )
 def test_what_misses_completeness_says_so_wherever_it_is_read(explained, method, advice, monkeypatch):
     titles, save = [], plot.save_figures
-    monkeypatch.setattr("esegeta.plot.save_figures", lambda *args: titles.append(args[4]) or save(*args))
+    monkeypatch.setattr(
+        "esegeta.plot.save_figures", lambda *args, **how: titles.append(args[4]) or save(*args, **how)
+    )
     record, sidecar, said = explained({**method, "baseline": "zero"})
     assert titles[0].endswith(f" (all) [{marks.marks(record)[0]}]")
     share = abs(record["residual"] / record["difference"])

@@ -348,13 +348,14 @@ def test_targets_and_methods_of_a_picture_are_shown_side_by_side(tmp_path):
     )
     whole = tables(tmp_path, tmp_path / "cat.png", targets=CLASSES)
     whole["model"]["arguments"] = {"ndim": 2, "channels": 3}
-    records = done(whole)
+    whole["output"] = {"figures": True, "report": False}
+    *records, drawn = done(whole)
     assert len(records) == 2
+    assert [one["title"] for one in drawn["together"]] == ["sub-cat, input x gradient"]
     notes = []
-    shown = report._compared(tmp_path / "out", report._records(tmp_path / "out", notes), notes)
-    assert notes == []
-    assert [one["title"] for one in shown] == ["sub-cat, input x gradient"]
-    assert shown[0]["address"].startswith("data:image/")
+    page = report.page(tmp_path / "out")
+    assert 'alt="sub-cat, input x gradient, side by side in the same planes"' in page
+    assert page.count("data:image/") >= 3
     occlusion = {**records[0], "regridding": "values", "method": "occlusion", "id": "other", "sum": 4.0}
     jobs.write_record(tmp_path / "out", occlusion)
     sums = {record["id"]: record["sum"] for record in report._records(tmp_path / "out", notes)}

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 import jaxtyping
 import pytest
+import rounding
 import torch
+from refusing import refused
 from rounding import alike, assert_alike
 from together import together
 from torch import nn
@@ -26,6 +28,8 @@ from esegeta import zoo
 from esegeta._facts import facts_of
 from esegeta.engine import visits
 from esegeta.models import parametrised
+
+close = functools.partial(rounding.close, tolerance=1e-05)
 
 F = nn.functional
 
@@ -54,17 +58,6 @@ def square(model):
 
 def score_of(net, output=None):
     return square(eg.from_module(net, output))
-
-
-def close(a, b, tol=1e-5):
-    torch.testing.assert_close(a, b, rtol=tol, atol=tol)
-
-
-def refused(kind, where, expected, got, advice=""):
-    """The call raises ``kind`` with a message of the one shape that messages have; the parts are regexes."""
-    return pytest.raises(
-        kind, match=rf"(?s)^{where}: expected .*{expected}.*, got .*{got}.*\. .*{advice}.*\.$"
-    )
 
 
 def marks(net):
@@ -404,7 +397,7 @@ def test_a_split_is_exact_at_every_place_of_the_brain_network(split):
     (expected,) = torch.autograd.grad(net.out(y).mean(), a)
     i = names.index("encoder.2.relu_b")
     close(activations[i], skip2[0])
-    close(gradients[i], expected[0], 1e-6)
+    close(gradients[i], expected[0], tolerance=1e-6)
 
 
 @pytest.mark.parametrize("which", ["residual", "u-net", "dense", "reused", "in place"])
@@ -425,11 +418,11 @@ def test_everything_maps_over_examples(which):
         close(vmap(eg.replace(score, name))(xs, zs), vmap(score)(xs))
         # one input with many activations, one activation with many inputs
         put = eg.replace(score, name)
-        close(vmap(put, (None, 0))(xs[0], zs), torch.stack([put(xs[0], z) for z in zs]), 1e-4)
-        close(vmap(put, (0, None))(xs, zs[0]), torch.stack([put(x, zs[0]) for x in xs]), 1e-4)
+        close(vmap(put, (None, 0))(xs[0], zs), torch.stack([put(xs[0], z) for z in zs]), tolerance=1e-4)
+        close(vmap(put, (0, None))(xs, zs[0]), torch.stack([put(x, zs[0]) for x in xs]), tolerance=1e-4)
         if j == 0:
             nested = vmap(lambda x: vmap(lambda z: put(x, z))(zs))(xs)
-            close(nested, torch.stack([vmap(put, (None, 0))(x, zs) for x in xs]), 1e-4)
+            close(nested, torch.stack([vmap(put, (None, 0))(x, zs) for x in xs]), tolerance=1e-4)
         trunk, head = eg.split(score, name)
         close(vmap(lambda x: head(trunk(x)))(xs), vmap(score)(xs))
 
@@ -522,7 +515,7 @@ def test_derivatives_of_every_order(which, order):
         "autograd twice",
     }
     assert (expected.abs().max() == 0) == straight  # a linear trunk has no second derivative
-    close(ORDERS[order](ours)(at), expected, 1e-9)
+    close(ORDERS[order](ours)(at), expected, tolerance=1e-9)
 
 
 def test_ordinary_autograd_on_the_input_and_on_what_is_put_in():
@@ -531,7 +524,7 @@ def test_ordinary_autograd_on_the_input_and_on_what_is_put_in():
     v, d = x.clone().requires_grad_(), d0.clone().requires_grad_()
     got = torch.autograd.grad(eg.nudge(score, "a")(v, d), (v, d))
     want = torch.autograd.grad(head(trunk(v) + d), (v, d))
-    close(got, want, 1e-9)
+    close(got, want, tolerance=1e-9)
 
 
 # ------------------------------------------------------------------ in place
@@ -578,9 +571,9 @@ def test_a_tap_before_an_operation_in_place_sees_the_value_before(spelling):
 
     a, g = eg.activation_and_gradient(score, "a")(x)
     close(a, plain)
-    close(g, grad(rest)(plain).detach(), 1e-4)
-    close(eg.replace(score, "a")(x, 2 * plain), rest(2 * plain).detach(), 1e-4)
-    close(eg.nudge(score, "a")(x, plain), rest(2 * plain).detach(), 1e-4)
+    close(g, grad(rest)(plain).detach(), tolerance=1e-4)
+    close(eg.replace(score, "a")(x, 2 * plain), rest(2 * plain).detach(), tolerance=1e-4)
+    close(eg.nudge(score, "a")(x, plain), rest(2 * plain).detach(), tolerance=1e-4)
     z = plain.clone()
     eg.replace(score, "a")(x, z)
     assert torch.equal(z, plain)  # the network writes into a copy
@@ -600,8 +593,8 @@ def test_a_change_at_an_operation_in_place_reaches_all_its_readers_or_is_refused
     except ValueError as error:
         assert re.match(r"(?s)^\w+: expected .*, got .*in.place.*\. .*\.$", str(error))  # noqa: PT017
         return
-    close(got, (rest(2 * r).detach(), rest(2 * r).detach()), 1e-4)
-    close(g, grad(rest)(r).detach(), 1e-4)
+    close(got, (rest(2 * r).detach(), rest(2 * r).detach()), tolerance=1e-4)
+    close(g, grad(rest)(r).detach(), tolerance=1e-4)
 
 
 def test_a_statement_in_place_is_a_place_that_can_be_changed_or_is_refused():
@@ -737,7 +730,7 @@ def test_inputs_of_modules_also_by_keyword():
     named = Net(lambda s, x: s.out(s.k(x=x)), k=Keywords(), out=conv(2, 1))
     score = score_of(named)
     assert torch.equal(eg.tap(score, "k:in")(x), x)
-    close(eg.replace(score, "k:in")(x, 3 * x), score(3 * x), 1e-4)
+    close(eg.replace(score, "k:in")(x, 3 * x), score(3 * x), tolerance=1e-4)
 
 
 def test_inputs_and_outputs_of_later_calls():
@@ -961,11 +954,11 @@ def test_a_model_called_twice_and_two_models():
     z = torch.randn(2, 6, 6)
     rest = lambda z: net[1](z[None])[0]
     expected = (rest(z) + model(x.flip(-1)).flip(-1)).square().sum().detach()
-    close(eg.replace(flipped, "0#0")(x, z), expected, 1e-4)
+    close(eg.replace(flipped, "0#0")(x, z), expected, tolerance=1e-4)
     expected = (model(x) + rest(z).flip(-1)).square().sum().detach()
-    close(eg.replace(flipped, "0#1")(x, z), expected, 1e-4)
+    close(eg.replace(flipped, "0#1")(x, z), expected, tolerance=1e-4)
     both = eg.replace(flipped, ["0", "0#1"])(x, (z, z))
-    close(both, (rest(z) + rest(z).flip(-1)).square().sum().detach(), 1e-4)
+    close(both, (rest(z) + rest(z).flip(-1)).square().sum().detach(), tolerance=1e-4)
     xs = torch.randn(3, *X)
     close(vmap(eg.tap(flipped, "0#1"))(xs), net[0](xs.flip(-1)).detach())
 
@@ -1071,8 +1064,8 @@ def check_layout(net, names, shape, counts=(5, 4)):
             a, g = vmap(explain)(xs)
             moved = vmap(put)(xs, a.flip(0))
             for i in (0, count - 1):
-                close((a[i], g[i]), explain(xs[i]), 1e-4)
-                close(moved[i], put(xs[i], a[count - 1 - i]), 1e-4)
+                close((a[i], g[i]), explain(xs[i]), tolerance=1e-4)
+                close(moved[i], put(xs[i], a[count - 1 - i]), tolerance=1e-4)
 
 
 def test_an_axis_of_one_that_is_not_the_batch():
@@ -1087,7 +1080,7 @@ def test_layouts_of_the_second_run_of_a_model():
         xs = torch.randn(count, 1, 2, 2)
         for name in ("norm#0", "norm#1", "attend#1:0"):
             a, g = vmap(eg.activation_and_gradient(score, name))(xs)
-            close((a[2], g[2]), eg.activation_and_gradient(score, name)(xs[2]), 1e-4)
+            close((a[2], g[2]), eg.activation_and_gradient(score, name)(xs[2]), tolerance=1e-4)
 
 
 def test_hidden_states_of_recurrent_networks():
@@ -1164,7 +1157,7 @@ def test_networks_that_are_compiled_in_place(part):
         for name in names:
             assert_alike(eg.tap(score, name)(x), eg.tap(plain, name)(x))
             z = torch.randn_like(eg.tap(score, name)(x))
-            close(eg.replace(score, name)(x, z), eg.replace(plain, name)(x, z), 1e-4)
+            close(eg.replace(score, name)(x, z), eg.replace(plain, name)(x, z), tolerance=1e-4)
     finally:
         torch.compiler.reset()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
@@ -1633,7 +1626,7 @@ def test_at_is_the_method_on_the_head():
         explain = eg.at(method, "bottom")(score, steps=4)
         close(explain(x, baseline), expected)
     close(eg.at("gradient", "bottom")(score)(x), eg.activation_and_gradient(score, "bottom")(x)[1])
-    close(expected.sum(), score(x) - head(trunk(baseline)), 0.2)
+    close(expected.sum(), score(x) - head(trunk(baseline)), tolerance=0.2)
     # inside of itself: the outer place is a place of the inner head
     inner = eg.at(eg.at(eg.gradient, "bottom"), "encoder")(score)(x)
     close(inner, eg.activation_and_gradient(score, "bottom")(x)[1])
@@ -1641,7 +1634,7 @@ def test_at_is_the_method_on_the_head():
     together = grad(lambda zs: eg.replace(score, ["bottom", "encoder"])(x, zs))(
         eg.tap(score, ["bottom", "encoder"])(x)
     )
-    close(several, together, 1e-5)
+    close(several, together, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
@@ -1658,7 +1651,7 @@ def test_batches_in_chunks(chunk):
             eg.batched(eg.grad_cam(score, "up"))(xs),
             eg.batched(by_hand)(xs),
         )
-    close(got, tuple(torch.stack(s) for s in zip(*single, strict=True)), 1e-4)
+    close(got, tuple(torch.stack(s) for s in zip(*single, strict=True)), tolerance=1e-4)
 
 
 def test_dry_runs():
@@ -1710,7 +1703,7 @@ def test_several_places_that_are_a_cut_together():
     assert_alike(head(zs), score(x))
     moved = tuple(1.1 * z for z in zs)
     expected = net.out(net.decoder(torch.cat([net.up(moved[0][None]), moved[1][None]], 1)))
-    close(head(moved), expected.detach()[0, 1].sum(), 1e-4)
+    close(head(moved), expected.detach()[0, 1].sum(), tolerance=1e-4)
     close(grad(lambda zs: head(zs))(moved)[1].shape, moved[1].shape)
 
 

@@ -1,5 +1,6 @@
 """Steps keep every voxel at its place in mm, and maps find the way back to the grid of the file."""
 
+import functools
 import itertools
 import math
 import re
@@ -9,6 +10,7 @@ import nibabel as nib
 import nibabel.processing
 import numpy as np
 import pytest
+import refusing
 import scipy.ndimage
 import torch
 from regridding import regrid, regrid_affine
@@ -20,6 +22,8 @@ from esegeta.run.volumes import grids
 from esegeta.run.volumes.preprocess import apply, problems, step
 from esegeta.run.volumes.reading import Volume, spacing_of
 from esegeta.run.volumes.steps import content, crop, fit, pad, reorient, resample, resize, slice_
+
+refused = functools.partial(refusing.refused, ValueError)
 
 TURN = nib.eulerangles.euler2mat(0.4, -0.3, 0.2)
 AFFINES = {
@@ -56,12 +60,6 @@ def our_own_messages():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", before)
-
-
-def refused(where, expected, got="", advice=""):
-    return pytest.raises(
-        ValueError, match=rf"^{where}: expected .*{expected}.*, got .*{got}.*\. .*{advice}.*\.$"
-    )
 
 
 def volume(data, affine=None):

@@ -158,7 +158,7 @@ PROMISED = [
     ("models.sliding_window", "model patch overlap weights", "steps"),
     ("models.patchwise", "build patch overlap weights", "steps"),
     ("verify", "method", "axioms cases seconds seed scores database"),
-    ("show", "map anatomy spacing kind title affine", ""),
+    ("show", "map anatomy spacing kind title affine", "subtitle mask outline box colours"),
     ("baselines.zero", "x", ""),
     ("baselines.black", "x minimum", ""),
     ("baselines.white", "x maximum", ""),

@@ -390,6 +390,32 @@ def test_a_run_has_tables_curves_and_a_report_and_computes_no_map_again(tmp_path
     assert not (folder / "metrics" / "spot_deletion_curves.png").exists()
 
 
+@pytest.mark.slow
+def test_the_number_of_workers_changes_no_number(tmp_path):
+    for number in (1, 2, 3):
+        scan(tmp_path / f"sub-{number}_T1w.nii.gz", seed=number)
+    asked = [
+        {"metric": "infidelity", "parameters": {"samples": 3}},
+        {
+            "metric": "deletion",
+            "parameters": {"steps": 3},
+            "null": {"name": "surrogate", "steps": 2},
+            "draws": 3,
+        },
+        {"metric": "sensitivity_mean", "parameters": {"samples": 2}},
+        {"metric": "entropy_change"},
+    ]
+    found = []
+    for workers in (1, 2):
+        where = {"output": str(tmp_path / f"with_{workers}"), "workers": workers}
+        whole = tables(tmp_path, asked, methods=METHODS[:2], run=where)
+        assert pipeline.run(config.load(whole), progress=False, threads=1).exit_code == 0
+        rows = csv.DictReader((tmp_path / f"with_{workers}" / "metrics.csv").read_text().splitlines())
+        found.append([{k: v for k, v in row.items() if k != "seconds"} for row in rows])
+    assert found[0] == found[1]
+    assert len(found[0]) == 24
+
+
 # ------------------------------------------------------------------ two runs
 
 

@@ -1,6 +1,7 @@
 """Stitched inference against explicit stitching in plain torch, under every transform; and patches by themselves."""
 
 import copy
+import functools
 import gc
 import itertools
 import math
@@ -11,6 +12,7 @@ import threading
 import jaxtyping
 import numpy as np
 import pytest
+import rounding
 import torch
 from torch import nn
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -22,14 +24,11 @@ from esegeta.engine.memory import Live
 from esegeta.engine.tiles import shares, starts
 from esegeta.patches import patchwise, sliding_window
 
+close = functools.partial(rounding.close, tolerance=1e-11, least=0)
+
 
 def drawn(*shape, key=0, dtype=torch.float64):
     return eg.random.normal(key, shape, dtype=dtype)
-
-
-def close(a, b, tol=1e-11):
-    scale = b.abs().max().item() if b.numel() else 1.0
-    torch.testing.assert_close(a, b, rtol=0, atol=tol * max(scale, 1e-30))
 
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -233,7 +232,7 @@ def test_every_nest_is_that_of_explicit_stitching(word, made):
     x = drawn(*(2, 3)[:depth], 1, 6)
     for letter in reversed(word):
         ours, plain = LETTERS[letter](ours), LETTERS[letter](plain)
-    close(ours(x), plain(x), 1e-9)
+    close(ours(x), plain(x), tolerance=1e-9)
 
 
 def test_ordinary_autograd_and_its_second_derivative():
@@ -314,7 +313,7 @@ def test_attributions_of_a_global_score_are_those_of_explicit_stitching(name):
     model, x = eg.from_module(network(2)), drawn(1, 8, 9)
     ours, plain = (METHODS[name](s, x, torch.zeros_like(x)) for s in scores(model, x, 4))
     assert ours.abs().max() > 0
-    close(ours, plain, 1e-9)
+    close(ours, plain, tolerance=1e-9)
 
 
 def test_integrated_gradients_of_a_stitched_score_are_complete():
@@ -395,14 +394,14 @@ def test_pointwise_networks_are_exact_with_any_weights(axes, kind):
     net = nn.Sequential(CONV[axes](1, 4, 1), nn.Tanh(), CONV[axes](4, 2, 1)).eval()
     x = drawn(1, *(13, 10, 9)[:axes], dtype=torch.float32)
     for whole, ours in whole_and_stitched(net, x, 5, 0.3, kind):
-        close(ours, whole, 1e-5)
+        close(ours, whole, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_the_centres_of_tiles_are_exact_where_neighbours_share_twice_the_reach(axes):
     x = drawn(1, *(27, 17, 14)[:axes], dtype=torch.float32)
     for whole, ours in whole_and_stitched(conv(axes, 2), x, 8, 0.5, "centre"):
-        close(ours, whole, 1e-5)
+        close(ours, whole, tolerance=1e-5)
 
 
 def test_and_only_there():
@@ -422,7 +421,7 @@ def test_strided_networks_are_exact_where_tiles_begin_at_multiples_of_the_period
     x = drawn(1, 40, 28, dtype=torch.float32)
     assert starts(40, 16, 0.75, "even") == [0, 4, 8, 12, 16, 20, 24]
     for whole, ours in whole_and_stitched(net, x, 16, 0.75, "centre"):
-        close(ours, whole, 1e-5)
+        close(ours, whole, tolerance=1e-5)
     odd = drawn(1, 38, 28, dtype=torch.float32)  # 3 or 4 steps of 3.67: some tiles begin at odd places
     assert any(s % 2 for s in starts(38, 16, 0.75, "even"))
     whole, ours = next(iter(whole_and_stitched(net, odd, 16, 0.75, "centre")))
@@ -588,7 +587,7 @@ def test_half_precision_images_are_summed_in_single():
     x = torch.full((1, 12), 1000.0, dtype=torch.float16)
     y = sliding_window(model, 4, 0.75)(x)
     assert y.dtype == torch.float16
-    close(y.double(), x.double() + 1, 1e-3)
+    close(y.double(), x.double() + 1, tolerance=1e-3)
 
 
 def test_networks_that_take_one_at_a_time():
@@ -669,7 +668,7 @@ def test_where_a_change_touches_everything_whole_images_are_run():
     for i, j in itertools.product(range(0, 24, 6), repeat=2):
         hidden = x.clone()
         hidden[:, i : i + 6, j : j + 6] = 0
-        close(ours[0, i, j], score(x) - score(hidden), 1e-3)
+        close(ours[0, i, j], score(x) - score(hidden), tolerance=1e-3)
     small = eg.reducers.class_sum(sliding_window(model, 32), 1)  # zeros around the image
     with (
         eg.execution(evaluation="windows"),
@@ -969,11 +968,11 @@ def test_monai_predicts_the_same(grid, overlap):
     ]
     ours = lambda weights: sliding_window(model, patch, overlap, weights, steps="fixed")(x)
     with torch.no_grad():
-        close(ours("average"), theirs(mode="constant"), 1e-5)
+        close(ours("average"), theirs(mode="constant"), tolerance=1e-5)
         gaussian = importance(patch, "gaussian").float()
-        close(ours("gaussian"), theirs(roi_weight_map=gaussian), 1e-5)
+        close(ours("gaussian"), theirs(roi_weight_map=gaussian), tolerance=1e-5)
         own = utils.compute_importance_map(patch, mode="gaussian")  # another centre, and never below 0.001
-        close(ours(own), theirs(mode="gaussian"), 1e-5)
+        close(ours(own), theirs(mode="gaussian"), tolerance=1e-5)
 
 
 CHILD = """

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from rounding import assert_alike
+from rounding import assert_alike, close
 from torch.func import grad, jvp, vmap
 
 import esegeta as eg
@@ -13,10 +13,6 @@ from esegeta.engine import levels, progress, stream
 from esegeta.engine.gradient import gradient
 
 CHUNKS = [1, 2, 3, 7, 100, None]
-
-
-def close(a, b, tol=1e-12):
-    torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 
 
 def wave(t):

@@ -507,8 +507,13 @@ def command(*words):
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="verify: expected axioms to be one of affine_equivariance"):
+    with pytest.raises(
+        ValueError,
+        match=r"verify: expected axioms to be one of .*, got .completness.\. Nearest: completeness",
+    ):
         verify("gradient", axioms=["completness"])
+    with pytest.raises(ValueError, match=r"^verify: expected the name of a method, got .* Nearest: gradient"):
+        verify("gradiant")
     with pytest.raises(ValueError, match="cases"):
         verify("gradient", cases=0)
 

@@ -12,6 +12,7 @@ import jaxtyping
 import nibabel as nib
 import numpy as np
 import pytest
+import refusing
 import torch
 
 from esegeta.run.volumes import files as volumes
@@ -31,9 +32,7 @@ def our_own_messages():
 
 
 def refused(expected, got="", advice="", kind=UnreadableInput):
-    return pytest.raises(
-        kind, match=rf"^volumes\.\w+: expected .*{expected}.*, got .*{got}.*\. .*{advice}.*\.$"
-    )
+    return refusing.refused(kind, r"volumes\.\w+", expected, got, advice)
 
 
 def nifti(path, values=VALUES, affine=AFFINE, kind=nib.Nifti1Image, **fields):

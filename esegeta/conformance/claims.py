@@ -123,12 +123,13 @@ def find(progress: Callable[[str], None] = print) -> dict[str, dict[str, str]]:
             _keep(found, before, subject, axiom, progress)
     for transform in TRANSFORMS:
         for axiom, losers in lost(transform).items():
+            seen = False
             for subject in losers:
-                if _keep(found, before, subject, axiom, lambda _: None):
-                    break
-            else:
-                if losers:
-                    progress(f"{transform} keeps {axiom} of {', '.join(s.name for s in losers)}: declare it")
+                # One is enough, unless others are stored.
+                if not seen or axiom in before.get(subject.name, {}):
+                    seen |= _keep(found, before, subject, axiom, lambda _: None)
+            if losers and not seen:
+                progress(f"{transform} keeps {axiom} of {', '.join(s.name for s in losers)}: declare it")
     return found
 
 

@@ -66,7 +66,8 @@ def verify(
         >>> [v.kind for v in report.verdicts]
         ['holds', 'violated']
     """
-    subject = subject_of(method)
+    with check.calling("verify", ["find_method"]):
+        subject = subject_of(method)
     names = _chosen(axioms, tuple(laws_of(subject)))
     if scores is not None and not callable(scores):
         raise check.refused_type(

@@ -217,16 +217,14 @@ def _part(name: str, value: Any, kind: type, default: Callable[[], Any]) -> Any:
         return default()
     if not isinstance(value, kind):
         got, advice = check.describe(value), f"Those of dreams.{name}s are"
-        raise TypeError(check.problem(WHERE, f"{name} to be one", got, advice))
+        raise check.refused_type(WHERE, f"{name} to be one", got, advice)
     return value
 
 
 def _penalty(pair: object) -> tuple[float | Relative, Penalty]:
     if not isinstance(pair, tuple) or len(pair) != 2 or not callable(pair[1]):
         advice = "Write penalties=[(1e-3, dreams.regularisers.total_variation())]"
-        raise TypeError(
-            check.problem(WHERE, "penalties as pairs (weight, penalty)", check.describe(pair), advice)
-        )
+        raise check.refused_type(WHERE, "penalties as pairs (weight, penalty)", check.describe(pair), advice)
     weight, penalty = pair
     return (
         weight if isinstance(weight, Relative) else check.non_negative(WHERE, "a weight", weight)

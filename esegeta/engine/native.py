@@ -2,6 +2,7 @@
 
 import contextvars
 import functools
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -423,7 +424,8 @@ def _same(a: Tensor, b: Tensor, exactly: bool = False) -> bool:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:80]
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return textwrap.shorten(first, 120, placeholder=" ...")
 
 
 @contextmanager

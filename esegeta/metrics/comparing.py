@@ -159,8 +159,8 @@ class Comparison:
             print(f"\n{aligned(lines)}")
         agreeing = {pair: value for pair, value in self.agreement.items() if not math.isnan(value)}
         if agreeing:
-            lines = [("metric", "and", "rank methods alike")]
-            print(f"\n{aligned([*lines, *((a, b, number(v)) for (a, b), v in agreeing.items())])}")
+            alike = [(a, b, number(v)) for (a, b), v in agreeing.items()]
+            print(f"\n{aligned([('metric', 'and', 'rank methods alike'), *alike])}")
 
 
 def number(value: float | None) -> str:

@@ -1,19 +1,31 @@
-"""Colours of signed values: orange for, blue against, violet for the size; zero shows what lies under it.
+"""Colours of signed values: by default orange for, blue against, violet for the size; zero shows what lies under it.
 
-Orange and blue differ for every kind of colour vision, and each grows brighter with its value, so that a print in
-grey still says where there is much.
+In every scheme the two signs differ for every kind of colour vision, and each grows brighter with its value, so
+that a print in grey still says where there is much.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
+Ramp = tuple[tuple[int, int, int], ...]
+_BLUE: Ramp = ((8, 48, 120), (20, 96, 196), (46, 158, 240), (190, 244, 255))
 # From next to zero to the end of the scale; the viewer of the report takes its colours from here.
-STEPS: dict[str, tuple[tuple[int, int, int], ...]] = {
-    "positive": ((122, 28, 0), (214, 69, 4), (252, 141, 30), (255, 233, 120)),
-    "negative": ((8, 48, 120), (20, 96, 196), (46, 158, 240), (190, 244, 255)),
-    "size": ((72, 14, 110), (150, 40, 160), (222, 96, 176), (255, 222, 238)),
+SCHEMES: dict[str, dict[str, Ramp]] = {
+    "orange": {
+        "positive": ((122, 28, 0), (214, 69, 4), (252, 141, 30), (255, 233, 120)),
+        "negative": _BLUE,
+        "size": ((72, 14, 110), (150, 40, 160), (222, 96, 176), (255, 222, 238)),
+    },
+    "red": {
+        "positive": ((96, 0, 0), (178, 8, 12), (238, 44, 38), (255, 150, 128)),
+        "negative": _BLUE,
+        "size": ((96, 0, 0), (178, 8, 12), (238, 44, 38), (255, 150, 128)),
+    },
 }
+NAMES = {"orange": "orange", "red": "red"}  # what is for the score, in words; what is against it is blue
+# Of outlines, in their order.
+RINGS = (("green", "#5ee08a"), ("white", "#ffffff"), ("yellow", "#ffe14d"), ("pink", "#ff9ad5"))
 BROKEN = (0.35, 0.62, 0.35)  # where a value is infinite
 UNKNOWN = ((0.28, 0.28, 0.28), (0.58, 0.58, 0.58))  # the stripes where a value is NaN: it was not computed
 # Lines on white: Okabe and Ito, Color Universal Design, 2008.
@@ -25,15 +37,16 @@ class Scale(NamedTuple):
 
     kind: str
     limit: float
+    scheme: str = "orange"
 
 
-def ramp(kind: str, share: np.ndarray) -> np.ndarray:
+def ramp(kind: str, share: np.ndarray, scheme: str = "orange") -> np.ndarray:
     """Colours ``(..., 3)`` in [0, 1] for shares of the limit in [0, 1].
 
     >>> (255 * ramp("positive", np.array([1.0]))).tolist()
     [[255.0, 233.0, 120.0]]
     """
-    steps = np.array(STEPS[kind], dtype=np.float64) / 255
+    steps = np.array(SCHEMES[scheme][kind], dtype=np.float64) / 255
     at = np.linspace(0, 1, len(steps))
     return np.stack([np.interp(share, at, steps[:, c]) for c in range(3)], axis=-1)
 
@@ -84,9 +97,10 @@ def blend(values: np.ndarray, scale: Scale, below: np.ndarray) -> np.ndarray:
         seen = np.minimum(seen, 0)
     share = np.clip(np.abs(seen) / (scale.limit or 1.0), 0, 1)
     if scale.kind == "size":
-        colour = ramp("size", share)
+        colour = ramp("size", share, scale.scheme)
     else:
-        colour = np.where((seen < 0)[..., None], ramp("negative", share), ramp("positive", share))
+        up, down = (ramp(kind, share, scale.scheme) for kind in ("positive", "negative"))
+        colour = np.where((seen < 0)[..., None], down, up)
     hidden = cover(share)[..., None]
     drawn = np.where(broken[..., None], BROKEN, below * (1 - hidden) + colour * hidden)
     return hatched(drawn, np.isnan(values)) if broken.any() else drawn

@@ -1,6 +1,6 @@
 """What is drawn, as arrays: maps and anatomy on one grid, turned as a reader of images expects it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,8 @@ class Scene(NamedTuple):
 
     values: ``(*S)``, channels added up; anatomy: ``(*S)`` or ``(*S, 3)`` between 0 and 1; sizes: of a voxel;
     across: the axes that planes are drawn across; titles: what a plane across each axis is called;
-    affine: of this grid, if known: then the axes point to the left, to the back and up.
+    affine: of this grid, if known: then the axes point to the left, to the back and up; start: the voxel of the
+    whole grid where this one begins; hidden: the share of |a| that a mask hides; outlines: name -> mask ``(*S)``.
     """
 
     values: np.ndarray
@@ -29,6 +30,9 @@ class Scene(NamedTuple):
     titles: tuple[str, ...]
     affine: np.ndarray | None
     channels: int
+    start: tuple[int, ...] = (0, 0, 0)
+    hidden: float | None = None
+    outlines: Mapping[str, np.ndarray] = {}
 
 
 def array(where: str, name: str, value: object, axes: int | None = None) -> np.ndarray:
@@ -124,7 +128,17 @@ def _lifted(image: np.ndarray) -> np.ndarray:
     return np.swapaxes(image, 0, 1)[:, ::-1, None]
 
 
-def scene(where: str, map: object, anatomy: object, spacing: Any, affine: object) -> Scene:
+def scene(
+    where: str,
+    map: object,
+    anatomy: object,
+    spacing: Any,
+    affine: object,
+    *,
+    mask: object = None,
+    outline: object = None,
+    box: object = None,
+) -> Scene:
     """A map and its anatomy, checked, on one grid, turned to left, back and up if an affine says where they are.
 
     >>> scene("overlay", torch.ones(2, 4, 4, 4), None, None, None).values.max().item()
@@ -145,22 +159,157 @@ def scene(where: str, map: object, anatomy: object, spacing: Any, affine: object
     with np.errstate(invalid="ignore", over="ignore"):
         values = found[0] if channels == 1 else found.sum(0)
     shown = None if under is None else _anatomy(under)
+    seen = _seen(where, mask, shown, values.shape)
+    hidden = None
+    if seen is not None:
+        hidden = _share_outside(values, seen)
+        values = np.where(seen, values, 0)
+    rings = {name: _mask(where, name, one, values.shape) for name, one in _named(outline).items()}
+    start = (0,) * axes
+    if box is not None:
+        cut = _box(where, box, values.shape, seen, rings)
+        values, start = values[cut], tuple(part.start for part in cut)
+        shown = None if shown is None else shown[cut]
+        rings = {name: ring[cut] for name, ring in rings.items()}
+        if lies is not None:
+            lies = lies.copy()
+            lies[:3, 3] += lies[:3, :axes] @ np.array(start, dtype=np.float64)
     titles = tuple(f"across axis {a}" for a in range(3))
+    lift: Callable[[np.ndarray], np.ndarray] = lambda image: image
     if lies is not None:
         if axes == 2:  # one slice of a volume
-            values, sizes = values[..., None], (*sizes, 1.0)
-            shown = None if shown is None else shown[:, :, None]
-        turn, back = _turn(lies, values.shape)
-        values = _apply(values, turn)
-        shown = None if shown is None else _apply(shown, turn)
+            sizes = (*sizes, 1.0)
+        turn, back = _turn(lies, (*values.shape, 1)[:3])
+        lift = lambda image: _apply(image if axes == 3 else np.expand_dims(image, 2), turn)
         sizes = tuple(sizes[int(np.flatnonzero(turn[:, 0] == a)[0])] for a in range(3))
         lies, titles = lies @ back, NAMES
     elif axes == 2:
-        values, sizes, titles = _lifted(values), (sizes[1], sizes[0], 1.0), ("", "", "")
-        shown = None if shown is None else _lifted(shown)
+        lift, sizes, titles = _lifted, (sizes[1], sizes[0], 1.0), ("", "", "")
+    values = lift(values)
+    shown = None if shown is None else lift(shown)
+    rings = {name: lift(ring) for name, ring in rings.items()}
     thin = tuple(a for a in range(3) if values.shape[a] == 1)
     across = (2,) if titles[0] == "" else thin if len(thin) == 1 else (2, 1, 0)
-    return Scene(values, shown, sizes, across, titles, lies, channels)
+    begin = start if axes == 3 else (0, 0, 0)
+    return Scene(values, shown, sizes, across, titles, lies, channels, begin, hidden, rings)
+
+
+def _share_outside(values: np.ndarray, seen: np.ndarray) -> float:
+    """The share of all ``|a|`` that lies outside of a mask.
+
+    >>> _share_outside(np.array([1.0, -3.0, np.nan]), np.array([True, False, True]))
+    0.75
+    """
+    size = np.abs(np.nan_to_num(values, posinf=0, neginf=0)).astype(np.float64)
+    total = float(size.sum())
+    return float(size[~seen].sum()) / total if total else 0.0
+
+
+def _named(outline: object) -> dict[str, object]:
+    """Masks by their names, of one or several."""
+    if outline is None:
+        return {}
+    return {str(k): v for k, v in outline.items()} if isinstance(outline, Mapping) else {"mask": outline}
+
+
+def _mask(where: str, name: str, value: object, shape: tuple[int, ...]) -> np.ndarray:
+    """A mask ``(*S)`` or ``(1,*S)`` on the grid of what is drawn."""
+    found = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    try:
+        found = np.asarray(found)
+    except (TypeError, ValueError):
+        found = np.empty(0)
+    if found.shape == (1, *shape):
+        found = found[0]
+    if found.shape != shape or found.dtype.kind not in "biuf":
+        advice = "Bring it to the grid of the image"
+        raise ValueError(check.problem(where, f"{name} on the grid {shape}", _got(value), advice))
+    return found > 0.5
+
+
+def _seen(where: str, mask: object, anatomy: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Where a map is shown, None for everywhere."""
+    if mask is None:
+        return None
+    if not isinstance(mask, str):
+        return _mask(where, "mask", mask, shape)
+    check.one_of(where, "mask", mask, ["otsu"])
+    if anatomy is None:
+        advice = "Pass the image, or a mask"
+        raise ValueError(check.problem(where, 'an anatomy for mask = "otsu"', "none", advice))
+    return body(grey(anatomy))
+
+
+def otsu(values: np.ndarray) -> float:
+    """The threshold that parts values in [0, 1] with the least variance within both parts, from 256 bins.
+
+    >>> round(otsu(np.array([0.0, 0.1, 0.8, 0.9, 0.9])), 1)
+    0.1
+    """
+    counts, edges = np.histogram(values, 256, (0, 1))
+    centres = (edges[:-1] + edges[1:]) / 2
+    below, total = np.cumsum(counts), counts.sum()
+    sums, whole = np.cumsum(counts * centres), (counts * centres).sum()
+    above = total - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (sums / below - (whole - sums) / above) ** 2
+    return float(edges[1 + int(np.nanargmax(np.where(np.isfinite(between), between, -1)))])
+
+
+def body(brightness: np.ndarray) -> np.ndarray:
+    """Where there is something in an image: what is brighter than half of Otsu's threshold, closed, without holes.
+
+    >>> body(np.array([[0.0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]])).sum().item()
+    4
+    """
+    from scipy.ndimage import binary_closing, binary_fill_holes, binary_opening, label
+
+    rough = brightness > otsu(brightness) / 2
+    clean = binary_opening(rough) if min(brightness.shape) > 8 else rough
+    wide = np.pad(clean, 3)
+    closed = binary_fill_holes(binary_closing(wide, iterations=2))
+    inner = closed[tuple(slice(3, -3) for _ in brightness.shape)]
+    parts, count = label(inner)
+    if count > 1:  # specks of noise in the air are no part of it
+        sizes = np.bincount(parts.ravel())[1:]
+        inner = np.isin(parts, 1 + np.flatnonzero(sizes >= 0.02 * sizes.max()))
+    found: np.ndarray = inner if inner.any() else np.ones_like(inner)
+    return found
+
+
+MARGIN = 0.15  # of the sides of what is zoomed to
+
+
+def _box(
+    where: str, box: object, shape: tuple[int, ...], seen: np.ndarray | None, rings: Mapping[str, np.ndarray]
+) -> tuple[slice, ...]:
+    """The part of a grid that is drawn: given as (start, stop) for each axis, or round "outline" or "mask"."""
+    if isinstance(box, str):
+        check.one_of(where, "box", box, ["outline", "mask"])
+        wanted = (
+            [seen] if box == "mask" and seen is not None else list(rings.values()) if box == "outline" else []
+        )
+        filled = [one for one in wanted if one is not None and one.any()]
+        if not filled:
+            return tuple(slice(0, n) for n in shape)
+        places = np.argwhere(np.any(filled, axis=0))
+        low, high = places.min(0), places.max(0) + 1
+        room = np.maximum(1, np.ceil(MARGIN * (high - low)))
+        limits = [
+            (int(max(0, a - r)), int(min(n, b + r)))
+            for a, b, r, n in zip(low, high, room, shape, strict=True)
+        ]
+        return tuple(slice(a, b) for a, b in limits)
+    try:
+        limits = [(int(a), int(b)) for a, b in box]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        limits = []
+    if len(limits) != len(shape) or not all(
+        0 <= a < b <= n for (a, b), n in zip(limits, shape, strict=False)
+    ):
+        expected = f"box to be (start, stop) within {shape} for each axis"
+        raise ValueError(check.problem(where, expected, repr(box), 'Or take "outline" or "mask"'))
+    return tuple(slice(a, b) for a, b in limits)
 
 
 def _turn(affine: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

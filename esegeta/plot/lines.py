@@ -109,6 +109,7 @@ def signal(
     spacing: Any = None,
     *,
     title: str | None = None,
+    subtitle: str | None = None,
     unit: str = "attribution",
     xlabel: str = "",
 ) -> "Figure":
@@ -119,6 +120,7 @@ def signal(
         signal: ``(C, T)``; each channel is a line.
         spacing: the distance of two samples, alone or in a sequence.
         title: above the picture.
+        subtitle: below the title, smaller: whose it is, score, residual.
         unit: at the axis of the map.
         xlabel: what the spatial axis is, with its unit.
 
@@ -165,6 +167,8 @@ def signal(
     axes.set_xlim(*extent)
     axes.set_ylabel(unit, color=TEXT, fontsize=9, parse_math=False)
     axes.set_xlabel(xlabel, color=TEXT, fontsize=9, parse_math=False)
+    if subtitle:
+        title = f"{title}\n{subtitle}" if title else subtitle
     if title:
         (first or axes).set_title(title, color=TEXT, fontsize=11, loc="left", parse_math=False)
     said = f"Orange for the score, blue against; colours end at ±{canvas.numeral(limit)}."

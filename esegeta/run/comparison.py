@@ -96,8 +96,8 @@ class Comparison:
         if self.likeness:
             lines: list[Sequence[str]] = [("target", "map", "likeness of maps", "mean", "95 %", "n")]
             for one in self.likeness:
-                about = (one.target, one.method, one.measure, number(one.value))
-                lines.append((*about, between(one.low, one.high), str(one.subjects)))
+                named = (one.target, one.method, one.measure, number(one.value))
+                lines.append((*named, between(one.low, one.high), str(one.subjects)))
             parts.append(aligned(lines))
         if self.changes:
             lines = [
@@ -246,8 +246,8 @@ def _likeness(
             found = [float(measure(one, two)) for measure in LIKENESS.values()]
             values.setdefault((name[1], name[2]), []).append(found)
     rows = []
-    for (target, method), found in values.items():
-        for measure, column in zip(LIKENESS, zip(*found, strict=True), strict=True):
+    for (target, method), several in values.items():
+        for measure, column in zip(LIKENESS, zip(*several, strict=True), strict=True):
             known = torch.tensor([v for v in column if not math.isnan(v)], dtype=torch.float64)
             rows.append(Likeness(target, method, measure, *interval(known, key), len(known)))
     return rows, said
@@ -282,10 +282,12 @@ def _changes(values: Sequence[Mapping[tuple[str, ...], Record]], key: int) -> tu
             continue
         both = torch.tensor(known, dtype=torch.float64)
         apart = both[:, 1] - both[:, 0]
-        means = both.mean(0).tolist()
+        first, second = both.mean(0).tolist()
         better = pairs[0][0].get("better") or ""
-        found = (*interval(apart, key), turned_signs(apart, key), math.nan, len(known))
-        rows.append(Change(target, method, metric, better, *means, *found))
+        value, low, high = interval(apart, key)
+        p = turned_signs(apart, key)
+        about = (target, method, metric, better, first, second)
+        rows.append(Change(*about, value, low, high, p, math.nan, len(known)))
     adjusted = holm([row.p for row in rows])
     if any(values) and not groups:
         said.append("No metric of one map is in both runs.")

@@ -122,6 +122,27 @@ def run(
         return _run(config, folder, lock, planned, chosen, resume, threads, progress)
 
 
+def draw(folder: str | Path, *, trust: Iterable[str] = (), **how: Any) -> Summary:
+    """Draw the figures that a run has left out, of the maps in its folder, and write its report.
+
+    Args:
+        folder: of a run, with its ``config.json``.
+        trust: which code the configuration may name, as for ``run``.
+        **how: ``threads`` and ``progress``, as for ``run``.
+
+    Returns:
+        The summary.
+    """
+    folder = Path(folder)
+    whole, _ = configuration.read(folder / "config.json")
+    whole = {**whole, "output": {**whole.get("output", {}), "figures": True, "report": True}}
+    whole["figures"] = {**whole.get("figures", {}), "maps": "all"}
+    whole["run"] = {**whole.get("run", {}), "output": str(folder.absolute())}
+    config = configuration.load(whole, trust=trust)
+    drawing = [job.id for job in jobs.plan(config) if kinds.find(job.kind).draws]
+    return run(config, only=drawing, **how)
+
+
 def _chosen(planned: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
     if only is None:
         return list(planned)
@@ -472,6 +493,10 @@ def _write_tables(folder: Path, records: Sequence[Record], counts: Mapping[str, 
         columns = [*kind.columns, *(name for name in added if name not in kind.columns)]
         rows = [{**more.get(record["id"], {}), **row} for record in own for row in kind.rows(record)]
         outputs.keep_text(folder / f"{kind.file}.csv", outputs.table_text(rows, columns))
+        for name, inside in kind.inner.items():
+            inner = [{**record, **row} for record in own for row in record.get(name) or ()]
+            if inner:
+                outputs.keep_text(folder / f"{name}.csv", outputs.table_text(inner, inside))
         whole["jobs" if kind.file == "summary" else kind.file] = [
             {name: row.get(name) for name in columns} for row in rows
         ]

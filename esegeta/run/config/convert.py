@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from esegeta._registry import METHODS
 from esegeta.engine import check
 from esegeta.engine.refusals import one_line
 from esegeta.run import bounds
@@ -137,12 +138,15 @@ def convert(old: Mapping[str, Any], source: str = "my_network:build", files: str
     size = _number(header.get("patch_size"), -1)
     methods: list[Table] = []
     lines: list[str] = []
+    of_entry: dict[str, list[Table]] = {}
     for table in tables:
         made, line = _entry(table, volumes, size > 0)
         if line:
             lines.append(line if table["use"] else f"{line[:-1]}; left out: it had use = false.")
         methods += made if table["use"] else []
+        of_entry.setdefault(str(table.get("method_name", "")), []).extend(made if table["use"] else [])
     _with_ids(methods)
+    ids = {name: [method["id"] for method in made] for name, made in of_entry.items()}
     config = {
         "model": {"source": source},
         "input": {
@@ -151,7 +155,8 @@ def convert(old: Mapping[str, Any], source: str = "my_network:build", files: str
         },
         "targets": _targets(header, notes),
         "methods": methods,
-        **_patches(header, size, notes),
+        **_metrics([table for table in tables if table["use"]], ids, notes),
+        **_patches(header, size, methods, notes),
         "run": _run(header, tables, notes),
     }
     notes += _other_notes(header, tables)
@@ -190,7 +195,10 @@ def _entry(table: Table, volumes: bool, patches: bool) -> tuple[list[Table], str
     name = METHOD_SPELLINGS.get(name, name)
     table.setdefault("use", False)
     if name in UNTRANSLATED:
-        return [], f"{name}: not translated: {UNTRANSLATED[name]}."
+        return (
+            [],
+            f"{name}: not translated: {UNTRANSLATED[name]}. It asked for {shown(table.get('keywords'))}.",
+        )
     if name not in RULES:
         return [], f"{shown(name)}: not translated: not a method of the original. {nearest(name, RULES)}."
     words = table.get("keywords")
@@ -206,12 +214,17 @@ def _entry(table: Table, volumes: bool, patches: bool) -> tuple[list[Table], str
     fields = {"name": fields["name"], "id": name, **{k: v for k, v in fields.items() if k != "name"}}
     if table.get("title"):
         fields["title"] = str(table["title"])
+    notes = list(said)
     if patches and table.get("patch_required"):
-        fields["patches"] = "per_patch"
+        if on_layer(fields):
+            notes.append(
+                "patch_required is left out: its map is that of a layer, of which each patch has another"
+            )
+        else:
+            fields["patches"] = "per_patch"
     if fields.get("place") in ("", ":in"):
         return [], f"{name}: not translated: its keywords name no layer."
     made, kind = [fields], str(old.keywords.get("nt_type"))
-    notes = list(said)
     if kind in SMOOTHED and volumes:
         notes.append(
             f'nt_type had no effect on volumes; transforms = [{{name = "{SMOOTHED[kind]}", ...}}] has'
@@ -227,6 +240,35 @@ def _entry(table: Table, volumes: bool, patches: bool) -> tuple[list[Table], str
         made.append({**fields, **title, "id": f"{name}-{kind}", "transforms": [change]})
         notes.append(f"and once more with {SMOOTHED[kind]}")
     return made, f"{name}: {'; '.join([fields['name'], *notes])}."
+
+
+def on_layer(fields: Table) -> bool:
+    """Check whether the map of an entry lies on the grid of a layer.
+
+    >>> on_layer({"name": "grad_cam", "place": "a"}), on_layer({"name": "guided_grad_cam", "place": "a"})
+    (True, False)
+    """
+    spec = METHODS[fields["name"]]
+    return "place" in fields and not (spec.place and spec.shape == "input")
+
+
+def _metrics(tables: list[Table], made: Mapping[str, list[str]], notes: list[str]) -> Table:
+    """Return the metrics of those methods whose entries asked for them."""
+    asked = [t for t in tables if t.get("uncertainity_metrics") or t.get("uncertainity_cascading") == 2]
+    ids = [name for table in asked for name in made.get(str(table.get("method_name", "")), [])]
+    if any(table.get("uncertainity_cascading") for table in tables):
+        notes.append(
+            "uncertainity_cascading: no metric of a run randomises the network step by step; "
+            "esegeta.metrics.randomisation does in Python."
+        )
+    if not ids:
+        return {}
+    notes.append(
+        "uncertainity_metrics: infidelity and sensitivity_max. The original drew one perturbation for the one and "
+        "two for the other, and took the median over patches: here there are more, and they are of the whole image."
+    )
+    methods = {} if len(ids) == sum(map(len, made.values())) else {"methods": list(dict.fromkeys(ids))}
+    return {"metrics": [{"metric": metric, **methods} for metric in ("infidelity", "sensitivity_max")]}
 
 
 def _with_ids(methods: list[Table]) -> None:
@@ -268,8 +310,8 @@ def _targets(header: Table, notes: list[str]) -> list[Table]:
     return [{"name": "class_0", "reducer": "logit", "class": 0}]
 
 
-def _patches(header: Table, size: int, notes: list[str]) -> Table:
-    if size <= 0:
+def _patches(header: Table, size: int, methods: list[Table], notes: list[str]) -> Table:
+    if size <= 0 or not any("patches" in method for method in methods):
         return {}
     overlap = max(_number(header.get("patch_overlap"), 0), 0)
     notes.append(
@@ -312,11 +354,21 @@ def _run(header: Table, tables: list[Table], notes: list[str]) -> Table:
 
 def _other_notes(header: Table, tables: list[Table]) -> list[str]:
     notes = []
-    if any(table.get("uncertainity_metrics") or table.get("uncertainity_cascading") for table in tables):
-        notes.append("uncertainity_metrics, uncertainity_cascading: metrics are no part of a run yet.")
     if any(table.get("sign") or table.get("visualize_method") for table in tables):
+        signs: dict[str, list[str]] = {}
+        for table in tables:
+            if table.get("sign"):
+                signs.setdefault(str(table["sign"]), []).append(str(table.get("method_name")))
+        of_all = len(signs) == 1
+        told = "; ".join(f"{shown(s)} of {'all' if of_all else ', '.join(n)}" for s, n in signs.items())
+        said = (
+            f' Asked for: {told}. transforms = [{{name = "positive"}}] changes the map itself.'
+            if told
+            else ""
+        )
         notes.append(
             "sign, visualize_method, show_colorbar: maps keep their sign; figures show |a|, a+ and a-, always."
+            + said
         )
     for key in ("isDepthFirst", "batch_dim_present", "default", "log_level"):
         if key in header:

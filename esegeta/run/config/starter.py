@@ -67,6 +67,17 @@ name = "occlusion"
 parameters = {{ size = 16, stride = 16 }}
 deadline = 120                            # seconds, instead of the one in [run]
 
+# Is a map any good? `esegeta methods` lists the metrics; the maps that are there are judged.
+# [[metrics]]
+# metric = "deletion"
+# parameters = {{ steps = 16 }}
+# null = "surrogate"                      # random maps beside each
+# draws = 9
+#
+# [[metrics]]
+# metric = "relevance_mass"
+# mask = "prediction"                     # or "reference", or a pattern of files
+
 [run]
 output = "results"                        # a folder; what is finished there is not done again
 baseline = "zero"                         # for every method that needs one
@@ -136,6 +147,13 @@ def demo(output: str, size: int = 64, workers: int = 2) -> dict[str, Any]:
         },
         "targets": [{"name": "brain", "class": 1}],
         "methods": methods,
+        "metrics": [
+            {"metric": "deletion", "parameters": {"steps": 12}},
+            {"metric": "insertion", "parameters": {"steps": 12}},
+            {"metric": "relevance_mass", "mask": "prediction"},
+            {"metric": "context_share", "mask": "prediction"},
+            {"metric": "gini"},
+        ],
         "run": {
             "output": output,
             "workers": workers,

@@ -14,8 +14,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from nibabel.nifti1 import Nifti1Image
+from pydantic import Field
 from torch import Tensor
 
+from esegeta.plot.canvas import numeral
 from esegeta.run.config.schema import Section
 from esegeta.run.executors.child import Context, peak
 from esegeta.run.executors.status import Status
@@ -28,10 +30,25 @@ from esegeta.run.volumes import names, pictures
 TABLE = "figures"
 
 
+Picture = Literal["overlay", "projections", "montage", "channels"]
+KINDS: tuple[Picture, ...] = ("overlay", "projections", "montage", "channels")
+SOME = 12  # maps beside each other in one picture
+
+
 class Figures(Section):
-    """How pictures are drawn. maps: of how many maps a run draws them; of the subjects beyond, on demand."""
+    """How pictures are drawn.
+
+    maps: of how many maps a run draws them; of the subjects beyond, on demand. kinds: which pictures of each map.
+    mask: where a map is shown: "otsu" for where there is something in the scan (a flat picture is shown as it is).
+    outline: what is gone round. zoom: to what, or the voxels from where to where for each axis.
+    """
 
     maps: int | Literal["all"] = 40
+    kinds: list[Picture] = Field(default=list(KINDS))
+    colours: Literal["orange", "red"] = "orange"
+    mask: Literal["otsu", "prediction", "reference", "none"] = "otsu"
+    outline: list[Literal["prediction", "reference"]] = Field(default=["prediction", "reference"])
+    zoom: Literal["none", "outline", "mask"] | list[list[int]] = "none"
 
 
 class Drawn(NamedTuple):
@@ -61,18 +78,25 @@ def draw(payload: Record, inputs: Inputs, context: Context) -> Record:
     made = dict(inputs.many())
     events: list[Record] = []
     found: dict[str, dict[str, str]] = {}
+    together: list[Record] = []
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         message = 'There are no figures: matplotlib is missing, pip install "esegeta[viz]".'
         events.append({"event": "figures", "message": message})
     else:
-        for count, (job, record) in enumerate(made.items()):
-            found[job] = _of_map(folder, job, record, inputs)
-            context.progress("figures", (count + 1) / len(made))
+        how = Figures.model_validate(payload["figures"])
+        shown = {job: _shown(folder, job, record, inputs, how) for job, record in made.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for count, (job, one) in enumerate(shown.items()):
+                found[job] = _of_map(folder, one, how)
+                context.progress("figures", (count + 1) / len(made))
+            together = _together(folder, list(shown.values()))
     record = {
         **header(payload),
         "figures": found,
+        "together": together,
         "status": Status.DONE,
         "share_done": 1.0,
         "inputs": inputs_of(folder, payload["after"]),
@@ -89,17 +113,164 @@ def draw(payload: Record, inputs: Inputs, context: Context) -> Record:
     return json.loads(outputs.json_text(record))
 
 
-def _of_map(folder: Path, job: str, record: Mapping[str, Any], inputs: Inputs) -> dict[str, str]:
-    from esegeta import plot
+class Shown(NamedTuple):
+    """A map with all that is drawn of it; ``look`` is what the functions of ``esegeta.plot`` are told of it."""
 
+    record: Mapping[str, Any]
+    map: Tensor
+    anatomy: Tensor
+    affine: np.ndarray | None
+    look: dict[str, Any]
+
+
+def _shown(folder: Path, job: str, record: Mapping[str, Any], inputs: Inputs, how: Figures) -> Shown:
     anatomy = of_file(folder / record["anatomy"])
     map = of_file(folder / record["map"]).values if record.get("map") else inputs.map(job, "file")
+    grid = tuple(anatomy.values.shape[1:])
+    masks = {}
+    for name in ("prediction", "reference"):
+        if record.get(name):
+            mask = of_file(folder / record[name]).values[0]
+            if tuple(mask.shape) == grid and bool(mask.any()):
+                masks[name] = mask
+    look: dict[str, Any] = {
+        "colours": how.colours,
+        "outline": {n: masks[n] for n in how.outline if n in masks},
+    }
+    if how.mask in masks:
+        look["mask"] = masks[how.mask]
+    elif how.mask == "otsu" and anatomy.affine is not None and not _same_everywhere(map):
+        look["mask"] = "otsu"
+    if how.zoom != "none":
+        look["box"] = how.zoom
+    return Shown(record, map, anatomy.values, anatomy.affine, look)
+
+
+def _same_everywhere(map: Tensor) -> bool:
+    """Check whether each channel has one value: then nothing in the air is noise."""
+    flat = map.flatten(1)
+    return bool((flat == flat[:, :1]).all())
+
+
+def facts(record: Mapping[str, Any]) -> str:
+    """Return whose a map is and what came of it, for below the title of a picture.
+
+    >>> print(facts({"subject": "sub-1", "target": "brain", "reducer": "logit", "name": "saliency", "score": 2.0}))
+    sub-1 · brain (logit) · saliency · score 2
+    """
+    where = f" at {record['place']}" if record.get("place") else ""
+    said = [
+        str(record["subject"]),
+        f"{record['target']} ({record['reducer']})" if record.get("reducer") else str(record["target"]),
+        f"{record.get('name') or record['method']}{where}",
+    ]
+    score, residual, difference = (record.get(name) for name in ("score", "residual", "difference"))
+    if score is not None:
+        said.append(f"score {numeral(score)}")
+    if residual is not None:
+        share = f" ({100 * abs(residual / difference):.2g} % of the difference)" if difference else ""
+        said.append(f"residual {numeral(residual)}{share}")
+    return " · ".join(said)
+
+
+def _of_map(folder: Path, shown: Shown, how: Figures) -> dict[str, str]:
+    from esegeta import plot
+
+    record = shown.record
     title = marks.titled(f"{record['title']} ({record['target']})", marks.marks(record))
     stem = folder / names.statmap(record["subject"], record["target"], record["method"], "")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        written = plot.save_figures(map, anatomy.values, None, stem, title, anatomy.affine)
+    channels = [one["channel"] for one in record.get("channels") or ()]
+    written = plot.save_figures(
+        shown.map,
+        shown.anatomy,
+        None,
+        stem,
+        title,
+        shown.affine,
+        kinds=how.kinds,
+        names=channels if len(channels) == len(shown.map) else None,
+        subtitle=facts(record),
+        **shown.look,
+    )
     return {kind: path.relative_to(folder).as_posix() for kind, path in written.items()}
+
+
+def _together(folder: Path, shown: Sequence[Shown]) -> list[Record]:
+    """Draw maps that belong together: methods of a target, targets of a method, places of a method."""
+    methods: dict[tuple[str, str], list[Shown]] = {}
+    targets: dict[tuple[str, str], list[Shown]] = {}
+    places: dict[tuple[str, str], list[Shown]] = {}
+    for one in shown:
+        record = one.record
+        if min(len(one.map.shape) - 1, sum(length > 1 for length in one.map.shape[1:])) < 2:
+            continue  # a signal, or a line of voxels
+        subject, target, name = record["subject"], record["target"], record.get("name") or record["method"]
+        methods.setdefault((subject, target), []).append(one)
+        targets.setdefault((subject, record["method"]), []).append(one)
+        if record.get("place"):
+            places.setdefault((target, name), []).append(one)
+    found = []
+    for (subject, target), group in methods.items():
+        path = names.folder_of(subject) / names.name(subject, "comparison", ".png", target=target)
+        found += _beside(folder, path, group, f"{subject}, {target}", "title", shared=False)
+    for (subject, method), group in targets.items():
+        path = names.folder_of(subject) / names.name(subject, "comparison", ".png", desc=method)
+        found += _beside(folder, path, group, f"{subject}, {group[0].record['title']}", "target", shared=True)
+    for (target, name), group in places.items():
+        found += _sweep(folder, group, target, name)
+    return found
+
+
+def _beside(
+    folder: Path, path: Path, group: Sequence[Shown], title: str, by: str, shared: bool
+) -> list[Record]:
+    """Draw maps side by side, if there are several."""
+    from esegeta import plot
+
+    if len(group) < 2:
+        return []
+    group = group[:SOME]
+    maps: dict[str, Tensor] = {}
+    for one in group:
+        name = marks.titled(str(one.record[by]), marks.marks(one.record))
+        maps[name if name not in maps else f"{name} ({one.record['method']})"] = one.map
+    look = _common_look(group)
+    figure = plot.side_by_side(
+        maps, group[0].anatomy, None, group[0].affine, title=title, shared=shared, **look
+    )
+    plot.save(figure, folder / path, 256)
+    return [{"title": title, "file": path.as_posix(), "maps": len(maps)}]
+
+
+def _sweep(folder: Path, group: Sequence[Shown], target: str, name: str) -> list[Record]:
+    """Draw a method at several places of a network, in planes and projected."""
+    from esegeta import plot
+
+    maps = {str(one.record["place"]): one.map for one in group}
+    if len(maps) < 2 or len(maps) != len(group):
+        return []
+    found, subject = [], group[0].record["subject"]
+    for kind, project in (("layers", False), ("layersProjected", True)):
+        if project and group[0].map.ndim < 4:
+            continue
+        path = names.folder_of(subject) / names.name(subject, kind, ".png", target=target, desc=name)
+        title = f"{subject}, {target}: {name} at {len(maps)} places{', projected' if project else ''}"
+        first = group[0]
+        look = _common_look(group)
+        figure = plot.layers(maps, first.anatomy, None, first.affine, title=title, project=project, **look)
+        plot.save(figure, folder / path, 256)
+        found.append({"title": title, "file": path.as_posix(), "maps": len(maps)})
+    return found
+
+
+def _common_look(group: Sequence[Shown]) -> dict[str, Any]:
+    """What is told of maps in one picture: outlines only where all of them have the same target."""
+    look = dict(group[0].look)
+    if len({one.record["target"] for one in group}) > 1:
+        look["outline"] = {}
+        if not isinstance(look.get("mask"), str):
+            look.pop("mask", None)
+    return look
 
 
 def header(payload: Record) -> Record:
@@ -111,7 +282,8 @@ def header(payload: Record) -> Record:
 
 def written_files(record: Mapping[str, Any]) -> list[str]:
     """Return the files that belong to the record alone, relative to the folder of the run."""
-    return [name for kinds in (record.get("figures") or {}).values() for name in kinds.values()]
+    alone = [name for kinds in (record.get("figures") or {}).values() for name in kinds.values()]
+    return [*alone, *(one["file"] for one in record.get("together") or ())]
 
 
 def settings(planning: Planning) -> Figures:
@@ -129,7 +301,8 @@ def entries(planning: Planning) -> list[Job]:
     for job in planning.jobs:
         if job.kind == "methods":
             of_subject.setdefault(job.subject, []).append(job)
-    found, count = [], 0
+    found: list[Job] = []
+    count = 0
     for subject, jobs in of_subject.items():
         if how.maps != "all" and (how.maps <= 0 or (found and count + len(jobs) > how.maps)):
             break
@@ -161,7 +334,7 @@ FIGURES = register(
         header=header,
         work=draw,
         draws=True,
-        blank={"figures": {}},
+        blank={"figures": {}, "together": []},
         written=written_files,
         file="",
         columns=(),

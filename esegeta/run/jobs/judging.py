@@ -125,9 +125,14 @@ class Material:
         built, _ = self.explained
         return _again(built)
 
+    def _network(self) -> Any:
+        """The network itself, without what runs it on patches."""
+        model = self.inputs.model()
+        return getattr(model, "model", model)
+
     def module(self) -> nn.Module:
         """Return the network."""
-        module = getattr(getattr(self.inputs.model(), "model", self.inputs.model()), "module", None)
+        module = getattr(self._network(), "module", None)
         if not isinstance(module, nn.Module):
             advice = "Name the network by zoo: or by a factory"
             raise check.Refused(
@@ -141,7 +146,7 @@ class Material:
         The mask of a network of random weights is another target, or empty. So the score is made with the weights as
         they are, and gets others afterwards.
         """
-        chosen = getattr(self.inputs.model(), "model", self.inputs.model()).output
+        chosen = getattr(self._network(), "output", None)
 
         def method(model: Model) -> Explain:
             own = copy.deepcopy(self.module())
@@ -335,7 +340,7 @@ def beside(value: float, others: Sequence[float], higher: bool) -> Nulls:
     """
     known = torch.tensor([o for o in others if not math.isnan(o)], dtype=torch.float64)
     if not len(known):
-        return Nulls(*[math.nan] * 4, 0, [])
+        return Nulls(math.nan, math.nan, math.nan, math.nan, 0, [])
     low, high = known.quantile(known.new_tensor([0.025, 0.975])).tolist()
     as_good = int((known >= value).sum() if higher else (known <= value).sum())
     p = math.nan if math.isnan(value) else (1 + as_good) / (1 + len(known))

@@ -138,6 +138,7 @@ class Kind:
         joins: (record) -> the id of another job, and the columns that its row gets from this record.
         rows: (record) -> the rows that it becomes in the table and in the report; one by default.
         file: the table that its records become, without its ending, empty for none; columns: of that table.
+        inner: the fields of a record that hold rows of their own, with their columns: a table of each, by its name.
         shown: column -> heading, of its table in the report; empty if the report knows it better.
         title: of that table; note: what is said below it.
     """
@@ -164,6 +165,7 @@ class Kind:
     joins: Callable[[Mapping[str, Any]], tuple[str, Record]] | None = None
     draws: bool = False
     rows: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]] = lambda record: [record]
+    inner: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shown: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
     note: str = ""
@@ -203,8 +205,8 @@ def forget(module: str) -> None:
 def known() -> list[Kind]:
     """Return every kind, each after those that it reads. Those of the package are found by the names of modules.
 
-    >>> [kind.name for kind in known()][:2]
-    ['methods', 'summary']
+    >>> [kind.name for kind in known()][0]
+    'methods'
     """
     for module in BUILT_IN:
         importlib.import_module(module)

@@ -188,6 +188,7 @@ def explain(payload: Record, inputs: Inputs, context: Context) -> Record:
         "sum": number(whole.sum(dtype=torch.float64)),
         "sum_kept": number(image.prepared.back(map.cpu(), "sum").sum(dtype=torch.float64)),
         "regridding": regridding,
+        "channels": of_channels(whole, names.channels(payload["files"], len(whole)), regridding),
         "device": device.type,
         "versions": versions(),
         "axioms": sorted(built.axioms),
@@ -212,6 +213,35 @@ def explain(payload: Record, inputs: Inputs, context: Context) -> Record:
         record["peak_device_memory"] = torch.cuda.max_memory_allocated(device)
     write_record(Path(payload["folder"]), record)
     return json.loads(outputs.json_text(record))
+
+
+def of_channels(map: Tensor, channels: Sequence[str], regridding: str) -> list[Record]:
+    r"""Return the numbers of each channel of a map (C,\*S), nothing for a map with one: a sum of channels may cancel.
+
+    share: of the sum of all absolute values. sum: None where voxels show the value of something larger.
+
+    >>> found = of_channels(torch.tensor([[1.0, 2.0], [-3.0, 0.0]]), ["T1", "T2"], "density")
+    >>> [(one["channel"], one["sum"], one["share"]) for one in found]
+    [('T1', 3.0, 0.5), ('T2', -3.0, 0.5)]
+    """
+    if len(map) < 2:
+        return []
+    whole = float(map[~map.isnan()].double().abs().sum())
+    found = []
+    for name, one in zip(channels, map, strict=True):
+        values = one[~one.isnan()].double()
+        some = bool(values.numel())
+        found.append(
+            {
+                "channel": name,
+                "sum": number(values.sum()) if regridding == "density" else None,
+                "mean": number(values.mean()) if some else None,
+                "share": float(values.abs().sum()) / whole if whole else None,
+                "min": number(values.min()) if some else None,
+                "max": number(values.max()) if some else None,
+            }
+        )
+    return found
 
 
 def said_by(
@@ -552,6 +582,12 @@ METHODS = register(
         written=written_files,
         stem=lambda job: names.statmap(job.subject, job.target, job.method, ""),
         file="summary",
+        inner={
+            "channels": (
+                *("id", "subject", "target", "method", "title", "channel"),
+                *("sum", "mean", "share", "min", "max"),
+            )
+        },
         columns=(
             *("id", "subject", "target", "method", "title", "status", "error", "score", "residual"),
             *("difference", "missed", "share_done", "min", "max", "sum", "sum_kept"),
@@ -561,6 +597,7 @@ METHODS = register(
             **dict.fromkeys(("map", "prediction", "reference", "anatomy")),
             **dict.fromkeys(("score", "residual", "difference", "missed")),
             **dict.fromkeys(("min", "max", "sum", "sum_kept", "started", "place", "baseline", "key")),
+            "channels": [],
         },
     )
 )

@@ -70,16 +70,16 @@ class Metric(Section):
 
     @property
     def own(self) -> str:
-        """What the entry is called."""
+        """Return what the entry is called."""
         return self.id or self.metric
 
     @property
     def random_maps(self) -> int:
-        """How many random maps each map stands beside."""
+        """Return how many random maps each map stands beside."""
         return 0 if self.null is None else DRAWS if self.draws is None else self.draws
 
     def placed(self, place: Callable[[str], str]) -> "Metric":
-        """The same with patterns of files from anywhere."""
+        """Return the same with patterns of files from anywhere."""
 
         def whole(given: str | None) -> str | None:
             return given if given in (None, PREDICTION, REFERENCE) else place(str(given))

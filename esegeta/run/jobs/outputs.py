@@ -49,8 +49,16 @@ _LEVEL = (
     1  # of compression: maps of 64 MiB shrink by 3 % more at the highest one, which takes half as long again
 )
 _IGNORED = (
-    *("*_statmap.*", "*_mask.*", "*_desc-input.*", "*_projections.*", "*_montage.*", "*_overlay.*"),
-    *("*.png", "config.json", "log.txt", "summary.*", "report.html", ".jobs/"),
+    *(
+        "*_statmap.*",
+        "*_mask.*",
+        "*_desc-input.*",
+        "*_projections.*",
+        "*_montage.*",
+        "*_overlay.*",
+        "*_channels.*",
+    ),
+    *("*.png", "config.json", "log.txt", "summary.*", "channels.csv", "report.html", ".jobs/"),
 )
 
 

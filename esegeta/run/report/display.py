@@ -120,6 +120,20 @@ def of_map(values: np.ndarray, affine: np.ndarray, most: int, anatomy: np.ndarra
     return Copy(text, shape, values.shape, step, LEVELS, largest, where)
 
 
+def centre(where: np.ndarray, affine: np.ndarray) -> tuple[float, ...]:
+    """The place in a mask ``(*S)`` that is nearest to its centre of mass, in mm: it lies inside, whatever the form.
+
+    >>> centre(np.array([[[True, False, True, True, False]]]), np.eye(4))
+    (0.0, 0.0, 2.0)
+    """
+    voxels = np.argwhere(where)
+    if not len(voxels):
+        voxels = np.array([[(n - 1) / 2 for n in where.shape]])
+    inside = voxels[((voxels - voxels.mean(0)) ** 2).sum(1).argmin()]
+    place = affine @ [*inside, 1.0]
+    return tuple(round(float(mm), 2) for mm in place[:3])
+
+
 def of_anatomy(values: np.ndarray, affine: np.ndarray, most: int) -> Copy:
     """A copy of an image in 256 shades of grey, windowed as the figures are."""
     seen = scenes.window(values)
@@ -180,9 +194,15 @@ def picture(content: bytes, quality: int = 80) -> tuple[str, int, int]:
         return _address("png", content), width, height
 
 
-def figure(path: Path) -> tuple[str, int, int]:
-    """The picture in a PNG file."""
-    return picture(path.read_bytes())
+def figure(path: Path, most: int | None = None) -> tuple[str, int, int]:
+    """The picture in a PNG file; at most so many bytes of text if lower quality can do that."""
+    content = path.read_bytes()
+    found = picture(content)
+    for quality in (60, 40, 20):
+        if most is None or len(found[0]) <= most:
+            break
+        found = picture(content, quality)
+    return found
 
 
 def _address(kind: str, content: bytes) -> str:

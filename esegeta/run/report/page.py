@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 
 from esegeta.plot import colours
-from esegeta.plot.canvas import numeral, png
-from esegeta.plot.images import ABREAST, side_by_side
+from esegeta.plot import grids as scenes
+from esegeta.plot.canvas import numeral
 from esegeta.run.executors.status import MADE
 from esegeta.run.jobs import kinds, outputs
 from esegeta.run.jobs.marks import marks, titled
 from esegeta.run.jobs.plan import joined
 from esegeta.run.report import display
-from esegeta.run.volumes import pictures
 from esegeta.run.volumes.names import anatomy as anatomy_name
 
 HERE = Path(__file__).parent
@@ -35,11 +34,11 @@ ZOO = HERE.parents[1] / "zoo" / "data" / "NOTICE"
 
 VOLUMES = 8_000_000  # bytes of text for the copies of maps
 ANATOMIES = 2_000_000  # for those of images and masks
-FIGURES = 4_000_000
-MOST_VOLUMES = 60
-MOST_COMPARED = 6
+FIGURES = 7_000_000
+MOST_VOLUMES = 120
+MOST_COMPARED = 8
 MOST_ROWS = 2000  # of a table
-KINDS = ("overlay", "projections", "montage")
+KINDS = ("overlay", "channels", "projections", "montage")
 
 
 def write(folder: "str | os.PathLike[str]", only: Sequence[str] | None = None) -> Path:
@@ -74,14 +73,14 @@ def page(folder: Path, only: Sequence[str] | None = None) -> str:
     notes: list[str] = []
     config = _settings(folder, notes)
     records = _ordered(_records(folder, notes), config)
-    _attach_figures(records, notes)
+    together = _attach_figures(records, notes)
     _join(records)
     if only is not None:
         known = {record["id"]: record for record in records}
         records = [known[name] for name in dict.fromkeys(only) if name in known]
     every, records = records, [record for record in records if record["kind"] == MAPS]
     viewer, volumes = _viewer(folder, records, notes)
-    compared = _compared(folder, records, notes)
+    compared = _compared(folder, together, {record["id"] for record in records}, notes)
     _figures(folder, records, notes, FIGURES - sum(len(picture["address"]) for picture in compared))
     script = (HERE / "templates" / "report.js").read_text(encoding="utf-8")
     style = (HERE / "templates" / "report.css").read_text(encoding="utf-8")
@@ -114,6 +113,7 @@ def page(folder: Path, only: Sequence[str] | None = None) -> str:
         partial=partial,
         failed=[record for record in every if record["status"] not in MADE],
         metrics=_metrics(records),
+        channels=_channels(records),
         sections=_sections(folder, every, notes),
         config=config,
         versions=_versions(records),
@@ -217,6 +217,7 @@ def _settings(folder: Path, notes: list[str]) -> Any:
     return _json(path, notes) if path.exists() else None
 
 
+DRAW = "esegeta report FOLDER draws them."
 MAPS, DRAWINGS = "methods", "figures"  # the kinds whose records have maps, and the figures of them
 
 
@@ -265,25 +266,38 @@ def _records(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _attach_figures(records: Sequence[dict[str, Any]], notes: list[str]) -> None:
-    """Give the records of maps the figures that were drawn of them, unless the map has changed since."""
+def _attach_figures(records: Sequence[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
+    """Give the records of maps the figures that were drawn of them, unless the map has changed since.
+
+    Returns the figures of several maps, each with the ids of all maps that were there when it was drawn.
+    """
     maps = {record["id"]: record for record in records if record["kind"] == MAPS}
-    stale = 0
+    stale = drawn = 0
+    together = []
     for record in records:
         inputs = record.get("inputs")
-        if record["kind"] != DRAWINGS or not isinstance(inputs, dict):
+        if record["kind"] != DRAWINGS or record["status"] not in MADE or not isinstance(inputs, dict):
             continue
+        current = {
+            job
+            for job, seen in inputs.items()
+            if job in maps and seen == [str(maps[job].get("config_digest")), maps[job]["status"]]
+        }
+        stale += len(inputs.keys() & maps.keys() - current)
         for job, figures in record["figures"].items():
-            if job not in maps or not isinstance(figures, dict):
-                continue
-            if inputs.get(job) == [str(maps[job].get("config_digest")), maps[job]["status"]]:
+            if job in current and isinstance(figures, dict):
+                drawn += 1
                 maps[job]["figures"] = {**maps[job]["figures"], **figures}
-            else:
-                stale += 1
+        several = record.get("together")
+        if current == inputs.keys() and isinstance(several, list):
+            found = [one for one in several if isinstance(one, dict)]
+            together += [{**one, "subject": record["subject"], "of": sorted(current)} for one in found]
     if stale:
-        notes.append(
-            f"{stale} maps are newer than their figures, which are left out: esegeta report draws them."
-        )
+        notes.append(f"{stale} maps are newer than their figures, which are left out: {DRAW}")
+    bare = sum(record["status"] in MADE and not record["figures"] for record in maps.values())
+    if drawn and bare - stale > 0:
+        notes.append(f"{bare - stale} of {len(maps)} maps have no figures yet: {DRAW}")
+    return together
 
 
 def _join(records: Sequence[dict[str, Any]]) -> None:
@@ -387,6 +401,21 @@ def _viewer(
         except Exception:  # it is noted where it is copied
             return None
 
+    @lru_cache(maxsize=4)
+    def inner(under: Path | None, mask: Path | None) -> tuple[float, ...] | None:
+        """Where the viewer opens: in the middle of what is predicted, else of what the image shows."""
+        for path in (mask, under):
+            if path is None:
+                continue
+            try:
+                values, place = display.read(path)
+            except Exception:  # it is noted where it is copied
+                continue
+            where = values > 0 if path == mask else scenes.body(scenes.window(values))
+            if where.any():
+                return display.centre(where, place)
+        return None
+
     overlays: list[dict[str, Any]] = []
     reduced = 0
     for record in done:
@@ -419,6 +448,7 @@ def _viewer(
                 "text": len(volumes) - 1,
                 "anatomy": anatomy,
                 "prediction": prediction,
+                "centre": inner(_under(folder, record), inside(folder, record["prediction"])) or copy.peak,
             }
         )
     if any(record["status"] == "partial" for record in done):
@@ -426,9 +456,10 @@ def _viewer(
     if reduced:
         notes.append(
             f"{reduced} of {len(overlays)} maps are on fewer voxels in the viewer than in their files, "
-            "to keep this page small: single strong voxels look weaker there."
+            "to keep this page small: single strong voxels look weaker there, and the value under the cursor is the "
+            "mean of the voxels there."
         )
-    steps = {kind: colours.STEPS[kind] for kind in ("positive", "negative")}
+    steps = {kind: colours.SCHEMES["orange"][kind] for kind in ("positive", "negative")}
     return {"overlays": overlays, "colours": steps}, volumes
 
 
@@ -443,74 +474,39 @@ def _under(folder: Path, record: Mapping[str, Any]) -> Path | None:
     return named
 
 
-def _compared(folder: Path, records: list[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
-    """The methods side by side for each subject and target, and the targets for each method that has several."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for record in records:
-        if record["status"] in MADE and inside(folder, record["map"]):
-            subject, target, method = record["subject"], record["target"], record["title"]
-            shown, where = titled(method, record["marks"]), titled(target, record["marks"])
-            groups.setdefault((subject, target, ""), []).append({**record, "said": shown})
-            groups.setdefault((subject, "", method), []).append({**record, "said": where})
+def _compared(
+    folder: Path, together: Sequence[Mapping[str, Any]], shown: Collection[str], notes: list[str]
+) -> list[dict[str, Any]]:
+    """The figures of several maps: methods side by side, targets side by side, layers."""
     found: list[dict[str, Any]] = []
     left_out: list[str] = []
-    for (subject, target, method), group in sorted(groups.items(), key=lambda item: not item[0][1]):
-        if len(group) < 2:
+    for one in together:
+        path, title = inside(folder, one.get("file")), str(one.get("title"))
+        if path is None or not set(one["of"]) <= set(shown):
             continue
         if len(found) == MOST_COMPARED:
-            left_out.append(f"{subject}, {target or method}")
+            left_out.append(title)
             continue
-        title = f"{subject}, {target or method}"
         try:
-            content = _side_by_side(folder, group[: 2 * ABREAST], title, shared=not target)
-        except ModuleNotFoundError as error:
-            notes.append(_line(error))
-            break
-        except Exception as error:  # whatever is in the files, the report goes on without it
-            notes.append(f"{title} could not be drawn side by side: {_line(error)}")
+            address, width, height = display.figure(path)
+        except Exception as error:  # whatever is in the file
+            notes.append(f"{path.name} could not be shown: {_line(error)}")
             continue
-        if content is not None:
-            address, width, height = display.picture(content)
-            found.append({"title": title, "address": address, "width": width, "height": height})
-            if len(group) > 2 * ABREAST:
-                notes.append(f"{title}: the first {2 * ABREAST} of {len(group)} are drawn side by side.")
+        file = path.relative_to(folder.resolve()).as_posix()
+        found.append({"title": title, "address": address, "width": width, "height": height, "file": file})
     if left_out:
-        notes.append(
-            f"Not drawn side by side, after the first {MOST_COMPARED}: {_line('; '.join(left_out))}."
-        )
+        rest = _line("; ".join(left_out))
+        notes.append(f"Beside this page, after the first {MOST_COMPARED} figures of several maps: {rest}.")
     return found
 
 
-def _side_by_side(folder: Path, group: Sequence[Mapping[str, Any]], title: str, shared: bool) -> bytes | None:
-    """A figure of maps that lie on one image, on at most 128 voxels a side; None for what has no two axes."""
-    under = _under(folder, group[0])
-    volumes = {}
-    for record in group:
-        path = inside(folder, record["map"])
-        assert path is not None
-        name = record["said"] if record["said"] not in volumes else f"{record['said']} ({record['id']})"
-        volumes[name] = display.small(*display.read(path))
-    shape, affine = next((values.shape, affine) for values, affine in volumes.values())
-    if sum(length > 1 for length in shape) < 2 or (display.is_flat(shape) and shape[2] > 1):
-        return None
-    anatomy = None
-    if under is not None:
-        image, place = display.small(*display.read(under))
-        anatomy = image[None] if image.shape == shape and np.allclose(place, affine, atol=1e-3) else None
-    maps = {name: values[None] for name, (values, _) in volumes.items()}
-    if display.is_flat(shape):
-        maps = {name: values[..., 0] for name, values in maps.items()}
-        anatomy = None if anatomy is None else anatomy[..., 0]
-    where = None if np.array_equal(affine, pictures.AFFINE) else affine  # a picture lies nowhere in mm
-    return png(side_by_side(maps, anatomy, None, where, title=title, shared=shared))
-
-
 def _figures(folder: Path, records: list[dict[str, Any]], notes: list[str], left: int) -> None:
-    """Give each record its pictures: inside of the page as far as its size allows, links for the rest."""
+    """Give each record its pictures: one of each map is inside of the page, the others as far as its size allows."""
     linked = 0
     for record in records:
         record["pictures"] = []
     kinds = [*KINDS, *sorted({str(k) for r in records for k in r["figures"]} - set(KINDS))]
+    share = max(left, 0) // max(1, sum(bool(record["figures"]) for record in records))
     for kind in kinds:  # the overlays of all first: they say most
         for record in records:
             path = inside(folder, record["figures"].get(kind))
@@ -521,9 +517,10 @@ def _figures(folder: Path, records: list[dict[str, Any]], notes: list[str], left
                 "file": path.relative_to(folder.resolve()).as_posix(),
                 "address": None,
             }
-            if left > 0:
+            first = not any(one["address"] for one in record["pictures"])
+            if first or left > 0:
                 try:
-                    address, width, height = display.figure(path)
+                    address, width, height = display.figure(path, share if first else None)
                     picture |= {"address": address, "width": width, "height": height}
                     left -= len(address)
                 except Exception as error:  # whatever is in the file
@@ -532,12 +529,28 @@ def _figures(folder: Path, records: list[dict[str, Any]], notes: list[str], left
             linked += picture["address"] is None
             record["pictures"].append(picture)
     if linked:
-        notes.append(f"{linked} figures are links to files beside this page, to keep it small.")
+        notes.append(
+            f"{linked} figures are links to files beside this page, to keep it small; one of each map is here."
+        )
 
 
 def _metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     rows = [r for r in records if r["metrics"]]
     return {"names": sorted({str(name) for r in rows for name in r["metrics"]}), "rows": rows}
+
+
+def _channels(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each channel of each map that has several."""
+    about = ("subject", "target", "title", "id")
+    numbers = ("sum", "mean", "share", "min", "max")
+    rows = []
+    for record in records:
+        channels = record.get("channels")
+        for one in channels if isinstance(channels, list) else []:
+            if isinstance(one, dict):
+                own = {"channel": str(one.get("channel")), **{name: one.get(name) for name in numbers}}
+                rows.append({**{name: record[name] for name in about}, **own})
+    return rows
 
 
 def _sections(folder: Path, records: Sequence[Mapping[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
@@ -550,8 +563,9 @@ def _sections(folder: Path, records: Sequence[Mapping[str, Any]], notes: list[st
         pictures = [one for record in own for one in _drawn(folder, record, notes)]
         if kind.shown or pictures:
             every = [row for record in own for row in kind.rows(record)]
-            rows = [[row.get(name) for name in kind.shown] for row in every[:MOST_ROWS]]
-            heads = list(kind.shown.values())
+            known = [name for name in kind.shown if any(row.get(name) not in (None, "") for row in every)]
+            rows = [[row.get(name) for name in known] for row in every[:MOST_ROWS]]
+            heads = [kind.shown[name] for name in known]  # a column without any value says nothing
             rest = (
                 f" {len(every) - MOST_ROWS} more rows are in {kind.file}.csv."
                 if len(every) > MOST_ROWS

@@ -278,3 +278,29 @@ def job(subject: str, target: str, method: str) -> str:
     'sub-01_brain_integratedGradients'
     """
     return f"{subject_of(subject)}_{label(target)}_{label(method)}"
+
+
+def channels(files: Sequence[str | Path], count: int) -> list[str]:
+    """Return a name for each channel of an image: of files what tells them apart, of a picture its colours.
+
+    Args:
+        files: that the image was read from, in their order.
+        count: how many channels it has.
+
+    Example:
+        >>> channels(["a/sub-1_T1w.nii.gz", "a/sub-1_FLAIR.nii.gz"], 2), channels(["cat.png"], 3)
+        (['T1w', 'FLAIR'], ['red', 'green', 'blue'])
+        >>> channels(["all.nii.gz"], 2)
+        ['channel 0', 'channel 1']
+    """
+    if len(files) == count > 1:
+        stems = [Path(name).name.split(".")[0] for name in files]
+        parts = [re.split(r"[_-]", stem) for stem in stems]
+        shared = set(parts[0]).intersection(*map(set, parts))
+        told = ["_".join(part for part in own if part not in shared) for own in parts]
+        if all(told) and len(set(told)) == count:
+            return told
+        return stems if len(set(stems)) == count else [f"channel {i}" for i in range(count)]
+    if count == 3 and len(files) == 1 and Path(files[0]).suffix.lower() in (".png", ".jpg", ".jpeg"):
+        return ["red", "green", "blue"]
+    return [f"channel {i}" for i in range(count)]

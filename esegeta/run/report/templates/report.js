@@ -133,9 +133,8 @@
     }
   }
 
-  function go() {
-    const one = chosen();
-    nv.scene.crosshairPos = nv.mm2frac(one.peak);
+  function go(place) {
+    nv.scene.crosshairPos = nv.mm2frac(place);
     nv.drawScene();
     nv.createOnLocationChange();
   }
@@ -162,7 +161,7 @@
     }
     $("outline").parentNode.hidden = one.prediction === null;
     scales();
-    if (state.first) { go(); state.first = false; }
+    if (state.first) { go(one.centre); state.first = false; }
     const copy = one.shape.join(" × "), full = one.full.join(" × ");
     const grid = copy === full ? `${copy} voxels` : `${copy} voxels here, ${full} in the file`;
     say(`${one.title}: largest size ${short(one.largest)}; ${grid}.`);
@@ -175,7 +174,7 @@
     const words = mm.map((v) => v.toFixed(0));
     let value = "";
     const index = nv.volumes.indexOf(state.map);
-    if (index >= 0 && location.values[index]) value = `, map ${short(location.values[index].value * chosen().step)}`;
+    if (index >= 0 && location.values[index]) value = `, map ${short(location.values[index].value * chosen().step)} ± ${short(chosen().step / 2)}`;
     $("where").textContent = words.length ? `right ${words[0]}, front ${words[1]}, up ${words[2]} mm${value}` : "";
   }
 
@@ -219,7 +218,7 @@
   $("choose-view").addEventListener("change", () => queue(() => nv.setSliceType(Number($("choose-view").value))));
   $("smooth").addEventListener("change", () => queue(() => nv.setInterpolation(!$("smooth").checked)));
   $("cut").addEventListener("change", () => queue(cut));
-  $("strongest").addEventListener("click", () => queue(go));
+  $("strongest").addEventListener("click", () => queue(() => go(chosen().peak)));
   for (const id of ["opacity", "threshold", "fade", "window"]) $(id).addEventListener("input", () => queue(scales));
   queue(start);
 })();
