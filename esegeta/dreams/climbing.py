@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vmap
+from torch.func import vjp, vmap
 from torch.utils._pytree import tree_map
 
 from esegeta import random
@@ -149,9 +149,9 @@ def ascend(
 
         def step(k: int, state: _State) -> _State:
             z = state.point
-            x = ways.decode(z)
+            x, pull = (z, lambda g: (g,)) if direct else vjp(ways.decode, z)  # type: ignore[misc]
             y, g = slope(x, random.fold_in(word, k))
-            pulled = g if direct else gradient(lambda z: (ways.decode(z) * g).sum())(z)
+            (pulled,) = pull(g)
             point, memory = climbing.update(k, z, pulled, state.memory)
             bad = ~(torch.isfinite(y) & torch.isfinite(pulled).all() & torch.isfinite(point).all())
             stopped = state.stopped | bad
