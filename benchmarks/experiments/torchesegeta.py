@@ -103,14 +103,20 @@ def methods_of(score: Callable, net: nn.Module, steps: int) -> dict[str, Callabl
 def sweeps_of(
     score: Callable, places: Sequence[str], steps: int
 ) -> dict[str, Callable[[Tensor], Sequence[Tensor]]]:
-    """Every method at all layers at once."""
+    """Every method at every level by itself.
+
+    Conductance and DeepLIFT of several places at once share the score among them: of levels that follow each other
+    the last would get everything.
+    """
     zero = torch.zeros_like
-    lift = eg.at(eg.deep_lift, list(places))(score)
-    conductance = eg.conductance(score, list(places), steps=steps)
+
+    def each(method: Callable[[str], Callable[..., Tensor]]) -> Callable[[Tensor], Sequence[Tensor]]:
+        return lambda x: [method(place)(x, zero(x)) for place in places]
+
     return {
         "excitation backprop": eg.excitation_backprop(score, list(places)),
-        "conductance": lambda x: conductance(x, zero(x)),
-        "layer DeepLIFT": lambda x: lift(x, zero(x)),
+        "conductance": each(lambda place: eg.conductance(score, place, steps=steps)),
+        "layer DeepLIFT": each(lambda place: eg.at(eg.deep_lift, place)(score)),
         "gradient x activation": eg.layer_gradient_x_activation(score, list(places)),
     }
 
