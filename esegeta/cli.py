@@ -188,7 +188,7 @@ def _execute(
         config, resume=resume, dry=dry, only=only or None, progress=True if plain else None
     )
     if dry:
-        _plan(summary)
+        _plan(summary, config.run.workers)
     else:
         _ended(summary)
         if open_ and summary.report is not None:
@@ -199,23 +199,49 @@ def _execute(
         raise typer.Exit(summary.exit_code)
 
 
-def _plan(summary: Any) -> None:
-    rows = [
-        (
-            planned.job.id,
+_MOST_ROWS = 60
+
+
+def _plan(summary: Any, workers: int) -> None:
+    from esegeta.run import log, pipeline
+
+    def columns(planned: Any) -> tuple[str, ...]:
+        return (
             "done already" if planned.done else "to do",
-            "-" if planned.evaluations is None else f"{planned.evaluations} {planned.needs}",
-            "x".join(map(str, planned.shape)) if planned.shape else "-",
-            size_of(planned.memory),
+            "the image decides" if planned.evaluations is None else f"{planned.evaluations} {planned.needs}",
+            "?" if planned.seconds is None else log.roughly(planned.seconds),
+            "x".join(map(str, planned.shape)) if planned.shape else "?",
+            "?" if planned.memory is None else size_of(planned.memory),
         )
-        for planned in summary.plan
-    ]
-    show(("job", "state", "at most", "image", "memory of tensors"), rows)
+
+    looked = [planned for planned in summary.plan if planned.shape or planned.problem or planned.evaluations]
+    if len(looked) <= _MOST_ROWS:
+        head, rows = "job", [(planned.job.id, *columns(planned)) for planned in looked]
+    else:  # those that differ in their subject alone in one line
+        alike: dict[tuple[str, ...], int] = {}
+        for planned in looked:
+            what = f"{planned.job.target} {planned.job.method}"
+            alike[what, *columns(planned)] = alike.get((what, *columns(planned)), 0) + 1
+        head, rows = "jobs", [(f"{count} x {what}", *rest) for (what, *rest), count in alike.items()]
+    show((head, "state", "at most", "about", "image", "memory of tensors"), rows)
+    if len(looked) < len(summary.plan):
+        kinds = sorted({planned.job.kind for planned in summary.plan if planned not in looked})
+        say(f"And {len(summary.plan) - len(looked)} jobs that read these: {', '.join(kinds)}.")
+    causes: dict[str, list[str]] = {}
     for planned in summary.plan:
         if planned.problem:
-            say(f"{planned.job.id}: {planned.problem}")
+            causes.setdefault(planned.problem, []).append(planned.job.id)
+    for problem, ids in causes.items():
+        rest = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+        say(f"{', '.join(ids[:3])}{rest}: {problem}")
+    ahead = pipeline.forecast(summary, workers)
+    if ahead.jobs:
+        open_ = f", and {ahead.unknown} jobs of which only the image tells" if ahead.unknown else ""
+        most = "" if ahead.memory is None else f" The largest job takes {size_of(ahead.memory)} of tensors."
+        say(f"About {log.roughly(ahead.seconds)} with {workers} workers{open_}.{most}")
+        say(f"At most {size_of(ahead.disk)} on disk, without figures; {size_of(ahead.free)} are free.")
     say(f"{len(summary.plan)} jobs. Nothing was written. Without --dry-run they go to {summary.folder}.")
-    if any(planned.problem for planned in summary.plan):
+    if causes:
         raise typer.Exit(FAILED)
 
 
@@ -246,6 +272,76 @@ def _ended(summary: Any) -> None:
     say(f"{counts or 'Nothing was done'}. Everything is in {summary.folder}.")
     if summary.report is not None:
         say(f"Report: {summary.report}")
+
+
+@app.command(
+    epilog="Examples: [bold]esegeta follow results[/bold] · "
+    "[bold]esegeta follow results --cancel sub-01_lesion_rise[/bold] · "
+    "[bold]esegeta follow results --cancel all[/bold]"
+)
+def follow(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run, run.output.")],
+    cancel: Annotated[
+        list[str] | None,
+        typer.Option("--cancel", metavar="ID|all", help="Give a job up; several times for several."),
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of bars.")] = False,
+) -> None:
+    """Look on while another process runs, or cancel its jobs: how many are done, have failed, and the time left."""
+    from esegeta.run import log, pipeline
+
+    if cancel:
+        asked = pipeline.cancel(folder, cancel)
+        say(f"Asked to be cancelled: {', '.join(asked)}.")
+        return
+    events, tally = pipeline.follow(folder), log.Tally()
+    with log.display(True if plain else None) as shown:
+        for event in events:
+            tally.hear(event)
+            shown.show(event)
+    how = (
+        "The run has ended" if tally.ended else "The run has ended without saying so: start it again to go on"
+    )
+    say(f"{how}. {tally.line()}.")
+    if tally.failed or tally.done < tally.total:
+        raise typer.Exit(FAILED)
+
+
+@app.command(
+    epilog="Examples: [bold]esegeta clean results[/bold] · [bold]esegeta clean results --config a.toml --yes[/bold]"
+)
+def clean(
+    folder: Annotated[Path, typer.Argument(help="The folder of runs, run.output.")],
+    config: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--config", help="What shall stay; several times for several. Default: the last run there."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    trust: Trusted = None,
+) -> None:
+    """Remove from the folder of a run what its configuration does not know any more, after a list and a question.
+
+    Only what runs have written there is touched.
+    """
+    from esegeta.run import pipeline
+    from esegeta.run.config import loading as configuration
+
+    if not (folder / ".jobs").is_dir():
+        raise typer.BadParameter(f"expected the folder of a run, got {folder}", param_hint="FOLDER")
+    given = config or [folder / "config.json"]
+    known = [configuration.load(path, trust=trust or ()) for path in given]
+
+    def agreed(files: list[Path]) -> bool:
+        whole = sum(path.stat().st_size for path in files)
+        for path in files:
+            say(os.path.relpath(path, folder))
+        say(f"{len(files)} files, {size_of(whole)}, that {' and '.join(map(str, given))} does not know.")
+        return yes or typer.confirm("Remove them?", default=False)
+
+    removed = pipeline.clean(folder, known, agreed)
+    say(f"Removed {len(removed)} files." if removed else "Nothing was removed.")
 
 
 @app.command(epilog="Examples: [bold]esegeta init[/bold] · [bold]esegeta init knee.toml[/bold]")

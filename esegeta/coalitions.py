@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from esegeta._facts import unchecked
@@ -179,7 +180,7 @@ def walker(
             return features.keep((rank < node // count).to(x.dtype))
 
         values = shown(score, x, baseline, keep, nodes, label=label)
-        return values[: len(values) // count * count].reshape(-1, count).T
+        return rearrange(values[: len(values) // count * count], "(step walk) -> walk step", walk=count)
 
     return along
 

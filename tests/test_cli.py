@@ -20,7 +20,7 @@ from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
 from esegeta.run.config import loading as config
 from esegeta.run.executors import stopping
 
-COMMANDS = ("demo", "run", "init", "methods", "convert", "places", "verify", "compare")
+COMMANDS = ("demo", "run", "follow", "clean", "init", "methods", "convert", "places", "verify", "compare")
 HELP_SECONDS = 0.5
 
 

@@ -1,11 +1,16 @@
 """The package brings in its names when the first of them is used."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 from together import together
+
+import esegeta
 
 # What the package needs is imported once: that takes most of the time. Each script has a process of its own, which
 # has imported nothing of the package.
@@ -91,3 +96,11 @@ def test_no_function_has_the_name_of_a_file():
 
     files = {module.name for module in pkgutil.iter_modules(esegeta.__path__)}
     assert not [name for name in files & set(esegeta.__all__) if callable(getattr(esegeta, name))]
+
+
+def test_what_is_declared_to_be_needed_is_imported():
+    root = Path(esegeta.__file__).parent
+    declared = tomllib.loads((root.parent / "pyproject.toml").read_text())["project"]["dependencies"]
+    sources = "\n".join(path.read_text() for path in root.rglob("*.py"))
+    for name in (re.match(r"[\w-]+", line)[0] for line in declared):
+        assert re.search(rf"^\s*(from|import) {name}\b", sources, re.MULTILINE), name

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import csv
 import json
+import math
 import os
 import random
 import re
@@ -19,13 +20,14 @@ import numpy as np
 import pytest
 import torch
 
+from esegeta import cli
 from esegeta._registry import METHODS
 from esegeta.engine.check import Refused
 from esegeta.engine.execution import current, record
 from esegeta.run import log, pipeline
 from esegeta.run.config import building, catalogue
 from esegeta.run.config import loading as config
-from esegeta.run.executors import stopping
+from esegeta.run.executors import journal, stopping
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.protocol import Piece
 from esegeta.run.jobs import dispatch, methods, parts
@@ -445,9 +447,55 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, scan):
     assert found["occlusion"].needs == "values"
     assert found["smooth"].memory > 8**3 * 4
     assert found["smooth"].problem is None
+    assert found["occlusion"].seconds is None
+    assert found["smooth"].seconds == pytest.approx(5 / 4 * found["integrated_gradients"].seconds)
+    sized = 4 * 8**3 + 4 * math.prod(nibabel.load(scan).shape)
+    assert found["smooth"].disk == sized
+    assert sum(one.disk or 0 for one in found.values()) == 4 * sized + nibabel.load(scan).get_fdata().size * 4
+    ahead = pipeline.forecast(summary, 2)
+    assert (ahead.jobs, ahead.unknown) == (3, 1)
+    assert ahead.memory == max(one.memory for one in found.values() if one.memory)
+    assert ahead.disk == sum(one.disk for one in found.values() if one.problem is None)
     assert "nowhere" in found["grad_cam"].problem
     assert "expected size" in found["wrong"].problem
     assert not any(one.done for one in found.values())
+
+
+def test_a_dry_run_looks_at_one_image_of_each_shape_and_groups_what_is_wrong(tmp_path, capsys, monkeypatch):
+    for number, shape in enumerate([(8, 8, 8), (8, 8, 8), (8, 8, 8), (7, 9, 8)]):
+        values = np.random.default_rng(number).standard_normal(shape).astype(np.float32)
+        nibabel.Nifti1Image(values, np.eye(4)).to_filename(tmp_path / f"sub-{number}.nii.gz")
+    (tmp_path / "sub-5.nii.gz").write_bytes(b"no image")
+    whole = settings(
+        tmp_path / "out", tmp_path / "sub-*.nii.gz", [{"name": "gradient"}, {"name": "saliency"}]
+    )
+    whole["model"] = {"source": "zoo:small_unet", "arguments": {"ndim": 3}}
+    whole["input"] = {"files": str(tmp_path / "sub-*.nii.gz")}
+    looked = []
+    examine = dispatch.payload_of
+    monkeypatch.setattr(
+        dispatch, "payload_of", lambda job, config: looked.append(job.id) or examine(job, config)
+    )
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps(whole))
+    monkeypatch.setattr("esegeta.cli._MOST_ROWS", 3)
+    assert cli.main(["run", str(path), "--dry-run", "--trust", str(tmp_path)]) == cli.FAILED
+    assert looked == [f"sub-{n}_spot_{method}" for n in (0, 3, 5) for method in ("gradient", "saliency")]
+    text = capsys.readouterr().out
+    assert re.search(r"^3 x spot gradient +to do +1 gradients +\d+ s +1x8x8x8 +\d", text, re.M)
+    assert re.search(r'^sub-3_spot_gradient, sub-3_spot_saliency: .* step = "pad", multiple = ', text, re.M)
+    assert re.search(r"^sub-5_spot_gradient, sub-5_spot_saliency: ", text, re.M)
+    assert " - " not in text
+    assert re.search(r"^About \d+ s with 2 workers. The largest job takes ", text, re.M)
+    assert re.search(r"^At most \d+ KiB on disk, without figures; .* are free.$", text, re.M)
+    channels = [tmp_path / "two" / f"sub-7_{name}.nii.gz" for name in ("T1w", "T2w")]
+    channels[0].parent.mkdir()
+    for file in channels:
+        file.write_bytes((tmp_path / "sub-0.nii.gz").read_bytes())
+    whole["input"]["files"] = [list(map(str, channels))]
+    (job, _) = jobs.plan(config.load(whole))
+    problem = dispatch.examine([json.loads(json.dumps(job.payload))], context())[job.id]["problem"]
+    assert "expected an image of 1 channel, which the network takes, got 2 channels" in problem
 
 
 def test_a_dry_run_takes_at_most_the_time_of_all_jobs_of_an_image(tmp_path, scan):
@@ -708,6 +756,78 @@ def test_lines_and_bars_and_functions_show_a_run(capsys):
         "b: 3 of 9 samples",
         "b: ended after 1.2 s, partial: 33 % done, 0 MiB",
     ]
+
+
+def test_a_run_is_followed_and_its_jobs_cancelled_from_another_process(tmp_path, scan, capsys):
+    stuck = {"name": "slow", "id": "stuck", "parameters": {"seconds": 600.0}}
+    whole = settings(tmp_path / "out", scan, [{"name": "gradient"}, stuck, {"name": "saliency"}])
+    folder = str(tmp_path / "out")
+    assert cli.main(["follow", folder]) == cli.BAD_INPUT
+    assert "expected" in capsys.readouterr().err
+    process = start(whole)
+    try:
+        seen = []
+        while ("begin", "sub-01_spot_stuck") not in seen:
+            assert process.poll() is None
+            time.sleep(0.05)
+            with contextlib.suppress(OSError, ValueError):
+                seen = [(event["event"], event["job"]) for event in journal.events(f"{folder}/.jobs")]
+        assert cli.main(["follow", folder, "--cancel", "sub-01_spot_stck"]) == cli.BAD_INPUT
+        assert "got 'sub-01_spot_stck'. Nearest: sub-01_spot_stuck" in capsys.readouterr().err
+        assert pipeline.going_on(folder)
+        assert cli.main(["follow", folder, "--cancel", "sub-01_spot_stuck"]) == 0
+        assert cli.main(["follow", folder, "--plain"]) == cli.FAILED
+    finally:
+        out, _ = process.communicate(timeout=60)
+    assert json.loads(out)["counts"] == {"done": 2, "cancelled": 1}
+    told = capsys.readouterr()
+    assert "The run has ended. 3 of 3, 1 failed." in told.out
+    assert re.search(r"^\[3 of 3, 1 failed\] sub-01_spot_", told.err, re.M)
+    assert "sub-01_spot_stuck: cancelled after" in told.err
+    # What has ended can still be read, and is not to be cancelled.
+    assert not pipeline.going_on(folder)
+    assert cli.main(["follow", folder, "--plain"]) == cli.FAILED
+    assert cli.main(["follow", folder, "--cancel", "all"]) == cli.BAD_INPUT
+    assert "a run that works in" in capsys.readouterr().err
+
+
+def test_what_no_configuration_knows_is_listed_and_removed_and_nothing_else(tmp_path, scan, capsys):
+    folder = tmp_path / "out"
+    whole = settings(folder, scan, [GOOD[0], {"name": "saliency"}], output={"tables": True})
+    whole["model"] = {"source": "zoo:small_unet", "arguments": {"ndim": 3}}
+    whole["summary"] = {}
+    assert pipeline.run(config.load(whole), progress=False).exit_code == 0
+    own = folder / scan.name.partition("_")[0] / "notes_saliency_statmap.txt"
+    own.write_text("of the user")
+    (folder / ".jobs" / "raw" / "gone.npy").write_bytes(b"left by a job without a record")
+    (folder / ".jobs" / "strange.json").write_text(
+        '{"id": "another", "status": "done", "map": "summary.csv"}'
+    )
+    before = files(folder)
+    assert pipeline.clean(folder, [config.load(whole)]) == [folder / ".jobs" / "raw" / "gone.npy"]
+    whole["methods"] = whole["methods"][:1]
+    del whole["summary"]
+    path = tmp_path / "less.json"
+    path.write_text(json.dumps(whole))
+    assert cli.main(["clean", str(folder), "--config", str(path)]) != 0  # nobody answers: nothing is removed
+    assert "saliency" in capsys.readouterr().out
+    assert cli.main(["clean", str(folder), "--config", str(path), "--yes"]) == 0
+    printed = capsys.readouterr().out
+    after = files(folder)
+    removed = {str(name) for name in before.keys() - after.keys()}
+    assert removed
+    assert all(
+        "saliency" in name or "summary" in name or "regions" in name or "gone" in name for name in removed
+    )
+    assert all(name in printed for name in removed if "gone" not in name)
+    assert not [name for name in after if "saliency" in str(name) and "notes" not in str(name)]
+    assert own.exists()
+    assert (folder / ".jobs" / "strange.json").exists()
+    assert (folder / "summary.csv").exists()
+    again = pipeline.run(config.load(whole), progress=False)
+    assert (again.exit_code, again.repeated) == (0, 0)
+    assert cli.main(["clean", str(tmp_path)]) == cli.BAD_INPUT
+    assert "expected the folder of a run" in capsys.readouterr().err
 
 
 def test_a_log_gives_every_line_its_time(tmp_path):

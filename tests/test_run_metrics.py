@@ -274,6 +274,18 @@ WRONG = [
         {"metric": "deletion", "baseline": "zeor"},
         "metrics[0].baseline: expected a baseline, got 'zeor'. Nearest",
     ),
+    (
+        {"metric": "roc_auc", "mask": "prediction", "baseline": "zero"},
+        "metrics[0].baseline: expected none for roc",
+    ),
+    (
+        {"metric": "sensitivity_max", "within": "prediction"},
+        "metrics[0].within: expected none for sensitivity_max",
+    ),
+    (
+        {"metric": "deletion", "id": "sum"},
+        "metrics[0].id: expected a name of its own, got 'sum'. The table of",
+    ),
     ({"metric": "deletion", "id": "a/b"}, "metrics[0].id: expected letters, digits"),
     ({"metric": "deletion", "memory": "much"}, "metrics[0].memory: expected"),
 ]
@@ -328,14 +340,16 @@ def test_a_digest_holds_what_decides(tmp_path):
     place = tmp_path / "sub-1_mask.nii.gz"
     scan(place, values=np.ones(SHAPE))
 
-    def digest(**entry):
+    def digest(run=None, **entry):
         whole = tables(tmp_path, [{"metric": "roc_auc", "mask": str(place), **entry}])
+        whole["run"] = run or whole["run"]
         return next(job for job in jobs.plan(config.load(whole)) if job.kind == "metrics").digest
 
     before = digest()
     assert digest(title="Area", deadline=3.0, id="auc") == before
-    others = [digest(null="shifted"), digest(mask="prediction"), digest(baseline="mean")]
+    others = [digest(null="shifted"), digest(mask="prediction"), digest(within="prediction")]
     assert len({before, *others}) == 4
+    assert digest(run={"output": str(tmp_path / "out"), "baseline": "mean"}) == before
     scan(place, values=np.zeros(SHAPE))
     assert digest() != before
 

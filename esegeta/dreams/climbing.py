@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vmap
+from torch.func import vjp, vmap
 from torch.utils._pytree import tree_map
 
 from esegeta import random
@@ -149,9 +149,9 @@ def ascend(
 
         def step(k: int, state: _State) -> _State:
             z = state.point
-            x = ways.decode(z)
+            x, pull = (z, lambda g: (g,)) if direct else vjp(ways.decode, z)  # type: ignore[misc]
             y, g = slope(x, random.fold_in(word, k))
-            pulled = g if direct else gradient(lambda z: (ways.decode(z) * g).sum())(z)
+            (pulled,) = pull(g)
             point, memory = climbing.update(k, z, pulled, state.memory)
             bad = ~(torch.isfinite(y) & torch.isfinite(pulled).all() & torch.isfinite(point).all())
             stopped = state.stopped | bad
@@ -217,16 +217,14 @@ def _part(name: str, value: Any, kind: type, default: Callable[[], Any]) -> Any:
         return default()
     if not isinstance(value, kind):
         got, advice = check.describe(value), f"Those of dreams.{name}s are"
-        raise TypeError(check.problem(WHERE, f"{name} to be one", got, advice))
+        raise check.refused_type(WHERE, f"{name} to be one", got, advice)
     return value
 
 
 def _penalty(pair: object) -> tuple[float | Relative, Penalty]:
     if not isinstance(pair, tuple) or len(pair) != 2 or not callable(pair[1]):
         advice = "Write penalties=[(1e-3, dreams.regularisers.total_variation())]"
-        raise TypeError(
-            check.problem(WHERE, "penalties as pairs (weight, penalty)", check.describe(pair), advice)
-        )
+        raise check.refused_type(WHERE, "penalties as pairs (weight, penalty)", check.describe(pair), advice)
     weight, penalty = pair
     return (
         weight if isinstance(weight, Relative) else check.non_negative(WHERE, "a weight", weight)

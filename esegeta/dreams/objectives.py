@@ -383,7 +383,7 @@ def weighted(*terms: tuple[float | int | Tensor, Score]) -> Score:
     """
     if not terms or not all(isinstance(t, tuple) and len(t) == 2 and callable(t[1]) for t in terms):
         advice = "Write weighted((1.0, one), (0.5, other))"
-        raise TypeError(check.problem("dreams.weighted", "pairs (weight, objective)", repr(terms), advice))
+        raise check.refused_type("dreams.weighted", "pairs (weight, objective)", repr(terms), advice)
 
     def value(x: Tensor) -> Tensor:
         total = terms[0][0] * terms[0][1](x)

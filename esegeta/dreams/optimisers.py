@@ -36,7 +36,7 @@ def _rate(name: str, rate: object) -> Callable[[int], float]:
 def _optimiser(name: str, value: object) -> None:
     if not isinstance(value, Optimiser):
         got, advice = check.describe(value), "Pass for example dreams.optimisers.adam()"
-        raise TypeError(check.problem(f"dreams.{name}", "an optimiser", got, advice))
+        raise check.refused_type(f"dreams.{name}", "an optimiser", got, advice)
 
 
 @optimiser(paper="Kingma, Ba 2015, arXiv:1412.6980")

@@ -62,11 +62,19 @@ def fourier(*, decay: float | int = 1.0, spacing: spatial.Spacing | None = None)
     """
     power = check.non_negative("dreams.fourier", "decay", decay)
 
+    found: dict[tuple[object, ...], Tensor] = {}
+
     def scale(t: Tensor) -> Tensor:
-        f = spectra.frequencies(t.shape, spacing, t)
-        longest = f[f > 0].min() if f.numel() > 1 else torch.ones_like(f)
-        s = torch.maximum(f, longest) ** -power
-        return s / s.square().mean().sqrt()
+        # A dream asks for it at every step, always for the same grid.
+        grid = (t.shape[1:], t.dtype, t.device, levels.fake(t))
+        if grid not in found:
+            with torch.inference_mode(False):
+                f = spectra.frequencies(t.shape, spacing, t)
+                longest = f[f > 0].min() if f.numel() > 1 else torch.ones_like(f)
+                s = torch.maximum(f, longest) ** -power
+                found.clear()
+                found[grid] = s / s.square().mean().sqrt()
+        return found[grid]
 
     def encode(x: Tensor) -> Tensor:
         wide = spatial.image("dreams.fourier", "start", x).to(torch.promote_types(x.dtype, torch.float32))

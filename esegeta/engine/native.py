@@ -55,6 +55,12 @@ class Native:
         """Copies find out anew what the network takes."""
         return Native, (self.module, self.output)
 
+    def know(self, other: "Native") -> None:
+        """Take over what another one of the same network has found out at its batches."""
+        self.one_at_a_time, self.writes_buffers = other.one_at_a_time, other.writes_buffers
+        self.channels_last, self.outside = other.channels_last, other.outside
+        self.channelless = set(other.channelless)
+
     @property
     def tree(self) -> list[nn.Module]:
         """The module and all below it, as they are now."""

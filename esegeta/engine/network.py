@@ -45,6 +45,15 @@ class ModuleModel:
         """Copies and pickles are made anew from a copy of the network."""
         return ModuleModel, (self.module, self.output)
 
+    def again(self) -> "ModuleModel":
+        """Return another model of the network that knows what a call shows: whether examples may go together.
+
+        What methods have found out since, at places or in windows, stays behind.
+        """
+        other = ModuleModel(self.module, self.output)
+        other._native.know(self._native)
+        return other
+
     def __call__(self, *inputs: Any) -> Tensor:
         """Run one example through the network: each tensor comes without a batch axis."""
         hear(self, inputs)

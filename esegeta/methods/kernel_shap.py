@@ -1,6 +1,7 @@
 """Shapley values by weighted least squares over coalitions."""
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -90,8 +91,9 @@ def kernel_shap(
         gains: list[Tensor] = []
 
         def advance(start: int, stop: int) -> tuple[Tensor, Tensor, int]:
-            v = run(torch.stack([z[start:stop], 1 - z[start:stop]], 1).flatten(0, 1))
-            gains.append(v[: len(v) // 2 * 2].unflatten(0, (-1, 2)).diff(dim=1).neg()[:, 0])
+            v = run(rearrange([z[start:stop], 1 - z[start:stop]], "two pair part -> (pair two) part"))
+            kept, hidden = rearrange(v[: len(v) // 2 * 2], "(pair two) -> two pair", two=2)
+            gains.append(kept - hidden)
             done = sum(map(len, gains))
             if done < min(d, len(z)):
                 raise DeadlineExceeded(

@@ -1,6 +1,7 @@
 """Owen values: Shapley values of parts that join in groups, over a tree of groups."""
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -90,12 +91,12 @@ def partition_shap(
             dearest = worth.detach().sort(descending=True, stable=True).indices
             group, before, low, high, weight = (t[dearest[:size]] for t in found)
             with_a, with_b = before | inside(first[group]), before | inside(second[group])
-            v = values(torch.stack([with_a, with_b], 1).flatten(0, 1))
+            v = values(rearrange([with_a, with_b], "two pair part -> (pair two) part"))
             done = len(v) // 2  # fewer than asked for at a deadline
             group, before, with_a, with_b, low, high, weight = (
                 t[:done] for t in (group, before, with_a, with_b, low, high, weight)
             )
-            one, other = v[: 2 * done].unflatten(0, (done, 2)).unbind(1)
+            one, other = rearrange(v[: 2 * done], "(pair two) -> two pair", two=2)
             a, b = first[group], second[group]
             # Each half before and after the other. A leaf is its own halves, and keeps its value.
             new = (

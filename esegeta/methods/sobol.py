@@ -1,6 +1,7 @@
 """Sobol indices: the share of a part in the variance of the score."""
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -82,7 +83,7 @@ def sobol_attribution(score: Score, *, features: Features | None = None, samples
                 f"{label}: the deadline passed after {len(v)} runs, and two points take {2 * d + 2}. "
                 "Allow more time, or use coarser features."
             )
-        v = v[: done * (d + 1)].unflatten(0, (done, d + 1)).double()
+        v = rearrange(v[: done * (d + 1)], "(point run) -> point run", point=done).double()
         change = (v[:, 1:] - v[:, :1]).square().sum(0)
         varying = 2 * (v[:, 0] - v[:, 0].mean()).square().sum()
         index = torch.where(varying > 0, change / torch.where(varying > 0, varying, 1), 0)

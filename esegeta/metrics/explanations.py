@@ -34,7 +34,7 @@ def given(a: Tensor, *, multiplied: bool = True) -> Explain:
     check.floating("metrics.given", "a", a)
     if not isinstance(multiplied, bool):
         advice = "Contributions are multiplied by the image's difference to a baseline, gradients are not"
-        raise TypeError(check.problem("metrics.given", "multiplied=True or False", repr(multiplied), advice))
+        raise check.refused_type("metrics.given", "multiplied=True or False", repr(multiplied), advice)
 
     def explain(_: Tensor, *refs: Tensor) -> Tensor:  # noqa: ARG001
         return a
@@ -47,13 +47,11 @@ def given(a: Tensor, *, multiplied: bool = True) -> Explain:
 def fresh(where: str, explain: object) -> Callable[..., Tensor]:
     """Refuse a finished map where other explanations are needed."""
     if getattr(explain, "finished", False):
-        raise ValueError(
-            check.problem(
-                where,
-                "an explanation that can be asked about other inputs",
-                "a finished map",
-                "Pass the method, for example eg.integrated_gradients(score)",
-            )
+        raise check.refused(
+            where,
+            "an explanation that can be asked about other inputs",
+            "a finished map",
+            "Pass the method, for example eg.integrated_gradients(score)",
         )
     return callable_(where, explain)
 
@@ -62,14 +60,10 @@ def callable_(where: str, explain: object) -> Callable[..., Tensor]:
     """Refuse a map where an explanation belongs."""
     if isinstance(explain, Tensor):
         advice = "Wrap a finished map: metrics.given(map)"
-        raise TypeError(
-            check.problem(where, "explain, a function of the image", check.describe(explain), advice)
-        )
+        raise check.refused_type(where, "explain, a function of the image", check.describe(explain), advice)
     if not callable(explain):
         advice = "Pass a method applied to a score, for example eg.gradient(score)"
-        raise TypeError(
-            check.problem(where, "explain, a function of the image", check.describe(explain), advice)
-        )
+        raise check.refused_type(where, "explain, a function of the image", check.describe(explain), advice)
     return explain
 
 
@@ -93,13 +87,11 @@ def attribution(
     check.image(where, "x", x)
     a = check.floating(where, "the explanation", asked(callable_(where, explain), x, refs, key))
     if a.ndim != x.ndim or a.shape[1:] != x.shape[1:] or a.shape[0] not in (1, x.shape[0]):
-        raise ValueError(
-            check.problem(
-                where,
-                f"a map on the grid of x, {(1, *x.shape[1:])} or {tuple(x.shape)}",
-                check.describe(a),
-                "Bring it there with esegeta.spatial.upsample",
-            )
+        raise check.refused(
+            where,
+            f"a map on the grid of x, {(1, *x.shape[1:])} or {tuple(x.shape)}",
+            check.describe(a),
+            "Bring it there with esegeta.spatial.upsample",
         )
     check.finite(where, "the explanation", a, "Say which voxels count with within=, or repair the map")
     return a.to(torch.float64)
@@ -114,15 +106,15 @@ def mask_of(where: str, mask: object, x: Tensor, name: str = "mask") -> Tensor:
     """Check a boolean mask on the grid of x, (*S) or (1,*S)."""
     if mask is None:
         advice = f"Pass {name}=, a boolean tensor on the grid of the image"
-        raise TypeError(check.problem(where, f"{name} at the call", "nothing", advice))
+        raise check.refused_type(where, f"{name} at the call", "nothing", advice)
     mask = check.tensor(where, name, mask)
     if mask.dtype != torch.bool:
-        raise TypeError(check.problem(where, f"a boolean {name}", check.describe(mask), f"Use {name} > 0"))
+        raise check.refused_type(where, f"a boolean {name}", check.describe(mask), f"Use {name} > 0")
     if mask.ndim == x.ndim and len(mask) == 1:
         mask = mask[0]
     if mask.shape != x.shape[1:]:
         expected = f"{name} of shape {tuple(x.shape[1:])}, the grid of x"
-        raise ValueError(check.problem(where, expected, check.describe(mask), "Resample it to that grid"))
+        raise check.refused(where, expected, check.describe(mask), "Resample it to that grid")
     return mask
 
 

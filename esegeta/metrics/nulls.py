@@ -172,9 +172,7 @@ def calibrated(
     way = better or direction(metric)
     if way not in ("higher", "lower"):
         name = getattr(getattr(metric, "func", metric), "__name__", "the metric")
-        raise ValueError(
-            check.problem(where, 'better="higher" or "lower"', f"nothing for {name}", "Say which")
-        )
+        raise check.refused(where, 'better="higher" or "lower"', f"nothing for {name}", "Say which")
 
     needs_image = "x" in inspect.signature(null).parameters
 

@@ -122,9 +122,7 @@ def randomised(module: nn.Module, layers: Sequence[str], *, how: How = "permute"
     where = "metrics.randomised"
     if how not in ("permute", "normal", "uniform", "reset"):
         advice = "See the docstring"
-        raise ValueError(
-            check.problem(where, 'how "permute", "normal", "uniform" or "reset"', repr(how), advice)
-        )
+        raise check.refused(where, 'how "permute", "normal", "uniform" or "reset"', repr(how), advice)
     own = copy.deepcopy(module)
     parts = dict(own.named_modules())
     word = check.key(where, key)
@@ -132,9 +130,7 @@ def randomised(module: nn.Module, layers: Sequence[str], *, how: How = "permute"
         for name in layers:
             if name not in parts:
                 known = ", ".join(list(parts)[1:6])
-                raise ValueError(
-                    check.problem(where, "names of modules", repr(name), f"There are {known}, ...")
-                )
+                raise check.refused(where, "names of modules", repr(name), f"There are {known}, ...")
             here = random.fold_in(word, _number(name))
             own_parameters = dict(parts[name].named_parameters(recurse=False))
             for n, kind in enumerate(sorted(own_parameters)):
@@ -184,11 +180,9 @@ def _refuse_without_parameters(where: str, method: object, module: object) -> No
     fresh(where, method)
     if not isinstance(module, nn.Module):
         advice = "Pass the network itself, not a model"
-        raise TypeError(check.problem(where, "an nn.Module", check.describe(module), advice))
+        raise check.refused_type(where, "an nn.Module", check.describe(module), advice)
     if not any(True for _ in module.parameters()):
-        raise ValueError(
-            check.problem(where, "a network with parameters", "none to randomise", "Pass another")
-        )
+        raise check.refused(where, "a network with parameters", "none to randomise", "Pass another")
 
 
 @metric(

@@ -15,7 +15,7 @@ def _pair(where: str, a: object, b: object) -> tuple[Tensor, Tensor]:
     if a.shape != b.shape or not 2 <= a.ndim <= 4:
         expected = "two maps (C,*S) of one shape"
         got = f"{check.describe(a)} and {check.describe(b)}"
-        raise ValueError(check.problem(where, expected, got, "Bring them to one grid first"))
+        raise check.refused(where, expected, got, "Bring them to one grid first")
     return a.double(), b.double()
 
 

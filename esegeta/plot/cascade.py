@@ -23,7 +23,7 @@ def cascade(
     spacing: Any = None,
     unit: str = "similarity",
 ) -> "Figure":
-    """The map of a network and after each layer that became random, above the curve of a number of each.
+    """Return the map of a network and after each layer that became random, above the curve of a number of each.
 
     Every map has a scale of its own, since random networks have sizes of their own: what is compared is where it
     lies. Of a volume it is the plane in which the first map is largest.
@@ -41,13 +41,13 @@ def cascade(
     maps = found.maps.detach().cpu().double().numpy()
     if maps.ndim not in (3, 4, 5):
         advice = "Pass what metrics.cascade_maps(...)(x) returns"
-        raise ValueError(check.problem("cascade", "maps (n,C,*S)", check.describe(found.maps), advice))
+        raise check.refused("cascade", "maps (n,C,*S)", check.describe(found.maps), advice)
     values = curves if isinstance(curves, dict) else {"": getattr(curves, "values", curves)}
     lines = {str(label): np.asarray(getattr(v, "values", v), dtype=float) for label, v in values.items()}
     for label, line in lines.items():
         if line.shape != maps.shape[:1]:
             expected = f"{len(maps)} numbers of {label or 'the curve'}, one for each map"
-            raise ValueError(check.problem("cascade", expected, str(line.size), "Follow the same maps"))
+            raise check.refused("cascade", expected, str(line.size), "Follow the same maps")
     pictures, (height, width) = _planes(maps.sum(1), spacing)
     figure = canvas.new(max(6.0, 1.15 * len(maps) + 0.8), 4.6, PAPER)
     figure.set_layout_engine("constrained", h_pad=0.06, w_pad=0.04)

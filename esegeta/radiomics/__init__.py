@@ -139,9 +139,9 @@ def features(
     """
     data, (shape, counted), lengths = arrays(WHERE, image, mask, spacing)
     if width is not None and number is not None:
-        raise ValueError(check.problem(WHERE, "width= or number=", "both", "Leave one of them out"))
+        raise check.refused(WHERE, "width= or number=", "both", "Leave one of them out")
     if not isinstance(slice_axis, int) or not -data.ndim <= slice_axis < data.ndim:
-        raise ValueError(check.problem(WHERE, f"slice_axis of {data.ndim} axes", repr(slice_axis), "Use -1"))
+        raise check.refused(WHERE, f"slice_axis of {data.ndim} axes", repr(slice_axis), "Use -1")
     peaks = local.features(data, counted, lengths)  # reaches beyond the region
     data, shape, counted = cropped(data, shape, counted)
     divided = _divided(data, counted, width, number)
@@ -150,7 +150,7 @@ def features(
     elif isinstance(ivh, Mapping) and len(ivh) == 1 and set(ivh) <= {"width", "number"}:
         volume = _divided(data, counted, ivh.get("width"), ivh.get("number"))
     else:
-        raise ValueError(check.problem(WHERE, 'ivh={"width": w} or {"number": n}', repr(ivh), "Change it"))
+        raise check.refused(WHERE, 'ivh={"width": w} or {"number": n}', repr(ivh), "Change it")
 
     found: dict[str, float] = {}
 
@@ -196,10 +196,10 @@ def features(
 def _divided(data: Any, counted: Any, width: float | None, number: float | None) -> levels.Levels:
     if width is not None:
         if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width < np.inf:
-            raise ValueError(check.problem(WHERE, "width > 0", repr(width), "Give it in the image's unit"))
+            raise check.refused(WHERE, "width > 0", repr(width), "Give it in the image's unit")
         return levels.fixed_width(data, counted, float(width))
     if number is not None:
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(check.problem(WHERE, "number of bins >= 1", repr(number), "16 to 128 are usual"))
+            raise check.refused(WHERE, "number of bins >= 1", repr(number), "16 to 128 are usual")
         return levels.fixed_number(data, counted, number)
     return levels.own(data, counted)

@@ -17,9 +17,7 @@ def _array(where: str, name: str, value: Any) -> NDArray[Any]:
         value = value.detach().cpu().numpy()
     if not isinstance(value, np.ndarray):
         advice = "Take it from a file with esegeta.run or nibabel"
-        raise TypeError(
-            check.problem(where, f"{name} as a tensor or an array", check.describe(value), advice)
-        )
+        raise check.refused_type(where, f"{name} as a tensor or an array", check.describe(value), advice)
     return value
 
 
@@ -29,11 +27,11 @@ def _without_channel(where: str, name: str, value: NDArray[Any], axes: int | Non
     if channel or value.ndim == 4:
         if value.shape[0] != 1:
             advice = "Take one channel, for example image[0]"
-            raise ValueError(check.problem(where, f"one channel in {name}", f"shape {value.shape}", advice))
+            raise check.refused(where, f"one channel in {name}", f"shape {value.shape}", advice)
         value = value[0]
     if value.ndim not in ((2, 3) if axes is None else (axes,)):
         expected = f"{name} with two or three axes" if axes is None else f"{name} with {axes} axes"
-        raise ValueError(check.problem(where, expected, f"shape {value.shape}", "Take one image"))
+        raise check.refused(where, expected, f"shape {value.shape}", "Take one image")
     return value
 
 
@@ -49,26 +47,24 @@ def arrays(where: str, image: Any, mask: Any, spacing: Any) -> tuple[Array, tupl
     lengths = np.broadcast_to(given, (data.ndim,)).copy()
     if not (np.isfinite(lengths).all() and (lengths > 0).all()):
         advice = "Take it from the affine, for example header.get_zooms()[:3] of nibabel"
-        raise ValueError(check.problem(where, "spacing of finite lengths > 0", repr(spacing), advice))
+        raise check.refused(where, "spacing of finite lengths > 0", repr(spacing), advice)
     masks = []
     for one in mask if isinstance(mask, tuple) else (mask, mask):
         found = _without_channel(where, "mask", _array(where, "mask", one), data.ndim)
         if found.shape != data.shape:
             expected = f"a mask of the image's shape {data.shape}"
             advice = "Resample it to the image's grid first"
-            raise ValueError(check.problem(where, expected, f"{found.shape}", advice))
+            raise check.refused(where, expected, f"{found.shape}", advice)
         if found.dtype != bool:
             if not np.isin(found, (0, 1)).all():
                 advice = "Choose a label, for example mask == 1"
-                raise ValueError(check.problem(where, "a mask of 0 and 1", "other values", advice))
+                raise check.refused(where, "a mask of 0 and 1", "other values", advice)
             found = found == 1
         masks.append(found)
     data = data.astype(np.float64)
     if not np.isfinite(data[masks[1]]).all():
-        raise ValueError(
-            check.problem(
-                where, "finite intensities in the mask", "NaN or infinity", "Leave them out of the mask"
-            )
+        raise check.refused(
+            where, "finite intensities in the mask", "NaN or infinity", "Leave them out of the mask"
         )
     return data, (masks[0], masks[1] & masks[0]), lengths
 

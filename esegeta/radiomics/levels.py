@@ -34,13 +34,11 @@ def own(image: Array, mask: Mask) -> Levels:
     """
     values = image[mask]
     if len(values) and (np.any(values != np.round(values)) or values.min() < 1):
-        raise ValueError(
-            check.problem(
-                WHERE,
-                "an image of whole numbers >= 1, its grey levels",
-                f"values from {values.min():.6g} to {values.max():.6g}",
-                "Say width= (of a bin, in the image's unit) or number= (of bins)",
-            )
+        raise check.refused(
+            WHERE,
+            "an image of whole numbers >= 1, its grey levels",
+            f"values from {values.min():.6g} to {values.max():.6g}",
+            "Say width= (of a bin, in the image's unit) or number= (of bins)",
         )
     count = int(values.max()) if len(values) else 0
     return Levels(np.where(mask, image, 0).astype(np.int64), count, np.arange(1, count + 1.0))

@@ -90,9 +90,9 @@ def prepare(
     if to is not None:
         wanted = np.broadcast_to(np.asarray(to, float), (data.ndim,))
         if not (np.isfinite(wanted).all() and (wanted > 0).all()):
-            raise ValueError(check.problem(WHERE, "lengths > 0 in to", repr(to), "Give mm per voxel"))
+            raise check.refused(WHERE, "lengths > 0 in to", repr(to), "Give mm per voxel")
         if isinstance(order, bool) or order not in (0, 1, 2, 3, 4, 5):
-            raise ValueError(check.problem(WHERE, "order from 0 to 5", repr(order), "1 is linear, 3 cubic"))
+            raise check.refused(WHERE, "order from 0 to 5", repr(order), "1 is linear, 3 cubic")
         whole = bool((data == np.round(data)).all())
         data = resampled(data, lengths.tolist(), wanted.tolist(), order)
         data = np.round(data) if whole else data
@@ -104,12 +104,12 @@ def prepare(
     if within is not None:
         low, high = within
         if not low <= high:
-            raise ValueError(check.problem(WHERE, "within=(least, largest)", repr(within), "Change it"))
+            raise check.refused(WHERE, "within=(least, largest)", repr(within), "Change it")
         counted = counted & (data >= low) & (data <= high)
         settings["within"] = (float(low), float(high))
     if outliers is not None:
         if not outliers > 0:
-            raise ValueError(check.problem(WHERE, "outliers > 0", repr(outliers), "3 is usual"))
+            raise check.refused(WHERE, "outliers > 0", repr(outliers), "3 is usual")
         values = data[counted]
         if len(values):
             counted = counted & (np.abs(data - values.mean()) <= outliers * values.std())

@@ -111,7 +111,7 @@ def pyradiomics(
     data, (shape, counted), lengths = arrays(WHERE, image, mask, spacing)
     if data.ndim != 3:
         advice = "esegeta.radiomics.features takes images of two axes"
-        raise ValueError(check.problem(WHERE, "three axes", f"shape {data.shape}", advice))
+        raise check.refused(WHERE, "three axes", f"shape {data.shape}", advice)
     data, shape, counted = cropped(data, shape, counted)
     if number is not None:
         divided = levels.fixed_number(data, counted, number)
@@ -119,7 +119,7 @@ def pyradiomics(
         least = float(data[counted].min()) if counted.any() else 0.0
         divided = levels.fixed_width(data, counted, width, start=math.floor(least / width) * width)
     else:
-        raise ValueError(check.problem(WHERE, "width > 0 or number", repr(width), "Its default is 25"))
+        raise check.refused(WHERE, "width > 0 or number", repr(width), "Its default is 25")
     found = {
         "firstorder": _first_order(data, counted, divided, lengths, shift),
         "shape": _shape(shape, lengths),

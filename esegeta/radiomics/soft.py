@@ -24,14 +24,12 @@ def _lengths(where: str, mask: Tensor, spacing: Spacing) -> list[float]:
     if mask.ndim not in (2, 3):
         advice = "Take one class of one example, for example torch.softmax(model(x), 0)[1]"
         expected = "a soft mask with two or three axes"
-        raise ValueError(check.problem(f"radiomics.soft.{where}", expected, check.describe(mask), advice))
+        raise check.refused(f"radiomics.soft.{where}", expected, check.describe(mask), advice)
     lengths = [1.0 if spacing is None else spacing] if not isinstance(spacing, Sequence) else list(spacing)
     lengths = [float(s) for s in (lengths * mask.ndim if len(lengths) == 1 else lengths)]
     if len(lengths) != mask.ndim or not all(0 < s < math.inf for s in lengths):
         expected = f"spacing of {mask.ndim} finite lengths > 0"
-        raise ValueError(
-            check.problem(f"radiomics.soft.{where}", expected, repr(spacing), "Give mm per voxel")
-        )
+        raise check.refused(f"radiomics.soft.{where}", expected, repr(spacing), "Give mm per voxel")
     return lengths
 
 
@@ -118,7 +116,7 @@ def flatness(mask: Mask, *, spacing: Spacing = None) -> Tensor:
     """Return the third over the first principal axis of a volume: 1 is round, 0 flat."""
     if mask.ndim != 3:
         advice = "In the plane there is elongation"
-        raise ValueError(check.problem("radiomics.soft.flatness", "three axes", check.describe(mask), advice))
+        raise check.refused("radiomics.soft.flatness", "three axes", check.describe(mask), advice)
     found = variances(mask, spacing=spacing)
     return (found[2] / found[0]).sqrt()
 

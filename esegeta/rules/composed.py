@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
@@ -297,20 +298,20 @@ def multi_head_attention(
         weights = in_proj_weight.chunk(3)
     biases: Sequence[Any] = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
 
-    def heads(t: Tensor, w: Any, b: Any) -> Tensor:  # (L, N, E) -> (N, heads, L, E / heads)
+    def heads(t: Tensor, w: Any, b: Any) -> Tensor:
         made = functional.linear(t, w, b)
-        return made.reshape(t.size(0), t.size(1), num_heads, -1).permute(1, 2, 0, 3)
+        return rearrange(made, "place batch (head width) -> batch head place width", head=num_heads)
 
     q, k, v = (heads(t, w, b) for t, w, b in zip((query, key, value), weights, biases, strict=True))
     mask = _added(attn_mask, q)
     if mask is not None and mask.ndim == 3:
-        mask = mask.reshape(-1, num_heads, *mask.shape[1:])
+        mask = rearrange(mask, "(batch head) ... -> batch head ...", head=num_heads)
     padding = _added(key_padding_mask, q)
     if padding is not None:
         padding = padding[:, None, None, :]
         mask = padding if mask is None else mask + padding
     attending = _attending(q, k, mask, False, None)
-    out = torch.matmul(attending, v).permute(2, 0, 1, 3).flatten(2)
+    out = rearrange(torch.matmul(attending, v), "batch head place width -> place batch (head width)")
     out = functional.linear(out, out_proj_weight, out_proj_bias)
     seen = attending.mean(1) if average_attn_weights else attending
     if single:

@@ -23,7 +23,7 @@ class TooMuch(ValueError):
 
 
 def text(path: Path) -> str:
-    """What is in a file .toml or .json, within the bounds above; a byte order mark is dropped."""
+    """Return what is in a file .toml or .json, within the bounds above; a byte order mark is dropped."""
     size = path.stat().st_size
     if size > LARGEST:
         raise TooMuch(f"a text of at most {LARGEST} bytes", f"{size} bytes", "Name another file")
@@ -108,7 +108,7 @@ def _beyond(expected: str, text: str, position: int, advice: str, got: str = "mo
 
 
 def available() -> int | None:
-    """The memory that this process could still take, of the machine or its container; None if nobody says."""
+    """Return the memory that this process could still take, of the machine or its container; None if nobody says."""
     found = []
     for name, line in (("/proc/meminfo", r"MemAvailable:\s*(\d+) kB"),):
         if (match := re.search(line, _read(name))) is not None:
@@ -128,7 +128,7 @@ def _read(name: str) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in words.
+    """Return bytes in words.
 
     >>> size(3 * 2**30), size(2**20)
     ('3.0 GiB', '1 MiB')

@@ -29,7 +29,7 @@ class Display:
         return None
 
     def show(self, event: Event) -> None:
-        """Something has happened."""
+        """Show an event."""
         if self._tell is not None:
             self._tell(event)
 
@@ -79,11 +79,11 @@ class Tally:
 
     @property
     def done(self) -> int:
-        """How many jobs need nothing more."""
+        """Return how many jobs need nothing more."""
         return self.kept + self.here
 
     def left(self, now: float) -> float | None:
-        """The seconds until all is done, if jobs go on to take as long as they did; None if there is nothing yet."""
+        """Return the seconds until all is done, if jobs take as long as they did; None if there is nothing yet."""
         done = self.here + sum(self.running.values())
         rest = self.total - self.done - sum(self.running.values())
         if self._began is None or done <= 0 or rest <= 0:
@@ -91,7 +91,7 @@ class Tally:
         return (now - self._began) * rest / done
 
     def line(self, now: float | None = None) -> str:
-        """All of it in one line."""
+        """Return all of it in one line."""
         left = None if self.ended else self.left(time.time() if now is None else now)
         failed = f"{self.failed} failed" if self.failed else ""
         words = [f"{self.done} of {self.total}", failed, f"about {roughly(left)} left" if left else ""]
@@ -99,7 +99,7 @@ class Tally:
 
 
 def roughly(seconds: float) -> str:
-    """A time of which nobody knows the seconds.
+    """Return a time of which nobody knows the seconds.
 
     >>> roughly(0.2), roughly(70), roughly(540), roughly(9000)
     ('1 s', '70 s', '9 min', '2 h 30 min')
@@ -135,7 +135,7 @@ class Log:
 
 
 def sentences(event: Event) -> list[str]:
-    """An event as texts for the log; none for those that come by the hundred.
+    """Return an event as texts for the log; none for those that come by the hundred.
 
     >>> sentences({"event": "note", "job": "a_b_c", "message": "half of it"})
     ['a_b_c: half of it']
@@ -161,12 +161,12 @@ def sentences(event: Event) -> list[str]:
 
 
 def notes(ended: Outcome) -> list[dict[str, Any]]:
-    """What a job says was done otherwise than asked."""
+    """Return what a job says was done otherwise than asked."""
     return ended.value.get("events", []) if isinstance(ended.value, dict) else []
 
 
 def ending(ended: Outcome) -> str:
-    """How a job has ended, in a few words.
+    """Return how a job has ended, in a few words.
 
     >>> ending(Outcome("a", "done", {"status": "partial", "share_done": 0.25}, seconds=9.0))
     'ended after 9.0 s, partial: 25 % done'
@@ -269,7 +269,7 @@ class Table(Display):
 
 
 def display(progress: bool | Callable[[Event], None] | None = None) -> Display:
-    """How to show a run: bars on a terminal, if rich is there; else lines.
+    """Return how to show a run: bars on a terminal, if rich is there; else lines.
 
     Args:
         progress: False for nothing, True for lines, a function of every event, None for what suits.

@@ -3,9 +3,12 @@
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import queue
+import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +20,10 @@ from esegeta.run.config import catalogue
 from esegeta.run.config import loading as configuration
 from esegeta.run.config.schema import Config
 from esegeta.run.executors import local as pool
-from esegeta.run.executors.journal import Journal
+from esegeta.run.executors.journal import EVENTS, Journal
+from esegeta.run.executors.journal import cancel as cancel_in
+from esegeta.run.executors.journal import events as journal_events
+from esegeta.run.executors.journal import follow as events_of
 from esegeta.run.executors.processes import memory_here
 from esegeta.run.executors.protocol import Executor, Outcome, Piece, Task
 from esegeta.run.executors.status import Status
@@ -36,11 +42,13 @@ _LEAST_MEMORY = 2**30
 
 @dataclass(frozen=True)
 class Planned:
-    """A job and what is known of it before it runs.
+    """A job and what is known of it before it runs, from one image of each shape.
 
     done: whether it need not be done again; shape: of the prepared image; evaluations: how many gradients or
-    values of the score it takes, None where only running it tells; needs: which of them; memory: in bytes, what
-    its tensors will occupy at their peak, from a run without values; problem: why it would be refused.
+    values of the score it takes, None where only running it tells; needs: which of them; seconds: what these would
+    take one after another, each as long as the one that was tried; memory: in bytes, what its tensors will occupy at
+    their peak, from a run without values, or where that cannot be, what one evaluation occupied; disk: in bytes, what
+    it will write at most, with the copy of the image at its first job; problem: why it would be refused.
     """
 
     job: Job
@@ -49,6 +57,8 @@ class Planned:
     needs: str = ""
     shape: tuple[int, ...] | None = None
     memory: int | None = None
+    seconds: float | None = None
+    disk: int | None = None
     problem: str | None = None
 
 
@@ -181,16 +191,77 @@ def _alone(folder: Path) -> Iterator[int]:
     (folder / ".jobs").mkdir(exist_ok=True)
     lock = os.open(folder / ".jobs" / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            advice = "Wait for it, or give run.output another folder"
-            raise ValueError(
-                check.problem("run", f"{folder} for itself", "another run that works there", advice)
-            ) from None
+        for again in (True, True, True, False):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if again:  # who only looks whether a run goes on holds it for a moment
+                    time.sleep(0.05)
+                    continue
+                advice = "Wait for it, or give run.output another folder"
+                raise ValueError(
+                    check.problem("run", f"{folder} for itself", "another run that works there", advice)
+                ) from None
         yield lock
     finally:
         os.close(lock)
+
+
+def going_on(folder: str | Path) -> bool:
+    """Check whether a run works in a folder just now."""
+    import fcntl
+
+    try:
+        lock = os.open(Path(folder) / ".jobs" / "lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def journal_of(folder: str | Path) -> Path:
+    """Return where the events of the run in a folder are."""
+    found = Path(folder) / ".jobs"
+    if not (found / EVENTS).is_file():
+        got = "none" if not Path(folder).is_dir() else "one without events of a run"
+        raise check.refused("follow", f"{folder} to be the folder of a run", got, "Name run.output")
+    return found
+
+
+def follow(folder: str | Path) -> Iterator[Event]:
+    """Give the events of the run that works in a folder, from its beginning until it ends.
+
+    The same as ``run(progress=...)`` is told, in another process. If a run ends without saying so, the events end.
+    """
+    return events_of(journal_of(folder), going_on=lambda: going_on(folder))
+
+
+def cancel(folder: str | Path, ids: Iterable[str]) -> list[str]:
+    """Ask the run that works in a folder to give jobs up, those that wait and those that run.
+
+    Args:
+        folder: of the run.
+        ids: of jobs, or "all".
+
+    Returns:
+        What was asked.
+    """
+    place, asked = journal_of(folder), list(ids)
+    if not going_on(folder):
+        raise check.refused("cancel", f"a run that works in {folder}", "none", "It has ended")
+    known = next((event["jobs"] for event in journal_events(place) if event["event"] == "planned"), [])
+    for name in asked:
+        if name != "all" and name not in known:
+            advice = catalogue.nearest(name, [*known, "all"])
+            raise check.refused("cancel", 'the id of a job of the run, or "all"', repr(name), advice)
+    cancel_in(place, asked)
+    return asked
 
 
 def _check_that_it_stays(folder: Path, lock: int) -> None:
@@ -325,7 +396,7 @@ class _Work:
 
     def events(self, executor: Executor) -> Iterator[Event]:
         """Give the events of all jobs, those that need not be submitted among them."""
-        yield {"event": "planned", "job": None, "total": len(self.asked)}
+        yield {"event": "planned", "job": None, "total": len(self.asked), "jobs": sorted(self.asked)}
         self.surveyor.start()
         while True:
             yield from self._submit(executor)
@@ -534,6 +605,79 @@ def _what_is_reported(folder: Path, ids: Sequence[str]) -> str:
     return kinds.digest([about, jobs.releases()])
 
 
+# ------------------------------------------------------------------ clearing up
+
+
+def leftovers(folder: str | Path, configs: Sequence[Config]) -> list[Path]:
+    """Return the files that runs have written into a folder and that no configuration knows any more.
+
+    What a run has written is what its records and tables name; everything else in the folder is somebody else's.
+
+    Args:
+        folder: of the runs.
+        configs: what shall stay: what the jobs of any of these have written or will write.
+    """
+    folder = Path(folder).absolute()
+    planned = [job for config in configs for job in jobs.plan(config)]
+    known, asked = {job.id for job in planned}, {kinds.find(job.kind).file for job in planned}
+    kept: set[str] = set()
+    gone: list[str] = []
+    for path in sorted((folder / ".jobs").glob("*.json")):
+        record = jobs.record_of(folder, path.stem)
+        if record is None or "status" not in record or record.get("id") != path.stem:
+            continue
+        if path.stem in known:
+            kept.update(jobs.named_by(record))
+        elif record.get("kind", "methods") in {kind.name for kind in kinds.known()}:
+            gone += [*jobs.named_by(record), path.relative_to(folder).as_posix()]
+    for path in sorted((folder / ".jobs" / "raw").glob("*.npy")):
+        if path.stem not in known:
+            gone.append(path.relative_to(folder).as_posix())
+    with contextlib.suppress(OSError, ValueError):
+        tables = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        written = {kind.file for kind in kinds.known()} & set(tables)
+        gone += [f"{name}.csv" for name in sorted(written - asked)]
+    paths = [folder / name for name in dict.fromkeys(gone) if name not in kept]
+    inside = [path for path in paths if path.is_file() and folder.resolve() in path.resolve().parents]
+    return [*inside, *sorted(folder.rglob(f"{outputs.PART}*"))]
+
+
+def clean(
+    folder: str | Path,
+    configs: Sequence[Config],
+    agreed: Callable[[list[Path]], bool] = lambda files: True,  # noqa: ARG005
+) -> list[Path]:
+    """Remove ``leftovers``, and folders that are empty then; no run may work there meanwhile.
+
+    Args:
+        folder: of the runs.
+        configs: what shall stay.
+        agreed: asked with the files before they are removed.
+
+    Returns:
+        The files that were removed.
+    """
+    folder = Path(folder).absolute()
+    if not (folder / ".jobs").is_dir():
+        got = "none" if not folder.is_dir() else "one without records"
+        raise check.refused("clean", f"{folder} to be the folder of a run", got, "Name run.output")
+    with _alone(folder):
+        files = leftovers(folder, configs)
+        if not files or not agreed(files):
+            return []
+        # Records last: should this be interrupted, they still say what there is.
+        for path in sorted(files, key=lambda path: path.parent == folder / ".jobs"):
+            path.unlink(missing_ok=True)
+        for place in sorted({path.parent for path in files}, reverse=True):
+            while place != folder and place != folder / ".jobs":
+                try:
+                    place.rmdir()
+                except OSError:  # it is not empty
+                    break
+                place = place.parent
+    return files
+
+
 # ------------------------------------------------------------------ looking only
 
 
@@ -546,31 +690,85 @@ def _allowed(together: Sequence[Job]) -> float | None:
 def examined(
     config: Config, planned: Sequence[Job], chosen: Sequence[Job], folder: Path, resume: bool = True
 ) -> list[Planned]:
-    """What can be said of jobs before they run. The network and the images are loaded in worker processes."""
+    """What can be said of jobs before they run. The network is loaded in worker processes, and one image of each
+    shape; of jobs that differ in their images alone one is looked at.
+    """
     kept = {job.id for job, state in jobs.survey(planned, folder, resume=resume) if state == "kept"}
-    subjects: dict[str, list[Job]] = {}
+    like: dict[str, str] = {}  # each image -> what it looks like
+    first: dict[tuple[str, ...], Job] = {}
+    same: dict[str, tuple[str, ...]] = {}
     for job in chosen:
         if kinds.find(job.kind).examine is not None:
-            subjects.setdefault(job.subject, []).append(job)
-    share = _share(config)
-    tasks = []
-    for subject, together in subjects.items():
-        payloads = [dispatch.payload_of(job, config) for job in together]
-        piece = Piece(subject, payloads, _allowed(together))
-        tasks.append(Task(dispatch.EXAMINE, _limited([piece], share)))
-    found: dict[str, dict[str, Any]] = {}
-    for outcome in pool.run(tasks, workers=config.run.workers):
-        for job in subjects[outcome.id]:
-            said = (outcome.value or {}).get(job.id)
-            found[job.id] = said or {"problem": outcome.error}
-    plan = []
+            files = job.given.get("files", [])
+            look = like.setdefault(str(files), jobs.looks_like(files))
+            without = {name: value for name, value in job.keys.items() if name != "subject"}
+            same[job.id] = (look, job.kind, *without.values())
+            first.setdefault(same[job.id], job)
+    found = _examined(config, list(first.values()))
+    plan, copied = [], set()
     for job in chosen:
-        if kinds.find(job.kind).draws:
-            continue
-        said = found.get(job.id, {})
+        said = found.get(first[same[job.id]].id, {}) if job.id in same else {}
         count, needs = kinds.find(job.kind).cost(job.payload)
-        shape = tuple(said["shape"]) if said.get("shape") else None
+        disk = said.get("disk")
+        if disk is not None and job.subject not in copied:
+            copied.add(job.subject)
+            disk += said.get("shared_disk", 0)
         plan.append(
-            Planned(job, job.id in kept, count, needs, shape, said.get("memory"), said.get("problem"))
+            Planned(
+                job,
+                job.id in kept,
+                count,
+                needs,
+                tuple(said["shape"]) if said.get("shape") else None,
+                said.get("memory"),
+                said.get("seconds"),
+                disk,
+                said.get("problem"),
+            )
         )
     return plan
+
+
+def _examined(config: Config, some: Sequence[Job]) -> dict[str, Record]:
+    """What a worker says of jobs; those of an image are looked at one after another."""
+    share, tasks = _share(config), []
+    groups: dict[str, list[Job]] = {}
+    for job in some:
+        groups.setdefault(job.subject, []).append(job)
+    for subject, together in groups.items():
+        payloads = [dispatch.payload_of(job, config) for job in together]
+        tasks.append(Task(dispatch.EXAMINE, _limited([Piece(subject, payloads, _allowed(together))], share)))
+    found: dict[str, Record] = {}
+    for outcome in pool.run(tasks, workers=config.run.workers):
+        for job in groups[outcome.id]:
+            found[job.id] = (outcome.value or {}).get(job.id) or {"problem": outcome.error}
+    return found
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take, of the jobs that are to do. unknown: of how many jobs only running them tells the time.
+
+    seconds: of all workers together; memory: the most that one job takes; free: what is left on the disk, in bytes.
+    """
+
+    jobs: int
+    seconds: float
+    unknown: int
+    memory: int | None
+    disk: int
+    free: int
+
+
+def forecast(summary: Summary, workers: int) -> Forecast:
+    """Return what a dry run says of time, memory and disk."""
+    todo = [planned for planned in summary.plan if not planned.done and planned.problem is None]
+    place = next(path for path in [summary.folder, *summary.folder.parents] if path.exists())
+    return Forecast(
+        len(todo),
+        sum(planned.seconds or 0.0 for planned in todo) / max(1, workers),
+        sum(planned.seconds is None for planned in todo if planned.shape is not None),
+        max((planned.memory for planned in todo if planned.memory is not None), default=None),
+        sum(planned.disk or 0 for planned in todo),
+        shutil.disk_usage(place).free,
+    )

@@ -10,7 +10,7 @@ LONGEST = 60  # characters of a value that a message shows
 
 
 def shown(value: object) -> str:
-    """A value in a message: on one line, and not all of it if it is long.
+    """Return a value in a message: on one line, and not all of it if it is long.
 
     >>> shown("a\\nb"), shown([1.5, None])
     ("'a\\\\nb'", '[1.5, None]')
@@ -23,7 +23,7 @@ def shown(value: object) -> str:
 
 
 def is_tensor(annotation: Any) -> bool:
-    """Whether an annotation is a tensor, of whatever shape and dtype.
+    """Return whether an annotation is a tensor, of whatever shape and dtype.
 
     >>> from jaxtyping import Float
     >>> is_tensor(Tensor), is_tensor(Float[Tensor, ""]), is_tensor(float)
@@ -33,12 +33,12 @@ def is_tensor(annotation: Any) -> bool:
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """What a union is a union of; anything else by itself."""
+    """Return what a union is a union of; anything else by itself."""
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a value of a file can stand for a parameter. Functions cannot: they are asked for by name.
+    """Return whether a value of a file can stand for a parameter. Functions cannot: they are asked for by name.
 
     >>> fits(3, float), fits(True, int), fits([1, 2], tuple[int, ...]), fits("a", float | None)
     (True, False, True, False)
@@ -82,12 +82,12 @@ def _numbers(value: Any) -> bool:
 
 
 def is_file(value: Any) -> bool:
-    """Whether a value asks for what is in a file: ``{file = "lesion.nii.gz"}``."""
+    """Return whether a value asks for what is in a file: ``{file = "lesion.nii.gz"}``."""
     return isinstance(value, Mapping) and set(value) == {"file"} and isinstance(value["file"], str)
 
 
 def with_files(value: Any, name: Callable[[str], Any]) -> Any:
-    """The same value, with something else for the name of every file that is in it.
+    """Return the same value, with something else for the name of every file that is in it.
 
     >>> with_files({"features": [{"file": "a/b.nii"}, 3]}, lambda path: path.rpartition("/")[2])
     {'features': [{'file': 'b.nii'}, 3]}
@@ -106,7 +106,7 @@ _MANY = {bool: "booleans", int: "whole numbers", float: "numbers", str: "texts",
 
 
 def said(annotation: Any) -> str:
-    """An annotation in words, without what cannot stand in a file.
+    """Return an annotation in words, without what cannot stand in a file.
 
     >>> said(float | int), said(int | tuple[int, ...]), said(Literal["a", "b"])
     ('a number', 'a whole number or a list of whole numbers', '"a" or "b"')

@@ -63,7 +63,7 @@ class Context(NamedTuple):
     faults: Strict = Strict()
 
     def leaves_out(self, value: Any) -> bool:
-        """Whether a value stands in a file that nobody reads before a job does: nothing is made of it then."""
+        """Return whether a value stands in a file that nobody reads before a job does: nothing is made of it then."""
         inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
         unread = self.read is None and isinstance(self.faults, Collector)
         return unread and (is_file(value) or any(map(self.leaves_out, inner)))
@@ -102,15 +102,13 @@ def _value(value: Any, parameter: Parameter, context: Context) -> Any:
     name = parameter.name
     if name == "spacing" and value == "input":
         if context.spacing is None:
-            raise ValueError(
-                check.problem(
-                    "spacing", "an input with a size of voxels", "one without", "Give it in numbers"
-                )
+            raise check.refused(
+                "spacing", "an input with a size of voxels", "one without", "Give it in numbers"
             )
         return tuple(context.spacing)
     if is_file(value):
         if context.read is None:
-            raise ValueError(check.problem(name, "a reader of files", "none", "Pass read= to the builder"))
+            raise check.refused(name, "a reader of files", "none", "Pass read= to the builder")
         return context.read(Path(value["file"]))
     if name in catalogue.FAMILIES and not (isinstance(value, str) and value in rules.COMPOSITES):
         if isinstance(value, str):
@@ -142,7 +140,7 @@ def arguments(
     path: str = "parameters",
     owner: str = "the function",
 ) -> dict[str, Any] | None:
-    """Keyword arguments from the parameters in a file; None where something is wrong with them.
+    """Return keyword arguments from the parameters in a file; None where something is wrong with them.
 
     >>> known = catalogue.of_method(catalogue.METHODS["occlusion"])
     >>> arguments({"size": [4, 4], "spacing": "input"}, known, Context(spacing=(2.0, 1.0)))
@@ -188,7 +186,7 @@ def score(
     spacing: Sequence[float] | None = None,
     read: Reader | None = None,
 ) -> Score:
-    """The score of a target, its mask frozen at the image.
+    """Return the score of a target, its mask frozen at the image.
 
     Args:
         target: of the configuration.
@@ -246,7 +244,7 @@ def explanation(
     key: int = 0,
     read: Reader | None = None,
 ) -> Built:
-    """The explanation that an entry asks for, with its baselines.
+    """Return the explanation that an entry asks for, with its baselines.
 
     Args:
         method: of the configuration, after ``config.load``.
@@ -378,7 +376,7 @@ def _plain(given: Any) -> Any:
 def baselines(
     given: str | Call | Sequence[str | Call], path: str, x: Tensor | None, context: Context
 ) -> list[Tensor | None] | None:
-    """One or more baselines, None for each that has no image yet; None instead where one of them is wrong.
+    """Return one or more baselines, None for each that has no image yet; None instead where one of them is wrong.
 
     The same call twice draws twice.
     """
@@ -559,7 +557,7 @@ def _patches(patches: Patches, faults: Strict) -> None:
 
 
 def identities(method: Method) -> list[str]:
-    """The ids of the entries that a method becomes: one, or one for each place."""
+    """Return the ids of the entries that a method becomes: one, or one for each place."""
     spec = catalogue.methods_by_name().get(method.name)
     own = method.id or (spec.name if spec else method.name)
     if not isinstance(method.place, list):

@@ -45,7 +45,7 @@ class Parameter(NamedTuple):
 
     @property
     def required(self) -> bool:
-        """Whether it has no default."""
+        """Return whether it has no default."""
         return self.default is inspect.Parameter.empty
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class Parameter(NamedTuple):
 
 
 def parameters(fn: Callable[..., Any], skip: int = 0, without: Iterable[str] = GIVEN) -> dict[str, Parameter]:
-    """The parameters of a function that a file can set, without the first ones and those that the run gives.
+    """Return the parameters of a function that a file can set, without the first ones and those that the run gives.
 
     >>> [str(p) for p in parameters(METHODS["integrated_gradients"].fn, skip=1).values()]
     ['steps=32', "rule='gauss-legendre'"]
@@ -67,17 +67,17 @@ def parameters(fn: Callable[..., Any], skip: int = 0, without: Iterable[str] = G
 
 
 def of_method(spec: Spec) -> dict[str, Parameter]:
-    """The parameters of a method, or of anything else that is registered."""
+    """Return the parameters of a method, or of anything else that is registered."""
     return parameters(spec.fn, skip=spec.leads)
 
 
 def methods_by_name() -> dict[str, MethodSpec]:
-    """Every method by its name and by its other names."""
+    """Return every method by its name and by its other names."""
     return {name: spec for spec in METHODS.values() for name in (spec.name, *spec.also)}
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
-    """Advice for a word that is not known."""
+    """Return advice for a word that is not known."""
     names = list(known)
     few = 0 < len(names) <= 12
     return check.nearest(
@@ -120,7 +120,7 @@ def _maker(spec: Spec) -> Maker | None:
 
 
 def family(name: str) -> dict[str, Maker]:
-    """What can be asked for as the value of a parameter of that name.
+    """Return what can be asked for as the value of a parameter of that name.
 
     >>> "grid" in family("features"), "slic" in family("segments")
     (True, True)
@@ -130,7 +130,7 @@ def family(name: str) -> dict[str, Maker]:
 
 
 def of_baselines() -> dict[str, Callable[..., Any]]:
-    """The baselines that are made of the image alone, or of numbers.
+    """Return the baselines that are made of the image alone, or of numbers.
 
     >>> sorted(of_baselines())[:3]
     ['black', 'blurred', 'constant']
@@ -139,7 +139,7 @@ def of_baselines() -> dict[str, Callable[..., Any]]:
 
 
 def draws(fn: Callable[..., Any]) -> bool:
-    """Whether a function takes a random key."""
+    """Return whether a function takes a random key."""
     return "key" in inspect.signature(fn).parameters
 
 
@@ -147,13 +147,13 @@ def draws(fn: Callable[..., Any]) -> bool:
 
 
 def fault(path: str, expected: str, got: object, advice: str) -> str:
-    """One line about one thing that is wrong."""
+    """Return one line about one thing that is wrong."""
     path = "".join(c if c.isprintable() else repr(c)[1:-1] for c in path)
     return f"{path}: expected {expected}, got {got}. {advice.removesuffix('.')}."
 
 
 def faults_of(path: str, given: Mapping[str, Any], known: Mapping[str, Parameter], owner: str) -> list[str]:
-    """Everything that is wrong with the parameters that a file gives to a function."""
+    """Return everything that is wrong with the parameters that a file gives to a function."""
     found = []
     for name, value in given.items():
         here = f"{path}.{name}"
@@ -174,7 +174,7 @@ def faults_of(path: str, given: Mapping[str, Any], known: Mapping[str, Parameter
 
 
 def wanted(parameter: Parameter) -> str:
-    """What a parameter takes, in words."""
+    """Return what a parameter takes, in words."""
     words = said(parameter.annotation) + (' or "input"' if parameter.name == "spacing" else "")
     if parameter.name not in FAMILIES or not _callable(parameter):
         return words
@@ -217,7 +217,7 @@ def _faults_of_call(path: str, value: Mapping[str, Any], makers: Mapping[str, Ma
 
 
 def references(refs: tuple[str, ...], transforms: Iterable[str]) -> tuple[str, ...] | None:
-    """What an explanation takes after transforms, in their order, the first being the innermost; None if one cannot.
+    """Return what an explanation takes after transforms, the innermost first; None if one does not apply.
 
     >>> references(("baseline",), ["over_baselines", "absolute"]), references((), ["over_baselines"])
     (('baselines',), None)
@@ -229,7 +229,7 @@ def references(refs: tuple[str, ...], transforms: Iterable[str]) -> tuple[str, .
 
 
 def numbers(spec: MethodSpec, method: Any) -> Numbers:
-    """What the numbers of a map are, for a method of a configuration: declared, but for parts and places it names.
+    """Return what the numbers of a map are: as its method declares, but for parts and places that are named.
 
     >>> from esegeta.run.config.loading import Method
     >>> [numbers(METHODS[name], Method(name=name)) for name in ("gradient", "occlusion", "grad_cam", "lime")]
@@ -259,7 +259,7 @@ def contributions(spec: MethodSpec, method: Any) -> bool | None:
 
 
 def cost(spec: MethodSpec, method: Mapping[str, Any]) -> int | None:
-    """How many gradients, or values of the score, a method of a configuration takes: at most, with a tolerance.
+    """Return how many gradients, or values of the score, a method takes: at most, with a tolerance.
 
     None where the image decides.
 

@@ -74,7 +74,7 @@ class Collector(Strict):
             self.say(f"{path}: {told(error)}")
 
     def in_order(self, raw: Mapping[str, Any]) -> list[str]:
-        """As the file has them; what follows from a key that is left out, because it is wrong, is no other fault."""
+        """Return the faults as the file has them, without those that only follow from a wrong key."""
         first: dict[str, str] = {}
         for line in self.lines:
             first.setdefault(line.partition(":")[0], line)

@@ -14,7 +14,7 @@ Rows = list[tuple[str, ...]]
 
 
 def first_line(fn: Callable[..., Any]) -> str:
-    """What a function is, in its own words."""
+    """Return what a function is, in its own words."""
     return (inspect.getdoc(fn) or "").split("\n\n")[0].replace("\n", " ")
 
 
@@ -23,7 +23,7 @@ def _parameters(known: dict[str, Parameter]) -> str:
 
 
 def tables() -> Iterator[tuple[str, tuple[str, ...], Rows]]:
-    """Title, head and rows of a table for each kind.
+    """Return title, head and rows of a table for each kind.
 
     >>> [title for title, _, _ in tables()]
     ['METHODS', 'TRANSFORMS', 'REDUCERS', 'BASELINES', 'METRICS', 'KINDS OF JOBS']
@@ -75,7 +75,7 @@ def _needs(spec: MethodSpec) -> str:
 
 
 def entry(name: str) -> str:
-    """All about one of them; the nearest names if there is none.
+    """Return all about one of them; the nearest names if there is none.
 
     >>> print(entry("ig").splitlines()[0])
     integrated_gradients: a method
@@ -133,7 +133,7 @@ def entry(name: str) -> str:
     also = [*metrics_by_name, *(kind.name for kind in kinds.known())]
     known = [*by_name, *TRANSFORMS, *REDUCERS, *BASELINES, *also]
     expected = "the name of a method, transform, reducer, baseline, metric or kind of jobs"
-    raise ValueError(check.problem("methods", expected, repr(name), catalogue.nearest(name, known)))
+    raise check.refused("methods", expected, repr(name), catalogue.nearest(name, known))
 
 
 def _text(spec: Spec, kind: str, facts: dict[str, str]) -> str:

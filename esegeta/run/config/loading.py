@@ -37,7 +37,7 @@ def load(
     run: Mapping[str, Any] | None = None,
     trust: Iterable[str] = (),
 ) -> Config:
-    """A configuration, complete and checked.
+    """Return a configuration, complete and checked.
 
     Relative paths are relative to the folder of the file; those of a mapping to the current folder. ``place`` of a
     method is then one place, ``baseline`` a list of calls, ``memory`` bytes; limits of ``[run]`` are in every method
@@ -78,14 +78,14 @@ def load(
 
 
 def trusting(config: Config, trust: Iterable[str]) -> Config:
-    """The same configuration, with more code that may run."""
+    """Return the same configuration, with more code that may run."""
     more = config.model_copy()
     more._trust = config.trust.and_also(trust)
     return more
 
 
 def model_of(source: str | Path | Mapping[str, Any], *, trust: Iterable[str] = ()) -> tuple[Model, Trust]:
-    """The model of a configuration, whatever else is in it, and which code may run."""
+    """Return the model of a configuration, whatever else is in it, and which code may run."""
     raw, folder = read(source)
     faults = Collector()
     model = part(Model, raw.get("model"), "model", faults)
@@ -107,7 +107,7 @@ def plugins_of(source: str | Path | Mapping[str, Any], *, trust: Iterable[str] =
 
 
 def problems(source: str | Path | Mapping[str, Any]) -> list[str]:
-    """Everything that is wrong with a configuration, a line each; nothing if it can run."""
+    """Return everything that is wrong with a configuration, a line each; nothing if it can run."""
     try:
         load(source)
     except Faults as error:
@@ -116,12 +116,12 @@ def problems(source: str | Path | Mapping[str, Any]) -> list[str]:
 
 
 def dump(config: Config) -> dict[str, Any]:
-    """A configuration as JSON has it; ``load`` of that is the same configuration."""
+    """Return a configuration as JSON has it; ``load`` of that is the same configuration."""
     return config.model_dump(by_alias=True, mode="json", exclude_none=True)
 
 
 def read(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], Path]:
-    """What is in a file, unchecked, and the folder that its paths are relative to."""
+    """Return what is in a file, unchecked, and the folder that its paths are relative to."""
     if isinstance(source, Mapping):
         return source, Path.cwd()
     path = Path(source)

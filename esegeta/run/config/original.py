@@ -14,7 +14,7 @@ class Old(NamedTuple):
     volumes: bool
 
     def place(self, key: str = "layer") -> str:
-        """The name of a layer: ``Conv1.conv[0]`` is ``Conv1.conv.0`` here."""
+        """Return the name of a layer: ``Conv1.conv[0]`` is ``Conv1.conv.0`` here."""
         name = re.sub(r"\[(\d+)\]", r".\1", str(self.keywords.get(key, "")))
         return f"{name}:in" if self.keywords.get("attribute_to_layer_input") else name
 

@@ -22,6 +22,7 @@ from esegeta.run.jobs import kinds
 
 WHERE = "plugins"
 _loaded: dict[str, str] = {}  # what was in the files that this process has imported
+_asked: set[Any] = set()  # for whom, and where, installed packages were looked through
 _offered: dict[
     str, str
 ] = {}  # modules of installed packages that were imported, with what was in their files
@@ -49,6 +50,9 @@ def load(files: Iterable[str | Path], trust: Trust) -> None:
 
 
 def _installed(trust: Trust) -> None:
+    asked = (trust.names, tuple(sys.path))
+    if asked in _asked:  # to look through all packages takes longer than many a job
+        return
     try:
         modules = load_plugins(lambda point: trust.names_module(point.module) or point.value in trust.names)
         for module in modules:
@@ -59,6 +63,7 @@ def _installed(trust: Trust) -> None:
         got = f"{type(error).__name__}: {error}".removesuffix(".")
         advice = "Repair the package, or do not trust it"
         raise check.refused(WHERE, "the plugins of trusted packages to import", got, advice) from error
+    _asked.add(asked)
 
 
 def installed() -> dict[str, str]:

@@ -80,7 +80,7 @@ class Input(Section):
 
     @property
     def reading(self) -> dict[str, Any]:
-        """What ``volumes.read`` is told besides the files."""
+        """Return what ``volumes.read`` is told besides the files."""
         said = {"channels": self.channels, "frame": self.frame, "nan": self.nan}
         return {name: value for name, value in said.items() if value is not None}
 

@@ -44,7 +44,7 @@ WEIGHTS = (".pt", ".pth", ".safetensors")
 
 
 def of_zoo() -> dict[str, Any]:
-    """The networks of the zoo by name.
+    """Return the networks of the zoo by name.
 
     >>> sorted(of_zoo())
     ['brain_extraction_unet', 'small_classifier', 'small_unet']
@@ -53,7 +53,7 @@ def of_zoo() -> dict[str, Any]:
 
 
 def is_program(source: str) -> bool:
-    """Whether a model's source is a program in a file, and neither of the zoo nor ``module:factory``.
+    """Return whether a model's source is a program in a file, and neither of the zoo nor ``module:factory``.
 
     >>> is_program("a/net.pt2"), is_program("zoo:small_unet"), is_program("my.pt:build"), is_program("my:net.pt")
     (True, False, False, False)
@@ -62,7 +62,7 @@ def is_program(source: str) -> bool:
 
 
 def load(model: Model, device: str = "cpu", *, trust: Trust = NOTHING) -> ModuleModel:
-    """The network of a configuration as a model, in evaluation mode.
+    """Return the network of a configuration as a model, in evaluation mode.
 
     - ``zoo:name``: one that comes with esegeta;
     - ``package.module:factory``: what the function returns for ``arguments``, with ``weights`` put in if there are
@@ -243,7 +243,7 @@ def _factory(source: str, folder: str | None, trust: Trust) -> Any:
 
 
 def of_python(module: str) -> bool:
-    """Whether a module comes with Python. No network is in there, but much that a file of settings must not do.
+    """Return whether a module comes with Python: no network is in there, but much that must not run.
 
     >>> of_python("os.path"), of_python("torch.nn")
     (True, False)
@@ -320,7 +320,7 @@ def _readable(path: Path) -> None:
 
 
 def weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a file of weights: .pt and .pth as torch writes them, or .safetensors.
+    """Return tensors by name from a file of weights: .pt and .pth as torch writes them, or .safetensors.
 
     Only tensors are read. A checkpoint with more in it gives its ``state_dict``.
     """
@@ -406,7 +406,7 @@ def _state(content: Any, name: str) -> dict[str, Tensor]:
 
 
 def without_prefix(given: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
-    """Names without what wrappers put before them: ``module.``, ``_orig_mod.``, ``model.`` and the like.
+    """Return names without what wrappers put before them: ``module.``, ``_orig_mod.``, ``model.`` and the like.
 
     >>> list(without_prefix({"module.net.a": torch.zeros(1), "module.net.b": torch.zeros(1)}, {"a", "b"}))
     ['a', 'b']

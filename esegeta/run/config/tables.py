@@ -33,12 +33,12 @@ def _words(annotation: Any) -> str:
 
 
 def keys_of(cls: type[BaseModel]) -> dict[str, Any]:
-    """The keys of a table and what they take."""
+    """Return the keys of a table and what they take."""
     return {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
 
 
 def part(cls: type[Part], raw: object, path: str, faults: Strict) -> Part | None:
-    """A table as its class, without the keys that are wrong, if it is anything without them."""
+    """Return a table as its class, without the keys that are wrong, if it is anything without them."""
     if not isinstance(raw, Mapping):
         faults.add(path, "a table", shown(raw), f"Its keys are {', '.join(keys_of(cls))}")
         return None
@@ -101,14 +101,14 @@ def _strange_values(value: Any, path: str) -> list[str]:
 
 
 def one(cls: type[Part], raw: Mapping[str, Any], key: str, faults: Strict) -> Part | None:
-    """The table of that name, if there is one."""
+    """Return the table of that name, if there is one."""
     if key not in raw or (raw[key] is None and key in ("patches", "reference")):
         return None
     return part(cls, raw[key], key, faults)
 
 
 def several(cls: type[Part], raw: Mapping[str, Any], key: str, faults: Strict) -> list[tuple[int, Part]]:
-    """The tables of a list of that name, with their numbers."""
+    """Return the tables of a list of that name, with their numbers."""
     tables = raw.get(key, ())
     if key in raw and (not isinstance(tables, (list, tuple)) or not tables):
         faults.add(key, f"at least one table [[{key}]]", shown(tables), "Add one")

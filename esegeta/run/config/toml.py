@@ -7,7 +7,7 @@ from typing import Any
 
 
 def value(v: Any) -> str:
-    """A value on one line.
+    """Return a value on one line.
 
     >>> value({"name": "grid", "size": [8, 8.5], "a b": True})
     '{ name = "grid", size = [8, 8.5], "a b" = true }'
@@ -33,7 +33,7 @@ def _quoted(text: str) -> str:
 
 
 def written(tables: Mapping[str, Any], comment: str = "") -> str:
-    """Tables, and lists of tables, as a file.
+    """Return tables, and lists of tables, as a file.
 
     >>> print(written({"run": {"workers": 2}, "targets": [{"name": "a"}]}), end="")
     [run]

@@ -60,30 +60,30 @@ class Trust:
     paths: tuple[str, ...] = ()
 
     def json(self) -> dict[str, Any]:
-        """As a payload has it."""
+        """Return the trust as a payload has it."""
         return {"folder": self.folder, "names": list(self.names), "paths": list(self.paths)}
 
     def and_also(self, given: Iterable[str]) -> "Trust":
-        """The same with more that is trusted, see ``asked``."""
+        """Return the same with more that is trusted, see ``asked``."""
         more = asked("", given)
         return dataclasses.replace(self, names=self.names + more.names, paths=self.paths + more.paths)
 
     def granted(self, path: Path) -> bool:
-        """Whether a file was trusted by its path, or by a folder that it really lies in."""
+        """Return whether a file was trusted by its path, or by a folder that it really lies in."""
         real = Path(os.path.realpath(path))
         return any(real == Path(p) or Path(p) in real.parents for p in self.paths)
 
     def names_module(self, module: str) -> bool:
-        """Whether a module was trusted by name, or something above it."""
+        """Return whether a module was trusted by name, or something above it."""
         return any(":" not in name and _within(module, name) for name in self.names)
 
     def holds(self, folder: str | Path) -> bool:
-        """Whether a folder is that of the configuration, or really lies in it."""
+        """Return whether a folder is that of the configuration, or really lies in it."""
         real = Path(os.path.realpath(folder))
         return bool(self.folder) and Path(self.folder) in (real, *real.parents)
 
     def own(self, path: Path) -> bool:
-        """Whether it is a Python file of the configuration's folder, and not one of an environment in there."""
+        """Return whether it is a Python file of the configuration's folder, and not of an environment in there."""
         real, folder = Path(os.path.realpath(path)), Path(self.folder)
         if not self.folder or real.suffix != ".py" or folder not in real.parents:
             return False
@@ -96,7 +96,7 @@ NOTHING = Trust()
 
 
 def from_json(said: Mapping[str, Any]) -> Trust:
-    """What a payload says may run.
+    """Return what a payload says may run.
 
     >>> from_json(Trust("/study", ("a.b",)).json())
     Trust(folder='/study', names=('a.b',), paths=())
@@ -105,7 +105,7 @@ def from_json(said: Mapping[str, Any]) -> Trust:
 
 
 def asked(folder: str | Path, given: Iterable[str] = ()) -> Trust:
-    """The trust that a run begins with: the folder of its configuration, and what its user has added.
+    """Return the trust that a run begins with: the folder of its configuration, and what its user has added.
 
     Args:
         folder: of the configuration; empty for none.
@@ -133,7 +133,7 @@ def asked(folder: str | Path, given: Iterable[str] = ()) -> Trust:
 
 
 def of_environment() -> list[str]:
-    """What the environment variable adds for every run of this user."""
+    """Return what the environment variable adds for every run of this user."""
     return [part.strip() for part in os.environ.get(VARIABLE, "").split(",") if part.strip()]
 
 
@@ -273,7 +273,7 @@ def _is_network(thing: Any) -> bool:
 
 
 def member(found: ModuleType, source: str, trust: Trust) -> Any:
-    """What ``module:name`` or ``module:Class.name`` names, if it was defined in trusted code.
+    """Return what ``module:name`` or ``module:Class.name`` names, if it was defined in trusted code.
 
     A name that is missing raises ``AttributeError`` with that ``name``, and the ``obj`` that does not have it.
     """

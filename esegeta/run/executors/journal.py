@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -67,6 +67,39 @@ def events(folder: str | Path) -> Iterator[dict[str, Any]]:
         for line in lines:
             if line.endswith("\n"):
                 yield json.loads(line)
+
+
+def follow(
+    folder: str | Path, *, going_on: Callable[[], bool], every: float = 0.2
+) -> Iterator[dict[str, Any]]:
+    """Give the events of a run that another process does, as they come, until it ends.
+
+    What came of a job is an ``Outcome``, as for who runs it, but without its value and trace.
+
+    Args:
+        folder: where its journal is.
+        going_on: whether the other process is still there; asked only while nothing comes.
+        every: seconds between two looks.
+    """
+    with open(Path(folder) / EVENTS, encoding="utf-8") as lines:
+        last = False
+        while True:
+            place = lines.tell()
+            line = lines.readline()
+            if line.endswith("\n"):
+                event = json.loads(line)
+                if "outcome" in event:
+                    event["outcome"] = Outcome(event["job"], **event["outcome"])
+                yield event
+                if event["event"] == "ended":
+                    return
+                continue
+            lines.seek(place)  # it is not whole yet
+            if last:
+                return
+            last = not going_on()  # what it has written before it ended is still to be read
+            if not last:
+                time.sleep(every)
 
 
 def cancel(folder: str | Path, ids: Iterable[str]) -> None:

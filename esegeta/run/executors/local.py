@@ -47,7 +47,7 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEX
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -59,7 +59,7 @@ def _share(workers: int) -> int:
 
 
 def slots(devices: Sequence[str], workers: int, per_device: int) -> list[str]:
-    """The device of every worker: ``workers`` on the CPU, ``per_device`` on each GPU.
+    """Return the device of every worker: ``workers`` on the CPU, ``per_device`` on each GPU.
 
     >>> slots(["cpu"], 2, 1), slots(["cuda:0", "cuda:1"], 9, 2)
     (['cpu', 'cpu'], ['cuda:0', 'cuda:0', 'cuda:1', 'cuda:1'])
@@ -68,7 +68,7 @@ def slots(devices: Sequence[str], workers: int, per_device: int) -> list[str]:
 
 
 def environment(device: str, threads: int, outer: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a worker: it sees its own GPU only, or none, and starts so many threads.
+    """Return the environment of a worker: it sees its own GPU only, or none, and starts so many threads.
 
     >>> environment("cuda:1", 4, {"CUDA_VISIBLE_DEVICES": "5,7"})["CUDA_VISIBLE_DEVICES"]
     '7'
@@ -315,12 +315,12 @@ class LocalExecutor:
         twice = sorted(name for name, count in counts.items() if count > 1 or name in self.names)
         if twice:
             got = f"{twice} more than once"
-            raise ValueError(check.problem(WHERE, "different ids", got, "Rename them"))
+            raise check.refused(WHERE, "different ids", got, "Rename them")
         strangers = sorted({t.device for t in todo if t.device is not None} - set(self.places))
         if strangers:
             expected = f"devices for all tasks, of {list(dict.fromkeys(self.places))}"
             got = f"tasks for {', '.join(strangers)}"
-            raise ValueError(check.problem(WHERE, expected, got, "Add them"))
+            raise check.refused(WHERE, expected, got, "Add them")
         self.names |= counts.keys()
         self.pending.add(todo)
 
@@ -478,7 +478,7 @@ class LocalExecutor:
             self.lose(worker)
 
     def settle(self, worker: _Worker, result: dict[str, Any]) -> None:
-        """A job has ended by itself."""
+        """Note that a job has ended by itself."""
         assert worker.job is not None
         peak = max(worker.peak, result.pop("peak_memory"))
         status = Status(result.pop("status"))
@@ -494,7 +494,7 @@ class LocalExecutor:
             self.next_job(worker)  # at once: it would wait for the next look at everything
 
     def lose(self, worker: _Worker) -> None:
-        """A worker has gone, by itself or because it was ended."""
+        """Note that a worker has gone, by itself or because it was ended."""
         job, begun = worker.job, worker.begun or worker.sent
         code = self.end(worker)
         if job is None:

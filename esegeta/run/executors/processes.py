@@ -142,7 +142,7 @@ def bury(process: "subprocess.Popen[bytes]", patience: float = 2.0) -> int:
 
 
 def how_it_ended(code: int) -> str:
-    """What an exit code says, in words.
+    """Return what an exit code says, in words.
 
     >>> how_it_ended(-11), how_it_ended(3)
     ('the process was ended by SIGSEGV', 'the process ended itself with exit code 3')

@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+from esegeta.engine.refusals import Refused, one_line
 from esegeta.run.config import plugins, trust
 from esegeta.run.config.schema import Config
 from esegeta.run.executors.child import Context
@@ -41,6 +42,10 @@ def examine(payloads: list[Record], context: Context) -> dict[str, Any]:
     """Say of jobs without doing them: the shape of the image, memory, and what would be refused."""
     found = {}
     for payload in payloads:
-        look = _kind_of(payload).examine
-        found[payload["id"]] = {} if look is None else look(payload, context)
+        try:
+            look = _kind_of(payload).examine
+        except Refused as error:  # its plugin may not run
+            found[payload["id"]] = {"problem": one_line(error)}
+        else:
+            found[payload["id"]] = {} if look is None else look(payload, context)
     return found

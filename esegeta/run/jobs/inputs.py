@@ -1,6 +1,5 @@
 """What a job may read: its image, its network, the records and maps of the jobs before it; each when asked for."""
 
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from esegeta.run.jobs.kinds import Record
 from esegeta.run.jobs.parts import (
     Entry,
     Image,
-    answer_of,
+    answered,
     entry_of,
     explanation_of,
     image_of,
@@ -83,15 +82,17 @@ class Inputs:
 
     def model(self) -> Model:
         """Return the network."""
-        return model_of(self.entry(), self._device, self._context.cache)
+        self.answer()  # what it shows of the network is the same whichever job comes first
+        return model_of(self.entry(), self._device, self._context.cache, self._whose())
+
+    def _whose(self) -> list[Any]:
+        """What decides about the image."""
+        payload = self._payload
+        return [*(payload[name] for name in ("files", "input_digest", "preprocess")), self.entry().pad]
 
     def answer(self) -> Any:
         """Return the network's answer to the image, computed once for the jobs of this worker that share both."""
-        payload, entry = self._payload, self.entry()
-        which = [payload[name] for name in ("files", "input_digest", "model", "preprocess")]
-        which += [entry.pad, payload["patches"] if entry.method.patches != "whole" else None]
-        make = functools.partial(answer_of, entry, self.model(), self.image())
-        return kept(self._context.cache, "answer", which, make)
+        return answered(self.entry(), self.image(), self._device, self._context.cache, self._whose())
 
     def explain(self) -> tuple[Built, Score | None]:
         """Return the explanation that the method of this job is, built anew, and the score that it explains.

@@ -15,7 +15,7 @@ ROUNDING = 1e-5
 
 
 def missed(score: float | None, residual: float | None, difference: float | None) -> float | None:
-    """How much of the score's difference to the baseline a map leaves unexplained, None if that is little.
+    """Return how much of the score's difference to the baseline a map leaves unexplained, None if that is little.
 
     >>> missed(10.0, -2.0, 8.0), missed(10.0, 0.1, 8.0), missed(1e6, 0.5, 1.0), missed(1.0, 0.5, 0.0)
     (0.25, None, None, inf)
@@ -31,7 +31,7 @@ def missed(score: float | None, residual: float | None, difference: float | None
 def incomplete(
     spec: MethodSpec, share: float, residual: float, difference: float, precision: str
 ) -> dict[str, Any]:
-    """The event that a map does not add up to what its method claims, with what to do about it."""
+    """Return the event that a map does not add up to what its method claims, with what to do about it."""
     settings = catalogue.of_method(spec)
     advice = []
     if "steps" in settings:
@@ -65,7 +65,7 @@ def incomplete(
 
 
 def portion(share: float) -> str:
-    """A share as it is read.
+    """Return a share as it is read.
 
     >>> portion(0.0987), portion(0.0004), portion(12.0), portion(math.inf)
     ('9.9 %', '0.04 %', '1200 %', 'more than all')
@@ -77,7 +77,7 @@ def portion(share: float) -> str:
 
 
 def marks(record: Mapping[str, Any]) -> list[str]:
-    """What has to stand beside a map wherever it is shown, in a few words.
+    """Return what has to stand beside a map wherever it is shown, in a few words.
 
     >>> marks({"status": "partial", "share_done": 0.1, "missed": {"completeness": 0.83}})
     ['partial: 10 % done', 'incomplete: 83 % missing']
@@ -96,7 +96,7 @@ def marks(record: Mapping[str, Any]) -> list[str]:
 
 
 def titled(title: str, found: Sequence[str]) -> str:
-    """A title with the marks behind it.
+    """Return a title with the marks behind it.
 
     >>> titled("occlusion", ["partial: 10 % done"])
     'occlusion [partial: 10 % done]'

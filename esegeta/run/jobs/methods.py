@@ -29,12 +29,13 @@ from esegeta.engine.execution import (
     partial_share,
 )
 from esegeta.engine.memory import forecast
+from esegeta.methods.gradient import gradient
 from esegeta.placing import tap
 from esegeta.run.config import catalogue
 from esegeta.run.config.annotations import with_files
 from esegeta.run.config.building import Built, class_of
 from esegeta.run.config.schema import Method, Target
-from esegeta.run.executors.child import Context, one_line, peak, verdict
+from esegeta.run.executors.child import Context, one_line, peak, reset_peak, resident, verdict
 from esegeta.run.jobs import marks, outputs
 from esegeta.run.jobs.inputs import Inputs, on_image
 from esegeta.run.jobs.kinds import Job, Kind, Record, digest, register
@@ -412,17 +413,17 @@ def written_files(record: Mapping[str, Any]) -> list[str]:
 
 
 def examine(payload: Record, context: Context) -> Record:
-    """Say of a job without doing it: the shape of the image, memory, and what would be refused."""
-    device = torch.device(context.device)
-    found: Record = {"shape": None, "memory": None, "problem": None}
+    """Say of a job without doing it: shape of the image, memory, seconds, bytes on disk, what would be refused."""
+    device, cache = torch.device(context.device), context.cache
+    found: Record = {"shape": None, "memory": None, "seconds": None, "disk": None, "problem": None}
     try:
         entry = entry_of(payload, context.memory)
-        image = image_of(payload, entry, device, context.cache)
+        image = image_of(payload, entry, device, cache)
         found["shape"] = list(image.x.shape)
-        model = model_of(entry, device, context.cache)
+        model = model_of(entry, device, cache)
         taken = [payload[name] for name in ("files", "model", "preprocess", "pad", "patches")]
         taken += [entry.method.patches]
-        kept(context.cache, "taken", taken, lambda: answer_of(entry, model, image) is None)
+        kept(cache, "taken", taken, lambda: answer_of(entry, model, image) is None)
         built, score = explanation_of(entry, model, image)
         if entry.method.place is not None and score is not None:
             with torch.no_grad():
@@ -430,15 +431,49 @@ def examine(payload: Record, context: Context) -> Record:
     except Exception as error:
         found["problem"] = one_line(error)
         return found
+    found |= _on_disk(image, entry)
+    needs = "gradient" if built.spec.needs == "gradient" else "value"
+    pace = kept(cache, "pace", [*taken, payload["target"], needs], lambda: _pace(score, image.x, needs), 8)
+    count, _ = cost(payload)
+    if pace is not None and count is not None:
+        found["seconds"] = pace[0] * count
     try:
         with warnings.catch_warnings(), execution(progress=False):
             warnings.simplefilter("ignore")
             found["memory"] = forecast(built.__call__, image.x)
     except Exception as error:
-        # Not every network and method can be run without values: then nothing is said of memory.
         if verdict(error) == "refused":
             found["problem"] = one_line(error)
+        elif (
+            pace is not None
+        ):  # not every network can be run without values: what one evaluation took is known
+            found["memory"] = pace[1]
     return found
+
+
+def _on_disk(image: Image, entry: Entry) -> Record:
+    """The bytes of a map, of the file and of the network, at most; and of what the maps of an image share."""
+    file, network = image.volume.data.nbytes, image.x.numel() * 4
+    per_voxel = 4 * image.volume.data.numel()
+    return {"disk": network + (per_voxel if entry.output.nifti else 0), "shared_disk": file}
+
+
+def _pace(score: Score | None, x: Tensor, needs: str) -> tuple[float, int] | None:
+    """Seconds and bytes of one gradient of a score, or of one value of it; None if that cannot be known."""
+    if score is None:
+        return None
+    evaluate = gradient(score) if needs == "gradient" else score
+    try:
+        with warnings.catch_warnings(), execution(progress=False):
+            warnings.simplefilter("ignore")
+            evaluate(x)  # the first call finds out what the network takes
+            before = resident()
+            reset_peak()
+            started = time.monotonic()
+            evaluate(x)
+            return time.monotonic() - started, max(peak() - before, x.numel() * x.element_size())
+    except Exception:  # such as a score without a gradient; if that matters to a job, it is said there
+        return None
 
 
 def entries(planning: Planning) -> list[Job]:

@@ -4,6 +4,7 @@
 is read, not computed again. What cannot be said of a map is missing, with its reason.
 """
 
+import inspect
 import json
 import math
 import time
@@ -70,16 +71,16 @@ class Metric(Section):
 
     @property
     def own(self) -> str:
-        """What the entry is called."""
+        """Return what the entry is called."""
         return self.id or self.metric
 
     @property
     def random_maps(self) -> int:
-        """How many random maps each map stands beside."""
+        """Return how many random maps each map stands beside."""
         return 0 if self.null is None else DRAWS if self.draws is None else self.draws
 
     def placed(self, place: Callable[[str], str]) -> "Metric":
-        """The same with patterns of files from anywhere."""
+        """Return the same with patterns of files from anywhere."""
 
         def whole(given: str | None) -> str | None:
             return given if given in (None, PREDICTION, REFERENCE) else place(str(given))
@@ -130,7 +131,7 @@ def check_table(table: Metric, path: str, faults: Strict) -> None:
     context = building.Context(spacing=(1.0, 1.0, 1.0), faults=faults)
     given = building.arguments(table.parameters, settings(spec), context, f"{path}.parameters", spec.name)
     if given is not None and not context.leaves_out(table.parameters):
-        _try(spec, given, f"{path}.parameters", faults)
+        _try(table, spec, given, path, faults)
     takes_mask = "mask" in spec.needs
     if takes_mask and table.mask is None:
         expected = f'"{PREDICTION}", "{REFERENCE}" or a pattern of files'
@@ -148,8 +149,11 @@ def _stand_in(x: Tensor) -> Tensor:
     return x
 
 
-def _try(spec: MetricSpec, given: Mapping[str, Any], path: str, faults: Strict) -> None:
+def _try(table: Metric, spec: MetricSpec, given: Mapping[str, Any], path: str, faults: Strict) -> None:
     """Make the metric once, of stand-ins: it looks at its settings before it sees an image."""
+    if table.baseline is not None and not removes(spec):
+        got, advice = repr(_json(table.baseline)), "It removes no parts of the image: leave it out"
+        faults.add(f"{path}.baseline", f"none for {spec.name}", got, advice)
     stand_ins: dict[str, Any] = {
         "explain": _stand_in,
         "score": torch.sum,
@@ -165,8 +169,15 @@ def _try(spec: MetricSpec, given: Mapping[str, Any], path: str, faults: Strict) 
     own = [rest.pop(name) if name in rest else stand_ins.get(name) for name in lead]
     if spec.name == "infidelity":
         rest.setdefault("multiplied", True)
-    with faults.at(path):
-        spec.fn(*own, **rest)
+    with faults.at(f"{path}.parameters"):
+        measure = spec.fn(*own, **rest)
+        if table.within is not None and "within" not in inspect.signature(measure).parameters:
+            faults.add(f"{path}.within", f"none for {spec.name}", repr(table.within), "Leave it out")
+
+
+def removes(spec: MetricSpec) -> bool:
+    """Return whether a metric puts a baseline in the place of parts of the image."""
+    return "score" in spec.needs and "explain" not in spec.needs
 
 
 def _check_null(table: Metric, spec: MetricSpec, path: str, faults: Strict) -> None:
@@ -196,7 +207,11 @@ def _check_null(table: Metric, spec: MetricSpec, path: str, faults: Strict) -> N
 def check_all(tables: Sequence[tuple[str, Metric]], beside: Beside, faults: Strict) -> None:
     """Tell what is wrong with entries beside the rest of the configuration."""
     first: dict[str, str] = {}
+    taken = {names.label(name).lower() for name in METHODS.columns}
     for path, table in tables:
+        if names.label(table.own).lower() in taken:
+            advice = "The table of maps has a column of that name"
+            faults.add(f"{path}.id", "a name of its own", repr(table.own), advice)
         other = first.setdefault(names.label(table.own).lower(), path)
         if other != path:
             faults.add(
@@ -275,7 +290,7 @@ def _job(
 ) -> Job:
     config = planning.config
     given = table.model_dump(mode="json")
-    if table.baseline is None and config.run.baseline is not None and _is_one(config.run.baseline):
+    if removes(spec) and table.baseline is None and _is_one(config.run.baseline):
         given["baseline"] = _json(config.run.baseline)
     where = {key: masks[key].get(of.subject) for key in masks}
     decides: Record = {
@@ -316,8 +331,8 @@ def _job(
 
 
 def _is_one(given: Any) -> bool:
-    """Return whether a baseline is one image."""
-    calls = given if isinstance(given, list) else [given]
+    """Return whether a baseline is there, and one image."""
+    calls = given if isinstance(given, list) else [] if given is None else [given]
     return len(calls) == 1 and (isinstance(calls[0], str) or calls[0].parameters.get("count", 1) == 1)
 
 
@@ -392,7 +407,7 @@ def judge(payload: Record, inputs: Inputs, context: Context) -> Record:
         null = None
         if section.null is not None:
             null = judging.null_of(section.null), section.random_maps, section.better
-        refs = () if "explain" in spec.needs else (judging.baseline(section.baseline, material),)
+        refs = (judging.baseline(section.baseline, material),) if removes(spec) else ()
         found = judging.answer(spec, section.parameters, material, refs=refs, masks=given, null=null)
         reasons = judging.doubts(material, given, spec.needs)
     context.finishing(30.0)

@@ -14,6 +14,7 @@ from esegeta._facts import declare
 from esegeta._types import Model, Score
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
+from esegeta.engine.memory import without_values
 from esegeta.engine.refusals import one_line
 from esegeta.models import from_module
 from esegeta.run.config import building, plugins, trust
@@ -28,6 +29,7 @@ from esegeta.run.volumes.prepared import Prepared
 from esegeta.run.volumes.reading import Volume
 
 _KEPT_INPUTS = 2
+_MOST_CHANNELS = 16  # that are tried, to say how many a network takes
 
 
 class Entry(NamedTuple):
@@ -83,12 +85,16 @@ def kept(cache: dict[str, Any], kind: str, about: Any, make: Callable[[], Any], 
     (9, 9, 16)
     """
     shelf = cache.setdefault(kind, {})
-    name = json.dumps(about, sort_keys=True, default=str)
+    name = _key(about)
     if name not in shelf:
         while len(shelf) >= most:
             del shelf[next(iter(shelf))]
         shelf[name] = make()
     return shelf[name]
+
+
+def _key(about: Any) -> str:
+    return json.dumps(about, sort_keys=True, default=str)
 
 
 @contextlib.contextmanager
@@ -146,12 +152,29 @@ def answer_of(entry: Entry, model: Model, image: Image) -> Any:
         if verdict(error) == Status.MEMORY:
             raise
         advice = _sizes(entry, model, image)
+        shape = tuple(image.x.shape)
         if advice is None:
-            raise
-        where, shape = advice[0], tuple(image.x.shape)
+            channels = _channels(model, image)
+            if channels is None:
+                raise
+            expected = f"an image of {channels} channel{'s' * (channels > 1)}, which the network takes"
+            got = f"{shape[0]} channel{'s' * (shape[0] > 1)}, shape {shape}"
+            advice = "Name the files of all its channels, or say with input.channels which axis they are"
+            raise check.refused("input.files", expected, got, advice) from error
+        where = advice[0]
         got = f"shape {shape}, of which it says {one_line(error)[:200]!r}"
         text = check.problem(where, "an image of sizes that the network takes", got, advice[1])
         raise check.Refused(one_line(text)) from error
+
+
+def _channels(model: Model, image: Image) -> int | None:
+    """How many channels the network takes, if it takes an image of this size with others than there are."""
+    inner: Any = getattr(model, "model", model)
+    for channels in range(1, _MOST_CHANNELS + 1):
+        with contextlib.suppress(Exception):
+            without_values(inner, image.x.new_empty((channels, *image.x.shape[1:])))
+            return None if channels == len(image.x) else channels
+    return None
 
 
 def _sizes(entry: Entry, model: Model, image: Image) -> tuple[str, str] | None:
@@ -210,19 +233,22 @@ def _memory(entry: Entry) -> int | None:
     return None if memory is None else parse_memory("memory", memory)
 
 
-def model_of(entry: Entry, device: torch.device, cache: dict[str, Any]) -> Model:
-    """The model, whose weights are loaded once; what it learns about itself is not kept.
+def model_of(entry: Entry, device: torch.device, cache: dict[str, Any], whose: Any = None) -> Model:
+    """The model, whose weights are loaded once; what methods find out about it is not kept.
 
-    A job must not depend on which jobs its worker has done before.
+    A job must not depend on which jobs its worker has done before. What the first call with an image shows, whether
+    examples may go together, takes as long as several calls: ``answered`` keeps that for ``whose`` image.
     """
-
-    loaded = kept(
-        cache,
-        "network",
-        entry.model.model_dump(mode="json"),
-        lambda: networks.load(entry.model, str(device), trust=entry.trust),
-    )
-    return model_around(from_module(loaded.module, output=loaded.output), entry)
+    about = entry.model.model_dump(mode="json")
+    shown = cache.get("shown", {}).get(_key([about, whose])) if whose is not None else None
+    if shown is None:
+        loaded = kept(
+            cache, "network", about, lambda: networks.load(entry.model, str(device), trust=entry.trust)
+        )
+        model: Model = from_module(loaded.module, output=loaded.output)
+    else:
+        model = shown.again()
+    return model_around(model, entry)
 
 
 def model_around(model: Model, entry: Entry) -> Model:
@@ -232,6 +258,21 @@ def model_around(model: Model, entry: Entry) -> Model:
     extent = entry.patches
     with refusals():
         return patches.sliding_window(model, _size(extent.size), extent.overlap, extent.weights)
+
+
+def answered(entry: Entry, image: Image, device: torch.device, cache: dict[str, Any], whose: Any) -> Any:
+    """The network's answer to an image, computed once for the jobs that share both."""
+    patched = entry.patches.model_dump(mode="json") if entry.method.patches != "whole" else None
+    about = entry.model.model_dump(mode="json")
+
+    def answer() -> Any:
+        model = model_of(entry, device, cache)
+        found = answer_of(entry, model, image)
+        if patched is None:
+            kept(cache, "shown", [about, whose], lambda: model)
+        return found
+
+    return kept(cache, "answer", [about, whose, patched], answer)
 
 
 def _size(size: int | list[int]) -> int | tuple[int, ...]:

@@ -18,6 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import nibabel
+import numpy as np
+
 from esegeta.engine import check
 from esegeta.run.config import plugins
 from esegeta.run.config.schema import Config
@@ -172,6 +175,29 @@ def _refuse_twins(jobs: Sequence[Job]) -> None:
             raise ValueError(check.problem(WHERE, "targets and methods with different names", got, advice))
 
 
+def looks_like(files: Sequence[str | Path]) -> str:
+    """Return the name of what can be told of images by their headers: those of one name have one shape.
+
+    A file whose header tells nothing, or that cannot be read, is like no other.
+    """
+    return kinds.digest([_header(Path(path)) for path in files])
+
+
+def _header(path: Path) -> Any:
+    try:
+        if volumes.suffix_of(path) == ".npy":
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+            return [list(found.shape), str(found.dtype)]
+        image: Any = nibabel.load(path)
+        return [
+            list(image.shape),
+            str(image.header.get_data_dtype()),
+            [float(s) for s in image.header.get_zooms()],
+        ]
+    except Exception:  # whatever is wrong with it is said when it is read
+        return str(path)
+
+
 # ------------------------------------------------------------------ what is done already
 
 
@@ -232,6 +258,13 @@ def written_by(record: Mapping[str, Any]) -> list[str]:
     known = {kind.name: kind for kind in kinds.known()}
     kind = known.get(record.get("kind", "methods"))  # its plugin may be gone
     return [] if kind is None else list(kind.written(record))
+
+
+def named_by(record: Mapping[str, Any]) -> list[str]:
+    """Return all files that a record names, relative to the folder of the run: its own, and those it shares."""
+    shared = [str(record[name]) for name in ("anatomy", "prediction", "reference") if record.get(name)]
+    beside = [name.replace(".nii.gz", ".json") for name in shared if name.endswith("mask.nii.gz")]
+    return [*written_by(record), *shared, *beside]
 
 
 def _usable(job: Job, folder: str | Path) -> Record | None:

@@ -28,7 +28,7 @@ def read(
     nan: float | int | None = None,
     memory: int | None = None,
 ) -> Volume:
-    r"""One volume from one file, or from several files that hold its channels.
+    r"""Return one volume from one file, or from several files that hold its channels.
 
     Values are scaled as the file asks for (``scl_slope``, ``scl_inter``) and become float32. The first three axes
     of NIfTI are space, by its definition; what a fourth one is must be said. Nothing is guessed.
@@ -56,7 +56,7 @@ def read(
     """
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(p) for p in paths]
     if not files:
-        raise ValueError(check.problem(WHERE, "at least one file", "none", "Name the files of one volume"))
+        raise check.refused(WHERE, "at least one file", "none", "Name the files of one volume")
     if channels is not None:
         check.one_of(WHERE, "channels", channels, ("first", "last", "none"))
     if frame is not None:
@@ -64,9 +64,9 @@ def read(
         if channels is not None:
             got = f"channels={channels!r} and frame={frame}"
             advice = "The last axis is either channels or time"
-            raise ValueError(check.problem(WHERE, "channels or frame", got, advice))
+            raise check.refused(WHERE, "channels or frame", got, advice)
     if nan is not None and (isinstance(nan, bool) or not math.isfinite(nan)):
-        raise ValueError(check.problem(WHERE, "nan to be a finite number", repr(nan), "Pass for example 0.0"))
+        raise check.refused(WHERE, "nan to be a finite number", repr(nan), "Pass for example 0.0")
     limits = [limit for limit in (memory, bounds.available()) if limit is not None]
     parts: list[Volume] = []
     for path in files:
@@ -79,7 +79,7 @@ def read(
 
 
 def suffix_of(path: Path) -> str:
-    """What a name ends with, in lower case, of the endings that are read; else the last one.
+    """Return what a name ends with, in lower case, of the endings that are read; else the last one.
 
     >>> suffix_of(Path("a.b/head.T1.NII.GZ")), suffix_of(Path("a.b/notes.txt"))
     ('.nii.gz', '.txt')
@@ -89,7 +89,7 @@ def suffix_of(path: Path) -> str:
 
 
 def files_of(path: str | Path) -> tuple[Path, ...]:
-    """All files that are read for a name: two where it is one of a pair .hdr and .img, else the one.
+    """Return all files that are read for a name: two where it is one of a pair .hdr and .img, else the one.
 
     >>> [p.as_posix() for p in files_of("a/head.nii.gz")]
     ['a/head.nii.gz']
@@ -170,7 +170,7 @@ def _same_grid(first: Volume, other: Volume) -> None:
 
 
 def glob(pattern: str | Path, folder: str | Path = ".") -> list[Path]:
-    """The files that a pattern matches, sorted by name; a file of that very name wins over a pattern.
+    """Return the files that a pattern matches, sorted by name; a file of that very name wins over a pattern.
 
     Args:
         pattern: with ``*``, ``?``, ``[...]`` and ``**``, relative to the folder; or the name of a file.
@@ -201,7 +201,7 @@ def glob(pattern: str | Path, folder: str | Path = ".") -> list[Path]:
 
 
 def expand(files: str | Path | Sequence[Any], folder: str | Path = ".") -> list[tuple[Path, ...]]:
-    """The volumes that a configuration names, each as the files of its channels.
+    """Return the volumes that a configuration names, each as the files of its channels.
 
     Args:
         files: a pattern; or a list with an entry for volumes: a pattern, whose files are volumes of one file each, or
@@ -213,7 +213,7 @@ def expand(files: str | Path | Sequence[Any], folder: str | Path = ".") -> list[
     """
     entries: list[Any] = [files] if isinstance(files, str | Path) else list(files)
     if not entries:
-        raise ValueError(check.problem("volumes.expand", "at least one file", "none", "Name the inputs"))
+        raise check.refused("volumes.expand", "at least one file", "none", "Name the inputs")
     volumes: list[tuple[Path, ...]] = []
     for entry in entries:
         columns = [glob(pattern, folder) for pattern in ([entry] if isinstance(entry, str | Path) else entry)]

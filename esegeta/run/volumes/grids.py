@@ -15,7 +15,7 @@ MOST_VOXELS = 2**31  # more than any scanner makes: a mistake in the units
 
 
 def codes(affine: Array) -> list[str]:
-    """For each column the side to which it rises; each pair of sides is given to one column.
+    """Return for each column the side to which it rises; each pair of sides is given to one column.
 
     Of the six ways to pair axes with sides the one with the largest sum of squared cosines is taken.
 
@@ -30,7 +30,7 @@ def codes(affine: Array) -> list[str]:
 
 
 def turned(data: Array, affine: Array, order: Sequence[int], flips: Sequence[int]) -> tuple[Array, Array]:
-    """Axis i of the result is axis ``order[i]`` of the data; then some axes of the result are reversed."""
+    """Permute axes, so that axis i of the result is axis ``order[i]`` of the data, then reverse some."""
     axes = len(order)
     data = data.transpose([0, *(1 + i for i in order)])
     affine = affine[:, [*order, *range(axes, 4)]].copy()
@@ -41,7 +41,7 @@ def turned(data: Array, affine: Array, order: Sequence[int], flips: Sequence[int
 
 
 def shifted(affine: Array, start: Sequence[int | float]) -> Array:
-    """The affine of a grid that begins at another index.
+    """Return the affine of a grid that begins at another index.
 
     >>> shifted(np.diag([2.0, 1.0, 1.0, 1.0]), [3])[0].tolist()
     [2.0, 0.0, 0.0, 6.0]
@@ -52,7 +52,7 @@ def shifted(affine: Array, start: Sequence[int | float]) -> Array:
 
 
 def centred(affine: Array, old: Sequence[int], new: Sequence[int], ratio: Sequence[float]) -> Array:
-    """The affine of a grid around the same centre, whose steps are ``ratio`` times as long.
+    """Return the affine of a grid around the same centre, whose steps are ``ratio`` times as long.
 
     >>> centred(np.eye(4), [4], [2], [2.0])[0].tolist()
     [2.0, 0.0, 0.0, 0.5]
@@ -64,13 +64,13 @@ def centred(affine: Array, old: Sequence[int], new: Sequence[int], ratio: Sequen
 
 
 def sliced(affine: Array, axis: int, index: int) -> Array:
-    """The affine of one plane: its axis comes last, where the index is always 0."""
+    """Return the affine of one plane: its axis comes last, where the index is always 0."""
     moved = shifted(affine, [index if i == axis else 0 for i in range(3)])
     return moved[:, [*(i for i in range(3) if i != axis), axis, 3]]
 
 
 def weights(n: int, m: int, ratio: float, how: str) -> Any:
-    r"""The sparse matrix (m, n) that resamples an axis of n voxels to m around the same centre.
+    r"""Return the sparse matrix (m, n) that resamples an axis of n voxels to m around the same centre.
 
     Voxel k of the new grid, r times as long as the old ones, has its centre at
 
@@ -113,7 +113,7 @@ def weighted(data: Array, matrices: Sequence[Any]) -> Array:
 
 
 def window(data: Array, box: Sequence[tuple[int, int]], fill: float) -> Array:
-    """The voxels of a box, which may reach beyond the data.
+    """Return the voxels of a box, which may reach beyond the data.
 
     >>> window(np.array([[1.0, 2.0, 3.0]]), [(-1, 2)], 0.0).tolist()
     [[0.0, 1.0, 2.0]]

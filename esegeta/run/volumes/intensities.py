@@ -33,15 +33,13 @@ def _scaler(how: str, over: str, low: float, high: float) -> Callable[[Array], t
         inside = channel != 0 if over == "nonzero" else np.ones(channel.shape, dtype=bool)
         if not inside.any():
             advice = 'Leave out over = "nonzero", or leave out the file'
-            raise ValueError(
-                check.problem("normalise", "a channel that is not 0 everywhere", "zeros", advice)
-            )
+            raise check.refused("normalise", "a channel that is not 0 everywhere", "zeros", advice)
         shift, scale = _measured(how, channel[inside], low, high)
         if not scale > 0:
             expected = f'a channel with a scale > 0 for how = "{how}"'
             got = f"values from {channel[inside].min():.6g} to {channel[inside].max():.6g}"
             advice = 'Use how = "fixed", or leave out the file'
-            raise ValueError(check.problem("normalise", expected, got, advice))
+            raise check.refused("normalise", expected, got, advice)
         values = (channel - shift) / scale
         if how == "percentiles":
             values = values.clip(0, 1)
@@ -64,7 +62,7 @@ def clip(low: float | int | None = None, high: float | int | None = None) -> Ste
         for v, default in ((low, -np.inf), (high, np.inf))
     )
     if least >= most or (low is None and high is None):
-        raise ValueError(check.problem(name, "low < high, or one of them", f"{low!r} and {high!r}", advice))
+        raise check.refused(name, "low < high, or one of them", f"{low!r} and {high!r}", advice)
 
     def run(now: Prepared) -> Prepared:
         return changed(now, now.data.numpy().clip(least, most), {"step": name, "low": low, "high": high})
@@ -99,16 +97,14 @@ def normalise(
     for word, value in (("low", low), ("high", high), ("mean", mean), ("std", std)):
         if value is not None and how != owners[word]:
             expected = f'{word} for how = "{owners[word]}" only'
-            raise ValueError(check.problem(name, expected, f'how = "{how}"', f"Leave out {word}"))
+            raise check.refused(name, expected, f'how = "{how}"', f"Leave out {word}")
     if how == "fixed":
         return _fixed(name, over, mean, std)
     (least,) = numbers(name, "low", 0.5 if low is None else low, "Pass percent")
     (most,) = numbers(name, "high", 99.5 if high is None else high, "Pass percent")
     if not 0 <= least < most <= 100:
         expected = "percentiles 0 <= low < high <= 100"
-        raise ValueError(
-            check.problem(name, expected, f"{least} and {most}", "Pass for example 0.5 and 99.5")
-        )
+        raise check.refused(name, expected, f"{least} and {most}", "Pass for example 0.5 and 99.5")
     scale = _scaler(how, over, float(least), float(most))
 
     def run(now: Prepared) -> Prepared:
@@ -122,9 +118,9 @@ def normalise(
 def _fixed(name: str, over: str, mean: Any, std: Any) -> Step:
     advice = "Pass one for each channel, or one number"
     if over != "all":
-        raise ValueError(check.problem(name, 'over = "all" for how = "fixed"', repr(over), "Leave out over"))
+        raise check.refused(name, 'over = "all" for how = "fixed"', repr(over), "Leave out over")
     if mean is None and std is None:
-        raise ValueError(check.problem(name, 'mean or std for how = "fixed"', "none", advice))
+        raise check.refused(name, 'mean or std for how = "fixed"', "none", advice)
     shift = numbers(name, "mean", 0.0 if mean is None else mean, advice)
     scale = numbers(name, "std", 1.0 if std is None else std, advice, positive=True)
 

@@ -35,7 +35,7 @@ _SILENT.addHandler(logging.NullHandler())
 def read_nifti(
     path: Path, suffix: str, channels: str | None, frame: int | None, memory: int | None
 ) -> Volume:
-    """The volume in one file or pair of files; ``suffix`` says which. memory: in bytes, that this may take."""
+    """Return the volume in one file or pair of files; ``suffix`` says which. memory: in bytes, that this may take."""
     single = suffix.startswith(".nii")
     if channels == "first":
         advice = 'Use channels="last": the first three axes of NIfTI are space'
@@ -64,7 +64,7 @@ def read_nifti(
 
 
 def pair(path: Path) -> tuple[Path, Path]:
-    """The header and the voxels of a pair of files, whichever was named."""
+    """Return the header and the voxels of a pair of files, whichever was named."""
     stem = re.sub(r"\.(hdr|img)(\.gz)?$", "", path.name, flags=re.IGNORECASE)
     found = []
     for ending in (".hdr", ".img"):

@@ -31,7 +31,7 @@ _PIXELS_PER_BYTE = 10_000  # one-bit pixels, deflated
 
 
 def read_npy(path: Path, channels: str | None, memory: int | None) -> Volume:
-    """What numpy.save has written, if it is an array of real numbers. memory: in bytes, that this may take."""
+    """Return what numpy.save has written, if it is an array of real numbers. memory: in bytes, that this may take."""
     with path.open("rb") as stream:
         start = stream.read(12)
         wide = start[6:7] != b"\x01"
@@ -77,7 +77,7 @@ def _npy_header(path: Path, text: str) -> tuple[np.dtype[Any], bool, tuple[int, 
 
 
 def read_picture(path: Path, channels: str | None, memory: int | None) -> Volume:
-    """Rows and columns of pixels as any viewer shows them, with the values of the file."""
+    """Return rows and columns of pixels as any viewer shows them, with the values of the file."""
     try:
         from PIL import Image, ImageOps
     except ModuleNotFoundError as error:

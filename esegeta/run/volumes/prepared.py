@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
                 f"a map (K,*S) with the spatial shape {tuple(self.data.shape[1:])} of the prepared image"
             )
             advice = "Bring maps of layers onto the image with esegeta.upsample first"
-            raise ValueError(check.problem("Prepared.back", expected, check.describe(map), advice))
+            raise check.refused("Prepared.back", expected, check.describe(map), advice)
         values = (
             map.detach().cpu().numpy() if map.dtype == torch.float64 else map.detach().float().cpu().numpy()
         )
@@ -77,21 +77,21 @@ Step = Callable[[Prepared], Prepared]
 
 
 def moved(before: Prepared, data: Array, affine: Array, record: dict[str, Any], undo: Undo) -> Prepared:
-    """After a step that put the image onto another grid."""
+    """Return the image after a step that put it onto another grid."""
     tensor = torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
     spacing = spacing_of(affine, tensor.ndim - 1)
     return Prepared(tensor, affine, spacing, (*before.record, record), (undo, *before.undo))
 
 
 def changed(now: Prepared, data: Array, record: dict[str, Any]) -> Prepared:
-    """After a step that changed values only."""
+    """Return the image after a step that changed values only."""
     return now._replace(data=torch.from_numpy(data.astype(np.float32)), record=(*now.record, record))
 
 
 def numbers(
     where: str, name: str, value: Any, advice: str, *, whole: bool = False, positive: bool = False
 ) -> tuple[Any, ...]:
-    """One number or several, as a tuple: whole ones, finite ones, those above zero."""
+    """Return one number or several, as a tuple: whole ones, finite ones, those above zero."""
     kinds = (int,) if whole else (int, float)
     several = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     right = bool(several) and all(isinstance(v, kinds) and not isinstance(v, bool) for v in several)
@@ -99,15 +99,15 @@ def numbers(
         abs(v) < (2**63 if isinstance(v, int) else float("inf")) and (v > 0 or not positive) for v in several
     ):
         expected = f"{name} of {'whole' if whole else 'finite'} numbers{' > 0' if positive else ''}"
-        raise ValueError(check.problem(where, expected, check.describe(value), advice))
+        raise check.refused(where, expected, check.describe(value), advice)
     return several
 
 
 def each(where: str, name: str, value: tuple[Any, ...], count: int, what: str) -> tuple[Any, ...]:
-    """As many numbers as there are axes or channels; one stands for all."""
+    """Return as many numbers as there are axes or channels; one stands for all."""
     if len(value) not in (1, count):
         expected = f"{name} with one number or {count}, one for each {what}"
-        raise ValueError(check.problem(where, expected, repr(list(value)), "Pass as many as the image has"))
+        raise check.refused(where, expected, repr(list(value)), "Pass as many as the image has")
     return value * count if len(value) == 1 else value
 
 
@@ -115,4 +115,4 @@ def sized(where: str, shape: Sequence[int]) -> None:
     """Refuse a grid that no memory holds."""
     if math.prod(shape) > grids.MOST_VOXELS:
         got = f"shape {tuple(shape)}"
-        raise ValueError(check.problem(where, "a grid of at most 2^31 voxels", got, "Mind the units"))
+        raise check.refused(where, "a grid of at most 2^31 voxels", got, "Mind the units")

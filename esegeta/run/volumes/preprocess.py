@@ -41,7 +41,7 @@ def apply(volume: Volume, steps: Iterable[Step | Mapping[str, Any]]) -> Prepared
     now = Prepared(volume.data, np.array(volume.affine, dtype=np.float64), tuple(volume.spacing))
     if not isinstance(steps, Iterable) or isinstance(steps, (str, bytes, Mapping, torch.Tensor)):
         got, advice = check.describe(steps), 'Pass for example [{"step": "pad", "multiple": 8}]'
-        raise TypeError(check.problem("preprocess", "a list of steps", got, advice))
+        raise check.refused_type("preprocess", "a list of steps", got, advice)
     for one in steps:
         if not isinstance(one, Mapping) and not callable(one):
             raise TypeError(_no_step(one))
@@ -50,29 +50,27 @@ def apply(volume: Volume, steps: Iterable[Step | Mapping[str, Any]]) -> Prepared
 
 
 def step(table: Mapping[str, Any]) -> Step:
-    """The step that a table of a configuration asks for, its parameters checked."""
+    """Return the step that a table of a configuration asks for, its parameters checked."""
     parameters = dict(table)
     name = parameters.pop("step", None)
     if not isinstance(name, str) or name not in STEPS:
         got = "none" if name is None else repr(name)
         advice = 'Write step = "name"' if name is None else check.nearest(name, STEPS)
-        raise ValueError(check.problem("preprocess", f"a step of {', '.join(STEPS)}", got, advice))
+        raise check.refused("preprocess", f"a step of {', '.join(STEPS)}", got, advice)
     make = STEPS[name].fn
     known = inspect.signature(make).parameters
     for given in parameters:
         if given not in known:
             advice = check.nearest(given, known)
-            raise ValueError(check.problem(name, f"parameters of {', '.join(known)}", repr(given), advice))
+            raise check.refused(name, f"parameters of {', '.join(known)}", repr(given), advice)
     for wanted, parameter in known.items():
         if parameter.default is parameter.empty and wanted not in parameters:
-            raise ValueError(
-                check.problem(name, f"the parameter {wanted}", "none", f"Add {wanted} to the step")
-            )
+            raise check.refused(name, f"the parameter {wanted}", "none", f"Add {wanted} to the step")
     return make(**parameters)
 
 
 def problems(tables: Iterable[Any]) -> list[str]:
-    """All that is wrong with the parameters of steps, a line each, found without an image.
+    """Return all that is wrong with the parameters of steps, a line each, found without an image.
 
     >>> tables = [{"step": "pad", "multiple": 0}, {"step": "reorient", "to": "RAS"}, {"step": "crp"}]
     >>> for line in problems(tables):  # doctest: +ELLIPSIS

@@ -38,7 +38,7 @@ class Volume(NamedTuple):
 
 
 def spacing_of(affine: Array, axes: int) -> tuple[float, ...]:
-    """The length in mm of a step along each of the first axes.
+    """Return the length in mm of a step along each of the first axes.
 
     >>> spacing_of(np.diag([2.0, -3.0, 1.0, 1.0]), 2)
     (2.0, 3.0)
@@ -47,7 +47,7 @@ def spacing_of(affine: Array, axes: int) -> tuple[float, ...]:
 
 
 def shown(text: object, most: int = 200) -> str:
-    r"""Text that may come from anywhere, safe to print on one line.
+    r"""Return text that may come from anywhere, safe to print on one line.
 
     >>> print(shown("a\nb\x1b[2J"))
     a\nb\x1b[2J
@@ -57,7 +57,7 @@ def shown(text: object, most: int = 200) -> str:
 
 
 def refused(path: Path, expected: str, got: object, advice: str) -> UnreadableInput:
-    """The error for a file that is not as expected."""
+    """Return the error for a file that is not as expected."""
     return UnreadableInput(check.problem(WHERE, f"{shown(path)} to be {expected}", shown(got), advice))
 
 
@@ -69,13 +69,13 @@ def fits(path: Path, need: int, memory: int | None) -> None:
 
 
 def volume_of(data: Array, affine: Array, path: Path, **rest: Any) -> Volume:
-    """The volume of one file."""
+    """Return the volume of one file."""
     tensor = torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
     return Volume(tensor, affine, spacing_of(affine, data.ndim - 1), paths=(path,), **rest)
 
 
 def scaled(raw: Array, slope: float, inter: float) -> Array:
-    """Float32, by blocks: the double precision in between takes no second volume of memory."""
+    """Return Float32, by blocks: the double precision in between takes no second volume of memory."""
     scaled = np.empty(raw.size, dtype=np.float32)
     with np.errstate(all="ignore"):  # what is too large becomes infinite, and is refused as such
         for start in range(0, raw.size, BLOCK):
@@ -86,7 +86,7 @@ def scaled(raw: Array, slope: float, inter: float) -> Array:
 
 
 def opaque(path: Path, planes: Array) -> Array:
-    """Colours without their opacity, which is a second or fourth plane, if that is full everywhere."""
+    """Return colours without their opacity, which is a second or fourth plane, if that is full everywhere."""
     if len(planes) in (1, 3):
         return planes
     if (planes[-1] != 255).any():

@@ -24,7 +24,7 @@ def reorient(to: str) -> Step:
     pairs = [next((p for p in grids.SIDES if c in p), "") for c in to] if isinstance(to, str) else [""]
     if not 1 <= len(pairs) <= 3 or "" in pairs or len(set(pairs)) < len(pairs):
         advice = 'Write for example "RAS" or "LPS"'
-        raise ValueError(check.problem(name, "to with one letter of R/L, A/P and S/I each", repr(to), advice))
+        raise check.refused(name, "to with one letter of R/L, A/P and S/I each", repr(to), advice)
 
     def run(now: Prepared) -> Prepared:
         axes = now.data.ndim - 1
@@ -32,7 +32,7 @@ def reorient(to: str) -> Step:
         order = [next((i for i, c in enumerate(codes) if c in pair), -1) for pair in pairs]
         if sorted(order) != list(range(axes)):
             expected = f"to with one letter for each axis, which are {', '.join(codes)} or the opposite"
-            raise ValueError(check.problem(name, expected, repr(to), "Name the axes that the image has"))
+            raise check.refused(name, expected, repr(to), "Name the axes that the image has")
         flips = [axis for axis, i in enumerate(order) if codes[i] != to[axis]]
         data, affine = grids.turned(now.data.numpy(), now.affine, order, flips)
         inverse = [0, *(1 + order.index(i) for i in range(axes))]
@@ -138,15 +138,13 @@ def crop(box: Any) -> Step:
     sides = [numbers(name, "box", side, advice, whole=True) for side in box] if right else [()]
     if not all(len(side) == 2 and 0 <= side[0] < side[1] for side in sides):
         expected = "box of two rising whole numbers for each axis"
-        raise ValueError(check.problem(name, expected, check.describe(box), advice))
+        raise check.refused(name, expected, check.describe(box), advice)
 
     def run(now: Prepared) -> Prepared:
         shape = tuple(now.data.shape[1:])
         if len(sides) != len(shape) or any(stop > n for (_, stop), n in zip(sides, shape, strict=True)):
             expected = f"a box within the image of shape {shape}"
-            raise ValueError(
-                check.problem(name, expected, repr([list(s) for s in sides]), "Pass a smaller one")
-            )
+            raise check.refused(name, expected, repr([list(s) for s in sides]), "Pass a smaller one")
         return _windowed(now, name, [(a, b) for a, b in sides], 0.0, {})
 
     return run
@@ -168,7 +166,7 @@ def content(above: float | int = 0.0, margin: int = 0) -> Step:
         inside = (now.data > least).any(0)
         if not inside.any():
             got = f"a largest value of {now.data.max().item():.6g}"
-            raise ValueError(check.problem(name, f"voxels above {least}", got, "Pass a lower value"))
+            raise check.refused(name, f"voxels above {least}", got, "Pass a lower value")
         where = inside.nonzero()
         lows, highs = where.min(0)[0].tolist(), where.max(0)[0].tolist()
         box = [
@@ -225,7 +223,7 @@ def pad(multiple: Any, fill: float | int = 0.0) -> Step:
 
 @step(family="grid", example={"axis": 0, "index": 1}, called="slice")
 def slice_(axis: int, index: int) -> Step:
-    """One plane of a volume, for networks with one axis less.
+    """Return one plane of a volume, for networks with one axis less.
 
     Args:
         axis: the axis that goes, from 0.
@@ -239,7 +237,7 @@ def slice_(axis: int, index: int) -> Step:
         shape = tuple(now.data.shape[1:])
         if len(shape) < 2 or axis >= len(shape) or index >= shape[axis]:
             expected = f"a plane of the image of shape {shape}"
-            raise ValueError(check.problem(name, expected, f"axis {axis}, index {index}", "Count from 0"))
+            raise check.refused(name, expected, f"axis {axis}, index {index}", "Count from 0")
         affine = grids.sliced(now.affine, axis, index)
         box = [(-index, shape[axis] - index) if i == axis else (0, n) for i, n in enumerate(shape)]
 
