@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from esegeta.engine import check
 from esegeta.plot.canvas import png, save
 from esegeta.plot.cascade import cascade
+from esegeta.plot.dreams import analysis, dream
 from esegeta.plot.images import FIGURES, channels, layers, montage, overlay, projections, side_by_side
 from esegeta.plot.lines import curve, is_signal, signal
 
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "analysis",
     "cascade",
     "channels",
     "curve",
+    "dream",
     "kinds_of",
     "layers",
     "montage",
