@@ -147,12 +147,15 @@ class MetricSpec(Spec):
 
     better: which values are good, "" where neither direction is; answer: one number, a number with a standard error
     because it is a mean over draws, or a curve with an area; needs: what it reads besides a finished map,
-    of ``METRIC_NEEDS``.
+    of ``METRIC_NEEDS``; exact: its number for the true map of a linear score, None if that depends on the score;
+    ranks: whether no permutation of the true map of an additive score has a better number.
     """
 
     better: Better = ""
     answer: Answer = "scalar"
     needs: tuple[str, ...] = ()
+    exact: float | None = None
+    ranks: bool = False
 
 
 S = TypeVar("S", bound=Spec)
@@ -305,6 +308,8 @@ def metric(
     answer: Answer = "scalar",
     needs: tuple[str, ...] = (),
     paper: str,
+    exact: float | None = None,
+    ranks: bool = False,
     example: Mapping[str, Any] | None = None,
     also: tuple[str, ...] = (),
     cost: Callable[..., Cost] | None = None,
@@ -318,6 +323,8 @@ def metric(
         needs: what it reads besides a finished map: "score", "network", which are its second argument, "mask" and
             "key", which are given at the call, "explain" for explanations of other images or networks.
         paper: where it comes from.
+        exact: its number for the true map of a linear score; None if that depends on the score.
+        ranks: whether no permutation of the true map of an additive score has a better number.
         example: arguments of a cheap instance, by name.
         also: other names that people look for.
         cost: from some of its arguments, by name, to the forwards, gradients and explanations of one value beyond
@@ -333,6 +340,8 @@ def metric(
         answer=answer,
         needs=tuple(needs),
         paper=paper,
+        exact=exact,
+        ranks=ranks,
         example=dict(example or {}),
         also=tuple(also),
         cost=cost,

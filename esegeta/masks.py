@@ -299,11 +299,11 @@ def _steps(where: str, step: Lengths, spacing: Spacing | None, axes: int) -> tup
 class Shapes:
     """Balls and boxes at the places of a coarse grid, as maps of how near a voxel is to their middle.
 
-    ``wanted`` of such a map is the ball or box of an area, cut off by the border and the larger for it. Distances are
-    in the unit of ``spacing``; boxes have the proportions of the image.
+    ``nearest_region`` of such a map is the ball or box of an area, cut off by the border and the larger for it.
+    Distances are in the unit of ``spacing``; boxes have the proportions of the image.
 
     >>> shapes = Shapes(torch.zeros(1, 6), places=3)
-    >>> shapes.count, wanted(shapes.near(torch.tensor(1)), 1 / 3).tolist()
+    >>> shapes.count, nearest_region(shapes.near(torch.tensor(1)), 1 / 3).tolist()
     (6, [0.0, 0.0, 1.0, 1.0, 0.0, 0.0])
     """
 
@@ -387,15 +387,15 @@ def _shapes(
 ) -> Iterator[Best]:
     for k in range(finer + 1):
         nodes = torch.arange(shapes.count, device=shapes.middles[0].device)
-        run = lambda node, shapes=shapes: worth(wanted(shapes.near(node), area)[None]).value
+        run = lambda node, shapes=shapes: worth(nearest_region(shapes.near(node), area)[None]).value
         values = collect(run, nodes, label=label)
         values = torch.where(values.isnan(), -torch.inf, values)  # a deadline leaves some out
         found = values.argmax()
-        best = worth(wanted(shapes.near(found), area)[None])
+        best = worth(nearest_region(shapes.near(found), area)[None])
         if not k:
             # Where all are worth the same, none of them is preferred: every voxel gets its share.
             flat = torch.where(values.amax() == values.amin(), best.value, -torch.inf)
-            yield Best(flat, wanted(torch.zeros_like(best.point), area))
+            yield Best(flat, nearest_region(torch.zeros_like(best.point), area))
         yield best
         if not k:
             balls = values[: shapes.count // 2].reshape(1, *shapes.grid)
@@ -406,11 +406,11 @@ def _shapes(
             ranked = (joined - joined.amin()) / spread.clamp(min=tiny) + 1e-4 * near / farthest.clamp(
                 min=tiny
             )
-            yield worth(wanted(ranked, area))
+            yield worth(nearest_region(ranked, area))
         shapes = shapes.around(found)
 
 
-def wanted(mask: Float[Tensor, "..."], area: float | int) -> Float[Tensor, "..."]:
+def nearest_region(mask: Float[Tensor, "..."], area: float | int) -> Float[Tensor, "..."]:
     r"""Return the nearest mask of zeros and ones with that area: ones where the mask is largest.
 
     Voxels of one value share what is left for them, so that nothing depends on the order of voxels.
@@ -423,12 +423,12 @@ def wanted(mask: Float[Tensor, "..."], area: float | int) -> Float[Tensor, "..."
         like the mask.
 
     Example:
-        >>> wanted(torch.tensor([0.2, 0.9, 0.5, 0.5]), 0.5).tolist()
+        >>> nearest_region(torch.tensor([0.2, 0.9, 0.5, 0.5]), 0.5).tolist()
         [0.0, 1.0, 0.5, 0.5]
     """
     flat = mask.flatten()
     ranked = flat.sort().values.contiguous()
-    zeros = flat.numel() - round(share("wanted", "area", area) * flat.numel())
+    zeros = flat.numel() - round(share("nearest_region", "area", area) * flat.numel())
     low = torch.searchsorted(ranked, flat.contiguous())
     high = torch.searchsorted(ranked, flat.contiguous(), right=True)
     ones = (high - zeros).clamp(min=0) - (low - zeros).clamp(min=0)

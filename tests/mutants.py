@@ -840,4 +840,73 @@ PLACES = (
     ),
 )
 
-MUTANTS = (*PATHS, *RANDOM, *STREAMS, *DERIVATIVES, *RULES, *COALITIONS, *MAPS, *SCORES, *PLACES)
+_KEEPS = "tests/test_metric_laws.py::test_a_registered_metric_keeps_every_law"
+
+METRICS = (
+    Mutant(
+        "ties in the order of places",
+        "esegeta.metrics.curves",
+        "    nodes = torch.where(alone, stops, torch.where(first & more, low, high))\n",
+        "    nodes = stops\n",
+        "a sort that is stable seems to be enough",
+        tests=(f"{_KEEPS}[deletion]",),
+    ),
+    Mutant(
+        "an area that counts its steps",
+        "esegeta.metrics.curves",
+        "return (steps * (values[1:] + values[:-1]) / 2).sum()",
+        "return ((values[1:] + values[:-1]) / 2).sum()",
+        "the trapezoid rule with a width of one",
+        tests=(f"{_KEEPS}[deletion]",),
+    ),
+    Mutant(
+        "the least relevant first",
+        "esegeta.metrics.curves",
+        "falling = torch.where(empty, torch.inf, -values)",
+        "falling = torch.where(empty, torch.inf, values)",
+        "an argsort rises",
+        tests=(f"{_KEEPS}[deletion]",),
+    ),
+    Mutant(
+        "a threshold in the unit of the map",
+        "esegeta.metrics.complexity",
+        "(sizes > share * largest)",
+        "(sizes > share)",
+        "as the paper has it",
+        tests=(f"{_KEEPS}[effective_complexity]",),
+    ),
+    Mutant(
+        "an empty mask is missed",
+        "esegeta.metrics.localisation",
+        "return torch.where((inside & counts).any() & (counts & ~inside).any(), found, torch.nan)",
+        "return found",
+        "nothing divides by zero there",
+        tests=(f"{_KEEPS}[pointing_game]",),
+    ),
+    Mutant(
+        "what stays instead of what goes",
+        "esegeta.metrics.subsets",
+        "torch.where(gone(i), each, 0.0)",
+        "torch.where(gone(i), 0.0, each)",
+        "the mask of a set is that of the rest",
+        tests=(f"{_KEEPS}[sensitivity_n]",),
+    ),
+    Mutant(
+        "noise of the process",
+        "esegeta.metrics.infidelity",
+        "random.normal(key, x.shape, dtype=x.dtype, device=x.device)",
+        "torch.randn(x.shape, dtype=x.dtype, device=x.device)",
+        "as everybody draws",
+        tests=(f"{_KEEPS}[infidelity]",),
+    ),
+    Mutant(
+        "stops turned round in a batch",
+        "esegeta.metrics.removal",
+        "        return at(stops)\n",
+        "        return at(stops).flip(0)\n",
+        "two ways through one function, of which tests take one",
+        tests=(f"{_KEEPS}[deletion]",),
+    ),
+)
+
+MUTANTS = (*PATHS, *RANDOM, *STREAMS, *DERIVATIVES, *RULES, *COALITIONS, *MAPS, *SCORES, *PLACES, *METRICS)

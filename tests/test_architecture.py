@@ -129,6 +129,7 @@ ORDER = (
     "run.jobs.summary",
     "run.jobs.judging",
     "run.jobs.metrics",
+    "run.jobs.dreams",
     "run.jobs.figures",
     "run.jobs.dispatch",
     "run.report",

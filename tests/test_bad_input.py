@@ -351,7 +351,7 @@ def patient():
         yield
 
 
-def hasty(subject, score):
+def fast(subject, score):
     """The method with few steps of everything."""
     few = {k: min(v, 8) if isinstance(v, int) else v for k, v in METHODS[subject.name].example.items()}
     return built(METHODS[subject.name], few)(score)
@@ -362,13 +362,13 @@ def a_count_that_looks_differentiable_is_refused(subject):
     refs = defaults(subject, TWO)
     varies = "varies although its gradient is zero"
     with refused(ValueError, subject.name, "a score with a gradient", varies, "soft_count"), patient():
-        hasty(subject, otsu_count)(TWO, *refs, **subject.extra())
+        fast(subject, otsu_count)(TWO, *refs, **subject.extra())
 
 
 @by_gradients()
 def a_count_is_refused_in_a_batch_too(subject):
     refs = defaults(subject, TWO)
-    explain = eg.batched(hasty(subject, otsu_count), in_dims=(0, *[None] * len(refs)))
+    explain = eg.batched(fast(subject, otsu_count), in_dims=(0, *[None] * len(refs)))
     with refused(ValueError, subject.name, "a score with a gradient", "otsu_count"), patient():
         explain(torch.stack([TWO, 2 * TWO]), *refs, **subject.extra())
 

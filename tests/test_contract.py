@@ -15,7 +15,7 @@ from esegeta.conformance import Case, Network, contract, subjects
 from esegeta.conformance.contract import CHECKS, OF_TRANSFORMS, SMOOTH, answer, assert_near, examples, same
 from esegeta.conformance.subjects import TRANSFORMED
 
-SUBJECTS = list(subjects(hasty=True))
+SUBJECTS = list(subjects(fast=True))
 METHODS = [s for s in SUBJECTS if not s.composite]
 VOLUME = Case(
     Network((2, 2, 2, 3), ("conv", "relu", ("add", "conv"), "max pool"), "sum", 5),

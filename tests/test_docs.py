@@ -140,7 +140,7 @@ def public_functions(node, prefix=""):
             yield f"{prefix}{inner.name}", inner
 
 
-LATER = ("run", "plot", "metrics", "radiomics", "cli.py")
+LATER = ("run", "plot", "cli.py")
 SOURCES = [p for p in Path(esegeta.__file__).parent.rglob("*.py") if not p.name.startswith("test_")]
 
 

@@ -390,7 +390,7 @@ def test_bad_settings_of_smooth_masks():
 @pytest.mark.parametrize("area", [0.1, 0.37, 0.9])
 def test_the_region_is_where_the_mask_is_largest(shape, area):
     m = random.uniform(1, shape, dtype=torch.float64)
-    region = masks.wanted(m, area)
+    region = masks.nearest_region(m, area)
     ones = round(area * m.numel())
     assert region.sum() == ones
     assert set(region.unique().tolist()) <= {0.0, 1.0}
@@ -400,11 +400,11 @@ def test_the_region_is_where_the_mask_is_largest(shape, area):
 
 
 def test_ties_share():
-    assert masks.wanted(torch.ones(4), 0.25).tolist() == [0.25] * 4
-    assert masks.wanted(torch.tensor([1.0, 0.0, 1.0, 1.0]), 0.5).tolist() == pytest.approx(
+    assert masks.nearest_region(torch.ones(4), 0.25).tolist() == [0.25] * 4
+    assert masks.nearest_region(torch.tensor([1.0, 0.0, 1.0, 1.0]), 0.5).tolist() == pytest.approx(
         [2 / 3, 0, 2 / 3, 2 / 3]
     )
-    many = vmap(lambda m: masks.wanted(m, 0.5))(torch.tensor([[0.1, 0.2], [0.4, 0.3]]))
+    many = vmap(lambda m: masks.nearest_region(m, 0.5))(torch.tensor([[0.1, 0.2], [0.4, 0.3]]))
     assert many.tolist() == [[0, 1], [1, 0]]
 
 

@@ -365,12 +365,9 @@ def test_performance_information_equals_a_plain_loop():
     def bits(y):
         left = []
         for row in y[0].tolist():
-            before = 0
-            for v in row:
-                q = min(255, max(0, round((v - low) / (high - low) * 255)))
-                left.append((q - before) % 256)
-                before = q
-        return len(left) * entropy_of(left)
+            levels = [min(255, max(0, round((v - low) / (high - low) * 255))) for v in row]
+            left += [(q - p) % 256 for p, q in itertools.pairwise(levels)]
+        return 8 * 3 + len(left) * entropy_of(left)
 
     order = a.flatten().argsort(descending=True)
     images = []
@@ -965,6 +962,13 @@ def test_a_network_without_parameters_is_refused():
     for metric in (metrics.cascade, metrics.cascade_maps, metrics.smprt, metrics.emprt):
         with pytest.raises(ValueError, match="a network with parameters, got none to randomise"):
             metric(METHOD, nn.ReLU())
+
+
+def test_a_class_that_is_not_there_is_refused():
+    model = eg.from_module(network())
+    explain_of = lambda label: eg.gradient(eg.reducers.logit(model, label))
+    with pytest.raises(ValueError, match=r"expected.*class"):
+        metrics.random_logit(explain_of, 0, 2)(noise(1, 8, 8).float())
 
 
 def test_bad_maps_and_masks_are_refused_in_words():

@@ -123,7 +123,7 @@ def test_the_mask_that_is_found(torchray, mode, target):
         score, area=area, mode=mode, mask=masks.smooth(step=1, sigma=sigma), worth=worth
     )
     mask, truth = explain(x, 0 * x)[0], net.weight[target] > 0
-    region = masks.wanted(found[0, 0].detach(), area)
+    region = masks.nearest_region(found[0, 0].detach(), area)
     assert float(region.mean()) == pytest.approx(area) == pytest.approx(float(mask.mean()))
     ours, peer = mask > 0.5, region > 0.5
     iou = lambda a, b: float((a & b).sum() / (a | b).sum())

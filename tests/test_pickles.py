@@ -37,7 +37,7 @@ def square(z):
 
 def explanations():
     kinds = {"baseline": torch.zeros(1, 2), "baselines": torch.zeros(3, 1, 2)}
-    for s in subjects(hasty=True):
+    for s in subjects(fast=True):
         yield s.name, s.build(square), (TWO, *[kinds[k] for k in s.refs]), s.extra()
 
 

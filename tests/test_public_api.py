@@ -167,7 +167,7 @@ PROMISED = [
     ("baselines.uniform", "x", "key low high"),
     ("baselines.farthest_corner", "x low high", ""),
     ("baselines.dataset", "samples", "key count"),
-    ("masks.wanted", "mask area", ""),
+    ("masks.nearest_region", "mask area", ""),
     ("masks.area_residual", "mask", "area"),
     ("masks.scattered", "key x", "cells keep"),
     ("masks.smooth", "", "step sigma spacing"),

@@ -86,6 +86,9 @@ def test_multiples_are_found_for_each_axis_with_and_without_values():
     x, flat = torch.zeros(1, 9, 8, 5), torch.zeros(1, 9)
     assert padding.multiples(eg.from_module(Pooled()), x) == (4, 4, 1)
     assert padding.multiples(eg.from_module(Pooled(looks=True)), x) == (4, 4, 1)
+    # 61 padded to 64 is a multiple of 4 and of 2, too: it is the network's own one that is told.
+    halves = nn.Sequential(*(nn.MaxPool1d(2) for _ in range(3)), nn.Upsample(scale_factor=8))
+    assert padding.multiples(eg.from_module(halves), torch.zeros(1, 61)) == (8,)
     window = nn.Sequential(nn.Unflatten(-1, (-1, 7)), nn.Flatten(-2))
     assert padding.multiples(eg.from_module(window), flat) == (7,)
     # What no size mends is no matter of padding, and what answers without a grid takes every one.

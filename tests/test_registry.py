@@ -35,7 +35,7 @@ REFS = {"baseline": torch.zeros_like(X), "baselines": torch.stack([torch.zeros_l
 
 def a_method(spec):
     key = {"key": 7} if spec.key else {}
-    a = of_method(spec, hasty=True).build(SCORE)(X, *[REFS[kind] for kind in spec.refs], **key)
+    a = of_method(spec, fast=True).build(SCORE)(X, *[REFS[kind] for kind in spec.refs], **key)
     return a if spec.shape == "input" else a[0] + 0 * X  # a map of the copy of x
 
 

@@ -203,7 +203,7 @@ def test_an_atlas_on_another_grid_is_refused_or_resampled_as_asked(tmp_path):
     assert sum(row["voxels"] for row in rows.values()) == np.prod(SIZE)
     assert rows["atlas", "3", ""]["voxels"] == 0, "what of the atlas is not in the image has a row"
     whole["summary"]["regions"] = [str(tmp_path / "none.nii.gz")]
-    with pytest.raises(ValueError, match=r"volumes.glob: expected a file that matches .*none.nii.gz"):
+    with pytest.raises(ValueError, match=r"summary.regions: expected a file that matches .*none.nii.gz"):
         done(whole)
     whole["summary"] = {"grid": "other", "regions": []}
     lines = config.problems(whole)

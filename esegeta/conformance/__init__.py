@@ -8,9 +8,10 @@
 from esegeta.conformance.cases import Case
 from esegeta.conformance.finding import of
 from esegeta.conformance.functions import Additive, Extremum, Ignoring, Linear, Perceptron, Polynomial
+from esegeta.conformance.judging import MetricSubject
 from esegeta.conformance.kinds import TransformSubject, laws_of, subject_of
 from esegeta.conformance.lawbook import law
-from esegeta.conformance.laws import LAWS, REDUCER_LAWS, REWRITE_LAWS
+from esegeta.conformance.laws import LAWS, METRIC_LAWS, REDUCER_LAWS, REWRITE_LAWS
 from esegeta.conformance.networks import Network
 from esegeta.conformance.report import Counterexample, Report, Verdict
 from esegeta.conformance.scoring import ReducerSubject, RewriteSubject
@@ -20,6 +21,7 @@ from esegeta.conformance.verify import verify
 
 __all__ = [
     "LAWS",
+    "METRIC_LAWS",
     "REDUCER_LAWS",
     "REWRITE_LAWS",
     "Additive",
@@ -28,6 +30,7 @@ __all__ = [
     "Extremum",
     "Ignoring",
     "Linear",
+    "MetricSubject",
     "Network",
     "Perceptron",
     "Polynomial",

@@ -1,4 +1,4 @@
-"""What kind of thing is put to the test: a method, a transform, a reducer or a rewrite, and which laws it has."""
+"""What kind of thing is put to the test: a method, transform, reducer, rewrite or metric, and which laws it has."""
 
 import functools
 import inspect
@@ -16,6 +16,7 @@ from esegeta import reducers as reducers  # imported, they are registered
 from esegeta._facts import declared
 from esegeta._registry import (
     METHODS,
+    METRICS,
     REDUCERS,
     REFS,
     TRANSFORMS,
@@ -25,7 +26,9 @@ from esegeta._registry import (
 )
 from esegeta._types import Score
 from esegeta.conformance import adapters
+from esegeta.conformance.adapters import metrics as peer_metrics
 from esegeta.conformance.finding import imported, of
+from esegeta.conformance.judging import MetricSubject, of_metric
 from esegeta.conformance.lawbook import laws_for
 from esegeta.conformance.laws import LAWS
 from esegeta.conformance.networks import Network
@@ -33,6 +36,7 @@ from esegeta.conformance.scoring import ReducerSubject, RewriteSubject
 from esegeta.conformance.subjects import TRANSFORMED, Subject, of_transform, tried
 from esegeta.engine import check
 
+METRIC = "metric:"  # before the names of metrics: one of them is also the name of an axiom
 RULES = "rules."  # before the names of rewrites: one of them is also the name of a method
 NET = Network((2, 4, 4), ("conv", "relu"))
 
@@ -56,7 +60,7 @@ class TransformSubject:
         return [m for m in self.members if axiom in self.keeping[m.name] and not LAWS[axiom].applies(m)]
 
 
-AnySubject = Subject | TransformSubject | ReducerSubject | RewriteSubject
+AnySubject = Subject | TransformSubject | ReducerSubject | RewriteSubject | MetricSubject
 Some = TypeVar("Some", bound=AnySubject)
 
 
@@ -96,6 +100,9 @@ def subject_of(what: "str | AnySubject | Callable[..., Any]") -> AnySubject:
     for reducer in REDUCERS.values():
         if reducer.fn is what:
             return of_reducer(reducer)
+    for judge in METRICS.values():
+        if judge.fn is what:
+            return of_metric(judge)
     first = _first(what)
     if first == "explain":
         return of_transforms(_foreign_transform(what))
@@ -110,6 +117,10 @@ def _named(name: str) -> AnySubject:
         return of_transforms(TRANSFORMS[name])
     if name in REDUCERS:
         return of_reducer(REDUCERS[name])
+    if name.startswith(METRIC):
+        return of_metric(METRICS.find(name.removeprefix(METRIC)))
+    if peer_metrics.known(name):
+        return peer_metrics.find(*adapters.parsed(name))
     if name.startswith(RULES):
         made = _as_rewrite(getattr(rewrites, name.removeprefix(RULES), None))
         if made is None:

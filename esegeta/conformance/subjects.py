@@ -27,7 +27,7 @@ TRANSFORMED = frozenset(
 )
 
 # Under a transform, and where the effort does not matter, a method takes few steps.
-_HASTY = {"tolerance": 0.02, "steps": 6}
+_FAST = {"tolerance": 0.02, "steps": 6}
 
 
 @dataclass(frozen=True, repr=False)
@@ -97,9 +97,9 @@ def built(spec: MethodSpec, static: Mapping[str, Any]) -> Build:
     return build
 
 
-def of_method(spec: MethodSpec, *, hasty: bool = False) -> Subject:
-    """Return a registered method with the settings of its example; with ``hasty`` it takes few steps."""
-    static = _settled(spec.example, _HASTY if hasty else {"tolerance": 1e-3})
+def of_method(spec: MethodSpec, *, fast: bool = False) -> Subject:
+    """Return a registered method with the settings of its example; with ``fast`` it takes few steps."""
+    static = _settled(spec.example, _FAST if fast else {"tolerance": 1e-3})
     by_parts = "features" in inspect.signature(spec.fn).parameters
     # What stops at a tolerance may stop at its largest number of nodes before.
     counted = "most" if "tolerance" in static else "steps"
@@ -126,7 +126,7 @@ def of_transform(change: TransformSpec, spec: MethodSpec) -> Subject | None:
     refs = change.refs(spec.refs)
     if refs is None:
         return None
-    inner = of_method(spec, hasty=True)
+    inner = of_method(spec, fast=True)
     changed = lambda build: lambda score: change.fn(build(score), **change.example)
     return Subject(
         f"{change.name}({spec.name})",
@@ -145,11 +145,11 @@ def of_transform(change: TransformSpec, spec: MethodSpec) -> Subject | None:
     )
 
 
-def subjects(*, hasty: bool = False) -> Iterator[Subject]:
+def subjects(*, fast: bool = False) -> Iterator[Subject]:
     """Return every registered method, and every transform of one method of each form."""
     specs = sorted(METHODS.items())
     for _, spec in specs:
-        yield of_method(spec, hasty=hasty)
+        yield of_method(spec, fast=fast)
     for name, spec in specs:
         for _, change in sorted(TRANSFORMS.items()):
             subject = of_transform(change, spec) if name in TRANSFORMED else None

@@ -32,7 +32,7 @@ class Analysis(NamedTuple):
 
     steps: after how many steps (R,); names: of the features; values: (R, F), NaN where one is undefined, as all are
     of an empty mask; images: (R,C,*S); masks: what the network segmented there, (R,*S); scores: the value of what
-    was maximised, (R,).
+    was maximised, (R,); normalised: whether values are in units of a population.
     """
 
     steps: Tensor
@@ -41,6 +41,7 @@ class Analysis(NamedTuple):
     images: Tensor
     masks: Tensor
     scores: Tensor
+    normalised: bool = False
 
     def curve(self, name: str) -> Tensor:
         """Return the values of one feature, step by step."""
@@ -178,4 +179,4 @@ def normalised(found: Analysis, population: Sequence[Mapping[str, float]]) -> An
     mean = table.nanmean(0)
     spread = (table - mean).square().nanmean(0).sqrt()
     scaled = (found.values - mean) / torch.where(spread > 0, spread, math.nan)
-    return found._replace(values=scaled)
+    return found._replace(values=scaled, normalised=True)

@@ -1,7 +1,6 @@
 """The loop of a dream: a state goes in at every step and comes out, and images are kept at the steps asked for."""
 
 import contextlib
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +17,9 @@ from esegeta.dreams.optimisers import Optimiser
 from esegeta.dreams.parametrisations import Parametrisation
 from esegeta.dreams.regularisers import Penalty, Relative
 from esegeta.engine import check, levels
+from esegeta.engine import execution as told
 from esegeta.engine.ascent import climb, refuse_late
-from esegeta.engine.execution import ExecutionWarning, record_partial
+from esegeta.engine.execution import record_partial
 from esegeta.engine.gradient import gradient, name_of, value_and_gradient
 
 WHERE = "dreams.ascend"
@@ -115,7 +115,7 @@ def ascend(
             x = change(x, random.fold_in(key, i))
         return x
 
-    def slope(x: Tensor, key: random.Key) -> tuple[Tensor, Tensor]:
+    def slope(x: Tensor, key: random.Key) -> tuple[Tensor, Tensor, Tensor]:
         y, g = value_and_gradient(lambda x: check.scalar(WHERE, objective(seen(x, key))))(x)
         whole = g
         for weight, penalty in costs:
@@ -124,7 +124,7 @@ def ascend(
                 size = down.norm()
                 weight = weight.ratio * g.norm() / torch.where(size > 0, size, 1)
             whole = whole - weight * down
-        return y, whole
+        return y, (g != 0).any(), whole
 
     def dream(key: random.Key = 0) -> Dream:
         # Weights that ask for a gradient would keep the graphs of all steps alive. Only an enclosing grad needs them.
@@ -150,7 +150,7 @@ def ascend(
         def step(k: int, state: _State) -> _State:
             z = state.point
             x, pull = (z, lambda g: (g,)) if direct else vjp(ways.decode, z)  # type: ignore[misc]
-            y, g = slope(x, random.fold_in(word, k))
+            y, answered, g = slope(x, random.fold_in(word, k))
             (pulled,) = pull(g)
             point, memory = climbing.update(k, z, pulled, state.memory)
             bad = ~(torch.isfinite(y) & torch.isfinite(pulled).all() & torch.isfinite(point).all())
@@ -158,7 +158,7 @@ def ascend(
             old = (z, state.memory)
             point, memory = tree_map(lambda a, b: torch.where(stopped, a, b), old, (point, memory))
             taken = state.taken + (~stopped).to(torch.int64)
-            return _State(point, memory, taken, stopped, state.moved | (pulled != 0).any())
+            return _State(point, memory, taken, stopped, state.moved | answered)
 
         def after(k: int, state: _State, late: bool) -> bool:
             if not late and k + 1 in kept:
@@ -250,7 +250,7 @@ def _warn(objective: Score, state: _State, steps: int) -> None:
         record_partial(text, done, steps)
     if levels.true_anywhere(state.taken > 0) and not levels.true_anywhere(state.moved):
         text = (
-            f"{WHERE}: the gradient of {name_of(objective)} is zero at the start and the dream is its start. Begin "
-            "from noise or from an image that the network answers to."
+            f"{WHERE}: the gradient of {name_of(objective)} is zero at the start, so nothing leads from there. Begin "
+            "from stronger noise or from an image that the network answers to."
         )
-        warnings.warn(text, ExecutionWarning, stacklevel=3)
+        told.record("flat", text)

@@ -68,7 +68,7 @@ class Operation:
     """One call of an operation on data.
 
     name: one name for all its spellings; inputs: the tensors of data among its arguments, in order; twins: what
-    the reference has in their stead (in a paired rewrite); where: which module it is in; gate: for a product or
+    the reference has instead (in a paired rewrite); where: which module it is in; gate: for a product or
     a choice by a condition, what the condition was made of, if that is known; conditions: whether any argument
     is a truth value or an index that was computed from data. A rule may put right what is there for the twins,
     where that takes more than other data.
@@ -107,7 +107,7 @@ class Operation:
         return [t for i, t in enumerate(self._leaves) if isinstance(t, Tensor) and i not in self._data]
 
     def call(self, *inputs: Tensor, others: Sequence[Tensor] | None = None) -> Any:
-        """Return the operation with other tensors in the stead of its data, and perhaps of the rest."""
+        """Return the operation with other tensors instead of its data, and perhaps of the rest."""
         leaves = list(self._leaves)
         for i, t in zip(self._data, inputs, strict=True):
             leaves[i] = t
@@ -149,7 +149,7 @@ class Operation:
         return any(value is t for t in self.inputs)
 
     def twin(self, value: Any) -> Any:
-        """Return what the reference has in the stead of an argument: itself, unless it is data."""
+        """Return what the reference has instead of an argument: itself, unless it is data."""
         for t, twin in zip(self.inputs, self.twins, strict=False):
             if value is t:
                 return twin
@@ -228,7 +228,7 @@ class Tracer(TorchFunctionMode):
         return True
 
     def twin(self, t: Tensor) -> Tensor:
-        """Return what the reference has in its stead."""
+        """Return what the reference has instead of it."""
         found = self._twins.get(t)
         return t if found is None else found
 
@@ -355,7 +355,7 @@ class Tracer(TorchFunctionMode):
         return out
 
     def _reference(self, leaf: Any) -> Any:
-        """What the reference has in the stead of an argument, which may be a condition."""
+        """What the reference has instead of an argument, which may be a condition."""
         if not isinstance(leaf, Tensor):
             return leaf
         gate = self._gates.get(leaf)
@@ -616,7 +616,7 @@ class _Once(torch.autograd.Function):
     """The end of what can be differentiated.
 
     A second derivative would lead through the same operations again, whose derivatives are the rewrite's and not
-    those of the values: it would be wrong without a word.
+    those of the values: it would be silently wrong.
     """
 
     generate_vmap_rule = True

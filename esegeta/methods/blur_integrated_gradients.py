@@ -14,7 +14,7 @@ from esegeta.spatial import Spacing, blur
 
 
 @method(
-    axioms="dummy linearity implementation_invariance scale_of_output continuity affine_equivariance",
+    axioms="dummy linearity implementation_invariance scale_of_output affine_equivariance",
     example={"steps": 64, "sigma": 3.0},
     family="gradients and paths",
     cost=lambda steps: Cost(gradients=steps),

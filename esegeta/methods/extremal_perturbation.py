@@ -47,9 +47,9 @@ def extremal_perturbation(
     .. math:: \max_m\; \Phi(m) - \lambda_k\, \tfrac1n \sum_u (m_u - r_u)^2, \qquad
               \Phi(m) = w\, \frac{F(m x + (1 - m) x')}{|F(x) - F(x')|}
 
-    with r the region of that area where m is largest (``masks.wanted``), to which the mask m comes nearer and nearer
-    in the search. That is ``preserve``; ``delete`` takes :math:`-\Phi(1 - m)` instead, and ``dual`` the sum of both.
-    Nothing is flipped and nothing is moved.
+    with r the region of that area where m is largest (``masks.nearest_region``), to which the mask m comes
+    nearer and nearer in the search. That is ``preserve``; ``delete`` takes :math:`-\Phi(1 - m)` instead, and
+    ``dual`` the sum of both. Nothing is flipped and nothing is moved.
 
     A search, of which no result is exact. It looks at balls and boxes of that area on a grid of 125 places, closer
     and closer around the best of them, and at what they say together; then it climbs by gradient, with momentum and
@@ -122,13 +122,17 @@ def extremal_perturbation(
             m = choice.image(*(sums := choice.sums(p)))[None]
             g = slope(m)[1]
             weight = 2 * _WEIGHT * _GROWTH ** (k * _STEPS / n) / m.numel()
-            region = masks.wanted((m / full).detach(), share)  # at first all voxels are alike, and share it
+            region = masks.nearest_region(
+                (m / full).detach(), share
+            )  # at first all voxels are alike, and share it
             change = choice.gradient(p, (unit * g + weight * (region - m))[0], sums)
             last = change if k == 0 else kept * last + (1 - kept) * change
             return (p + rate * last).clamp(0, 1), last, seen + g.abs()
 
         def look(state: tuple[Tensor, ...]) -> Best:
-            value, region = worth_of(masks.wanted((choice.mask(state[0])[None] / full).detach(), share))
+            value, region = worth_of(
+                masks.nearest_region((choice.mask(state[0])[None] / full).detach(), share)
+            )
             # Where voxels are alike this is no region: it pays for that as at the beginning of the paper's search.
             return Best(value - _WEIGHT * masks.area_residual(region, area=share), region)
 

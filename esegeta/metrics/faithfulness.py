@@ -11,7 +11,7 @@ from esegeta._types import Explain, Score
 from esegeta.coalitions import Fill, mixed
 from esegeta.engine import check
 from esegeta.engine.sharing import sharing
-from esegeta.features import Features, segments
+from esegeta.features import Features, segments, voxels
 from esegeta.metrics.curves import Curve, area_under, ranking
 from esegeta.metrics.explanations import attribution, callable_, start
 from esegeta.metrics.imputation import imputed
@@ -26,6 +26,7 @@ from esegeta.metrics.removal import Measure, along, curve, means, parts_of
     example={"steps": 4},
     also=("srg",),
     cost=lambda steps: Cost(forwards=None if steps is None else 2 * steps),
+    ranks=True,
 )
 def relevance_gain(
     explain: Explain,
@@ -89,6 +90,7 @@ def relevance_gain(
     example={"steps": 4},
     also=("region_perturbation",),
     cost=lambda steps: Cost(forwards=None if steps is None else steps + 1),
+    ranks=True,
 )
 def aopc(
     explain: Explain,
@@ -142,6 +144,7 @@ def aopc(
     example={"steps": 4},
     also=("inform_fidelity",),
     cost=lambda steps: Cost(forwards=steps + 1),
+    ranks=True,
 )
 def fidelity(
     explain: Explain,
@@ -214,6 +217,8 @@ def _mean_fill(x: Tensor, baseline: Tensor, keep: Tensor) -> Tensor:  # noqa: AR
     needs=("score",),
     paper="Rieger, Hansen 2020, arXiv:2003.08747",
     cost=lambda: Cost(forwards=None),
+    ranks=True,
+    example={"features": voxels()},
 )
 def irof(
     explain: Explain, score: Score, *, features: Features | None = None, fill: Fill | None = None
@@ -259,7 +264,7 @@ def irof(
     answer="curve",
     needs=("score",),
     paper="Rong et al. 2022, arXiv:2202.00449",
-    example={"steps": 3},
+    example={"steps": 3, "noise": 0.0},
     also=("remove_and_debias",),
     cost=lambda steps: Cost(forwards=steps + 1),
 )
@@ -324,6 +329,7 @@ def _shown(where: str, explain: Explain, x: Tensor, refs: tuple[Tensor, ...], ke
     needs=("score",),
     paper="Chattopadhay et al. 2018, arXiv:1710.11063",
     cost=lambda: Cost(forwards=2),
+    ranks=True,
 )
 def average_drop(explain: Explain, score: Score) -> Measure:
     r"""Return which share of the score is lost if only what a map shows is left of the image.
@@ -367,6 +373,7 @@ def average_drop(explain: Explain, score: Score) -> Measure:
     paper="Chattopadhay et al. 2018, arXiv:1710.11063",
     also=("increase_in_confidence",),
     cost=lambda: Cost(forwards=2),
+    ranks=True,
 )
 def average_increase(explain: Explain, score: Score) -> Measure:
     """Return 1 where the score is higher if only what a map shows is left of the image, else 0.
@@ -403,6 +410,7 @@ def average_increase(explain: Explain, score: Score) -> Measure:
     needs=("score",),
     paper="Zhang, Rao, Yang 2024, arXiv:2301.07002",
     cost=lambda: Cost(forwards=2),
+    ranks=True,
 )
 def average_gain(explain: Explain, score: Score) -> Measure:
     r"""Return which share of what a probability could still gain is gained if only what a map shows is left.
@@ -443,6 +451,7 @@ def average_gain(explain: Explain, score: Score) -> Measure:
     paper="Arya et al. 2019, arXiv:1909.03012",
     example={"steps": 4},
     cost=lambda steps: Cost(forwards=None if steps is None else steps + 1),
+    ranks=True,
 )
 def monotonicity(
     explain: Explain,

@@ -97,6 +97,8 @@ def _losses(
     paper="Yeh et al. 2019, arXiv:1901.09392",
     example={"samples": 4, "multiplied": True},
     cost=lambda samples: Cost(forwards=samples + 1),
+    exact=0.0,
+    ranks=True,
 )
 def infidelity(
     explain: Explain,

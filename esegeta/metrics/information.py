@@ -20,12 +20,15 @@ LEVELS = 256
 
 
 def code_length(x: Tensor, like: Tensor) -> Tensor:
-    r"""Return the bits that an ideal entropy coder needs for an image: 8 bits a voxel, each told by its neighbour.
+    r"""Return the bits that an ideal entropy coder needs for an image, each voxel told by its neighbour.
 
     Channels are quantised to 256 levels over the range of ``like``. Every value is predicted by the one before it
-    along the last axis, and what is left, modulo 256, costs the entropy of its histogram:
+    along the last axis, and what is left, modulo 256, costs the entropy of its histogram. The first of every row
+    costs 8 bits:
 
-    .. math:: n H(r), \qquad r_v = q_v - q_{v-1} \bmod 256
+    .. math:: 8 m + (n - m) H(r), \qquad r_v = q_v - q_{v-1} \bmod 256
+
+    with n voxels in m rows. Turned round, an image is as long.
 
     Args:
         x: the image (C,\*S).
@@ -33,17 +36,17 @@ def code_length(x: Tensor, like: Tensor) -> Tensor:
 
     >>> flat, x = torch.zeros(1, 8), torch.arange(8.0)[None] ** 2
     >>> code_length(flat, x).item(), round(code_length(x, x).item(), 1)
-    (0.0, 24.0)
+    (8.0, 27.7)
     """
     axes = tuple(range(1, x.ndim))
     low, high = like.amin(axes, keepdim=True), like.amax(axes, keepdim=True)
     scale = (LEVELS - 1) / torch.where(high > low, high - low, 1)
     quantised = ((x - low) * scale).round().clamp(0, LEVELS - 1).long()
-    before = torch.cat([torch.zeros_like(quantised[..., :1]), quantised[..., :-1]], -1)
-    rest = ((quantised - before) % LEVELS).flatten()
+    rest = (quantised.diff(dim=-1) % LEVELS).flatten()
     ones = torch.ones_like(rest, dtype=torch.float64)
-    p = ones.new_zeros(LEVELS).index_add(0, rest, ones) / len(rest)
-    return len(rest) * torch.where(p > 0, p * -torch.where(p > 0, p, 1).log2(), 0).sum()
+    p = ones.new_zeros(LEVELS).index_add(0, rest, ones) / max(1, len(rest))
+    entropy = (p * -torch.where(p > 0, p, 1).log2()).sum()
+    return 8 * (quantised.numel() - len(rest)) + len(rest) * entropy
 
 
 @metric(

@@ -1,5 +1,6 @@
 """Deletion, insertion and their kin: what the score becomes as parts of the image go, in the order of a map."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -105,8 +106,8 @@ def along(
     first, last = stops == 0, stops >= (order.sizes > 0).sum()
     for end, kept in ((first, not keep_first), (last & ~first, keep_first)):
         if end.any():
-            known = shared("end", (score, x, baseline, parts, fill, kept), lambda end=end: at(stops[end][:1]))
-            values[end] = known
+            at_end = functools.partial(at, stops[end][:1])
+            values[end] = shared("end", (score, x, baseline, parts, fill, kept), at_end)
     middle = ~(first | last)
     if middle.any():
         values[middle] = at(stops[middle])
@@ -150,6 +151,7 @@ def curve(
     example={"steps": 4},
     also=("pixel_flipping",),
     cost=lambda steps: Cost(forwards=None if steps is None else steps + 1),
+    ranks=True,
 )
 def deletion(
     explain: Explain,
@@ -202,6 +204,7 @@ def deletion(
     paper="Petsiuk et al. 2018, arXiv:1806.07421",
     example={"steps": 4},
     cost=lambda steps: Cost(forwards=None if steps is None else steps + 1),
+    ranks=True,
 )
 def insertion(
     explain: Explain,

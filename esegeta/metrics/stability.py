@@ -57,6 +57,7 @@ def _nodes(x: Tensor, samples: int) -> Tensor:
     example={"samples": 3},
     also=("max_sensitivity",),
     cost=lambda samples: Cost(explanations=samples + 1),
+    exact=0.0,
 )
 def sensitivity_max(
     explain: Explain, *, radius: float = 0.02, samples: int = 16, relative: bool = True
@@ -98,6 +99,7 @@ def sensitivity_max(
     example={"samples": 3},
     also=("avg_sensitivity",),
     cost=lambda samples: Cost(explanations=samples + 1),
+    exact=0.0,
 )
 def sensitivity_mean(
     explain: Explain, *, radius: float = 0.02, samples: int = 16, relative: bool = True
@@ -156,6 +158,7 @@ def _sensitivity(
     example={"samples": 3},
     also=("local_lipschitz_estimate",),
     cost=lambda samples: Cost(explanations=samples + 1),
+    exact=0.0,
 )
 def lipschitz(explain: Explain, *, radius: float = 0.02, samples: int = 16) -> Measure:
     r"""Return the largest change of an explanation per length of a small step.
@@ -228,6 +231,7 @@ def _relative(where: str, explain: Explain, radius: float, samples: int, below: 
     example={"samples": 3},
     also=("ris",),
     cost=lambda samples: Cost(explanations=samples + 1),
+    exact=0.0,
 )
 def relative_input_stability(explain: Explain, *, radius: float = 0.02, samples: int = 16) -> Measure:
     r"""Return the largest relative change of an explanation per relative change of the image.
@@ -263,6 +267,7 @@ def relative_input_stability(explain: Explain, *, radius: float = 0.02, samples:
     example={"samples": 3},
     also=("ros",),
     cost=lambda samples: Cost(forwards=samples + 1, explanations=samples + 1),
+    exact=0.0,
 )
 def relative_output_stability(
     explain: Explain, model: Callable[[Tensor], Tensor], *, radius: float = 0.02, samples: int = 16
@@ -311,6 +316,7 @@ def relative_output_stability(
     example={"samples": 3, "place": "0"},
     also=("rrs",),
     cost=lambda samples: Cost(forwards=samples + 1, explanations=samples + 1),
+    exact=0.0,
 )
 def relative_representation_stability(
     explain: Explain,

@@ -133,6 +133,8 @@ def _jackknife(compare: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor
     paper="Ancona et al. 2018, arXiv:1711.06104",
     example={"n": 3, "samples": 8},
     cost=lambda samples: Cost(forwards=samples + 1),
+    exact=1.0,
+    ranks=True,
 )
 def sensitivity_n(
     explain: Explain,
@@ -181,6 +183,8 @@ def sensitivity_n(
     paper="Bhatt, Weller, Moura 2020, arXiv:2005.00631",
     example={"samples": 8},
     cost=lambda samples: Cost(forwards=samples + 1),
+    exact=1.0,
+    ranks=True,
 )
 def faithfulness_correlation(
     explain: Explain,
@@ -227,6 +231,8 @@ def faithfulness_correlation(
     paper="Fel et al. 2021, arXiv:2111.04138",
     example={"samples": 8},
     cost=lambda samples: Cost(forwards=samples + 1),
+    exact=1.0,
+    ranks=True,
 )
 def mu_fidelity(
     explain: Explain,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from esegeta.engine import check
 from esegeta.plot.canvas import png, save
 from esegeta.plot.cascade import cascade
+from esegeta.plot.dreams import analysis, dream
 from esegeta.plot.images import FIGURES, channels, layers, montage, overlay, projections, side_by_side
 from esegeta.plot.lines import curve, is_signal, signal
 
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "analysis",
     "cascade",
     "channels",
     "curve",
+    "dream",
     "kinds_of",
     "layers",
     "montage",
@@ -143,7 +146,7 @@ def save_figures(
             continue
         path = stem.with_name(f"{stem.name}_{kind}.png")
         if kind == "channels":
-            about = {"title": title, "subtitle": subtitle, "names": names}
+            about: dict[str, Any] = {"title": title, "subtitle": subtitle, "names": names}
             figure = channels(map, anatomy, spacing, affine, **about, **look)
         else:
             figure = show(map, anatomy, spacing, kind, title, affine, subtitle=subtitle, **look)

@@ -19,7 +19,7 @@ NAME = "softplus"
 
 
 class Softplus(Rewriting):
-    """With what is smooth in the stead of what has kinks."""
+    """Replace what has kinks by what is smooth."""
 
     changes_values = True
     unchanged = "It has no kinks as it is: take the score itself"

@@ -31,7 +31,7 @@ def _after(explain: Explain, change: Callable[[Tensor], Tensor]) -> Explain:
 
 @transform(
     preserves=(
-        "dummy symmetry implementation_invariance shift scale_of_output class_sensitivity "
+        "dummy symmetry implementation_invariance shift scale_of_output class_sensitivity continuity "
         "translation_equivariance affine_equivariance"
     ),
     family="numbers",
@@ -60,7 +60,7 @@ def absolute(explain: Explain) -> Explain:
 @transform(
     preserves=(
         "dummy symmetry implementation_invariance shift scale_of_output translation_equivariance "
-        "affine_equivariance monotonicity parameter_dependence"
+        "affine_equivariance monotonicity parameter_dependence continuity"
     ),
     family="numbers",
     paper="",
@@ -89,7 +89,7 @@ def positive(explain: Explain) -> Explain:
 @transform(
     preserves=(
         "dummy symmetry implementation_invariance shift scale_of_output translation_equivariance "
-        "affine_equivariance"
+        "affine_equivariance continuity"
     ),
     family="numbers",
     paper="",
@@ -118,7 +118,7 @@ def negative(explain: Explain) -> Explain:
 @transform(
     preserves=(
         "dummy linearity symmetry implementation_invariance shift scale_of_output class_sensitivity "
-        "translation_equivariance affine_equivariance parameter_dependence"
+        "translation_equivariance affine_equivariance parameter_dependence continuity"
     ),
     shape="one channel",
     family="numbers",

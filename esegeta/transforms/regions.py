@@ -23,7 +23,13 @@ def _thirds(x: Tensor) -> Tensor:
 
 
 @transform(
-    preserves=("completeness", "implementation_invariance", "scale_of_output", "class_sensitivity"),
+    preserves=(
+        "completeness",
+        "implementation_invariance",
+        "scale_of_output",
+        "class_sensitivity",
+        "continuity",
+    ),
     example={"segments": _thirds},
     family="regions",
     paper="Kapishnikov, Bolukbasi, Viegas, Terry 2019, arXiv:1906.02825",

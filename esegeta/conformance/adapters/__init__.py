@@ -48,14 +48,15 @@ def find(text: str) -> Subject:
         >>> find("captum:IntegratedGradients(n_steps=3)").nodes
         3
     """
-    library, name, options = _parsed(text)
+    library, name, options = parsed(text)
     if library not in LIBRARIES or name not in LIBRARIES[library]:
         expected = f"a method of {', '.join(LIBRARIES)}"
         raise check.refused("verify", expected, repr(text), check.nearest(f"{library}:{name}", names()))
     return peers.subject(text.strip(), LIBRARIES[library][name], options)
 
 
-def _parsed(text: str) -> tuple[str, str, dict[str, Any]]:
+def parsed(text: str) -> tuple[str, str, dict[str, Any]]:
+    """Return the library, the name and the options of a call in words."""
     library, _, call = text.strip().partition(":")
     try:
         tree = ast.parse(call.strip(), mode="eval").body

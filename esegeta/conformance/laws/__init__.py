@@ -14,3 +14,4 @@ for _module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
 LAWS = laws_for("method")
 REDUCER_LAWS = laws_for("reducer")
 REWRITE_LAWS = laws_for("rewrite")
+METRIC_LAWS = laws_for("metric")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from esegeta import baselines as _baselines  # noqa: F401  what comes with the package is registered
+from esegeta import dreams as _dreams  # noqa: F401
 from esegeta import features as _features  # noqa: F401
 from esegeta import masks as _masks  # noqa: F401
 from esegeta import methods as _methods  # noqa: F401

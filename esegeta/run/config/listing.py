@@ -4,7 +4,17 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from esegeta._registry import BASELINES, METHODS, METRICS, REDUCERS, TRANSFORMS, MethodSpec, Spec
+from esegeta._registry import (
+    BASELINES,
+    METHODS,
+    METRICS,
+    OBJECTIVES,
+    RECIPES,
+    REDUCERS,
+    TRANSFORMS,
+    MethodSpec,
+    Spec,
+)
 from esegeta.engine import check
 from esegeta.run.config import catalogue
 from esegeta.run.config.catalogue import Parameter
@@ -26,14 +36,20 @@ def tables() -> Iterator[tuple[str, tuple[str, ...], Rows]]:
     """Return title, head and rows of a table for each kind.
 
     >>> [title for title, _, _ in tables()]
-    ['METHODS', 'TRANSFORMS', 'REDUCERS', 'BASELINES', 'METRICS', 'KINDS OF JOBS']
+    ['METHODS', 'TRANSFORMS', 'REDUCERS', 'BASELINES', 'OBJECTIVES', 'RECIPES', 'METRICS', 'KINDS OF JOBS']
     """
     rows: Rows = [
         (name, spec.origin, _needs(spec), _parameters(catalogue.of_method(spec)) or "-", first_line(spec.fn))
         for name, spec in sorted(METHODS.items())
     ]
     yield "METHODS", ("name", "from", "needs", "parameters", "what it is"), rows
-    for title, table in (("TRANSFORMS", TRANSFORMS), ("REDUCERS", REDUCERS), ("BASELINES", BASELINES)):
+    for title, table in (
+        ("TRANSFORMS", TRANSFORMS),
+        ("REDUCERS", REDUCERS),
+        ("BASELINES", BASELINES),
+        ("OBJECTIVES", OBJECTIVES),
+        ("RECIPES", RECIPES),
+    ):
         rows = [
             (name, spec.origin, _parameters(catalogue.of_method(spec)) or "-", first_line(spec.fn))
             for name, spec in sorted(table.items())

@@ -25,6 +25,7 @@ BUILT_IN = (
     "esegeta.run.jobs.methods",
     "esegeta.run.jobs.summary",
     "esegeta.run.jobs.metrics",
+    "esegeta.run.jobs.dreams",
     "esegeta.run.jobs.figures",
 )
 

@@ -15,6 +15,7 @@ import scipy.ndimage
 from pydantic import Field
 
 from esegeta.engine import check
+from esegeta.run.config.faults import told
 from esegeta.run.config.schema import Section
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
@@ -307,11 +308,14 @@ def _files(section: Summary, planning: Planning) -> dict[str, dict[str, Path]]:
     for one in section.regions:
         if one in OWN:
             continue
-        paths = volumes.glob(one)
-        if len(paths) == 1 and not any(sign in Path(one).name for sign in "*?["):
-            found[one] = dict.fromkeys(subjects, paths[0])
-        else:
-            found[one] = labels.matched(one, subjects, planning.config.input.subject)
+        try:
+            paths = volumes.glob(one)
+            if len(paths) == 1 and not any(sign in Path(one).name for sign in "*?["):
+                found[one] = dict.fromkeys(subjects, paths[0])
+            else:
+                found[one] = labels.matched(one, subjects, planning.config.input.subject)
+        except volumes.UnreadableInput as error:
+            raise check.Refused(f"summary.regions: {told(error)}") from error
     return found
 
 

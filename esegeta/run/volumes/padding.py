@@ -118,16 +118,26 @@ def _quiet() -> Iterator[None]:
 def _search(answers: Answers, size: Size, many: Sequence[int]) -> Size | None:
     axes = len(size)
 
-    def on_grid(multiple: Size) -> bool:
-        shape, found = padded(size, multiple), answers(padded(size, multiple))
+    def on_grid(shape: Size) -> bool:
+        found = answers(shape)
         return found is not None and (len(found) != 1 + axes or found[1:] == shape)
 
-    tried = [(n,) * axes for n in (1, *many)]
-    right = next((multiple for multiple in tried if on_grid(multiple)), None)
+    def steps_by(multiple: Size) -> bool:
+        """Whether it is the network's own multiple: 64 is one of 4 as well, and 68 shows that 4 are too few."""
+        shape = padded(size, multiple)
+        return on_grid(shape) and on_grid(tuple(n + m for n, m in zip(shape, multiple, strict=True)))
+
+    if on_grid(size):
+        return (1,) * axes
+    tried = [(n,) * axes for n in many]
+    right = next(filter(steps_by, tried), None)
+    if right is None:  # of a network of one size
+        right = next((multiple for multiple in tried if on_grid(padded(size, multiple))), None)
     if right is None:
-        return next((multiple for multiple in tried if answers(padded(size, multiple)) is not None), None)
+        ones = [(1,) * axes, *tried]
+        return next((multiple for multiple in ones if answers(padded(size, multiple)) is not None), None)
     for axis, multiple in enumerate(right):  # depth is often pooled less than the plane, or not at all
         fewer = [(*right[:axis], n, *right[axis + 1 :]) for n in range(1, multiple) if multiple % n == 0]
         smaller = [one for one in fewer if padded(size, one) != padded(size, right)]
-        right = next(filter(on_grid, smaller), right)
+        right = next(filter(steps_by, smaller), right)
     return right

@@ -1,0 +1,208 @@
+"""Metrics of other libraries as subjects: ``quantus:SensitivityN``, ``captum:infidelity``, ``torchcam:deletion``.
+
+Each gets a batch of one image, the finished map, and a network whose class 0 has the score. What a library offers
+under a name that stands here is put to the laws of metrics; images are in the plane, and in single precision.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from esegeta._types import Score
+from esegeta.conformance.adapters import peers
+from esegeta.conformance.judging import MetricSubject
+
+# From (network, images (B,C,*S), maps (B,C,*S), masks (B,1,*S)) to one number; B is 1 unless it needs more.
+Judge = Callable[[nn.Module, Tensor, Tensor, Tensor], float]
+
+
+class OfScore(nn.Module):
+    """A score as a classifier of two classes: the first has the score, the second nothing."""
+
+    def __init__(self, score: Score, floor: float = 0.0) -> None:
+        super().__init__()
+        self.score, self.floor = score, floor
+        self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)  # some libraries ask where it is
+
+    def forward(self, xs: Tensor) -> Tensor:
+        """Both classes of every example."""
+        first = torch.stack([self.score(x.double()) for x in xs])
+        return torch.stack([first, torch.zeros_like(first) + self.floor], 1).to(xs.dtype)
+
+
+@dataclass(frozen=True)
+class PeerMetric:
+    """A metric of another library: how it judges with given options, and what ``MetricSubject`` says of it."""
+
+    prepare: Callable[..., Judge]
+    needs: tuple[str, ...] = ("score",)
+    better: str = "higher"
+    exact: float | None = None
+    ranks: bool = False
+    drawn: bool = False
+    images: int = 1  # how many it needs at once; further ones are the first with its elements moved on
+    steps: str = ""  # the option that says how many elements a step has
+
+
+def _quantus(name: str) -> Callable[..., Judge]:
+    usual = {
+        "abs": False,
+        "normalise": False,
+        "disable_warnings": True,
+        "display_progressbar": False,
+        "features_in_step": 1,
+        "perturb_baseline": "black",
+        "return_auc_per_sample": True,
+        "nr_runs": 8,
+        "subset_size": 4,
+        "return_aggregate": False,
+    }
+
+    def prepare(**options: Any) -> Judge:
+        peers.torchvision()
+        package = peers.package("quantus", "peers")
+        kind = getattr(package, name)
+        known = inspect.signature(kind.__init__).parameters
+        own = {k: v for k, v in {**usual, **options}.items() if k in known}
+
+        def judge(model: nn.Module, x: Tensor, a: Tensor, mask: Tensor) -> float:
+            with peers.seeded(7), peers.quiet():
+                metric = kind(**own)
+                arrays = {"x_batch": x, "a_batch": a, "s_batch": mask}
+                batch = {k: v.float().numpy() for k, v in arrays.items()}
+                classes = np.zeros(len(x), dtype=int)
+                found = metric(model=model.eval(), y_batch=classes, device="cpu", softmax=False, **batch)
+            numbers = np.asarray(found, dtype=float)
+            return float(numbers[~np.isnan(numbers)].mean()) if (~np.isnan(numbers)).any() else float("nan")
+
+        return judge
+
+    return prepare
+
+
+def _captum_infidelity(**options: Any) -> Judge:
+    metrics = peers.package("captum.metrics", "test")
+
+    def judge(model: nn.Module, x: Tensor, a: Tensor, _: Tensor) -> float:
+        def perturb(inputs: Tensor) -> tuple[Tensor, Tensor]:
+            noise = 0.1 * torch.randn_like(inputs)
+            return noise, inputs - noise
+
+        with peers.seeded(7), peers.quiet():
+            slopes = torch.where(x != 0, a / torch.where(x != 0, x, 1), 0)
+            found = metrics.infidelity(model, perturb, x, slopes, target=0, **options)
+        return float(found)
+
+    return judge
+
+
+def _torchcam(number: str) -> Callable[..., Judge]:
+    def prepare(**options: Any) -> Judge:
+        peers.torchvision()
+        package = peers.package("torchcam.metrics", "peers")
+
+        def judge(model: nn.Module, x: Tensor, a: Tensor, _: Tensor) -> float:
+            with peers.quiet():
+                metric = package.DeletionInsertionMetric(_Maps(model.eval(), a.sum(1)), **options)
+                metric.update(x, 0)
+                return float(metric.summary()[number])
+
+        return judge
+
+    return prepare
+
+
+class _Maps:
+    """What torch-cam asks for its maps: an extractor that has one finished map (1,*S)."""
+
+    def __init__(self, model: nn.Module, a: Tensor) -> None:
+        self.model, self.a = model, a
+
+    def __call__(self, *_: Any, **__: Any) -> list[Tensor]:
+        return [self.a]
+
+    def fuse_cams(self, cams: list[Tensor]) -> Tensor:
+        """There is but one."""
+        return cams[0]
+
+    def _hooks_off(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+MASK = ("mask",)
+LIBRARIES: dict[str, dict[str, PeerMetric]] = {
+    "quantus": {
+        "SensitivityN": PeerMetric(_quantus("SensitivityN"), exact=1.0, images=6),
+        "FaithfulnessCorrelation": PeerMetric(
+            _quantus("FaithfulnessCorrelation"), exact=1.0, ranks=True, drawn=True
+        ),
+        "PixelFlipping": PeerMetric(
+            _quantus("PixelFlipping"), better="lower", ranks=True, steps="features_in_step"
+        ),
+        "PointingGame": PeerMetric(_quantus("PointingGame"), MASK),
+        "RelevanceMassAccuracy": PeerMetric(_quantus("RelevanceMassAccuracy"), MASK),
+        "RelevanceRankAccuracy": PeerMetric(_quantus("RelevanceRankAccuracy"), MASK),
+        "AUC": PeerMetric(_quantus("AUC"), MASK),
+        "Sparseness": PeerMetric(_quantus("Sparseness"), ()),
+        "Complexity": PeerMetric(_quantus("Complexity"), (), better=""),
+        "EffectiveComplexity": PeerMetric(_quantus("EffectiveComplexity"), (), better=""),
+        "Completeness": PeerMetric(_quantus("Completeness"), exact=1.0),
+    },
+    "captum": {
+        "infidelity": PeerMetric(_captum_infidelity, better="lower", exact=0.0, ranks=True, drawn=True)
+    },
+    "torchcam": {
+        "deletion": PeerMetric(_torchcam("deletion_auc"), better="lower", ranks=True),
+        "insertion": PeerMetric(_torchcam("insertion_auc"), ranks=True),
+    },
+}
+
+
+def names() -> list[str]:
+    """The metrics of other libraries that can be verified, whether or not their packages are installed."""
+    return [f"{library}:{name}" for library, known in LIBRARIES.items() for name in known]
+
+
+def find(library: str, name: str, options: dict[str, Any]) -> MetricSubject:
+    """The subject of a metric of another library, with options."""
+    peer = LIBRARIES[library][name]
+    judge = peer.prepare(**options)
+
+    def build(explain: Any, score: Score, steps: int | None = None, **_: Any) -> Callable[..., Any]:
+        def measure(x: Tensor, key: Any = None, mask: Tensor | None = None) -> Tensor:  # noqa: ARG001
+            xs = torch.stack([x.flatten().roll(k).reshape(x.shape) for k in range(peer.images)])
+            maps = torch.stack([explain(one).to(x.dtype).expand(x.shape) for one in xs])
+            chosen = judge
+            if steps is not None and peer.steps:
+                chosen = peer.prepare(**{**options, peer.steps: max(1, x.numel() // steps)})
+            inside = torch.ones_like(x[:1], dtype=torch.bool) if mask is None else mask[None]
+            masks = inside[None].expand(len(xs), *inside.shape)
+            return torch.tensor(chosen(OfScore(score), xs, maps, masks), dtype=torch.float64)
+
+        return measure
+
+    return MetricSubject(
+        f"{library}:{name}",
+        build,
+        peer.needs,
+        peer.better,
+        peer.exact,
+        peer.ranks,
+        bool(peer.steps),
+        peer.drawn,
+        planar=True,
+        vectorised=False,
+        slack=1e-4,
+    )
+
+
+def known(text: str) -> bool:
+    """Whether a name is that of a metric here, with options or without."""
+    library, _, call = text.partition(":")
+    return call.partition("(")[0].strip() in LIBRARIES.get(library.strip(), {})

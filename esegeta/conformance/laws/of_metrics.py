@@ -1,0 +1,220 @@
+"""The laws of metrics: fair to the truth, free of what should not matter, and honest where there is no number."""
+
+import itertools
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from esegeta.conformance.judging import MetricLaw, MetricSubject, apart
+from esegeta.conformance.lawbook import ABSURD, INAPPLICABLE, Measured, law
+from esegeta.engine.execution import execution
+from esegeta.engine.refusals import is_refusal
+
+UNIT = 4.0  # another unit; powers of two do not round
+NEARLY = 1e-3  # between two equal values, so that they have an order
+
+
+def _no_score(subject: MetricSubject) -> str:
+    if "score" not in subject.needs:
+        return "it runs no score"
+    return "it is asked about other images" if "explain" in subject.needs else ""
+
+
+@law("same_key_same_number", of="metric")
+class SameKey(MetricLaw):
+    """The number is the same again, nothing is written to, and the generator of the process is left alone."""
+
+    def measure(self, subject: MetricSubject) -> Measured:
+        if self.unsuited(subject):
+            return INAPPLICABLE
+        score, before, state = self.score(bend=0.5), self.map.clone(), torch.get_rng_state()
+        first = self.number(subject, self.map, score)
+        if not (torch.equal(before, self.map) and torch.equal(state, torch.get_rng_state())):
+            return ABSURD
+        return apart(first, self.number(subject, self.map, score)), 0.0
+
+
+@law("batches", of="metric")
+class Batches(MetricLaw):
+    """The numbers of a batch are those of its examples, one by one."""
+
+    @classmethod
+    def applies(cls, subject: MetricSubject) -> str:
+        """Only what goes through vmap."""
+        return super().applies(subject) or ("" if subject.vectorised else "its arrays do not go through vmap")
+
+    def measure(self, subject: MetricSubject) -> Measured:
+        if self.unsuited(subject):
+            return INAPPLICABLE
+        score = self.score(bend=0.5)
+        maps, images = torch.stack([self.map, self.weights]), torch.stack([self.image, self.image - 1])
+        one = lambda a, x: self.number(subject, a, score, x)
+        together = vmap(one)(maps, images)
+        alone = [one(a, x) for a, x in zip(maps, images, strict=True)]
+        far = max(apart(t, s) for t, s in zip(together, alone, strict=True))
+        return far, self.allowed(subject, *alone)
+
+
+@law("chunks", of="metric")
+class Chunks(MetricLaw):
+    """However many images go through the network at once, the number is the same."""
+
+    def measure(self, subject: MetricSubject) -> Measured:
+        if self.unsuited(subject):
+            return INAPPLICABLE
+        score, found = self.score(bend=0.5), []
+        for chunk in (1, 3):
+            with execution(chunk=chunk):
+                found.append(self.number(subject, self.map, score))
+        return apart(*found), self.allowed(subject, *found)
+
+
+@law("ties", of="metric")
+class Ties(MetricLaw):
+    """Equal values have no order: if all is turned round, image, map, mask and score, the number stays."""
+
+    @classmethod
+    def applies(cls, subject: MetricSubject) -> str:
+        """Only what draws nothing: draws are by position."""
+        return super().applies(subject) or ("what it draws is by position" if subject.drawn else "")
+
+    def measure(self, subject: MetricSubject) -> Measured:
+        if self.unsuited(subject):
+            return INAPPLICABLE
+        tied = self.map.sign()
+        axes = tuple(range(1, tied.ndim))
+        turn = lambda t: t.flip(axes)
+        here = self.number(subject, tied, self.score())
+        mask = self.mask.flip(tuple(range(self.mask.ndim)))
+        there = self.number(subject, turn(tied), self.score(turn(self.weights)), turn(self.image), mask=mask)
+        return apart(here, there), self.allowed(subject, here, there)
+
+
+@law("steps", of="metric")
+class Steps(MetricLaw):
+    """More steps change an area by no more than the trapezoid rule leaves; of equal values by nothing."""
+
+    @classmethod
+    def applies(cls, subject: MetricSubject) -> str:
+        """Only what takes steps."""
+        return super().applies(subject) or ("" if subject.steps else "it takes no steps")
+
+    def measure(self, subject: MetricSubject) -> Measured:
+        if self.unsuited(subject):
+            return INAPPLICABLE
+        score = self.score()
+        flat = [self.number(subject, torch.ones_like(self.map), score, steps=k) for k in (1, 2, 3)]
+        equal = max(apart(flat[0], other) for other in flat[1:])
+        if equal > self.allowed(subject, *flat):
+            return equal, self.allowed(subject, *flat)
+        n = self.image.numel()
+        # A curve between stops is off by no more than it goes up and down there, over the longest stretch; ties join.
+        order = self.map + NEARLY * torch.arange(n).reshape(self.map.shape) / n
+        some, all_ = (self.number(subject, order, score, steps=k) for k in (max(2, n // 2), n))
+        stretch = -(-n // max(2, n // 2)) / n
+        swing = float((self.weights * self.image).abs().sum())
+        return apart(some, all_), 2 * stretch * swing + self.allowed(subject, some, all_)
+
+
+@law("units", of="metric")
+class Units(MetricLaw):
+    """In another unit of the map the number is the same, or it follows the unit of map and score by a whole power."""
+
+    def measure(self, subject: MetricSubject) -> Measured:
+        if self.unsuited(subject):
+            return INAPPLICABLE
+        score = self.score()
+        here = self.number(subject, self.map, score)
+        scaled = [self.number(subject, unit * self.map, score) for unit in (UNIT, 2.0**-20)]
+        free = max(apart(here, other) for other in scaled), self.allowed(subject, here, *scaled)
+        if free[0] <= free[1]:
+            return free
+        both = self.number(subject, UNIT * self.map, self.score(unit=UNIT))
+        ways = [(apart(both, UNIT**k * here), self.allowed(subject, both)) for k in (1, 2)]
+        return min(ways, key=lambda way: way[0] - way[1])
+
+
+@law("no_number_without_meaning", of="metric")
+class Degenerate(MetricLaw):
+    """Constant maps, zeros, and masks that are empty or full have a finite number, none, or a refusal in words."""
+
+    def measure(self, subject: MetricSubject) -> Measured:
+        if self.unsuited(subject):
+            return INAPPLICABLE
+        score, none = self.score(), torch.zeros_like(self.mask)
+        maps = [torch.full_like(self.map, 0.1), torch.zeros_like(self.map)]
+        for a, mask in itertools.product(maps, (self.mask, none, ~none)):
+            found = self._answer(subject, a, score, mask)
+            if found is not None and found.isinf():
+                return ABSURD
+        if "mask" in subject.needs:
+            for mask in (none, ~none):
+                found = self._answer(subject, self.map, score, mask)
+                if found is not None and not found.isnan():
+                    return ABSURD
+        return 0.0, 0.0
+
+    def _answer(self, subject: MetricSubject, a: Tensor, score: object, mask: Tensor) -> Tensor | None:
+        """The number, None where it is refused; a crash is no refusal."""
+        try:
+            return self.number(subject, a, score, mask=mask)  # type: ignore[arg-type]
+        except Exception as error:  # a peer may refuse by any error that says why
+            in_words = isinstance(error, (ValueError, AssertionError)) and str(error)
+            return None if is_refusal(error) or in_words else a.new_full((), torch.inf)
+
+
+@law("linear_scores", of="metric")
+class LinearScores(MetricLaw):
+    """Of a linear score the true map gets the number that the metric calls right."""
+
+    @classmethod
+    def applies(cls, subject: MetricSubject) -> str:
+        """Only what has such a number."""
+        return super().applies(subject) or ("" if subject.exact is not None else "it has no such number")
+
+    def measure(self, subject: MetricSubject) -> Measured:
+        if self.unsuited(subject):
+            return INAPPLICABLE
+        if "explain" in subject.needs:  # the slopes of a linear score are the same everywhere
+            explain = lambda *_: self.weights
+            found = subject.build(explain, self.score())(self.image, key=7)
+        else:
+            explain = lambda x, *_: self.weights * x  # as contributions
+            found = subject.build(explain, self.score())(self.image, key=7)
+            found = torch.as_tensor(getattr(found, "area", found), dtype=torch.float64)
+        if bool(found.isnan()):
+            return INAPPLICABLE  # sets of equal sums: nothing varies
+        return float((found - subject.exact).abs()), 1e3 * self.allowed(subject)
+
+
+@law("truth_above_permutations", of="metric")
+class Truth(MetricLaw):
+    """The true map of an additive score is judged no worse than any order of its values."""
+
+    @classmethod
+    def applies(cls, subject: MetricSubject) -> str:
+        """Only what judges by a score, and says so."""
+        return _no_score(subject) or ("" if subject.ranks else "a fill may reward another map")
+
+    def measure(self, subject: MetricSubject) -> Measured:
+        if self.unsuited(subject):
+            return INAPPLICABLE
+        # Positive, and no two alike, so that one order is right.
+        n = self.image.numel()
+        true = self.weights.abs() + 0.1 * torch.arange(1, n + 1).reshape(self.image.shape)
+        true = true / true.sum()
+        x = torch.ones_like(self.image)
+        score = lambda z: (true * z).sum()
+        best = self.number(subject, true, score, x)
+        if bool(best.isnan()):
+            return INAPPLICABLE
+        way = 1.0 if subject.better == "higher" else -1.0
+        flat = true.flatten()
+        worst = -torch.inf
+        for k in range(1, 4):
+            others = (flat.roll(k), flat.flip(0), flat[torch.arange(n).mul(2 * k + 1).remainder(n).argsort()])
+            for a in others:
+                other = self.number(subject, a.reshape(true.shape), score, x)
+                worst = max(worst, float(way * (other - best)) if not other.isnan() else -torch.inf)
+        return max(worst, 0.0), self.allowed(subject, best)
