@@ -251,10 +251,10 @@ def brightness(rgb):
 @pytest.mark.parametrize("kind", ["positive", "negative", "size"])
 def test_more_is_brighter(kind):
     share = np.linspace(0, 1, 101)
-    drawn = colours.blend(
-        -share if kind == "negative" else share, colours.Scale(kind, 1.0), np.zeros((101, 3))
-    )
-    assert (np.diff(brightness(drawn)) > 0).all()
+    for scheme in colours.SCHEMES:
+        scale = colours.Scale(kind, 1.0, scheme)
+        drawn = colours.blend(-share if kind == "negative" else share, scale, np.zeros((101, 3)))
+        assert (np.diff(brightness(drawn)) > 0).all(), scheme
 
 
 @pytest.mark.parametrize(
@@ -267,8 +267,10 @@ def test_more_is_brighter(kind):
 )
 def test_signs_differ_for_every_kind_of_colour_vision(loss):
     share = np.linspace(0.3, 1, 30)
-    plus, minus = (np.clip(colours.ramp(k, share) @ np.array(loss).T, 0, 1) for k in ("positive", "negative"))
-    assert np.abs(plus - minus).max(-1).min() > 0.25
+    for scheme in colours.SCHEMES:
+        kinds = [colours.ramp(kind, share, scheme) for kind in ("positive", "negative")]
+        plus, minus = (np.clip(kind @ np.array(loss).T, 0, 1) for kind in kinds)
+        assert np.abs(plus - minus).max(-1).min() > 0.25, scheme
 
 
 def test_signed_colours_are_symmetric_in_what_they_cover():
@@ -585,3 +587,115 @@ def test_a_band_lies_behind_its_curve():
     assert (path.vertices[:, 1].min(), path.vertices[:, 1].max()) == (0, 4)
     with pytest.raises(ValueError, match=r"bands\['a'\] with the 3 numbers of x, got 2"):
         plot.curve([0, 1, 2], {"a": [3, 2, 1]}, bands={"a": ([2, 1], [4, 3])})
+
+
+# -- what is shown, and round what -----------------------------------------------------------------------------
+
+
+def said(figure):
+    return words(figure).replace("\n", " ")
+
+
+def test_a_mask_mutes_what_lies_outside_and_says_how_much_that_is():
+    values, anatomy = bumps((12, 12, 12)), np.zeros((1, 12, 12, 12))
+    anatomy[0, 3:9, 3:9, 3:9] = 1
+    inside = anatomy[0] > 0
+    share = 100 * np.abs(values[0])[~inside].sum() / np.abs(values).sum()
+    for mask in (inside, torch.from_numpy(inside), "otsu"):
+        figure = plot.overlay(values, anatomy, mask=mask, at=(6, 6, 6))
+        assert f"Outside of the mask nothing is shown: {canvas.numeral(share)} % of all |a|" in said(figure)
+        above, below = pictures(figure)[:3], pictures(figure)[3:]
+        for one, other in zip(above, below, strict=True):
+            np.testing.assert_array_equal((one != other).any(-1)[:3], False)
+            assert (one != other).any()
+
+
+def test_an_outline_goes_round_a_mask_and_is_named():
+    mask = np.zeros((8, 8, 8))
+    mask[2:6, 2:6, 2:6] = 1
+    figure = plot.overlay(bumps((8, 8, 8)), outline={"prediction": mask, "truth": mask}, at=(4, 4, 4))
+    assert "Outlined: prediction (green), truth (white)." in said(figure)
+    (ring,) = canvas.rings(mask[4] > 0)
+    np.testing.assert_allclose([ring.min(0), ring.max(0)], [[0.25, 0.25], [0.75, 0.75]])
+    hole = mask[4] > 0
+    hole[3, 3] = False
+    assert len(canvas.rings(hole)) == 2
+    assert len(canvas.rings(np.eye(2) > 0)) in (1, 2), "corners that touch end somewhere"
+
+
+@pytest.mark.parametrize("affine", [None, AFFINE])
+def test_a_box_shows_a_part_of_the_same_place(affine):
+    values, anatomy = bumps((10, 12, 14)), np.abs(bumps((10, 12, 14), 1)) + 0.1
+    whole = plot.overlay(values, anatomy, affine=affine, at=(5, 6, 7), limit=1.0)
+    part = plot.overlay(
+        values, anatomy, affine=affine, at=(5, 6, 7), limit=1.0, box=[(2, 8), (3, 9), (4, 10)]
+    )
+    places = [line for line in words(whole).splitlines() if line.endswith("mm") or line.isdigit()]
+    assert places
+    assert [line for line in words(part).splitlines() if line.endswith("mm") or line.isdigit()] == places
+    mask = np.zeros((10, 12, 14))
+    mask[4:6, 4:6, 4:6] = 1
+    for box in ("outline", "mask"):
+        near = plot.overlay(values, anatomy, affine=affine, mask=mask, outline=mask, box=box)
+        assert {max(p.shape[:2]) for p in pictures(near)} == {4}
+
+
+def test_channels_are_shown_one_by_one_and_named():
+    values = np.concatenate([bumps((6, 6, 6)), -bumps((6, 6, 6))])
+    assert "zero everywhere" in said(plot.overlay(values)), "their sum is nothing"
+    figure = plot.channels(values, np.abs(values), names=["T1", "FLAIR"], at=(3, 3, 3))
+    assert {"T1", "FLAIR"} <= set(words(figure).splitlines())
+    shown = pictures(figure)
+    assert len(shown) == 8
+    assert all((one != shown[4 * (i // 4)]).any() for i, one in enumerate(shown) if i % 4)
+    with pytest.raises(ValueError, match="channels: expected names of 2 channels, got 1"):
+        plot.channels(values, names=["T1"])
+
+
+def test_layers_can_be_projected():
+    values = bumps((5, 6, 7))
+    shown = pictures(plot.layers({"a": values}, project=True))
+    place = np.abs(values[0]).argmax(2)
+    peaks = np.take_along_axis(values[0], place[..., None], 2)[..., 0]
+    scale = colours.Scale("signed", grids.limit_of(values[0]))
+    expected = colours.blend(peaks.T[::-1], scale, np.zeros((6, 5, 3)))
+    np.testing.assert_allclose(shown[0], expected, atol=1e-6)
+
+
+def test_the_first_projections_are_the_image_without_colours():
+    anatomy = np.abs(bumps((6, 7, 8)))
+    first = pictures(plot.projections(bumps((6, 7, 8), 1), anatomy))
+    assert len(first) == 12
+    for picture, axis in zip(first[:3], (2, 1, 0), strict=True):
+        assert np.ptp(picture, axis=-1).max() == 0
+        np.testing.assert_allclose(
+            picture[..., 0], grids.upright(grids.window(anatomy[0]).max(axis), axis, False)
+        )
+
+
+def test_few_colours_make_a_smaller_file_that_looks_the_same():
+    image = pytest.importorskip("PIL.Image")
+    import io
+
+    figure = plot.overlay(bumps((20, 20, 20)), np.abs(bumps((20, 20, 20), 1)))
+    whole, few = plot.png(figure), plot.png(figure, 256)
+    assert len(few) < 0.7 * len(whole)
+    one, other = (np.asarray(image.open(io.BytesIO(c)).convert("RGB")).astype(int) for c in (whole, few))
+    assert np.abs(one - other).mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ({"mask": np.ones((3, 3, 3))}, r"mask on the grid \(4, 4, 4\), got float64\(3, 3, 3\)"),
+        ({"mask": "otsu"}, 'an anatomy for mask = "otsu", got none'),
+        ({"mask": "body"}, "mask to be one of otsu"),
+        ({"outline": {"truth": "x"}}, r"truth on the grid \(4, 4, 4\)"),
+        ({"box": [(0, 9), (0, 4), (0, 4)]}, r"box to be \(start, stop\) within \(4, 4, 4\) for each axis"),
+        ({"box": "all"}, "box to be one of outline, mask"),
+        ({"colours": "green"}, "colours to be one of orange, red"),
+    ],
+)
+def test_words_that_say_nothing_are_refused(how, text):
+    with pytest.raises(ValueError, match=text):
+        plot.overlay(np.ones((1, 4, 4, 4)), **how)

@@ -114,7 +114,9 @@ RUNS = {
     "noise": lambda spec: spec.fn(**spec.example)(X, 7),
     "mask": lambda spec: (lambda m: m.mask(torch.ones(m.grid)))(spec.fn(**spec.example)(X)).expand_as(X),
     "network": lambda spec: (
-        spec.fn(**spec.example)(torch.zeros(1, 1, *[8] * (3 - ("ndim" in spec.parameters))))[0].sum().detach()
+        spec.fn(**spec.example)(torch.zeros(1, 1, *([64] * 3 if spec.family == "trained" else [8] * 2)))[0]
+        .sum()
+        .detach()
         + 0 * X
     ),
     "step": a_step,

@@ -442,6 +442,40 @@ def test_the_viewer_goes_where_the_map_has_most_inside_of_the_image():
     assert display.of_map(values, AFFINE, 10**6).peak == pytest.approx(AFFINE[:3] @ [19, 19, 19, 1], abs=5)
 
 
+def test_the_viewer_opens_inside_of_what_is_predicted_and_of_the_image_where_nothing_is(tmp_path):
+    ring = np.zeros((12, 12, 12), np.uint8)
+    ring[2:10, 2:10, 5] = 1
+    ring[4:8, 4:8, 5] = 0  # its centre of mass lies outside of it
+    body = np.zeros((12, 12, 12), np.float32)
+    body[6:11, 6:11, 6:11] = 1
+    values = np.zeros((12, 12, 12), np.float32)
+    values[0, 0, 0] = 5  # the map has most in the air
+    nifti(tmp_path / "mask.nii.gz", ring)
+    nifti(tmp_path / "none.nii.gz", np.zeros_like(ring))
+    nifti(tmp_path / "image.nii.gz", body)
+    nifti(tmp_path / "map.nii.gz", values)
+    for name in ("mask", "none"):
+        files = {"map": "map.nii.gz", "anatomy": "image.nii.gz", "prediction": f"{name}.nii.gz"}
+        record(tmp_path, id=name, **files)
+    found = {one["id"]: one["centre"] for one in page_of(tmp_path).data()["overlays"]}
+    voxels = {k: np.round(np.linalg.inv(AFFINE) @ [*mm, 1.0])[:3].astype(int) for k, mm in found.items()}
+    assert ring[tuple(voxels["mask"])] == 1
+    assert voxels["none"].tolist() == [8, 8, 8]
+
+
+def test_every_map_has_a_picture_inside_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(canvas, "DPI", 40)
+    monkeypatch.setattr(report, "FIGURES", 1)
+    plot.save(plot.overlay(np.ones((1, 5, 5, 5))), tmp_path / "a.png")
+    for i in range(48):
+        figures = {"overlay": "a.png", "montage": "a.png"}
+        record(tmp_path, id=f"m{i:02}", method=f"m{i:02}", figures=figures)
+    page = page_of(tmp_path)
+    images = [a for tag, a in page.elements if tag == "img"]
+    assert [a["alt"] for a in images] == [f"overlay of m{i:02}" for i in range(48)]
+    assert "48 figures are links" in page.text()
+
+
 def test_channels_of_a_map_are_added_up_as_in_the_figures(tmp_path):
     values = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
     found, affine = display.read(nifti(tmp_path / "map.nii.gz", values))

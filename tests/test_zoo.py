@@ -16,6 +16,8 @@ from esegeta import zoo
 from esegeta.zoo.volumes import DATA
 
 FILES = ["brain_extraction_unet3d.safetensors", "colin27_brain_128.nii.gz", "colin27_t1_128.nii.gz"]
+VESSELS = ["vessel_unet", "vessel_unet_mss", "vessel_unet_mss_deformation"]
+DICE = {"vessel_unet": 0.852, "vessel_unet_mss": 0.856, "vessel_unet_mss_deformation": 0.835}
 
 
 class Real(NamedTuple):
@@ -114,9 +116,11 @@ def test_the_mask_lies_on_the_head(real):
 
 
 def test_the_files_come_with_their_terms():
-    assert sorted(path.name for path in DATA.iterdir()) == sorted([*FILES, "NOTICE"])
+    assert sorted(path.name for path in DATA.iterdir()) == sorted(
+        [*FILES, "NOTICE", *(f"{name}.safetensors" for name in VESSELS)]
+    )
     notice = (DATA / "NOTICE").read_text()
-    assert all(name in notice for name in FILES)
+    assert all(name in notice for name in [*FILES, *(f"{name}.safetensors" for name in VESSELS)])
     assert "Permission is hereby granted, free of charge" in notice
     assert "Louis Collins, McConnell Brain Imaging Centre" in notice
 
@@ -134,6 +138,8 @@ def test_the_global_random_state_is_not_touched():
     zoo.brain_mask()
     zoo.small_unet(2, key=1)
     zoo.small_classifier(key=1)
+    zoo.vessel_unet()
+    zoo.vessel_phantom(size=32)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -307,3 +313,55 @@ def test_a_file_of_another_kind_is_refused():
         ValueError, match=r"expected a header in JSON .*The file is damaged or in another format"
     ):
         zoo.read_safetensors(DATA / "colin27_t1_128.nii.gz")
+
+
+def test_networks_of_vessels_are_what_they_say():
+    strided, supervised, pooled = (getattr(zoo, name)() for name in VESSELS)
+    kinds = lambda net: {type(module).__name__ for module in net.modules()}
+    assert {"InstanceNorm3d", "LeakyReLU", "ConvTranspose3d"} <= kinds(strided) == kinds(supervised)
+    assert {"BatchNorm3d", "ReLU", "MaxPool3d", "Upsample"} <= kinds(pooled)
+    assert sum(m.stride == (2, 2, 2) for m in strided.modules() if isinstance(m, nn.Conv3d)) == 5
+    assert sum(isinstance(m, nn.MaxPool3d) for m in pooled.modules()) == 4
+    for net in (strided, supervised, pooled):
+        assert not any(module.training for module in net.modules())
+        assert all(p.dtype == torch.float32 for p in net.parameters())
+    with torch.no_grad():
+        assert pooled(torch.zeros(2, 1, 16, 32, 16)).shape == (2, 1, 16, 32, 16)
+        with pytest.raises(ValueError, match="more than 1 spatial element"):
+            strided(torch.zeros(1, 1, 32, 32, 32))
+
+
+def test_their_weights_are_small_and_in_half_precision():
+    for name in VESSELS:
+        file = DATA / f"{name}.safetensors"
+        assert file.stat().st_size < 700_000
+        weights = zoo.read_safetensors(file)
+        assert {w.dtype for k, w in weights.items() if not k.endswith("num_batches_tracked")} == {
+            torch.float16
+        }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VESSELS)
+def test_they_find_the_vessels_of_a_phantom_that_they_have_not_seen(name):
+    x, mask = zoo.vessel_phantom(1000)
+    with torch.no_grad():
+        found = getattr(zoo, name)()(x[None])[0, 0] > 0
+    dice = 2 * (found & mask).sum() / (found.sum() + mask.sum())
+    assert dice.item() == pytest.approx(DICE[name], abs=0.01)
+
+
+def test_phantoms_come_from_their_key():
+    x, mask = zoo.vessel_phantom(key=5, size=32)
+    again, other = zoo.vessel_phantom(key=5, size=32), zoo.vessel_phantom(key=6, size=32)
+    assert torch.equal(x, again.data)
+    assert torch.equal(mask, again.mask)
+    assert not torch.equal(mask, other.mask)
+    assert x.shape == (1, 32, 32, 32)
+    assert x.dtype == torch.float32
+    assert mask.dtype == torch.bool
+    assert 0.003 < mask.float().mean() < 0.1
+    assert x.min() >= 0
+    assert (x <= 1).float().mean() == pytest.approx(0.999, abs=1e-4)
+    with pytest.raises(ValueError, match="vessel_phantom: expected size to be 32 or more, got 8"):
+        zoo.vessel_phantom(size=8)

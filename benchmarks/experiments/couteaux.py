@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import DOCS, LINES, figure, filled, interval, kept, number, table, verdict
 from scipy import stats
 from torch import Tensor
 from torch.nn import functional
-from train_couteaux import CHANCES, SEEDS, SIZE, TUMOURS, background, dice, load, marked, tumour
 
 import esegeta as eg
+from _common import DOCS, LINES, figure, filled, interval, kept, number, table, verdict
 from esegeta import dreams
+from train_couteaux import CHANCES, SEEDS, SIZE, TUMOURS, background, dice, load, marked, tumour
 
 STEPS, STARTS, RATE = 200, 8, 1.0
 UNMARKED_DICE = (

@@ -146,7 +146,7 @@ def save_figures(
             continue
         path = stem.with_name(f"{stem.name}_{kind}.png")
         if kind == "channels":
-            about = {"title": title, "subtitle": subtitle, "names": names}
+            about: dict[str, Any] = {"title": title, "subtitle": subtitle, "names": names}
             figure = channels(map, anatomy, spacing, affine, **about, **look)
         else:
             figure = show(map, anatomy, spacing, kind, title, affine, subtitle=subtitle, **look)

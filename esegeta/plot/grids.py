@@ -262,10 +262,11 @@ def body(brightness: np.ndarray) -> np.ndarray:
     >>> body(np.array([[0.0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]])).sum().item()
     4
     """
-    from scipy.ndimage import binary_closing, binary_fill_holes, binary_opening, label
+    from scipy.ndimage import binary_closing, binary_fill_holes, binary_opening, binary_propagation, label
 
     rough = brightness > otsu(brightness) / 2
-    clean = binary_opening(rough) if min(brightness.shape) > 8 else rough
+    # Without specks, and what is left as it was, corners and all.
+    clean = binary_propagation(binary_opening(rough), mask=rough) if min(brightness.shape) > 8 else rough
     wide = np.pad(clean, 3)
     closed = binary_fill_holes(binary_closing(wide, iterations=2))
     inner = closed[tuple(slice(3, -3) for _ in brightness.shape)]

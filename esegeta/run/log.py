@@ -249,8 +249,8 @@ class Table(Display):
         self.tally.hear(event)
         kind, job = event["event"], event.get("job")
         if kind in ("planned", "kept", "progress", "job_done"):
-            about = {"total": self.tally.total, "completed": self.tally.done, "label": self.tally.line()}
-            self._progress.update(self._all, **about)
+            done, label = self.tally.done, self.tally.line()
+            self._progress.update(self._all, total=self.tally.total, completed=done, label=label)
         if job is None:
             return
         if kind == "start":

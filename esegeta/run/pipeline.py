@@ -255,7 +255,8 @@ def cancel(folder: str | Path, ids: Iterable[str]) -> list[str]:
     place, asked = journal_of(folder), list(ids)
     if not going_on(folder):
         raise check.refused("cancel", f"a run that works in {folder}", "none", "It has ended")
-    known = next((event["jobs"] for event in journal_events(place) if event["event"] == "planned"), [])
+    planned = (event["jobs"] for event in journal_events(place) if event["event"] == "planned")
+    known: list[str] = next(planned, [])
     for name in asked:
         if name != "all" and name not in known:
             advice = catalogue.nearest(name, [*known, "all"])

@@ -1,4 +1,4 @@
-"""A real network with a real head, and small networks with random weights.
+"""A real network with a real head, trained networks with drawn vessels, small networks with random weights.
 
 >>> from esegeta import zoo
 >>> net, x = zoo.brain_extraction_unet(), zoo.head().data
@@ -8,11 +8,14 @@
 
 from esegeta.zoo.brain import brain_extraction_unet
 from esegeta.zoo.classifier import small_classifier
+from esegeta.zoo.phantoms import Phantom, vessel_phantom
 from esegeta.zoo.unet import small_unet
+from esegeta.zoo.vessels import vessel_unet, vessel_unet_mss, vessel_unet_mss_deformation
 from esegeta.zoo.volumes import Volume, brain_mask, head
 from esegeta.zoo.weights import read_safetensors
 
 __all__ = [
+    "Phantom",
     "Volume",
     "brain_extraction_unet",
     "brain_mask",
@@ -20,4 +23,8 @@ __all__ = [
     "read_safetensors",
     "small_classifier",
     "small_unet",
+    "vessel_phantom",
+    "vessel_unet",
+    "vessel_unet_mss",
+    "vessel_unet_mss_deformation",
 ]

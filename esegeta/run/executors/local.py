@@ -381,9 +381,9 @@ class LocalExecutor:
 
     def hand_out(self) -> None:
         """Give every worker that is free the next job of its task, or a task that it may do."""
-        for worker in self.workers:
-            if worker.job is None and worker.rest_of_task:
-                self.next_job(worker)
+        for one in self.workers:
+            if one.job is None and one.rest_of_task:
+                self.next_job(one)
         while True:
             idle = [worker for worker in self.workers if worker.job is None]
             devices = {*self.free, *(worker.device for worker in idle)}

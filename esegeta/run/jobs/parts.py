@@ -159,8 +159,8 @@ def answer_of(entry: Entry, model: Model, image: Image) -> Any:
                 raise
             expected = f"an image of {channels} channel{'s' * (channels > 1)}, which the network takes"
             got = f"{shape[0]} channel{'s' * (shape[0] > 1)}, shape {shape}"
-            advice = "Name the files of all its channels, or say with input.channels which axis they are"
-            raise check.refused("input.files", expected, got, advice) from error
+            mend = "Name the files of all its channels, or say with input.channels which axis they are"
+            raise check.refused("input.files", expected, got, mend) from error
         where = advice[0]
         got = f"shape {shape}, of which it says {one_line(error)[:200]!r}"
         text = check.problem(where, "an image of sizes that the network takes", got, advice[1])

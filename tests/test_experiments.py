@@ -1,0 +1,172 @@
+"""The experiments run, and what they compute with is right."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import esegeta as eg
+from esegeta import metrics, zoo
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "experiments"
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The scripts as modules, which find each other in their own folder."""
+    names = ("_common", "inform", "train_torchesegeta", "torchesegeta")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        found = {name: importlib.import_module(name) for name in names}
+        yield found
+        for name in names:
+            sys.modules.pop(name, None)
+
+
+def test_an_interval_is_over_seeds_and_cases(scripts):
+    interval = scripts["_common"].interval
+    assert interval(np.full((2, 5), 3.0)) == (3, 3, 3)
+    rng = np.random.default_rng(0)
+    cases, noise = rng.standard_normal(40), 0.01 * rng.standard_normal((3, 40))
+    by_cases = interval(cases + noise)
+    error = cases.std() / 40**0.5
+    assert by_cases.high - by_cases.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    seeds = (
+        np.array([[-1.0], [1.0]]) + noise[:2]
+    )  # two networks that disagree say little, however many the cases
+    assert interval(seeds).high - interval(seeds).low > 1.9
+    assert interval(cases) == interval(cases[None])
+    assert np.isnan(interval([[1.0, float("nan")]])).all()
+    assert np.isnan(interval(np.zeros((0, 3)))).all()
+
+
+def test_a_verdict_needs_an_interval_on_one_side(scripts):
+    common = scripts["_common"]
+    says = [common.verdict(common.Interval(*i)) for i in [(1, 0.1, 2), (-1, -2, -0.1), (1, -0.1, 2)]]
+    assert says == ["holds", "does not hold", "undecided"]
+    assert common.verdict(common.interval([[float("nan")]])) == "undecided"
+    assert common.together(["holds", "holds"]) == "holds"
+    assert common.together(["holds", "undecided"]) == "undecided"
+    assert common.together(["holds", "undecided", "does not hold"]) == "does not hold"
+
+
+def test_what_is_kept_is_not_computed_again(scripts, tmp_path):
+    kept, calls = scripts["_common"].kept, []
+    compute = lambda: calls.append(1) or {"a": [1.5]}
+    assert [kept(tmp_path / "x" / "a.json", compute) for _ in range(2)] == [{"a": [1.5]}] * 2
+    assert len(calls) == 1
+
+
+def test_contrast_agent_changes_the_mask_alone(scripts):
+    inform = scripts["inform"]
+    (x, mask), (y, same) = inform.slice_of(3, True), inform.slice_of(3, False)
+    assert torch.equal(mask, same)
+    change = (x - y)[0]
+    assert change[mask].mean() - change[~mask].mean() > 0.1
+    near = torch.nn.functional.max_pool2d(mask[None].float(), 5, 1, 2)[0] > 0  # edges are partly in the mask
+    assert change[~near].std() < 0.06
+
+
+def test_the_mask_is_the_best_map(scripts):
+    inform = scripts["inform"]
+    x, mask = inform.slice_of(4, True)
+    without = inform.slice_of(4, False)[0]
+    auc, dice, fidelity = inform.judged(mask[None].float(), inform.classifier(0).eval(), x, mask, without)
+    assert (auc, dice) == (1, 1)
+    assert abs(fidelity) <= 1
+
+
+def test_conclusions_follow_the_numbers(scripts):
+    inform, common = scripts["inform"], scripts["_common"]
+    values = {row: np.full((3, 2, 4), 0.5) for row in inform.ROWS}
+    for method, smoothing, form in inform.ROWS:
+        values[method, smoothing, form][:2] += 0.1 * (smoothing == "SG²") + 0.2 * (form == "region")
+        values[method, smoothing, form][2] -= 0.1 * (form == "region") + 0.2 * (method in ("D", "IGB"))
+    found = inform.conclusions(values)
+    assert len(found) == 4
+    for _, differences in found:
+        assert {common.verdict(common.interval(d)) for _, d in differences} == {"holds"}
+
+
+@pytest.mark.slow
+def test_the_poster_runs(scripts, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["inform.py", "--quick", "--folder", str(tmp_path)])
+    scripts["inform"].main()
+    page = (tmp_path / "experiments" / "inform.md").read_text()
+    assert page.count("| voxel |") == 15
+    assert "here. AUC, SG² less plain: " in page
+    assert len(list((tmp_path / "images").glob("*.png"))) == 2
+
+
+@pytest.fixture(scope="module")
+def count(scripts):
+    torchesegeta = scripts["torchesegeta"]
+    return torchesegeta.counted(zoo.vessel_unet_mss_deformation(), torchesegeta.QUICK)
+
+
+def test_the_old_derivative_of_a_quotient_is_rounding(scripts):
+    z = torch.linspace(0.1, 9, 1000, requires_grad=True)
+    scripts["torchesegeta"].OldQuotient.apply(z).sum().backward()
+    assert 0 < z.grad.abs().max() < 1e-5
+    z.grad = None
+    (z / z).sum().backward()
+    assert z.grad.abs().max() == 0
+
+
+@pytest.mark.slow
+def test_through_the_count_there_are_no_gradients_but_rounding(count):
+    assert count["largest gradient now"] == 0
+    assert 0 < count["count: largest in double precision"] < 1e-6 * count["count: largest"]
+    assert abs(count["count: rank correlation"]) < 0.1
+    assert count["mean logit: rank correlation"] > 0.99
+    assert count["mean logit: sensitivity"] < 0.3 < count["count: sensitivity"]
+    assert "whose gradient is identically zero" in count["refusal"]
+
+
+def test_a_cascade_reaches_every_layer_once(scripts):
+    for name in scripts["torchesegeta"].QUICK.networks:
+        net, x = scripts["torchesegeta"].NETWORKS[name](), torch.zeros(1, 16, 16, 16)
+        stages = scripts["torchesegeta"].stages_of(net, x)
+        assert [n for names in stages.values() for n in names] == list(metrics.layers_of(net, x)[::-1])
+        assert stages["output"] == ["out"]
+
+
+@pytest.mark.slow
+def test_the_evaluation_runs(scripts, tmp_path):
+    torchesegeta = scripts["torchesegeta"]
+    with eg.execution(progress=False):
+        file = torchesegeta.run(torchesegeta.QUICK, tmp_path, tmp_path / "numbers")
+    assert len(list((tmp_path / "images").glob("*.png"))) == 5
+    assert len(list((tmp_path / "numbers").glob("*.json"))) == 4
+    assert "## Table 1" in file.read_text()
+
+
+def test_a_network_that_has_not_learnt_says_nothing(scripts):
+    torchesegeta = scripts["torchesegeta"]
+    numbers = {"U-Net": {"values": np.ones((4, 3, 1, 2)).tolist(), "dice": [0.7, 0.85]}}
+    cascades = {"U-Net": {"values": np.ones((4, 5, 2)).tolist()}}
+    assert torchesegeta.concluded(numbers, cascades).startswith("**Failed.** U-Net missed a Dice of 0.8")
+    numbers["U-Net"]["dice"] = [0.8, 0.85]
+    assert "*Table 2: guided backprop is the least sensitive*: **undecided** here" in torchesegeta.concluded(
+        numbers, cascades
+    )
+
+
+def test_weights_are_written_as_they_are_read(scripts, tmp_path):
+    train = scripts["train_torchesegeta"]
+    net = zoo.vessel_unet_mss_deformation()
+    train.write_safetensors(net.state_dict(), tmp_path / "again.safetensors")
+    again = zoo.read_safetensors(tmp_path / "again.safetensors")
+    assert again.keys() == net.state_dict().keys()
+    assert all(torch.equal(again[k], v.to(again[k].dtype)) for k, v in net.state_dict().items())
+
+
+def test_a_deformation_moves_image_and_mask_together(scripts):
+    x = torch.zeros(1, 1, 64, 64, 64)
+    x[..., 20:44, 20:44, 20:44] = 1
+    moved, mask = scripts["train_torchesegeta"].deformed(x, x, np.random.default_rng(0))
+    assert 0.005 < (mask != x).float().mean() < 0.2
+    assert ((moved > 0.5) == (mask > 0)).all()
