@@ -25,7 +25,7 @@ from _common import DOCS, LINES, figure, filled, interval, kept, number, table, 
 from esegeta import dreams
 from train_couteaux import CHANCES, SEEDS, SIZE, TUMOURS, background, dice, load, marked, tumour
 
-STEPS, STARTS, RATE = 200, 8, 1.0
+STEPS, STARTS, RATE = 200, 8, 0.05
 UNMARKED_DICE = (
     0.8  # of the network without markings; the one with them all has to reach half of that at most
 )
