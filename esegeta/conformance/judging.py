@@ -65,7 +65,7 @@ class MetricSubject:
 
 
 def of_metric(spec: MetricSpec) -> MetricSubject:
-    """A registered metric with the settings of its example."""
+    """Return a registered metric with the settings of its example."""
     settings = {**spec.example, **({"place": PLACE} if "place" in spec.parameters else {})}
 
     def build(explain: Any, score: Score, **more: Any) -> Callable[..., Any]:
@@ -96,17 +96,17 @@ class MetricLaw(Law):
 
     @property
     def trivial(self) -> bool:
-        """Whether the map has no order, or the score does not look at the image."""
+        """Return whether the map has no order, or the score does not look at the image."""
         return bool((self.map == self.map.flatten()[0]).all()) or not bool((self.weights * self.image).any())
 
     @classmethod
     def fits(cls, shape: Sequence[int]) -> bool:
-        """Only images with some elements, in one channel."""
+        """Accept only images with some elements, in one channel."""
         return shape[0] == 1 and math.prod(shape) >= 4
 
     @classmethod
     def applies(cls, subject: MetricSubject) -> str:
-        """Only those that are asked about an image."""
+        """Accept only those that are asked about an image."""
         return "it is asked about networks" if {"network", "targets"} & set(subject.needs) else ""
 
     @classmethod
@@ -143,7 +143,7 @@ class MetricLaw(Law):
         return torch.as_tensor(getattr(found, "area", found), dtype=torch.float64)
 
     def unsuited(self, subject: MetricSubject) -> bool:
-        """Whether the subject takes no such images."""
+        """Return whether the subject takes no such images."""
         return subject.planar and self.image.ndim != 3
 
     def allowed(self, subject: MetricSubject, *values: Tensor) -> float:

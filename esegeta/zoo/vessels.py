@@ -50,7 +50,7 @@ class VesselUNet(nn.Module):
     out: nn.Module
 
     def scales(self, x: Tensor) -> list[Tensor]:
-        """The activation of each level of the decoder, coarse to fine: each may be supervised."""
+        """Return the activation of each level of the decoder, coarse to fine: each may be supervised."""
         skips = []
         for level in self.down:
             x = level(x)
@@ -63,7 +63,7 @@ class VesselUNet(nn.Module):
         return found
 
     def forward(self, x: Tensor) -> Tensor:
-        """From ``(N, 1, *S)`` to logits ``(N, 1, *S)``."""
+        """Compute logits ``(N, 1, *S)`` from ``(N, 1, *S)``."""
         return self.out(self.scales(x)[-1])
 
 
@@ -113,7 +113,7 @@ def _trained(build: type[VesselUNet], name: str) -> nn.Module:
 
 @network(family="trained")
 def vessel_unet() -> nn.Module:
-    r"""A trained 3-D U-Net that segments the vessels of ``vessel_phantom``, in eval mode.
+    r"""Return a trained 3-D U-Net that segments the vessels of ``vessel_phantom``, in eval mode.
 
     Five levels down by convolutions of stride 2, up by transposed convolutions; instance norm, leaky ReLU.
     The probability of a vessel is :math:`\sigma(\text{logit})`. It is about the architecture of the paper with fewer
@@ -139,7 +139,7 @@ def vessel_unet() -> nn.Module:
 
 @network(family="trained")
 def vessel_unet_mss() -> nn.Module:
-    """The architecture of ``vessel_unet``, trained with supervision at several scales, in eval mode.
+    """Return the architecture of ``vessel_unet``, trained with supervision at several scales, in eval mode.
 
     In training three coarser levels of the decoder had outputs of their own, with losses of their own; they are gone.
 
@@ -158,7 +158,7 @@ def vessel_unet_mss() -> nn.Module:
 
 @network(family="trained")
 def vessel_unet_mss_deformation() -> nn.Module:
-    """A U-Net of max-pools and interpolation, trained at several scales on deformed phantoms, in eval mode.
+    """Return a U-Net of max-pools and interpolation, trained at several scales on deformed phantoms, in eval mode.
 
     Four levels down by max-pools, up by linear interpolation; batch norm, ReLU. Phantom and mask were deformed
     elastically, by another amount at every step of the training.

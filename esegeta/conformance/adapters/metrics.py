@@ -31,7 +31,7 @@ class OfScore(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)  # some libraries ask where it is
 
     def forward(self, xs: Tensor) -> Tensor:
-        """Both classes of every example."""
+        """Return both classes of every example."""
         first = torch.stack([self.score(x.double()) for x in xs])
         return torch.stack([first, torch.zeros_like(first) + self.floor], 1).to(xs.dtype)
 
@@ -165,12 +165,12 @@ LIBRARIES: dict[str, dict[str, PeerMetric]] = {
 
 
 def names() -> list[str]:
-    """The metrics of other libraries that can be verified, whether or not their packages are installed."""
+    """Return the metrics of other libraries that can be verified, whether or not their packages are installed."""
     return [f"{library}:{name}" for library, known in LIBRARIES.items() for name in known]
 
 
 def find(library: str, name: str, options: dict[str, Any]) -> MetricSubject:
-    """The subject of a metric of another library, with options."""
+    """Return the subject of a metric of another library, with options."""
     peer = LIBRARIES[library][name]
     judge = peer.prepare(**options)
 
@@ -203,6 +203,6 @@ def find(library: str, name: str, options: dict[str, Any]) -> MetricSubject:
 
 
 def known(text: str) -> bool:
-    """Whether a name is that of a metric here, with options or without."""
+    """Return whether a name is that of a metric here, with options or without."""
     library, _, call = text.partition(":")
     return call.partition("(")[0].strip() in LIBRARIES.get(library.strip(), {})

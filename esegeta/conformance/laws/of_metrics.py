@@ -41,7 +41,7 @@ class Batches(MetricLaw):
 
     @classmethod
     def applies(cls, subject: MetricSubject) -> str:
-        """Only what goes through vmap."""
+        """Accept only what goes through vmap."""
         return super().applies(subject) or ("" if subject.vectorised else "its arrays do not go through vmap")
 
     def measure(self, subject: MetricSubject) -> Measured:
@@ -76,7 +76,7 @@ class Ties(MetricLaw):
 
     @classmethod
     def applies(cls, subject: MetricSubject) -> str:
-        """Only what draws nothing: draws are by position."""
+        """Accept only what draws nothing: draws are by position."""
         return super().applies(subject) or ("what it draws is by position" if subject.drawn else "")
 
     def measure(self, subject: MetricSubject) -> Measured:
@@ -97,7 +97,7 @@ class Steps(MetricLaw):
 
     @classmethod
     def applies(cls, subject: MetricSubject) -> str:
-        """Only what takes steps."""
+        """Accept only what takes steps."""
         return super().applies(subject) or ("" if subject.steps else "it takes no steps")
 
     def measure(self, subject: MetricSubject) -> Measured:
@@ -170,7 +170,7 @@ class LinearScores(MetricLaw):
 
     @classmethod
     def applies(cls, subject: MetricSubject) -> str:
-        """Only what has such a number."""
+        """Accept only what has such a number."""
         return super().applies(subject) or ("" if subject.exact is not None else "it has no such number")
 
     def measure(self, subject: MetricSubject) -> Measured:
@@ -195,7 +195,7 @@ class Truth(MetricLaw):
 
     @classmethod
     def applies(cls, subject: MetricSubject) -> str:
-        """Only what judges by a score, and says so."""
+        """Accept only what judges by a score, and says so."""
         return _no_score(subject) or ("" if subject.ranks else "a fill may reward another map")
 
     def measure(self, subject: MetricSubject) -> Measured:
