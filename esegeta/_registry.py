@@ -567,7 +567,8 @@ def method(
             shown = {k: v for k, v in given.arguments.items() if k != first}
             call = f"{name}({', '.join(filter(None, [gradient.name_of(score), settings(shown)]))})"
             tensors = ("x", *refs, *(["key"] if key else []))
-            inside = _PLACES if place else frozenset()  # a score of the user's may tap, too
+            # A score of the user's may tap, too: its errors are its own.
+            inside = frozenset({"gradient"}) | (_PLACES if place else frozenset())
             needed = score if needs == "gradient" else None
             return _checked(
                 name,
