@@ -19,7 +19,7 @@ import esegeta.metrics
 import esegeta.noise
 import esegeta.reducers
 import esegeta.rules
-import esegeta.run.volumes.steps
+import esegeta.run.volumes.preprocess
 import esegeta.segmentation
 import esegeta.transforms
 import esegeta.zoo  # all of these register what comes with the package

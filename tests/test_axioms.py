@@ -107,7 +107,7 @@ RESIDUALS = {
 
 def test_every_public_residual_is_in_the_table():
     public = {n for n in vars(axioms) if callable(getattr(axioms, n)) and not n.startswith("_")}
-    assert public == set(RESIDUALS)
+    assert public - {"axiom"} == set(RESIDUALS)  # that is the decorator
 
 
 @together("dims", SHAPES)

@@ -746,7 +746,7 @@ def test_rules_of_a_stitched_score_are_those_of_every_patch_added_up(name):
         pull = vjp(RULES[name](model, x0[here]), x[here])[1]
         slow[here] += pull(weight[here] * importance(patch, "gaussian") / total[box])[0]
     factor = {"deep_lift": x - x0, "lrp": x, "lrp by depth": x}.get(name, 1)
-    close(found, factor * slow, 1e-9)
+    close(found, factor * slow, tolerance=1e-9)
     if name == "deep_lift":
         change = (weight * (tiled(x) - tiled(x0))).sum()
         torch.testing.assert_close(found.sum(), change)
@@ -763,7 +763,7 @@ def test_rules_of_a_stitched_score_are_those_of_the_whole_where_tiles_share_twic
         interior = [i for i in range(20) if min(abs(i - 7), abs(i - 12)) > 2]
         assert (found[0] - found[1]).abs().max() > 1e-3
         found = [a[:, interior] for a in found]
-    close(*found, 1e-9)
+    close(*found, tolerance=1e-9)
     assert found[0].abs().max() > 0.01
 
 
@@ -773,7 +773,7 @@ def test_rules_go_on_in_what_is_made_of_a_stitched_answer():
     score = lambda z: tiled(z).softmax(0)[1].sum()
     torch.testing.assert_close(eg.deep_lift(score)(x, x0).sum(), score(x) - score(x0))
     batch, many = torch.stack([x, x0]), torch.stack([x0, 0 * x])
-    close(eg.batched(eg.deep_lift(score))(batch, many)[1], eg.deep_lift(score)(x0, 0 * x), 1e-9)
+    close(eg.batched(eg.deep_lift(score))(batch, many)[1], eg.deep_lift(score)(x0, 0 * x), tolerance=1e-9)
     # Without anything to rewrite it is refused, as for a whole network.
     flat = sliding_window(eg.from_module(nn.Conv2d(1, 2, 3, padding=1)), 8)
     with pytest.raises(ValueError, match="expected a network with at least one of the operations"):

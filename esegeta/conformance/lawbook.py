@@ -54,6 +54,10 @@ def law(name: str, *, of: str = "method") -> Callable[[Some], Some]:
         if name in table:
             advice = "Give it another name"
             raise check.refused("law", "a new name", f"{name!r}, a law of {table[name].__module__}", advice)
+        # A counterexample is a call of the class, by its name alone.
+        if any(known.__name__ == made.__name__ for known in every_law()):
+            got, advice = f"{made.__name__}, which there is already", "Give the class another name"
+            raise check.refused("law", "a class with a name of its own", got, advice)
         table[name] = made
         return made
 

@@ -36,7 +36,7 @@ class SameKey(MetricLaw):
 
 
 @law("batches", of="metric")
-class Batches(MetricLaw):
+class BatchesOfNumbers(MetricLaw):
     """The numbers of a batch are those of its examples, one by one."""
 
     @classmethod
