@@ -351,6 +351,7 @@ def test_a_run_and_the_same_again(study, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_fails_alone(study, capsys):
     text = (
         (study / "study.toml")

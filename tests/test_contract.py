@@ -106,6 +106,7 @@ def test_a_key_is_taken_only_where_something_is_drawn(subject):
         subject.build(SMOOTH.score)(SMOOTH.x, *SMOOTH.refs(subject.refs), key=7)
 
 
+@pytest.mark.slow
 @FLAT
 def test_nested_maps_equal_loops():
     for subject in METHODS:

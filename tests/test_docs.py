@@ -41,7 +41,7 @@ def code(path):
     return "\n".join(lines) + "\n"
 
 
-LONG = ("docs/pipeline.md", "docs/strategies.md", "docs/cams.md", "docs/patches.md")
+LONG = ("docs/pipeline.md", "docs/verification.md", "docs/strategies.md", "docs/cams.md", "docs/patches.md")
 
 
 @pytest.mark.parametrize(

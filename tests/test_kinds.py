@@ -184,6 +184,7 @@ def stranger(tmp_path):
     plugins._loaded.clear()
 
 
+@pytest.mark.slow
 def test_a_kind_of_a_plugin_is_a_file_and_a_table(tmp_path, stranger, capsys):
     path, folder = scan(tmp_path / "sub-1.nii.gz"), tmp_path / "out"
     whole = tables(folder, path, output={"figures": False, "report": True})
@@ -270,6 +271,7 @@ def test_a_map_is_there_as_it_was_computed_and_on_the_grid_of_the_file(tmp_path)
 # ------------------------------------------------------------------ what is done again
 
 
+@pytest.mark.slow
 def test_a_title_and_figures_recompute_no_map(tmp_path, monkeypatch):
     path = scan(tmp_path / "sub-1.nii.gz")
     folder = tmp_path / "out"
@@ -318,6 +320,7 @@ def test_a_title_and_figures_recompute_no_map(tmp_path, monkeypatch):
 # ------------------------------------------------------------------ the proof
 
 
+@pytest.mark.slow
 def test_a_summary_is_what_is_written_and_a_mean_is_of_those_that_came(tmp_path):
     for number in (1, 2, 3):
         scan(tmp_path / f"sub-{number}.nii.gz", seed=number, shape=(8, 8, 8))
@@ -397,6 +400,7 @@ def test_the_columns_of_maps_are_those_of_their_kind():
 # ------------------------------------------------------------------ while it runs
 
 
+@pytest.mark.slow
 def test_another_process_can_follow_a_run_and_cancel_jobs(tmp_path):
     path = scan(tmp_path / "sub-1.nii.gz")
     whole = tables(tmp_path / "out", path, methods=[{"name": "gradient"}, {"name": "saliency"}], summary={})
@@ -444,6 +448,7 @@ def test_an_executor_takes_tasks_while_others_run_and_gives_them_up():
 # ------------------------------------------------------------------ what jobs share, and when they start
 
 
+@pytest.mark.slow
 def test_what_jobs_of_an_image_share_is_made_once(tmp_path, monkeypatch):
     """They are one task: an image is read, a network is loaded and asked once, whatever the number of methods."""
     for number in (1, 2):
@@ -500,6 +505,7 @@ def recording(function, results):
     return call
 
 
+@pytest.mark.slow
 def test_the_first_job_does_not_wait_until_all_inputs_are_read(tmp_path, monkeypatch):
     """Were they read first, the run would never begin: the others are not read before a job has begun."""
     for number in range(6):
@@ -540,6 +546,7 @@ def test_what_goes_wrong_while_inputs_are_read_ends_the_run(tmp_path, monkeypatc
         run(tables(tmp_path / "out", path))
 
 
+@pytest.mark.slow
 def test_an_unchanged_run_writes_nothing_again(tmp_path, monkeypatch):
     path, folder = scan(tmp_path / "sub-1.nii.gz"), tmp_path / "out"
     whole = tables(folder, path, summary={}, output={"figures": False, "report": True})

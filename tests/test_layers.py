@@ -110,6 +110,7 @@ def test_conductance_on_the_real_network():
     assert abs(alone / difference - 1) > 0.1
 
 
+@pytest.mark.slow
 def test_hires_cam_of_the_real_network_has_the_sum_of_the_score():
     """Only a sum of channels with a bias follows its last layer."""
     net, x = zoo.brain_extraction_unet(), torch.nn.functional.avg_pool3d(zoo.head().data, 2)

@@ -85,6 +85,7 @@ def test_faults_are_many_and_everywhere():
     assert sum(bool(m.subjects) for m in MUTANTS) >= 25
 
 
+@pytest.mark.slow
 def test_the_runner_tells_what_was_found_and_what_was_not():
     nothing = replace(QUICK, id="nothing", new=QUICK.old + "  # nothing")
     found = outcomes([QUICK, nothing])
@@ -97,6 +98,7 @@ def test_the_runner_tells_what_was_found_and_what_was_not():
     assert found["quick"]["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_what_hangs_is_ended_and_is_not_called_rejected():
     hanging = replace(QUICK, new="import time; time.sleep(1000)")
     (outcome,) = outcomes([hanging], healthy=False, deadline=3).values()
@@ -104,6 +106,7 @@ def test_what_hangs_is_ended_and_is_not_called_rejected():
     assert 3 <= outcome["seconds"] < 60
 
 
+@pytest.mark.slow
 def test_the_conformance_suite_is_what_rejects():
     fault = next(m for m in MUTANTS if m.id == "the mean over the examples")
     (outcome,) = outcomes([fault], healthy=False).values()
@@ -112,6 +115,7 @@ def test_the_conformance_suite_is_what_rejects():
     assert outcome["message"].startswith("AssertionError: batched: differs by")
 
 
+@pytest.mark.slow
 def test_mutants_that_are_none_are_errors():
     faults = {
         "stale": replace(QUICK, old="what was here once"),
@@ -135,6 +139,7 @@ def test_mutants_that_are_none_are_errors():
         assert text in found[name]["message"], found[name]
 
 
+@pytest.mark.slow
 def test_what_rejects_the_sound_package_too_is_no_test_of_a_fault():
     sick = replace(QUICK, tests=("tests/test_mutation.py::test_that_fails_where_it_is_asked_to",))
     os.environ["ESEGETA_FAIL"] = "1"

@@ -52,6 +52,7 @@ def fresh():
         yield run
 
 
+@pytest.mark.slow
 @together(
     "script",
     [

@@ -88,6 +88,7 @@ def parts(model):
     yield "regions", eg.regions(eg.gradient(score), lambda x: eg.segmentation.slic(x, 4)), (X,), {}
 
 
+@pytest.mark.slow
 def test_other_processes_give_the_same_answers():
     model = eg.from_module(NET)
     cases = [*explanations(), *scores(model), *parts(model)]

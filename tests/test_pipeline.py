@@ -347,6 +347,7 @@ def test_a_signal_keeps_what_is_finished_and_leaves_nothing_behind(tmp_path, sca
     assert (tmp_path / "out" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_nothing_of_the_job_stays(tmp_path, scan):
     """A map is there already when its sidecar finds no room."""
     whole = settings(tmp_path / "out", scan, [{"name": "fills_the_disk"}, GOOD[0]], workers=1)
@@ -373,6 +374,7 @@ def test_a_log_without_room_costs_no_run(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "log: No space left on device: a line\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["deleted", "moved"])
 def test_a_folder_that_goes_away_under_a_run_ends_it(tmp_path, scan, how):
     whole = settings(tmp_path / "out", scan, [GOOD[0], {"name": "slow", "parameters": {"seconds": 8}}])
@@ -461,6 +463,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, scan):
     assert not any(one.done for one in found.values())
 
 
+@pytest.mark.slow
 def test_a_dry_run_looks_at_one_image_of_each_shape_and_groups_what_is_wrong(tmp_path, capsys, monkeypatch):
     for number, shape in enumerate([(8, 8, 8), (8, 8, 8), (8, 8, 8), (7, 9, 8)]):
         values = np.random.default_rng(number).standard_normal(shape).astype(np.float32)
@@ -758,6 +761,7 @@ def test_lines_and_bars_and_functions_show_a_run(capsys):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_is_followed_and_its_jobs_cancelled_from_another_process(tmp_path, scan, capsys):
     stuck = {"name": "slow", "id": "stuck", "parameters": {"seconds": 600.0}}
     whole = settings(tmp_path / "out", scan, [{"name": "gradient"}, stuck, {"name": "saliency"}])
@@ -791,6 +795,7 @@ def test_a_run_is_followed_and_its_jobs_cancelled_from_another_process(tmp_path,
     assert "a run that works in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_no_configuration_knows_is_listed_and_removed_and_nothing_else(tmp_path, scan, capsys):
     folder = tmp_path / "out"
     whole = settings(folder, scan, [GOOD[0], {"name": "saliency"}], output={"tables": True})

@@ -271,6 +271,7 @@ def test_verdicts_of_errors_of_torch():
 # ------------------------------------------------------------------ nothing is left behind
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a subreaper")
 def test_what_a_task_has_started_ends_with_its_worker(tmp_path):
     """Also what has a session and an environment of its own, and what has lost its parent."""

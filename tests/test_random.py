@@ -222,6 +222,7 @@ def test_every_bit_is_fair_and_independent_of_the_others():
     assert (correlation - torch.eye(64)).abs().max() < 5 / math.sqrt(n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_normal_moments_tails_and_shape(dtype):
     n = 1_000_000

@@ -94,6 +94,7 @@ def test_what_is_wrong_with_a_dream_is_said_before_a_run(tmp_path):
         config.load(asked(tmp_path, [CHANNEL, CHANNEL]), trust=("esegeta.zoo",))
 
 
+@pytest.mark.slow
 def test_an_unknown_place_fails_in_words(tmp_path):
     lost = {**CHANNEL, "objective": {"name": "channel", "place": "encodr.relu", "channel": 1}}
     found = config.load(asked(tmp_path, [lost]), trust=("esegeta.zoo",))

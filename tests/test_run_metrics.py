@@ -357,6 +357,7 @@ def test_a_digest_holds_what_decides(tmp_path):
 # ------------------------------------------------------------------ a whole run
 
 
+@pytest.mark.slow
 def test_a_run_has_tables_curves_and_a_report_and_computes_no_map_again(tmp_path):
     for number in (1, 2):
         scan(tmp_path / f"sub-{number}_T1w.nii.gz", seed=number)

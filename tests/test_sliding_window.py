@@ -496,6 +496,7 @@ def peak(work):
     return live.peak
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_images_and_one_chunk():
     net = zoo.small_unet(3, classes=2)
     model = eg.from_module(net)

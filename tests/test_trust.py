@@ -189,6 +189,7 @@ def test_a_run_from_the_command_line_refuses_and_says_what_to_add(study, canary,
     assert not (study / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_is_refused_runs_with_the_flag_that_the_message_names(
     study, tmp_path, canary, capsys, monkeypatch
 ):

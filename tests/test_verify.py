@@ -206,6 +206,7 @@ def half_of_it(score):
     return lambda x: x * slope(score)(x) / 2
 
 
+@pytest.mark.slow
 def test_a_budget_of_time_is_kept():
     # A thousand cases of every axiom would sleep for many minutes, whatever the machine does besides.
     asked = []
