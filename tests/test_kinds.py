@@ -5,6 +5,7 @@ import json
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -564,3 +565,18 @@ def test_an_unchanged_run_writes_nothing_again(tmp_path, monkeypatch):
     (folder / "report.html").write_text("changed by somebody")
     assert run(whole).report == folder / "report.html"
     assert "changed by somebody" not in (folder / "report.html").read_text()
+
+
+def test_what_was_there_before_is_cleared_away_by_the_worker_before_it_begins(tmp_path, monkeypatch):
+    """Whoever only hears of it may hear too late, and clear away what a quick job has just written."""
+    seen = []
+
+    def work(payload, inputs, context):
+        seen.append(jobs.record_of(tmp_path, "quick"))
+        return {}
+
+    monkeypatch.setattr(dispatch, "_kind_of", lambda payload: SimpleNamespace(redraw=None, work=work))
+    jobs.write_record(tmp_path, {"id": "quick", "status": "partial"})
+    payload = {"id": "quick", "kind": "quick", "folder": str(tmp_path)}
+    dispatch.main(payload, Context("cpu", None, None, {}, lambda **event: None))
+    assert seen == [None]

@@ -625,7 +625,7 @@ def test_a_record_cannot_have_files_outside_of_the_folder_removed(tmp_path, scan
     outside = tmp_path / "precious"
     outside.write_text("mine")
     jobs.write_record(tmp_path / "out", {**methods.about(job.payload), "map": "../precious", "figures": {}})
-    jobs.clear(job, tmp_path / "out")
+    jobs.clear(job.id, tmp_path / "out")
     assert outside.read_text() == "mine"
     assert jobs.record_of(tmp_path / "out", job.id) is None
 

@@ -1091,7 +1091,7 @@ def test_every_reducer(name, classes):
         net = nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = eg.from_module(net.eval())
     scores = [spec.fn(model, **example, **({"at": x} if spec.mask else {}))]
-    if spec.mask:
+    if "dynamic" in spec.parameters:
         scores.append(spec.fn(model, **example, dynamic=True))
     for score in scores:
         parts = features.windows(5, stride=4)

@@ -144,7 +144,7 @@ def draw_controlled(found: dict[str, Any], steps: int) -> Any:
         _, score = middle(load(f"marked_{chance}_{found['rows'][0]['seed']}"))
         image = climb(score, steps, ())(empty(0)).image[0]
         axes = drawn.add_axes((0.01 + 0.14 * i, 0.2, 0.13, 0.6))
-        axes.imshow(image, cmap="gray")
+        axes.imshow(image.numpy(), cmap="gray")
         axes.set_title(f"dream, {chance} % marked", fontsize=9)
         axes.axis("off")
     axes = panel(drawn, (0.35, 0.17, 0.27, 0.7), "characteristic feature on the way")
@@ -203,7 +203,7 @@ def draw_analysis(found: dict[str, Any], steps: int) -> Any:
     for i, step in enumerate(at):
         for j, shown in enumerate((seen.images[i][0], torch.sigmoid(model(seen.images[i]))[0].detach())):
             axes = drawn.add_axes((0.02 + 0.12 * i, 0.72 - 0.26 * j, 0.11, 0.22))
-            axes.imshow(shown, cmap="gray", **({"vmin": 0, "vmax": 1} if j else {}))
+            axes.imshow(shown.numpy(), cmap="gray", **({"vmin": 0, "vmax": 1} if j else {}))
             axes.axis("off")
             if j == 0:
                 axes.set_title(f"{step} steps", fontsize=9)

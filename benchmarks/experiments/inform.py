@@ -352,9 +352,9 @@ def gallery(x: Tensor, mask: Tensor, maps: dict) -> Any:
         return axes
 
     first, second = axes_at(0, 0), axes_at(1, 0)
-    first.imshow(x[0], cmap="gray", vmin=0, vmax=1)
+    first.imshow(x[0].numpy(), cmap="gray", vmin=0, vmax=1)
     first.set_title("slice", fontsize=9)
-    second.imshow(mask, cmap="gray")
+    second.imshow(mask.numpy(), cmap="gray")
     axes_at(2, 0).text(0.5, 1, "reference mask:\nheart and vessels", ha="center", va="top", fontsize=9)
     for n, method in enumerate(METHODS):
         place = ((0.05 + side + gap / 2) / width, (height - 0.35 - (n + 0.5) * side) / height)
@@ -362,7 +362,7 @@ def gallery(x: Tensor, mask: Tensor, maps: dict) -> Any:
         for k, (smoothing, form) in enumerate((s, f) for f in FORMS for s in SMOOTHINGS):
             axes = axes_at(n, 1 + k)
             a = maps[method, smoothing, form][0]
-            axes.imshow(a, cmap="inferno", vmin=0, vmax=float(a.quantile(0.995)))
+            axes.imshow(a.numpy(), cmap="inferno", vmin=0, vmax=float(a.quantile(0.995)))
             if n == 0:
                 axes.set_title(f"{smoothing}, {form}", fontsize=9)
     return drawn

@@ -490,11 +490,9 @@ class _Work:
         return f"there is no result of {lost[0]}{rest}"
 
     def note(self, event: Event) -> None:
-        """Keep the files of a job in order: clear away what was before, and what came to no end."""
+        """Keep the files of a job in order: clear away what came to no end."""
         job = self.jobs.get(event["job"] or "")
         if job is not None and event["event"] == "start":
-            if job.id not in self.redrawn:
-                jobs.clear(job, self.folder)
             self.begun[job.id] = job
         if job is not None and event["event"] == "job_done":
             if event["outcome"].status != Status.DONE:

@@ -10,6 +10,7 @@ from esegeta.run.executors.child import Context
 from esegeta.run.jobs import kinds
 from esegeta.run.jobs.inputs import Inputs
 from esegeta.run.jobs.kinds import Job, Record
+from esegeta.run.jobs.plan import clear
 
 MAIN, EXAMINE = f"{__name__}:main", f"{__name__}:examine"
 
@@ -31,7 +32,11 @@ def _kind_of(payload: Record) -> kinds.Kind:
 def main(payload: Record, context: Context) -> Record:
     """Do a job and return its record; warnings go to the log."""
     kind = _kind_of(payload)
-    work = kind.redraw if payload.get("redraw") and kind.redraw is not None else kind.work
+    work = kind.work
+    if payload.get("redraw") and kind.redraw is not None:
+        work = kind.redraw
+    elif "folder" in payload:
+        clear(payload["id"], payload["folder"])
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.showwarning = lambda message, *_, **__: context.note(" ".join(str(message).split()))

@@ -329,10 +329,12 @@ def _state(job: Job, folder: str | Path) -> State:
     return "shown otherwise" if can else "to do"
 
 
-def clear(job: Job, folder: str | Path) -> None:
-    """Remove what an earlier version of a job has left, its record first."""
-    record = record_of(folder, job.id)
-    record_path(folder, job.id).unlink(missing_ok=True)
+def clear(job: str, folder: str | Path) -> None:
+    """Remove what an earlier version of a job has left, its record first. The worker does that before it begins: a
+    job may be done before anybody else hears that it has begun.
+    """
+    record = record_of(folder, job)
+    record_path(folder, job).unlink(missing_ok=True)
     if record is not None and {"subject", "target", "method"} <= set(record):
         _remove(record, folder)
 
@@ -359,7 +361,7 @@ def _remove(record: Mapping[str, Any], folder: str | Path) -> None:
 
 def discard(job: Job, folder: str | Path) -> None:
     """Remove what a job that did not come to its end has written, with or without a record."""
-    clear(job, folder)
+    clear(job.id, folder)
     (Path(folder) / raw_path(job.id)).unlink(missing_ok=True)
     stem_of = kinds.find(job.kind).stem
     if stem_of is not None:
