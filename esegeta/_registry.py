@@ -567,8 +567,7 @@ def method(
             shown = {k: v for k, v in given.arguments.items() if k != first}
             call = f"{name}({', '.join(filter(None, [gradient.name_of(score), settings(shown)]))})"
             tensors = ("x", *refs, *(["key"] if key else []))
-            # A score of the user's may tap, too: its errors are its own.
-            inside = frozenset({"gradient"}) | (_PLACES if place else frozenset())
+            inside = _PLACES if place else frozenset()  # a score of the user's may tap, too
             needed = score if needs == "gradient" else None
             return _checked(
                 name,
