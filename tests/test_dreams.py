@@ -324,8 +324,8 @@ def test_a_dream_is_the_same_alone_and_among_others_and_in_any_chunk():
     for i, single in enumerate(alone):
         assert alike(together.image[i], single.image, units=4096)
         assert alike(chunked.images[i], single.images, units=4096)
-        again = one(int(channels[i]), int(keys[i]))
-        assert torch.equal(again.image, single.image)
+        assert torch.equal(one(channels[i], keys[i]).image, single.image)  # the same call
+        assert alike(one(int(channels[i]), int(keys[i])).image, single.image, units=4096)
     assert not torch.equal(alone[0].image, one(channels[0], 99).image)
 
 

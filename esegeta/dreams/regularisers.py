@@ -13,8 +13,6 @@ from esegeta.engine import check
 
 Penalty = Callable[[Tensor], Tensor]
 
-_TINY = 1e-12
-
 
 class Relative(NamedTuple):
     """A weight that follows the gradients: that of the penalty gets ``ratio`` of the objective's norm."""

@@ -9,8 +9,6 @@ from torch import Tensor
 from esegeta import spatial
 from esegeta.engine import check
 
-_TINY = 1e-12
-
 
 def mirrored(t: Tensor) -> Tensor:
     """Return the value at the opposite frequency, for every frequency.

@@ -8,12 +8,11 @@ import numpy as np
 from esegeta.engine import check
 from esegeta.plot import grids
 from esegeta.plot.canvas import Cell, Sheet, new, numeral, sheet
+from esegeta.plot.colours import LINES
 from esegeta.plot.images import _cell, _place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
 
 
 def dream(

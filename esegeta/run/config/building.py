@@ -440,12 +440,14 @@ def _is_name(text: str) -> bool:
     return bool(kinds) and kinds[0] in "LN" and inside
 
 
-def _check_name(value: str, path: str, faults: Strict) -> None:
+def check_name(value: str, path: str, faults: Strict) -> None:
+    """Tell what is wrong with a name that becomes a part of file names."""
     if not (_is_name(value) if path.endswith(".name") else ID.fullmatch(value)):
         faults.add(path, "letters, digits, '.', '_' and '-'", shown(value), "It becomes a part of file names")
 
 
-def _limits(given: Method | Run, path: str, faults: Strict) -> None:
+def limits(given: Any, path: str, faults: Strict) -> None:
+    """Tell what is wrong with the ``deadline`` and the ``memory`` of a table."""
     if given.deadline is not None and given.deadline <= 0:
         faults.add(f"{path}.deadline", "seconds > 0", str(given.deadline), "Leave it out for none")
     if given.memory is not None:
@@ -513,7 +515,7 @@ def class_of(target: Target) -> int | None:
 
 
 def _run(run: Run, folder: Path, faults: Strict) -> None:
-    _limits(run, "run", faults)
+    limits(run, "run", faults)
     for key in ("workers", "per_device", "threads"):
         value = getattr(run, key)
         if value is not None and value < 1:
@@ -623,14 +625,14 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
     nowhere = Context(spacing=(1.0, 1.0, 1.0), faults=faults)
     for number, target in targets:
         path = f"targets[{number}]"
-        _check_name(target.name, f"{path}.name", faults)
+        check_name(target.name, f"{path}.name", faults)
         _score(target, path, _stand_in, None, nowhere)
         _missing(target.model_dump(), path, folder, faults)
     for number, method in methods:
         path = f"methods[{number}]"
         if method.id is not None:
-            _check_name(method.id, f"{path}.id", faults)
-        _limits(method, path, faults)
+            check_name(method.id, f"{path}.id", faults)
+        limits(method, path, faults)
         if method.patches != "whole" and patches is None:
             advice = "Add a table [patches] with a size"
             faults.add(f"{path}.patches", '"whole"', repr(method.patches), advice)

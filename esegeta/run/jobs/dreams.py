@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from esegeta import dreams
-from esegeta._registry import OBJECTIVES, RECIPES, Registry, Spec
+from esegeta._registry import OBJECTIVES, RECIPES, Spec
 from esegeta._types import Score
 from esegeta.engine.execution import execution, parse_memory, partial_share
 from esegeta.run.config import building, catalogue
@@ -70,11 +70,6 @@ class Dream(Section):
 # ------------------------------------------------------------------ the table of a configuration
 
 
-def find(registry: Registry[Any], name: str) -> Spec | None:
-    """Return the member of that name or other name, None if there is none."""
-    return next((spec for spec in registry.values() if name in (spec.name, *spec.also)), None)
-
-
 def settings(spec: Spec) -> dict[str, catalogue.Parameter]:
     """Return the parameters of an objective or a recipe that a file can set.
 
@@ -87,25 +82,20 @@ def settings(spec: Spec) -> dict[str, catalogue.Parameter]:
 
 def check_table(table: Dream, path: str, faults: Strict) -> None:
     """Tell what is wrong with an entry, as far as the entry alone shows it."""
-    if table.id is not None and not building.ID.fullmatch(table.id):
-        expected, advice = "letters, digits, '.', '_' and '-'", "It becomes a part of file names"
-        faults.add(f"{path}.id", expected, repr(table.id), advice)
-    if table.deadline is not None and table.deadline <= 0:
-        faults.add(f"{path}.deadline", "seconds > 0", str(table.deadline), "Leave it out for none")
+    if table.id is not None:
+        building.check_name(table.id, f"{path}.id", faults)
+    building.limits(table, path, faults)
     if table.sigma < 0:
         faults.add(f"{path}.sigma", "a deviation >= 0", str(table.sigma), "0.01 is usual")
-    if table.memory is not None:
-        with faults.at(f"{path}.memory"):
-            parse_memory(path, table.memory)
     asked = (
         ("objective", "an objective", OBJECTIVES, table.climbed.name, table.climbed.parameters),
         ("recipe", "a recipe", RECIPES, table.recipe, table.parameters),
     )
     context = building.Context(spacing=(1.0, 1.0, 1.0), faults=faults)
     for key, what, registry, name, given in asked:
-        spec = find(registry, name)
+        known = {word: spec for spec in registry.values() for word in (spec.name, *spec.also)}
+        spec = known.get(name)
         if spec is None:
-            known = [n for one in registry.values() for n in (one.name, *one.also)]
             faults.add(f"{path}.{key}", what, repr(name), nearest(name, known))
         elif spec.name in ("diversity", "alignment"):
             advice = "They are for sets of images, which Python dreams"
@@ -184,8 +174,7 @@ def _job(planning: Planning, of: Job, image: AboutImage, table: Dream) -> Job:
 def cost(payload: Record) -> tuple[int | None, str]:
     """Return how many gradients a dream takes."""
     section = Dream.model_validate(payload["dream"])
-    spec = find(RECIPES, section.recipe)
-    return None if spec is None else spec.cost(**section.parameters).gradients, "gradients"
+    return RECIPES.find(section.recipe).cost(**section.parameters).gradients, "gradients"
 
 
 def header(payload: Record) -> Record:
@@ -205,8 +194,7 @@ def header(payload: Record) -> Record:
 
 def objective_of(section: Dream, model: Any, image: Image, context: building.Context) -> Score:
     """Return what is climbed."""
-    spec = find(OBJECTIVES, section.climbed.name)
-    assert spec is not None
+    spec = OBJECTIVES.find(section.climbed.name)
     made = (
         building.arguments(section.climbed.parameters, settings(spec), context, "objective", spec.name) or {}
     )
@@ -221,8 +209,7 @@ def dream(payload: Record, inputs: Inputs, context: Context) -> Record:
     section = Dream.model_validate(payload["dream"])
     image, entry = inputs.image(), inputs.entry()
     make = building.Context(image.prepared.spacing, entry.key, reader(image))
-    recipe = find(RECIPES, section.recipe)
-    assert recipe is not None
+    recipe = RECIPES.find(section.recipe)
     with refusals():
         objective = objective_of(section, inputs.model(), image, make)
         own = building.arguments(section.parameters, settings(recipe), make, "parameters", recipe.name) or {}
@@ -285,7 +272,7 @@ def draw(whole: Tensor, image: Image, path: Path, payload: Record, record: Recor
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        return 'There are no figures: matplotlib is missing, pip install "esegeta[viz]".'
+        return outputs.NO_FIGURES
     from esegeta import plot
 
     volume = image.volume

@@ -82,8 +82,7 @@ def draw(payload: Record, inputs: Inputs, context: Context) -> Record:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        message = 'There are no figures: matplotlib is missing, pip install "esegeta[viz]".'
-        events.append({"event": "figures", "message": message})
+        events.append({"event": "figures", "message": outputs.NO_FIGURES})
     else:
         how = Figures.model_validate(payload["figures"])
         shown = {job: _shown(folder, job, record, inputs, how) for job, record in made.items()}

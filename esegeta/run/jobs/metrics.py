@@ -114,14 +114,9 @@ def check_table(table: Metric, path: str, faults: Strict) -> None:
     """Tell what is wrong with an entry, as far as the entry alone shows it."""
     known = metrics_by_name()
     spec = known.get(table.metric)
-    if table.id is not None and not building.ID.fullmatch(table.id):
-        expected, advice = "letters, digits, '.', '_' and '-'", "It becomes a part of file names"
-        faults.add(f"{path}.id", expected, repr(table.id), advice)
-    if table.deadline is not None and table.deadline <= 0:
-        faults.add(f"{path}.deadline", "seconds > 0", str(table.deadline), "Leave it out for none")
-    if table.memory is not None:
-        with faults.at(f"{path}.memory"):
-            parse_memory(path, table.memory)
+    if table.id is not None:
+        building.check_name(table.id, f"{path}.id", faults)
+    building.limits(table, path, faults)
     if table.baseline is not None:
         nowhere = building.Context(spacing=(1.0, 1.0, 1.0), faults=faults)
         building.baselines(table.baseline, f"{path}.baseline", None, nowhere)
@@ -650,7 +645,7 @@ def draw(lines: Mapping[str, Sequence[Record]], path: Path, title: str) -> str |
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        return 'There are no figures: matplotlib is missing, pip install "esegeta[viz]".'
+        return outputs.NO_FIGURES
     from esegeta import plot
 
     every = [curve for curves in lines.values() for curve in curves]

@@ -27,6 +27,7 @@ from esegeta.run.volumes.names import name
 from esegeta.run.volumes.reading import Volume
 
 __all__ = [
+    "NO_FIGURES",
     "atomic",
     "dataset",
     "json_text",
@@ -60,6 +61,8 @@ _IGNORED = (
     ),
     *("*.png", "config.json", "log.txt", "summary.*", "channels.csv", "report.html", ".jobs/"),
 )
+
+NO_FIGURES = 'There are no figures: matplotlib is missing, pip install "esegeta[viz]".'
 
 
 @contextmanager
