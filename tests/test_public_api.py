@@ -91,7 +91,7 @@ PROMISED = [
     ("sobol_attribution", "score", "features samples"),
     ("xgrad_cam", "score place", ""),
     ("xrai", "score", "steps scales minimum reach spacing"),
-    ("name", "z label", ""),
+    ("mark", "z label", ""),
     ("places", "score x", ""),
     ("all_places", "score x", "grids"),
     ("tap", "score place", ""),

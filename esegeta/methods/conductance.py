@@ -48,7 +48,7 @@ def conductance(score: Score, place: Names, *, steps: int = 64) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "layer") ** 2).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "layer") ** 2).sum()
         >>> explain = conductance(score, "layer", steps=8)
         >>> explain(torch.tensor([[1., 3.]]), torch.zeros(1, 2)).tolist()
         [[4.0, 36.0]]
