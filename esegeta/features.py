@@ -300,15 +300,15 @@ def labels(map: Tensor) -> Features:
     return features
 
 
-@feature_map(family="regions", example={"segment": lambda x: (x[0] > 0).long(), "most": 2})
-def segments(segment: Callable[[Tensor], Tensor], most: int) -> Features:
+@feature_map(family="regions", example={"segment": lambda x: (x[0] > 0).long(), "count": 2})
+def segments(segment: Callable[[Tensor], Tensor], count: int) -> Features:
     r"""Return regions that depend on the image: found anew in every example.
 
     Args:
         segment: from (C,\*S) to a label map (\*S) with labels from 0, for example
             ``lambda x: esegeta.segmentation.slic(x, 100)``. It may do anything, on plain tensors.
-        most: no label reaches this number. Numbers without a region are parts without elements: they change
-            nothing and are credited with nothing.
+        count: the number of parts; labels are below it. Numbers without a region are parts without elements: they
+            change nothing and are credited with nothing.
 
     Returns:
         ``x -> FeatureMap``.
@@ -319,15 +319,15 @@ def segments(segment: Callable[[Tensor], Tensor], most: int) -> Features:
         [[0, 0, 1, 1]]
     """
     where = "features.segments"
-    most = check.positive_count(where, "most", most)
+    count = check.positive_count(where, "count", count)
 
     def found(x: Tensor) -> Tensor:
         map = check.tensor(where, "the result of segment", segment(x))
         map = _fitted(where, map.to(torch.int64), x)
-        if levels.true_anywhere((map >= most) | (map < -1)):
+        if levels.true_anywhere((map >= count) | (map < -1)):
             raise check.refused(
                 where,
-                f"labels below most = {most}",
+                f"labels below count = {count}",
                 f"labels from {int(map.min())} to {int(map.max())}",
                 "Raise most, or ask for fewer segments",
             )
@@ -336,10 +336,10 @@ def segments(segment: Callable[[Tensor], Tensor], most: int) -> Features:
     def features(x: Tensor) -> Partition:
         x = x.detach()
         if not levels.depth():
-            return Partition(found(x), most)
+            return Partition(found(x), count)
         # A black box goes through every transform; what it sees are plain tensors, one example at a time.
         each = from_module(lambda xs: torch.stack([found(one) for one in xs]).to(xs.dtype))
-        return Partition(each(x).round().to(torch.int64), most)
+        return Partition(each(x).round().to(torch.int64), count)
 
     return features
 

@@ -179,7 +179,7 @@ def a_key_is_needed(subject):
 
 @every(0, -3, 2.5, 4.0, True, "8", None, 10**30)
 def numbers_of_steps_are_whole_and_positive(subject, value):
-    for name in {"steps", "samples", "most"} & set(METHODS[subject.name].example):
+    for name in {"steps", "samples", "max_runs"} & set(METHODS[subject.name].example):
         with refused(ValueError, subject.name, rf"{name} to be an int >= \d", re.escape(repr(value))):
             built(METHODS[subject.name], {name: value})(square)
 

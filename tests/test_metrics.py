@@ -323,12 +323,12 @@ def test_what_is_highlighted_goes_first_and_the_share_that_is_lost_is_told():
     x = torch.ones(1, 4, dtype=DOUBLE)
     found = metrics.fidelity(given(w), linear(w), steps=4)(x)
     assert found.values.tolist() == pytest.approx([0, 3 / 6, 5 / 6, 1, 1])
-    half = metrics.fidelity(given(w), linear(w), steps=2, most=0.5)(x)
+    half = metrics.fidelity(given(w), linear(w), steps=2, max_share=0.5)(x)
     assert half.fractions.tolist() == [0, 0.25, 0.5]
     assert half.area.item() == pytest.approx(((3 / 6) / 2 + (3 / 6 + 5 / 6) / 2) / 2)
     assert metrics.fidelity(given(w), linear(-w), steps=4)(x).area.isnan()
-    with pytest.raises(ValueError, match=r"metrics.fidelity: expected most in \(0, 1\], got 2"):
-        metrics.fidelity(given(w), linear(w), most=2)
+    with pytest.raises(ValueError, match=r"metrics.fidelity: expected max_share in \(0, 1\], got 2"):
+        metrics.fidelity(given(w), linear(w), max_share=2)
 
 
 def test_curves_follow_the_dice_with_the_prediction():

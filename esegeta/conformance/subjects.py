@@ -102,7 +102,7 @@ def of_method(spec: MethodSpec, *, fast: bool = False) -> Subject:
     static = _settled(spec.example, _FAST if fast else {"tolerance": 1e-3})
     by_parts = "features" in inspect.signature(spec.fn).parameters
     # What stops at a tolerance may stop at its largest number of nodes before.
-    counted = "most" if "tolerance" in static else "steps"
+    counted = "max_runs" if "tolerance" in static else "steps"
     nodes = static.get(counted) if spec.needs == "gradient" else None
     return Subject(
         spec.name,
