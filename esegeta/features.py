@@ -92,7 +92,7 @@ class Partition:
 
 
 @dataclass(frozen=True)
-class Windows:
+class Cover:
     """Parts that may overlap: part (j_0, ..., j_n) hides the product of one profile for each axis.
 
     ``profiles[a]`` is (n_a, length of axis a), in [0, 1]: how much of each element the window hides.
@@ -398,7 +398,7 @@ def windows(
 
     check.flag("windows", "separate", separate)
 
-    def features(x: Tensor) -> Windows:
+    def features(x: Tensor) -> Cover:
         sizes = _lengths("windows", "size", size, spacing, x)
         steps = sizes if stride is None else _lengths("windows", "stride", stride, spacing, x)
         first = torch.eye(len(x), device=x.device) if separate else torch.ones(1, len(x), device=x.device)
@@ -428,7 +428,7 @@ def windows(
                     f"steps of {step} and boxes of {wide} voxels on an axis of {length}{faded}",
                     "Choose a stride of at most the size; features.within looks at a region only",
                 )
-        return Windows(tuple(profiles))
+        return Cover(tuple(profiles))
 
     if fade is not None and not check.non_negative("windows", "fade", fade):
         raise check.refused("windows", "fade > 0", repr(fade), "0.25 is usual")
@@ -460,12 +460,12 @@ def within(features: Features, mask: Tensor) -> Features:
     def restricted(x: Tensor) -> FeatureMap:
         found = features(x)
         inside = _fitted(where, mask, x)
-        if isinstance(found, Windows):
+        if isinstance(found, Cover):
             axes = range(1, x.ndim)
             edges = [inside.any(dim=tuple(a for a in range(x.ndim) if a != axis)) for axis in axes]
             near = [(p * e).any(1) for p, e in zip(found.profiles[1:], edges, strict=True)]
             kept = [p[n] for p, n in zip(found.profiles[1:], near, strict=True)]
-            return Windows((found.profiles[0], *kept))
+            return Cover((found.profiles[0], *kept))
         assert isinstance(found, Partition)
         inside_labels = torch.where(inside, found.labels, -1)
         if levels.wrapped(inside_labels):

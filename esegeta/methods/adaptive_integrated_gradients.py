@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from esegeta import partition
+from esegeta import subdivision
 from esegeta._facts import explanation
 from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
@@ -106,7 +106,7 @@ def adaptive_report(
             return value, (slope * line).sum(), slope
 
         values, rates, slopes = vmap(at)(x.new_tensor([0.0, 1.0]))
-        p, store = partition.whole(values, rates), partition.Store(list(slopes.unbind()))
+        p, store = subdivision.whole(values, rates), subdivision.Store(list(slopes.unbind()))
         goal = tolerance * (values[1] - values[0]).abs()
         calm = done = torch.zeros_like(goal, dtype=torch.bool)
         evaluations = torch.full_like(goal, 2, dtype=torch.int64)
@@ -122,16 +122,16 @@ def adaptive_report(
                     raise DeadlineExceeded(
                         f"{where}: the deadline passed after {len(p.t)} gradients. Allow more time or error."
                     )
-                t, first = partition.middles(p, which), len(p.t)
+                t, first = subdivision.middles(p, which), len(p.t)
                 values, rates, slopes = vmap(at)(t)
-                p = partition.measured(p, t, values, rates)
+                p = subdivision.measured(p, t, values, rates)
                 evaluations = evaluations + torch.where(done, 0, len(which))
                 # The ends of the intervals that are being halved keep their gradients.
                 indices = torch.arange(len(errors), device=x.device)[:, None]
                 errors = torch.where((indices == which).any(1), float("inf"), errors)
                 for k, slope in enumerate(slopes.unbind()):
-                    p = partition.halved(p, which[k], first + k, ~done & (worst[k] >= 0))
-                    p, store = partition.stored(p, store, first + k, slope, errors, _KEPT)
+                    p = subdivision.halved(p, which[k], first + k, ~done & (worst[k] >= 0))
+                    p, store = subdivision.stored(p, store, first + k, slope, errors, _KEPT)
                 bar.at(min(1.0, len(p.t) / max_runs))
 
         average = store.total(p)

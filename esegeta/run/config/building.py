@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from esegeta import random, rules
+from esegeta import _types, random, rules
 from esegeta._registry import REDUCERS, TRANSFORMS, MethodSpec
 from esegeta._types import Explain, Score
-from esegeta._types import Model as Function
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
 from esegeta.features import Features
@@ -180,7 +179,7 @@ def _made(
 
 def score(
     target: Target,
-    model: Function,
+    model: _types.Model,
     x: Tensor,
     *,
     spacing: Sequence[float] | None = None,
@@ -199,7 +198,7 @@ def score(
     return found
 
 
-def _score(target: Target, path: str, model: Function, x: Tensor | None, context: Context) -> Any:
+def _score(target: Target, path: str, model: _types.Model, x: Tensor | None, context: Context) -> Any:
     faults = context.faults
     spec = REDUCERS.get(target.reducer)
     if spec is None:
