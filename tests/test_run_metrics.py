@@ -12,6 +12,7 @@ import torch
 
 import esegeta as eg
 from esegeta import metrics, random, zoo
+from esegeta._registry import METRICS
 from esegeta.cli import main
 from esegeta.engine import check
 from esegeta.run import comparison, pipeline
@@ -314,7 +315,7 @@ def test_an_entry_is_read_as_it_is_written(tmp_path):
     (entry,) = kind.tables(loaded)
     assert entry.mask == str(tmp_path / "m" / "*.nii")
     assert config.load(config.dump(loaded)).more == loaded.more
-    assert list(kind.settings(kind.metrics_by_name()["random_logit"])) == ["other", "similarity"]
+    assert list(kind.settings(METRICS["random_logit"])) == ["other", "similarity"]
 
 
 def test_a_plan_tells_what_metrics_cost(tmp_path):

@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from esegeta._registry import find_method
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
 from esegeta.run import bounds
 from esegeta.run.config.annotations import with_files
 from esegeta.run.config.building import configuration, identities
-from esegeta.run.config.catalogue import methods_by_name, references
+from esegeta.run.config.catalogue import references
 from esegeta.run.config.faults import Collector, Faults
 from esegeta.run.config.plugins import check_plugins
 from esegeta.run.config.schema import Call, Config, Method, Model, Run, Section, Target
@@ -248,7 +249,7 @@ def _target(target: Target) -> Target:
 
 def _entries(method: Method, run: Run) -> list[Method]:
     """An entry for each place."""
-    spec = methods_by_name()[method.name]
+    spec = find_method(method.name)
     given = method.baseline
     if given is None and references(spec.refs, [call.name for call in method.transforms]):
         given = run.baseline

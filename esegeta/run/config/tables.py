@@ -8,8 +8,8 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from esegeta.run.config.annotations import members, said, shown
-from esegeta.run.config.catalogue import fault, nearest
-from esegeta.run.config.faults import Strict
+from esegeta.run.config.catalogue import nearest
+from esegeta.run.config.faults import Strict, fault
 from esegeta.run.config.schema import Call, Step
 
 Part = TypeVar("Part", bound=BaseModel)
