@@ -304,7 +304,7 @@ def test_an_entry_is_read_as_it_is_written(tmp_path):
     scan(tmp_path / "sub-1_T1w.nii.gz")
     twice = config.problems(tables(tmp_path, [{"metric": "entropy"}, {"metric": "entropy"}]))
     assert twice == [
-        "metrics[1].id: expected a different id, got 'entropy' again, as in metrics[0]. Choose another."
+        "metrics[1].id: expected a different id, got 'entropy' again, as in metrics[0]. Choose another id."
     ]
     assert config.problems(tables(tmp_path, {"metric": "entropy"})) == [
         "metrics: expected at least one table [[metrics]], got {'metric': 'entropy'}. Add one."

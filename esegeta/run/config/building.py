@@ -532,8 +532,8 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
             faults.add(f"{path}.patches", '"whole"', repr(method.patches), advice)
         explanation(method, torch.sum, None, nowhere, path, run.baseline if run else None)
         _missing(method.model_dump(), path, folder, faults)
-    no_twins("targets", "name", [(n, [t.name]) for n, t in targets], faults)
-    no_twins("methods", "id", [(n, identities(m)) for n, m in methods], faults)
+    no_twins([(f"targets[{n}]", [target.name]) for n, target in targets], "name", faults)
+    no_twins([(f"methods[{n}]", identities(method)) for n, method in methods], "id", faults)
     ids = [name for _, method in methods for name in identities(method)]
     beside = kinds.Beside([target.name for _, target in targets], ids, "reference" in raw)
     for key, tables in more.items():

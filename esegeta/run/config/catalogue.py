@@ -61,6 +61,7 @@ class Parameter(NamedTuple):
 def parameters(fn: Callable[..., Any], skip: int = 0, without: Iterable[str] = GIVEN) -> dict[str, Parameter]:
     """Return the parameters of a function that a file can set, without the first ones and those that the run gives.
 
+    >>> from esegeta._registry import METHODS
     >>> [str(p) for p in parameters(METHODS["integrated_gradients"].fn, skip=1).values()]
     ['steps=32', "rule='gauss-legendre'"]
     """
@@ -185,6 +186,7 @@ def arguments(
 ) -> dict[str, Any] | None:
     """Return keyword arguments from the parameters in a file; None where something is wrong with them.
 
+    >>> from esegeta._registry import METHODS
     >>> known = of_method(METHODS["occlusion"])
     >>> arguments({"size": [4, 4], "spacing": "input"}, known, Context(spacing=(2.0, 1.0)))
     {'size': (4, 4), 'spacing': (2.0, 1.0)}
@@ -287,6 +289,7 @@ def references(refs: tuple[str, ...], transforms: Iterable[str]) -> tuple[str, .
 def numbers(spec: MethodSpec, method: Any) -> Numbers:
     """Return what the numbers of a map are: as its method declares, but for parts and places that are named.
 
+    >>> from esegeta._registry import METHODS
     >>> from esegeta.run.config.loading import Method
     >>> [numbers(METHODS[name], Method(name=name)) for name in ("gradient", "occlusion", "grad_cam", "lime")]
     ['amount', 'part', 'layer', 'amount']
@@ -303,6 +306,7 @@ def contributions(spec: MethodSpec, method: Any) -> bool | None:
 
     Transforms that are no averages leave neither.
 
+    >>> from esegeta._registry import METHODS
     >>> from esegeta.run.config.loading import Method
     >>> [contributions(METHODS[n], Method(name=n)) for n in ("integrated_gradients", "gradient", "grad_cam")]
     [True, False, None]
@@ -319,6 +323,7 @@ def cost(spec: MethodSpec, method: Mapping[str, Any]) -> int | None:
 
     None where the image decides.
 
+    >>> from esegeta._registry import METHODS
     >>> cost(METHODS["integrated_gradients"], {"parameters": {"steps": 8}, "transforms": []})
     8
     """

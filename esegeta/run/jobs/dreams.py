@@ -20,6 +20,7 @@ from esegeta.run.config import building, catalogue
 from esegeta.run.config.annotations import with_files
 from esegeta.run.config.faults import Strict
 from esegeta.run.config.schema import Call, Config, Section
+from esegeta.run.config.tables import no_twins
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
 from esegeta.run.jobs import outputs
@@ -104,12 +105,7 @@ def check_table(table: Dream, path: str, faults: Strict) -> None:
 
 def check_all(tables: Sequence[tuple[str, Dream]], beside: Beside, faults: Strict) -> None:  # noqa: ARG001
     """Tell what is wrong with entries beside each other."""
-    first: dict[str, str] = {}
-    for path, table in tables:
-        other = first.setdefault(names.label(table.own).lower(), path)
-        if other != path:
-            got, advice = f"{table.own!r} again, as in {other}", "Choose another"
-            faults.add(f"{path}.id", "a different id", got, advice)
+    no_twins([(path, [table.own]) for path, table in tables], "id", faults, names.alike)
 
 
 # ------------------------------------------------------------------ plan

@@ -26,6 +26,7 @@ from esegeta.run.config.annotations import with_files
 from esegeta.run.config.catalogue import nearest
 from esegeta.run.config.faults import Strict
 from esegeta.run.config.schema import Call, Config, Section
+from esegeta.run.config.tables import no_twins
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
 from esegeta.run.jobs import judging, marks, outputs
@@ -193,17 +194,12 @@ def _check_null(table: Metric, spec: MetricSpec, path: str, faults: Strict) -> N
 
 def check_all(tables: Sequence[tuple[str, Metric]], beside: Beside, faults: Strict) -> None:
     """Tell what is wrong with entries beside the rest of the configuration."""
-    first: dict[str, str] = {}
-    taken = {names.label(name).lower() for name in METHODS.columns}
+    no_twins([(path, [table.own]) for path, table in tables], "id", faults, names.alike)
+    taken = {names.alike(name) for name in METHODS.columns}
     for path, table in tables:
-        if names.label(table.own).lower() in taken:
+        if names.alike(table.own) in taken:
             advice = "The table of maps has a column of that name"
             faults.add(f"{path}.id", "a name of its own", repr(table.own), advice)
-        other = first.setdefault(names.label(table.own).lower(), path)
-        if other != path:
-            faults.add(
-                f"{path}.id", "a different id", f"{table.own!r} again, as in {other}", "Choose another"
-            )
         for key, there in (("methods", beside.methods), ("targets", beside.targets)):
             asked = getattr(table, key)
             if asked is not None and not asked:
