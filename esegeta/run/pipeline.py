@@ -160,7 +160,7 @@ def _chosen(planned: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
     for name in only:
         if name not in known:
             advice = catalogue.nearest(name, known)
-            raise ValueError(check.problem("run", "the id of a job or of a method", repr(name), advice))
+            raise check.refused("run", "the id of a job or of a method", repr(name), advice)
     chosen = {job.id for job in planned if {job.id, job.method} & set(only)}
     for job in planned:  # each after those that it reads
         if kinds.find(job.kind).draws and chosen & {one.id for one in job.after}:
@@ -177,7 +177,7 @@ def _writable(folder: Path) -> None:
     except OSError as error:
         got = f"{folder}: {(error.strerror or str(error)).lower()}"
         advice = "Choose another folder, or free it"
-        raise ValueError(check.problem("run.output", "a folder to write to", got, advice)) from error
+        raise check.refused("run.output", "a folder to write to", got, advice) from error
 
 
 @contextlib.contextmanager
@@ -200,8 +200,8 @@ def _alone(folder: Path) -> Iterator[int]:
                     time.sleep(0.05)
                     continue
                 advice = "Wait for it, or give run.output another folder"
-                raise ValueError(
-                    check.problem("run", f"{folder} for itself", "another run that works there", advice)
+                raise check.refused(
+                    "run", f"{folder} for itself", "another run that works there", advice
                 ) from None
         yield lock
     finally:
