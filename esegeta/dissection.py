@@ -116,9 +116,20 @@ class Dissection:
             for c, concept in enumerate(self.concepts):
                 iou, corrected = float(self.iou[k, c]), float(adjusted[k, c])
                 sure = self.null == "none" or corrected <= level
-                numbers = float(self.thresholds[k]), iou, float(means[k, c]), int(seen[k, c])
-                about = place, channel, concept
-                found.append(Detector(*about, *numbers, float(p[k, c]), corrected, iou >= least and sure))
+                found.append(
+                    Detector(
+                        place=place,
+                        channel=channel,
+                        concept=concept,
+                        threshold=float(self.thresholds[k]),
+                        iou=iou,
+                        image_iou=float(means[k, c]),
+                        images=int(seen[k, c]),
+                        p=float(p[k, c]),
+                        adjusted=corrected,
+                        detector=iou >= least and sure,
+                    )
+                )
         return found
 
     def p_values(self, correction: str = "max") -> tuple[Tensor, Tensor]:
@@ -401,7 +412,8 @@ class _Counter:
     """The first pass: upper halves, and how many values there are."""
 
     def __init__(self, share: float) -> None:
-        self.share, self.counts, self.total = share, None, 0
+        self.share, self.total = share, 0
+        self.counts: Tensor | None = None
 
     def add(self, a: Tensor) -> None:
         if not bool(torch.isfinite(a).all()):
@@ -571,9 +583,9 @@ def dissect(
             kept.same_grid()
             second = [counter.second() for counter in first]
             for item in _items(data):
-                for counter, a in zip(second, activations(item.x), strict=True):
-                    counter.add(a)
-            limits = [counter.thresholds() for counter in second]
+                for refiner, a in zip(second, activations(item.x), strict=True):
+                    refiner.add(a)
+            limits = [refiner.thresholds() for refiner in second]
             tally = _Tally(kept, sum(map(len, limits)), count, key)
             for i, item in enumerate(_items(data)):
                 tally.begin(i, item)
@@ -638,7 +650,9 @@ class _Concepts:
             labels = _on_grid(given, item.x, "the label map", i)
             if labels.is_floating_point() or labels.dtype == torch.bool:
                 advice = "Pass whole numbers, or a mapping from names to masks"
-                raise check.refused_type("dissect", "a label map of whole numbers", check.describe(given), advice)
+                raise check.refused_type(
+                    "dissect", "a label map of whole numbers", check.describe(given), advice
+                )
             return {str(int(n)): labels == n for n in labels.unique() if n != 0}
         if not isinstance(given, Mapping) or not given:
             advice = "Pass {name: mask} or a label map"
@@ -654,7 +668,9 @@ class _Concepts:
             own = _on_grid(mask, item.x, f"the concept {name!r}", i)
             if bool(((own != 0) & (own != 1)).any()):
                 advice = "Pass mask > 0, or a label map instead of the mapping"
-                raise check.refused("dissect", f"the concept {name!r} of zeros and ones", check.describe(mask), advice)
+                raise check.refused(
+                    "dissect", f"the concept {name!r} of zeros and ones", check.describe(mask), advice
+                )
             found[str(name)] = own.bool()
         return found
 
@@ -670,9 +686,12 @@ class _Concepts:
         if not self.names:
             got, advice = "label maps of zeros alone", "Look at the files of the labels"
             raise check.refused("dissect", "at least one concept", got, advice)
-        self.names = tuple(sorted(self.names, key=lambda n: (len(n), n))) if self._fixed is None else self.names
+        self.names = (
+            tuple(sorted(self.names, key=lambda n: (len(n), n))) if self._fixed is None else self.names
+        )
         if self.null == "swap" and len(set(self._grids)) > 1:
-            got = f"{len(set(self._grids))} different ones, such as {self._grids[0]} and {next(g for g in self._grids if g != self._grids[0])}"
+            other = next(grid for grid in self._grids if grid != self._grids[0])
+            got = f"different ones, such as {self._grids[0]} and {other}"
             advice = "Use null='roll', which shifts concepts within their image"
             raise check.refused("dissect", "images of one grid, to swap their concepts", got, advice)
 
@@ -704,7 +723,8 @@ class _Tally:
         self.drawn_there = torch.zeros(permutations, many, dtype=torch.float64)
         self.order = torch.zeros(permutations, n, dtype=torch.int64)
         if self.null == "swap":
-            self.order = torch.stack([random.permutation(random.fold_in(key, p), n).cpu() for p in range(permutations)])
+            orders = [random.permutation(random.fold_in(key, p), n) for p in range(permutations)]
+            self.order = torch.stack(orders).cpu()
 
     def begin(self, i: int, item: _Item) -> None:
         """Take up an image."""

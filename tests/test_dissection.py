@@ -112,7 +112,9 @@ def test_overlaps_are_those_of_plain_loops_on_layers_of_another_resolution():
     inside = dissection.channel_masks(model, "0", thresholds=found.thresholds[:4])(data[0][0])
     assert inside.shape == (4, 16, 12)
     union = inside[2] | data[0][1]["left"]
-    assert found.per_image[0, 2, 1] == pytest.approx((inside[2] & data[0][1]["left"]).sum().item() / union.sum().item())
+    assert found.per_image[0, 2, 1] == pytest.approx(
+        (inside[2] & data[0][1]["left"]).sum().item() / union.sum().item()
+    )
 
 
 def p_values(null, trials, channels=24):
@@ -155,8 +157,11 @@ def test_a_concept_in_the_middle_of_all_images_is_no_proof_unless_it_is_asked_fo
         data.append((torch.stack([here.float(), middle, here.float()]), {"middle": here}))
     found = dissect(model, places="all", quantile=0.2, permutations=400)(data)
     fixed, own = found.rows()
-    assert fixed.iou > 0.5 and fixed.p > 0.5 and not fixed.detector
-    assert own.iou == 1 and own.p < 0.05
+    assert fixed.iou > 0.5
+    assert fixed.p > 0.5
+    assert not fixed.detector
+    assert own.iou == 1
+    assert own.p < 0.05
     without = dissect(model, places="all", quantile=0.2, null="none")(data)
     assert all(row.detector and math.isnan(row.p) for row in without.rows())
     rolled = dissect(model, places="all", quantile=0.2, null="roll", permutations=400)(data)
@@ -181,23 +186,31 @@ def test_data_are_read_three_times_one_image_at_a_time():
         return x, concepts
 
     dissect(bands, places="bands", permutations=9)(lambda: (load(key) for key in range(7)))
-    assert read[0] == 21 and most[0] <= 2
+    assert read[0] == 21
+    assert most[0] <= 2
 
 
 def test_label_maps_absent_concepts_and_exciting_images():
     labels = torch.tensor([[0, 1, 1], [2, 2, 0]])
-    data = [(torch.tensor([[[0.0, k, 1.0], [2.0, 0.5, 0.0]]]), labels if k else 0 * labels) for k in (3.0, 0.0, 2.0)]
+    data = [
+        (torch.tensor([[[0.0, k, 1.0], [2.0, 0.5, 0.0]]]), labels if k else 0 * labels)
+        for k in (3.0, 0.0, 2.0)
+    ]
     model = lambda x: eg.name(torch.cat([x, -x]), "z")
     found = dissect(model, places="z", quantile=0.2, permutations=19)(data)
     assert found.concepts == ("1", "2")
-    assert found.per_image[1].isnan().all() and [row.images for row in found.rows()] == [2] * 4
+    assert found.per_image[1].isnan().all()
+    assert [row.images for row in found.rows()] == [2] * 4
     assert found.exciting("z", 0, 2) == [(0, 3.0), (1, 2.0)]
     named = [(x, dissection.labelled(own, {1: "a", 9: "none"})) for x, own in data]
     found = dissect(model, places="z", quantile=0.2, permutations=19)(named)
     rows = {row.concept: row for row in found.rows() if row.channel == 0}
-    assert math.isnan(rows["none"].iou) and math.isnan(rows["none"].adjusted) and not rows["none"].detector
+    assert math.isnan(rows["none"].iou)
+    assert math.isnan(rows["none"].adjusted)
+    assert not rows["none"].detector
     table = list(csv.DictReader(io.StringIO(found.csv())))
-    assert len(table) == 4 and table[1]["iou"] == ""
+    assert len(table) == 4
+    assert table[1]["iou"] == ""
     assert json.loads(found.json())[1]["iou"] is None
 
 
@@ -207,7 +220,9 @@ def test_masks_are_cleaned_before_they_are_compared():
     object = {"object": x[0] == 2}
     model = lambda x: eg.name(x, "z")
     measured = {
-        clean: dissect(model, places="z", quantile=0.1, clean=clean, null="none")([(x, object)] * 2).iou.item()
+        clean: dissect(model, places="z", quantile=0.1, clean=clean, null="none")(
+            [(x, object)] * 2
+        ).iou.item()
         for clean in (None, dissection.largest, dissection.despeckle)
     }
     assert measured[None] == pytest.approx(16 / 17)
@@ -229,7 +244,8 @@ def test_tissues_are_classes_of_like_intensity():
     within = torch.ones(20, 20, dtype=torch.bool)
     within[:3] = False
     found = dissection.tissues(x, within)
-    assert torch.equal(found[3:], truth[3:] + 1) and not found[:3].any()
+    assert torch.equal(found[3:], truth[3:] + 1)
+    assert not found[:3].any()
 
 
 X = torch.zeros(1, 4, 4)
