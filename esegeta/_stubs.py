@@ -41,7 +41,7 @@ EXPLICIT = {
             "activation_and_gradient",
             "at",
             "all_places",
-            "name",
+            "mark",
             "nudge",
             "places",
             "replace",
