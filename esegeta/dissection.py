@@ -736,8 +736,11 @@ class _Tally:
         inside = self.within.reshape(1, -1).to(self.dtype)
         self.there[i] = (inside @ self.own.T)[0].double().cpu()
         if self.null == "roll":
-            shifts = [random.integers(random.fold_in(random.fold_in(self.key, i), axis), (len(self.order),), low=0, high=n)
-                      for axis, n in enumerate(self.grid)]  # fmt: skip
+            own, count = random.fold_in(self.key, i), (len(self.order),)
+            shifts = [
+                random.integers(random.fold_in(own, axis), count, low=0, high=n)
+                for axis, n in enumerate(self.grid)
+            ]
             strides = [math.prod(self.grid[axis + 1 :]) for axis in range(len(self.grid))]
             self.shifts = sum(s.cpu() * stride for s, stride in zip(shifts, strides, strict=True))
             self.spectra = torch.fft.rfftn(self.own.double().reshape(-1, *self.grid), dim=self._axes())
