@@ -199,7 +199,7 @@ def _of_channel(place: str, channel: object) -> Table:
     return {"name": "channel", "place": place, "channel": int(str(channel))}
 
 
-_SKIPPED = "it ran the children of the network one after the other, past its skip connections; here the network is run"
+_SKIPPED = "it ran the children of the network one by one, past its skip connections; here the network is run"
 _NOISE = "noise is normal, with mean and deviation of the uniform one"
 
 
