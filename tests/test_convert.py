@@ -250,6 +250,7 @@ def test_dreams_that_make_no_sense_are_listed(image):
     assert done.notes[2].endswith("left out: it had use = false.")
     ids = ["cnn_vis_layer_visualization", "cnn_vis_layer_visualization-2"]
     assert [dream["id"] for dream in done.config["dreams"]] == ids
+    assert done.notes[-1] == "methods: a run explains its images by at least one: add a table [[methods]]."
 
 
 def test_two_entries_of_a_name_get_two_ids(image):

@@ -422,11 +422,17 @@ def test_bad_input_is_refused_in_words():
     model = network(2)
     x = torch.zeros(1, 6, 6, dtype=torch.float64)
     magnitude = torch.ones(1, 5, 5)
+    unet = eg.from_module(eg.zoo.small_unet(2))
     cases = [
         (lambda: dreams.ascend(objectives.channel(model, "layer9", 0), x)(), "layer9"),
         (lambda: dreams.ascend(objectives.channel(model, "0", 9), x)(), "channel from 0 to 3"),
         (lambda: dreams.ascend(objectives.neuron(model, "0", 0, index=[9, 9]), x)(), "index into a grid"),
         (lambda: dreams.ascend(objectives.direction(model, "0", torch.ones(3)), x)(), "vector of 4"),
+        (
+            lambda: dreams.ascend(objectives.channel(unet, "encoder.relu", 0), x.repeat(2, 1, 1).float())(),
+            "start (C,*S) that the objective takes, got one of shape (2, 6, 6)",
+        ),
+        (lambda: dreams.ascend(lambda x: (x * torch.ones(5)).sum(), x)(), "the size that the network takes"),
         (lambda: dreams.ascend(lambda x: x, x)(), "value of shape"),
         (lambda: dreams.ascend(lambda x: x.sum(), x, steps=0), "steps"),
         (lambda: dreams.ascend(lambda x: x.sum(), x, record=[500]), "from 0 to 256"),
@@ -454,6 +460,15 @@ def test_bad_input_is_refused_in_words():
             call()
         assert words in str(caught.value), str(caught.value)
         assert ": expected " in str(caught.value), words
+
+
+def test_a_dream_on_a_size_that_the_rest_of_the_network_refuses_is_quiet(capfd):
+    model = eg.from_module(eg.zoo.small_unet(2))
+    start = 0.1 * draw(1, 15, 15, dtype=torch.float32)  # which cannot be halved and doubled
+    found = dreams.ascend(objectives.channel(model, "encoder.relu", 0), start, steps=2)()
+    assert found.taken.item() == 2
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
 
 
 # --- analysis ---

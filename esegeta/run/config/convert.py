@@ -169,6 +169,8 @@ def convert(old: Mapping[str, Any], source: str = "my_network:build", files: str
         "run": _run(header, tables, notes),
     }
     notes += _other_notes(header, tables)
+    if dreams and not methods:
+        notes.append("methods: a run explains its images by at least one: add a table [[methods]].")
     head = "Translated from a configuration of TorchEsegeta. Fill in model, input and targets."
     return Conversion(written(config, head), config, [one_line(line) for line in (*lines, *notes)])
 
