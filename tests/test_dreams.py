@@ -465,7 +465,7 @@ def test_bad_input_is_refused_in_words():
 def test_a_dream_on_a_size_that_the_rest_of_the_network_refuses_is_quiet(capfd):
     model = eg.from_module(eg.zoo.small_unet(2))
     start = 0.1 * draw(1, 15, 15, dtype=torch.float32)  # which cannot be halved and doubled
-    found = dreams.ascend(objectives.channel(model, "encoder.relu", 0), start, steps=2)()
+    found = dreams.ascend(objectives.channel(model, "encoder.conv", 0), start, steps=2)()
     assert found.taken.item() == 2
     said = capfd.readouterr()
     assert "Traceback" not in said.out + said.err
