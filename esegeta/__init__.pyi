@@ -110,7 +110,7 @@ from esegeta.models import locality as locality
 from esegeta.placing import activation_and_gradient as activation_and_gradient
 from esegeta.placing import all_places as all_places
 from esegeta.placing import at as at
-from esegeta.placing import name as name
+from esegeta.placing import mark as mark
 from esegeta.placing import nudge as nudge
 from esegeta.placing import places as places
 from esegeta.placing import replace as replace
@@ -205,6 +205,7 @@ __all__ = [
     "lime_fit",
     "locality",
     "lrp",
+    "mark",
     "masks",
     "meaningful_perturbation",
     "method",
@@ -212,7 +213,6 @@ __all__ = [
     "metric",
     "metrics",
     "models",
-    "name",
     "negative",
     "neuron_conductance",
     "noise",

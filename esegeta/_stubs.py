@@ -40,7 +40,7 @@ EXPLICIT = {
             "activation_and_gradient",
             "at",
             "all_places",
-            "name",
+            "mark",
             "nudge",
             "places",
             "replace",

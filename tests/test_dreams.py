@@ -452,7 +452,7 @@ def test_bad_input_is_refused_in_words():
         (lambda: dreams.spectrum([]), "at least one image"),
         (lambda: dreams.spectrum([x, x[:, :5]]), "one shape"),
         (lambda: regularisers.style(x)(x[:, :5]), "shape of the template"),
-        (lambda: objectives.representation(lambda x: eg.name(0 * x, "none"), "none", x), "answers to"),
+        (lambda: objectives.representation(lambda x: eg.mark(0 * x, "none"), "none", x), "answers to"),
         (lambda: distortions.rotation()(x[:, 0], 1), "two or three axes"),
     ]
     for call, words in cases:
