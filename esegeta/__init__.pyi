@@ -2,6 +2,7 @@
 from esegeta import axioms as axioms
 from esegeta import baselines as baselines
 from esegeta import conformance as conformance
+from esegeta import dissection as dissection
 from esegeta import dreams as dreams
 from esegeta import features as features
 from esegeta import masks as masks
@@ -159,6 +160,7 @@ __all__ = [
     "deep_lift",
     "deep_lift_reveal_cancel",
     "deep_lift_shap",
+    "dissection",
     "dreams",
     "eigen_cam",
     "eigen_grad_cam",

@@ -74,6 +74,7 @@ ORDER = (
     "methods",
     "transforms",
     "metrics",
+    "dissection",
     "zoo",
     "conformance",
     "plot",
