@@ -247,7 +247,7 @@ def compare(
     metrics = _named(where, "metrics", metrics, METRICS)
     count = len(images)
     if not count:
-        raise ValueError(check.problem(where, "at least one image", "none", "Pass xs=[x]"))
+        raise check.refused(where, "at least one image", "none", "Pass xs=[x]")
     scores = list(score) if isinstance(score, Sequence) else [score] * count
     known = list(refs) if isinstance(refs, list) else [refs] * count
     shown = [None] * count if masks is None else list(masks)
@@ -261,7 +261,7 @@ def compare(
     for what, found in lists:
         if len(found) != count:
             expected = f"{what} for each of the {count} images"
-            raise ValueError(check.problem(where, expected, str(len(found)), "Pass as many"))
+            raise check.refused(where, expected, str(len(found)), "Pass as many")
     limit = math.inf if deadline is None else check.non_negative(where, "deadline", deadline)
     cells: dict[str, list[Cell]] = {name: [] for name in methods}
     left = dict.fromkeys(methods, limit)  # seconds
@@ -304,12 +304,12 @@ def _named(
         if len(set(titles)) < len(titles):
             twice = next(title for title in titles if titles.count(title) > 1)
             advice = f"Pass {what}={{'name': function}}"
-            raise ValueError(check.problem(where, f"{what} with different names", f"{twice!r} twice", advice))
+            raise check.refused(where, f"{what} with different names", f"{twice!r} twice", advice)
         found = dict(zip(titles, made, strict=True))
     right = bool(found) and all(isinstance(k, str) and k and callable(v) for k, v in found.items())
     if not right:
         advice = f"Pass {what}={{'name': function}}, or a list of functions"
-        raise TypeError(check.problem(where, f"{what} by name", check.describe(value), advice))
+        raise check.refused_type(where, f"{what} by name", check.describe(value), advice)
     return found
 
 
@@ -526,6 +526,22 @@ def holm(ps: Sequence[float]) -> list[float]:
     for rank, (p, n) in enumerate(order):
         highest = max(highest, min(1.0, (len(order) - rank) * p))
         found[n] = highest
+    return found
+
+
+def benjamini_hochberg(ps: Sequence[float]) -> list[float]:
+    """Return p-values of several tests such that the expected share of false rejections stays below them (1995).
+
+    For tests that are independent or positively dependent.
+
+    >>> benjamini_hochberg([0.01, 0.04, 0.03])
+    [0.03, 0.04, 0.04]
+    """
+    order = sorted((p, n) for n, p in enumerate(ps) if not math.isnan(p))
+    found, lowest = [math.nan] * len(ps), 1.0
+    for rank, (p, n) in reversed(list(enumerate(order))):
+        lowest = min(lowest, p * len(order) / (rank + 1))
+        found[n] = lowest
     return found
 
 
