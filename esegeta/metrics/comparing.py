@@ -41,8 +41,8 @@ class Cell(NamedTuple):
     """One number: of one method by one metric on one image.
 
     error: the standard error of a sampled metric, else NaN; null_mean, p: of a metric that is calibrated, else NaN;
-    evaluations: images that the score was run on forwards, of whatever share; seconds: that it took. What several maps
-    have in common counts for the first of them.
+    evaluations: images that the score was run on forwards, of whatever share, what several maps have in common for
+    the first of them only; seconds: that it took;
     map_evaluations, map_seconds: what the map took, which all metrics share;
     reason: why there is no number, or why it is of less than was asked for.
     """
