@@ -1,8 +1,8 @@
 """Metrics of other libraries: those that follow their papers say the same, and the faults of the others are found.
 
 ``pytest -m peers``. Both get the same perturbations: what we draw from keys is handed to the other library. What it
-calls black is the least value of the image, so the baseline is given as a number. Faults of metrics that the laws find
-by themselves are in ``test_metric_laws``: completeness by ``==``, ties, areas that count steps, sums of steps.
+calls black is the least value of the image, so the baseline is given as a number. Faults of metrics that the laws
+find by themselves are in ``test_metric_laws``: completeness by ``==``, ties, areas that count steps, sums of steps.
 """
 
 import contextlib
