@@ -283,7 +283,7 @@ def test_segments_of_three_channels(quantus):
 
 
 def test_negative_values_count_as_nothing(quantus):
-    """Every voxel matters and the map says so: the peer takes negative values for small ones and counts violations."""
+    """Every voxel matters, and the map says so: the peer takes negative values for small ones."""
     w = torch.where(noise(*SHAPE) > 0, 1.0, -1.0).double()
     net, x = Net(w, bend=False), torch.ones(SHAPE, dtype=DOUBLE)
     (found,) = asked(quantus.NonSensitivity(perturb_baseline=0.0, **USUAL), net, x[None], (w * x)[None])
