@@ -260,6 +260,17 @@ def explanation(
     return found
 
 
+def problems_of(method: Method) -> list[str]:
+    """Return what is wrong with a method and its parameters, as far as no image is needed to see it.
+
+    >>> problems_of(Method(name="gradient")), len(problems_of(Method(name="grad")))
+    ([], 1)
+    """
+    faults = Collector()
+    _explanation(method, "method", torch.sum, None, Context(spacing=(1.0, 1.0, 1.0), faults=faults), "zero")
+    return faults.lines
+
+
 def _explanation(
     method: Method,
     path: str,

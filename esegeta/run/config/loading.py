@@ -23,7 +23,7 @@ from esegeta.run.config.building import configuration, identities
 from esegeta.run.config.catalogue import methods_by_name, references
 from esegeta.run.config.faults import Collector, Faults
 from esegeta.run.config.plugins import check_plugins
-from esegeta.run.config.schema import Call, Config, Method, Model, Run, Section, Target
+from esegeta.run.config.schema import Call, Config, Input, Method, Model, Run, Section, Target
 from esegeta.run.config.sources import check_model, is_program
 from esegeta.run.config.tables import part
 from esegeta.run.config.trust import Trust, asked, of_environment
@@ -97,6 +97,18 @@ def model_of(source: str | Path | Mapping[str, Any], *, trust: Iterable[str] = (
     return _placed(model, folder), allowed
 
 
+def input_of(source: str | Path | Mapping[str, Any]) -> Input | None:
+    """Return the images of a configuration, whatever else is in it; None if it names none."""
+    raw, folder = read(source)
+    if not isinstance(raw.get("input"), Mapping) or not raw["input"].get("files"):
+        return None
+    faults = Collector()
+    found = part(Input, raw["input"], "input", faults)
+    if faults.lines or found is None:
+        raise Faults(faults.lines)
+    return found.model_copy(update={"files": _files(found.files, folder)})
+
+
 def plugins_of(source: str | Path | Mapping[str, Any], *, trust: Iterable[str] = ()) -> None:
     """Import the plugins of a configuration, whatever else is in it."""
     raw, folder = read(source)
@@ -168,9 +180,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _resolved(config: Config, folder: Path) -> Config:
     """The same, with everything said in one way."""
 
-    def files(given: Any) -> Any:
-        return [files(one) for one in given] if isinstance(given, list) else _pattern(given, folder)
-
     run = config.run.model_copy(
         update={"output": _absolute(config.run.output, folder), "memory": _bytes(config.run.memory)}
     )
@@ -178,9 +187,9 @@ def _resolved(config: Config, folder: Path) -> Config:
         update={
             "plugins": [_absolute(name, folder) for name in config.plugins],
             "model": _placed(config.model, folder),
-            "input": config.input.model_copy(update={"files": files(config.input.files)}),
+            "input": config.input.model_copy(update={"files": _files(config.input.files, folder)}),
             "reference": config.reference
-            and config.reference.model_copy(update={"files": files(config.reference.files)}),
+            and config.reference.model_copy(update={"files": _files(config.reference.files, folder)}),
             "targets": [_with_files(_target(target), folder) for target in config.targets],
             "methods": [
                 _with_files(entry, folder) for method in config.methods for entry in _entries(method, run)
@@ -206,6 +215,11 @@ def _pattern(given: str, folder: Path) -> str:
     if os.path.isabs(os.path.expanduser(given)) or os.path.isfile(whole):
         return whole
     return os.path.normpath(Path(glob.escape(str(folder))) / given)
+
+
+def _files(given: Any, folder: Path) -> Any:
+    """The same patterns from anywhere."""
+    return [_files(one, folder) for one in given] if isinstance(given, list) else _pattern(given, folder)
 
 
 def _of_kind(table: BaseModel, folder: Path) -> BaseModel:
