@@ -9,10 +9,13 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_origin
 
+import torch
+
 from esegeta._registry import (
     BASELINES,
     METHODS,
     METRICS,
+    NETWORKS,
     OBJECTIVES,
     RECIPES,
     REDUCERS,
@@ -20,9 +23,10 @@ from esegeta._registry import (
     TRANSFORMS,
     Spec,
 )
-from esegeta.run.config import building, catalogue, listing, sources
+from esegeta.run.config import building, catalogue, listing
 from esegeta.run.config.annotations import members, said
 from esegeta.run.config.catalogue import Parameter
+from esegeta.run.config.faults import Collector
 from esegeta.run.config.schema import Method
 from esegeta.run.jobs import kinds
 from esegeta.run.jobs.dreams import settings as settings_of_dream
@@ -191,10 +195,10 @@ def everything() -> Form:
         "networks": [
             {
                 "name": name,
-                "line": listing.first_line(fn),
-                "fields": fields(catalogue.parameters(fn, without=()).values(), fn),
+                "line": listing.first_line(spec.fn),
+                "fields": fields(catalogue.parameters(spec.fn, without=()).values(), spec.fn),
             }
-            for name, fn in sorted(sources.of_zoo().items())
+            for name, spec in sorted(NETWORKS.items())
         ],
         "kinds": [
             {"name": kind.name, "table": kind.table, "many": kind.many, "line": listing.first_line(kind.work)}
@@ -252,7 +256,9 @@ def _refusal(spec: Any, name: str, value: Any) -> str:
     """What a method says it expects where a parameter is not that; empty if it takes it, or cannot be tried."""
     place = "a" if spec.place else None
     method = Method(name=spec.name, parameters={**_required(spec), name: value}, place=place)
-    for line in building.problems_of(method):
+    faults = Collector()
+    building.explanation(method, torch.sum, None, catalogue.checking(faults), otherwise="zero")
+    for line in faults.lines:
         if name in line.partition("expected ")[0] or f"expected {name} " in line:
             words = line.partition("expected ")[2].partition(", got ")[0]
             return words.removeprefix(f"{name} to be ").removeprefix(f"{name} ")

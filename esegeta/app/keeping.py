@@ -4,6 +4,7 @@ import json
 import shlex
 from typing import Any
 
+from esegeta._registry import METHODS
 from esegeta.app.state import State
 from esegeta.engine import check
 from esegeta.run.config import catalogue
@@ -69,7 +70,7 @@ def costs(config: Config) -> dict[str, Any]:
     """Return how many gradients or values each method of a configuration takes, None where the image decides."""
     found = {}
     for method in config.methods:
-        spec = catalogue.methods_by_name()[method.name]
+        spec = METHODS.find(method.name)
         found[str(method.id)] = {
             "count": catalogue.cost(spec, method.model_dump()),
             "needs": "gradients" if spec.needs == "gradient" else "values",

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from esegeta.app.security import Folders
 from esegeta.engine import check
 from esegeta.run import bounds
-from esegeta.run.config import catalogue, loading, toml
-from esegeta.run.config.faults import Faults
+from esegeta.run.config import loading, toml
+from esegeta.run.config.faults import Faults, fault
 from esegeta.run.config.schema import Config
 from esegeta.run.jobs import outputs
 
@@ -138,12 +138,12 @@ class State:
             if path == "run.output":
                 if not _below(Path(os.path.realpath(whole)), self.folder):
                     advice = "Results of the page are written there"
-                    yield catalogue.fault(path, f"a folder in {self.folder}", repr(text), advice)
+                    yield fault(path, f"a folder in {self.folder}", repr(text), advice)
                 continue
             plain = Path(_before_pattern(str(whole)))
             if not self.folders.hold(Path(os.path.realpath(plain))) and _names_a_file(text, plain):
                 advice = "Start the page with --browse FOLDER, or choose another file"
-                yield catalogue.fault(path, "a path in the folders of the page", repr(text), advice)
+                yield fault(path, "a path in the folders of the page", repr(text), advice)
 
 
 def _below(path: Path, folder: Path) -> bool:
