@@ -46,7 +46,7 @@ def excitation_backprop(score: Score, place: Names) -> Explain:
     Example:
         >>> import torch, esegeta as eg
         >>> w = torch.tensor([[3., 1., -2.]])
-        >>> score = lambda x: torch.nn.functional.linear(eg.name(2 * x, "layer"), w).sum()
+        >>> score = lambda x: torch.nn.functional.linear(eg.mark(2 * x, "layer"), w).sum()
         >>> excitation_backprop(score, "layer")(torch.ones(1, 3)).tolist()
         [[0.75, 0.25, 0.0]]
 
@@ -93,7 +93,7 @@ def contrastive_excitation_backprop(score: Score, place: Names, *, contrast: str
     Example:
         >>> import torch, esegeta as eg
         >>> w = torch.tensor([[3., 1., -4.]])
-        >>> score = lambda x: torch.nn.functional.linear(eg.name(2 * x, "layer"), w).sum()
+        >>> score = lambda x: torch.nn.functional.linear(eg.mark(2 * x, "layer"), w).sum()
         >>> contrastive_excitation_backprop(score, "layer")(torch.ones(1, 3)).tolist()
         [[0.75, 0.25, 0.0]]
 

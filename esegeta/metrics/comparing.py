@@ -519,6 +519,22 @@ def holm(ps: Sequence[float]) -> list[float]:
     return found
 
 
+def benjamini_hochberg(ps: Sequence[float]) -> list[float]:
+    """Return p-values of several tests such that the expected share of false rejections stays below them (1995).
+
+    For tests that are independent or positively dependent.
+
+    >>> benjamini_hochberg([0.01, 0.04, 0.03])
+    [0.03, 0.04, 0.04]
+    """
+    order = sorted((p, n) for n, p in enumerate(ps) if not math.isnan(p))
+    found, lowest = [math.nan] * len(ps), 1.0
+    for rank, (p, n) in reversed(list(enumerate(order))):
+        lowest = min(lowest, p * len(order) / (rank + 1))
+        found[n] = lowest
+    return found
+
+
 def _plain(record: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 

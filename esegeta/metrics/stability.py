@@ -343,7 +343,7 @@ def relative_representation_stability(
 
     Example:
         >>> import esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "layer") ** 2).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "layer") ** 2).sum()
         >>> measure = relative_representation_stability(eg.gradient(score), score, place="layer")
         >>> round(measure(torch.ones(1, 2, dtype=torch.float64), key=0).item(), 6)
         1.0

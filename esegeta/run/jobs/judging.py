@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from esegeta import metrics, random
-from esegeta._registry import MetricSpec
+from esegeta._registry import MetricSpec, find_method
 from esegeta._types import Explain, Model, Score
 from esegeta.engine import check
 from esegeta.engine.estimates import value_and_error
@@ -117,7 +117,7 @@ class Material:
 
     def finished(self) -> Explain:
         """Return the map as an explanation."""
-        spec = catalogue.methods_by_name()[self.entry.method.name]
+        spec = find_method(self.entry.method.name)
         return finished(self.map, catalogue.contributions(spec, self.entry.method))
 
     def fresh(self) -> Explain:
@@ -230,7 +230,7 @@ def baseline(given: str | Call | None, material: Material) -> Tensor:
     image = material.image
     if given is None:
         return torch.zeros_like(image.x)
-    context = building.Context(image.prepared.spacing, material.entry.key, reader(image))
+    context = catalogue.Context(image.prepared.spacing, material.entry.key, reader(image))
     with refusals():
         made = building.baselines(given, "baseline", image.x, context)
     found = [one for one in made or () if one is not None]
@@ -243,8 +243,8 @@ def null_of(given: str | Call) -> Null:
     >>> null_of("shifted").__name__
     'shifted'
     """
-    call = Call(name=given) if isinstance(given, str) else given
-    made: Null = catalogue.family("null")[call.name].make(**call.parameters)
+    call = given if isinstance(given, str) else given.model_dump()
+    made: Null = catalogue.called(call, "null", catalogue.Context(), "null")
     return made
 
 
@@ -254,9 +254,9 @@ def settings_of(
     """Return what a metric takes: first what the run gives, then its settings from the file."""
     known = catalogue.of_method(spec)
     image = material.image
-    context = building.Context(image.prepared.spacing, material.entry.key, reader(image))
+    context = catalogue.Context(image.prepared.spacing, material.entry.key, reader(image))
     with refusals():
-        made = building.arguments(given, known, context, "parameters", spec.name) if given else {}
+        made = catalogue.arguments(given, known, context, "parameters", spec.name) if given else {}
     settings = dict(made or {})
     own = [settings.pop(n) if n in settings else material.given(n, spec) for n in leading(spec.fn)]
     return own, settings

@@ -48,6 +48,15 @@ def label(text: str) -> str:
     return joined if whole else _marked(text)
 
 
+def alike(text: str) -> str:
+    """Return what names have in common whose files would be the same, where capitals do not count.
+
+    >>> alike("integrated_gradients") == alike("IntegratedGradients"), alike("a") == alike("b")
+    (True, False)
+    """
+    return label(text).lower()
+
+
 def _joined(text: str) -> str:
     ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     words = re.findall(r"[A-Za-z0-9]+", ascii_only)
