@@ -33,7 +33,7 @@ from esegeta.engine import check, interception, levels, memory, native, views, v
 from esegeta.engine.execution import DeadlineExceeded, current, record
 from esegeta.engine.gradient import name_of, value_gradients_and_more
 from esegeta.engine.graph import Graph
-from esegeta.engine.patches import InTiles, SlidingWindow, frozen, met
+from esegeta.engine.stitching import InTiles, SlidingWindow, frozen, met
 from esegeta.engine.tiles import cut, patch_of
 from esegeta.engine.views import Edit
 from esegeta.trees import on_trees

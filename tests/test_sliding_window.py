@@ -825,7 +825,7 @@ def test_what_needs_activations_of_the_whole_image_is_refused():
     tiled = sliding_window(model, 8)
     score, x = eg.reducers.class_sum(tiled, 1), drawn(1, 16, 16, dtype=torch.float32)
     inside = "sliding_window: expected a score whose inside is left alone, .* none of the whole image"
-    flat = sliding_window(lambda p: p * eg.name(p.mean((1, 2)), "mean").sum(), 8)
+    flat = sliding_window(lambda p: p * eg.mark(p.mean((1, 2)), "mean").sum(), 8)
     vectors = "expected a layer with feature maps .* got an activation of shape \\(1,\\) at 'mean'"
     twice = (
         "grad_cam: expected a score that stitches one answer, .*, which stitches 2. Put what is done several"

@@ -34,6 +34,7 @@ from esegeta.engine.gradient import value_gradients_and_more
 from esegeta.engine.interception import observe
 from esegeta.engine.locality import Locality, NotLocal, hear, listening
 from esegeta.engine.operators import Tracer
+from esegeta.engine.refusals import Refused
 from esegeta.engine.tiles import Tiling, cropped_by, cut, margins_of, padded_by, patch_of
 from esegeta.engine.windows import Missing, NotFollowed, TooWide, Unforeseen, Window, fit, region
 
@@ -48,7 +49,7 @@ _answering: contextvars.ContextVar[Callable[["SlidingWindow", Tensor], Tensor] |
 )
 
 
-class InTiles(ValueError):
+class InTiles(Refused):
     """A place inside of a stitched answer: there are activations of tiles, and none of the whole image."""
 
 

@@ -10,7 +10,7 @@ from esegeta import subdivision
 from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
-from esegeta.engine.patches import InTiles
+from esegeta.engine.stitching import InTiles
 from esegeta.placing import Names, partials, tilewise
 
 

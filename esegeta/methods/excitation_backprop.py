@@ -10,7 +10,7 @@ from torch.func import vjp
 from esegeta import rules
 from esegeta._registry import method
 from esegeta._types import Explain, Score
-from esegeta.engine.patches import InTiles
+from esegeta.engine.stitching import InTiles
 from esegeta.placing import Names, activation_and_gradient, at_each, grid, local, nudge, tap
 from esegeta.rules.composites import quotient
 from esegeta.rules.excitation import in_tiles

@@ -15,7 +15,7 @@ from esegeta._types import Score
 from esegeta.engine import check, levels, views, visits
 from esegeta.engine.gradient import name_of
 from esegeta.engine.operators import Operation, reroute
-from esegeta.engine.patches import frozen
+from esegeta.engine.stitching import frozen
 from esegeta.engine.tiles import cut, patch_of
 from esegeta.placing import of_tile, pulled, tile_sizes
 from esegeta.rules.composites import Composite, Layer, quotient
