@@ -87,14 +87,22 @@ class ResNet(nn.Module):
 
     def __init__(self, base: int = 16, classes: int = 10) -> None:
         super().__init__()
-        self.conv, self.norm, self.relu = nn.Conv2d(3, base, 3, 2, 1, bias=False), nn.BatchNorm2d(base), nn.ReLU()
+        self.conv, self.norm, self.relu = (
+            nn.Conv2d(3, base, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(base),
+            nn.ReLU(),
+        )
         stages, before = [], base
         for i in range(4):
             after = base * 2**i
             stages += [Residual(before, after, 1 if i == 0 else 2), Residual(after, after, 1)]
             before = after
         self.stages = nn.Sequential(*stages)
-        self.average, self.flatten, self.linear = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes)
+        self.average, self.flatten, self.linear = (
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(before, classes),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.flatten(self.average(self.stages(self.relu(self.norm(self.conv(x)))))))
@@ -129,7 +137,9 @@ def brain(side: int = 64) -> Subject:
         mask = (net(x[None])[0] > 0).float()
     score = eg.reducers.predicted_class_sum(eg.from_module(net), 1, at=x)
     draw = lambda i: (x * (1 + 0.01 * i))[None]
-    return Subject("brain", net, score, Summed(net, mask[0], 0), draw, "encoder.2.relu_b", _blocks(x.shape[1:], 4))
+    return Subject(
+        "brain", net, score, Summed(net, mask[0], 0), draw, "encoder.2.relu_b", _blocks(x.shape[1:], 4)
+    )
 
 
 def unet(side: int = 128, batch: int = 8) -> Subject:

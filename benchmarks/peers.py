@@ -1,4 +1,4 @@
-"""Every method that captum has too: first whether the answers agree, then time and processor time, captum's over ours.
+"""Every method that captum has too: whether the answers agree, then time and processor time, captum's over ours.
 
 Three networks: the brain extraction network at 64 voxels a side, a 2-D U-Net with eight images of 128 squared, a
 residual network with 32 images of 96 squared. Each round has fresh inputs and runs both, one right after the other;
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
     aim: float
 
 
-def _many(subject: Subject, explain: Any, *shared: Tensor, key: int | None = None) -> Callable[[Tensor], Any]:
+def _many(explain: Any, *shared: Tensor, key: int | None = None) -> Callable[[Tensor], Any]:
     """Explain every example: one alone as it is, several by ``batched``."""
     more = {} if key is None else {"key": key}
 
@@ -61,21 +61,21 @@ def pairs(subject: Subject) -> Iterator[Pair]:
     watch = lambda b: b.clone().requires_grad_()
     yield Pair(
         "gradient",
-        _many(subject, eg.gradient(score)),
+        _many(eg.gradient(score)),
         {0: lambda b: attr.Saliency(forward).attribute(watch(b), abs=False)},
         1e-3,
         1.0,
     )
     yield Pair(
         "input x gradient",
-        _many(subject, eg.input_x_gradient(score)),
+        _many(eg.input_x_gradient(score)),
         {0: lambda b: attr.InputXGradient(forward).attribute(watch(b))},
         1e-3,
         1.0,
     )
     yield Pair(
         f"integrated gradients {STEPS}",
-        _many(subject, eg.integrated_gradients(score, steps=STEPS), zero),
+        _many(eg.integrated_gradients(score, steps=STEPS), zero),
         {
             k: lambda b, k=k: attr.IntegratedGradients(forward).attribute(
                 watch(b), zero[None], n_steps=STEPS, method="gausslegendre", internal_batch_size=k
@@ -87,7 +87,7 @@ def pairs(subject: Subject) -> Iterator[Pair]:
     )
     yield Pair(
         f"SmoothGrad {SAMPLES}",
-        _many(subject, eg.smooth(eg.gradient(score), noise=eg.noise.absolute(0.1), samples=SAMPLES), key=0),
+        _many(eg.smooth(eg.gradient(score), noise=eg.noise.absolute(0.1), samples=SAMPLES), key=0),
         {
             k: lambda b, k=k: attr.NoiseTunnel(attr.Saliency(forward)).attribute(
                 watch(b), nt_samples=SAMPLES, nt_samples_batch_size=k, stdevs=0.1, abs=False
@@ -99,7 +99,7 @@ def pairs(subject: Subject) -> Iterator[Pair]:
     )
     yield Pair(
         f"GradientSHAP {SAMPLES}",
-        _many(subject, eg.expected_gradients(score, samples=SAMPLES), others, key=0),
+        _many(eg.expected_gradients(score, samples=SAMPLES), others, key=0),
         {
             0: lambda b: attr.GradientShap(forward).attribute(
                 watch(b), baselines=others, n_samples=SAMPLES, stdevs=0.0
@@ -110,14 +110,14 @@ def pairs(subject: Subject) -> Iterator[Pair]:
     )
     yield Pair(
         "guided backprop",
-        _many(subject, eg.guided_backprop(score)),
+        _many(eg.guided_backprop(score)),
         {0: lambda b: attr.GuidedBackprop(forward).attribute(watch(b))},
         1e-3,
         1.0,
     )
     yield Pair(
         "deconvolution",
-        _many(subject, eg.deconvolution(score)),
+        _many(eg.deconvolution(score)),
         {0: lambda b: attr.Deconvolution(forward).attribute(watch(b))},
         1e-3,
         1.0,
@@ -125,35 +125,35 @@ def pairs(subject: Subject) -> Iterator[Pair]:
     # Captum's DeepLIFT has no rule for a ReLU before a max-pool: there the answers differ, and ours add up.
     yield Pair(
         "DeepLIFT",
-        _many(subject, eg.deep_lift(score), zero),
+        _many(eg.deep_lift(score), zero),
         {0: lambda b: attr.DeepLift(forward).attribute(watch(b), torch.zeros_like(b))},
         float("inf"),
         1.0,
     )
     yield Pair(
         "DeepLIFT-SHAP 4",
-        _many(subject, eg.deep_lift_shap(score), others),
+        _many(eg.deep_lift_shap(score), others),
         {0: lambda b: attr.DeepLiftShap(forward).attribute(watch(b), others)},
         float("inf"),
         1.0,
     )
     yield Pair(
         "LRP epsilon",
-        _many(subject, eg.lrp(score, composite="epsilon")),
+        _many(eg.lrp(score, composite="epsilon")),
         {0: lambda b: attr.LRP(forward).attribute(watch(b))},
         float("inf"),  # norms are merged into convolutions here and have a rule of their own there
         1.0,
     )
     yield Pair(
         "Grad-CAM",
-        _many(subject, eg.grad_cam(score, place)),
+        _many(eg.grad_cam(score, place)),
         {0: lambda b: attr.LayerGradCam(forward, layer).attribute(watch(b))},
         1e-3,
         1.0,
     )
     yield Pair(
         f"conductance {STEPS}",
-        _many(subject, eg.conductance(score, place, steps=STEPS), zero),
+        _many(eg.conductance(score, place, steps=STEPS), zero),
         {
             k: lambda b, k=k: attr.LayerConductance(forward, layer).attribute(
                 watch(b), zero[None], n_steps=STEPS, internal_batch_size=k
@@ -165,7 +165,7 @@ def pairs(subject: Subject) -> Iterator[Pair]:
     )
     yield Pair(
         f"internal influence {STEPS}",
-        _many(subject, eg.internal_influence(score, place, steps=STEPS), zero),
+        _many(eg.internal_influence(score, place, steps=STEPS), zero),
         {
             k: lambda b, k=k: attr.InternalInfluence(forward, layer).attribute(
                 watch(b), zero[None], n_steps=STEPS, method="gausslegendre", internal_batch_size=k
@@ -181,7 +181,7 @@ def pairs(subject: Subject) -> Iterator[Pair]:
     quiet = lambda run: lambda b: _without_gradient(run, b)
     yield Pair(
         "occlusion",
-        _many(subject, eg.occlusion(score, size=tuple(side)), zero),
+        _many(eg.occlusion(score, size=tuple(side)), zero),
         {
             k: quiet(
                 lambda b, k=k: attr.Occlusion(forward).attribute(
@@ -195,7 +195,7 @@ def pairs(subject: Subject) -> Iterator[Pair]:
     )
     yield Pair(
         "ablation 64 parts",
-        _many(subject, eg.feature_ablation(score, features=labels), zero),
+        _many(eg.feature_ablation(score, features=labels), zero),
         {
             k: quiet(
                 lambda b, k=k: attr.FeatureAblation(forward).attribute(
@@ -209,7 +209,7 @@ def pairs(subject: Subject) -> Iterator[Pair]:
     )
     yield Pair(
         "Shapley sampling 2",  # two walks on both sides: one order and its reverse here
-        _many(subject, eg.shapley_sampling(score, features=labels, samples=1), zero, key=0),
+        _many(eg.shapley_sampling(score, features=labels, samples=1), zero, key=0),
         {
             k: quiet(
                 lambda b, k=k: attr.ShapleyValueSampling(forward).attribute(
@@ -223,7 +223,7 @@ def pairs(subject: Subject) -> Iterator[Pair]:
     )
     yield Pair(
         f"KernelSHAP {RUNS}",
-        _many(subject, eg.kernel_shap(score, features=labels, samples=RUNS), zero, key=0),
+        _many(eg.kernel_shap(score, features=labels, samples=RUNS), zero, key=0),
         {
             k: quiet(
                 lambda b, k=k: attr.KernelShap(forward).attribute(
@@ -237,7 +237,7 @@ def pairs(subject: Subject) -> Iterator[Pair]:
     )
     yield Pair(
         f"LIME {RUNS}",
-        _many(subject, eg.lime(score, features=labels, samples=RUNS), zero, key=0),
+        _many(eg.lime(score, features=labels, samples=RUNS), zero, key=0),
         {
             k: quiet(
                 lambda b, k=k: attr.Lime(forward).attribute(
@@ -319,7 +319,12 @@ def rows_of(found: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
         else:
             off = f"{row['apart']:.0e}" + ("" if row["agrees"] else " !")
             times = (f"{row[k]:.2f}" for k in ("processor", "time", "least", "median"))
-            yield row["method"], off, *times, f"{row['aim']:g}" + (" !" if row["processor"] < row["aim"] else "")
+            yield (
+                row["method"],
+                off,
+                *times,
+                f"{row['aim']:g}" + (" !" if row["processor"] < row["aim"] else ""),
+            )
 
 
 HEAD = ("captum / esegeta", "answers apart", "processor", "time", "least pair", "median pair", "aim")
@@ -354,7 +359,9 @@ def main() -> None:
     rounds = options.repeats or (2 if options.quick else 5)
     for name in options.networks:
         print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-        table(HEAD, list(rows_of(compare([name], quick=options.quick, rounds=rounds, only=options.only)[name])))
+        table(
+            HEAD, list(rows_of(compare([name], quick=options.quick, rounds=rounds, only=options.only)[name]))
+        )
 
 
 if __name__ == "__main__":
