@@ -207,13 +207,17 @@ class Registry(dict[str, S], Generic[S]):
 
         return enter
 
+    @property
+    def by_name(self) -> dict[str, S]:
+        """Every member by its name and by its other names."""
+        return {name: spec for spec in self.values() for name in (spec.name, *spec.also)}
+
     def find(self, name: str) -> S:
         """Return the member of that name or of that other name."""
-        for spec in self.values():
-            if isinstance(name, str) and name in (spec.name, *spec.also):
-                return spec
-        names = [n for s in self.values() for n in (s.name, *s.also)]
-        advice = check.nearest(name, names, "The command `esegeta methods` lists them")
+        known = self.by_name
+        if isinstance(name, str) and name in known:
+            return known[name]
+        advice = check.nearest(name, list(known), "The command `esegeta methods` lists them")
         where, expected = f"find_{self.kind}", f"the name of a {self.kind}"
         raise check.refused(where, expected, repr(name), advice)
 

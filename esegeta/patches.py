@@ -11,7 +11,7 @@ from esegeta._facts import named
 from esegeta._registry import takes_key
 from esegeta._types import Explain, Model
 from esegeta.engine import check, levels, stream
-from esegeta.engine.patches import SlidingWindow
+from esegeta.engine.stitching import SlidingWindow
 from esegeta.engine.tiles import Tiling, cropped_by, cut, margins_of, padded_by, patch_of
 
 

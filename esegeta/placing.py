@@ -6,7 +6,7 @@ A place is written ``path``, ``path#call``, ``path:leaf`` or both:
 - ``block:1``, ``block:aux.0``: one tensor of a result that holds several;
 - ``block.relu:in``: the input of a module, ``block.join:in.1`` one of several;
 - ``block.add#1``: the second addition in the ``forward`` of ``block``, in whatever spelling;
-- ``bottleneck``: what the code itself calls so, with ``name(z, "bottleneck")``.
+- ``bottleneck``: what the code itself calls so, with ``mark(z, "bottleneck")``.
 
 ``places(score, x)`` lists them. The network is never changed, and everything here is a function like the
 score: it can be mapped, differentiated and run from several threads.
@@ -98,7 +98,7 @@ class Places(tuple[Place, ...]):
         return tuple(place.name for place in self)
 
 
-def name(z: Tensor, label: str) -> Tensor:
+def mark(z: Tensor, label: str) -> Tensor:
     """Give a value inside of a function a name, so that it is a place. It stays the same value.
 
     Args:
@@ -110,13 +110,13 @@ def name(z: Tensor, label: str) -> Tensor:
 
     Example:
         >>> import torch
-        >>> score = lambda x: (name(2 * x, "double") ** 2).sum()
+        >>> score = lambda x: (mark(2 * x, "double") ** 2).sum()
         >>> tap(score, "double")(torch.tensor([[1., 3.]])).tolist()
         [[2.0, 6.0]]
     """
-    check.tensor("name", "z", z)
+    check.tensor("mark", "z", z)
     if not isinstance(label, str) or not label.strip() or label != label.strip() or set(label) & set("#:\n"):
-        raise check.refused("name", "a label, a word without # and :", repr(label), "Choose another")
+        raise check.refused("mark", "a label, a word without # and :", repr(label), "Choose another")
     return interception.visit_marker(z, label)
 
 
@@ -213,7 +213,7 @@ def replace(score: Callable[..., Tensor], place: Names) -> Callable[..., Tensor]
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "double") + x).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "double") + x).sum()
         >>> replace(score, "double")(torch.ones(1, 1), torch.zeros(1, 1)).item()
         1.0
     """
@@ -235,7 +235,7 @@ def nudge(score: Callable[..., Tensor], place: Names) -> Callable[..., Tensor]:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "double") ** 2).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "double") ** 2).sum()
         >>> torch.func.grad(lambda d: nudge(score, "double")(torch.ones(1, 1), d))(torch.zeros(1, 1)).item()
         4.0
     """
@@ -262,7 +262,7 @@ def split(
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "double") ** 2).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "double") ** 2).sum()
         >>> trunk, head = split(score, "double")
         >>> z = trunk(torch.tensor([[1., 3.]]))
         >>> z.tolist(), head(z).item(), head(torch.zeros(1, 2)).item()
@@ -351,7 +351,7 @@ def at(method: Method | str, place: Names) -> Method:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "double") ** 2).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "double") ** 2).sum()
         >>> explain = at(eg.integrated_gradients, "double")(score, steps=2)
         >>> explain(torch.ones(1, 2), torch.zeros(1, 2)).tolist()
         [[4.0, 4.0]]
@@ -409,7 +409,7 @@ def activation_and_gradient(score: Score, place: Names) -> Callable[[Tensor], tu
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "double") ** 2).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "double") ** 2).sum()
         >>> a, g = activation_and_gradient(score, "double")(torch.tensor([[1., 3.]]))
         >>> a.tolist(), g.tolist()
         ([[2.0, 6.0]], [[4.0, 12.0]])
@@ -505,7 +505,7 @@ def partials(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(3 * eg.name(2 * x, "first"), "second")).sum()
+        >>> score = lambda x: (eg.mark(3 * eg.mark(2 * x, "first"), "second")).sum()
         >>> a, g = partials(score, ["first", "second"])(torch.ones(1, 1))
         >>> [t.item() for t in g]
         [0.0, 1.0]
@@ -564,7 +564,7 @@ def local(
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "double") ** 2).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "double") ** 2).sum()
         >>> local(score, "double", lambda a, g: a * g)(torch.ones(1, 2)).tolist()
         [[8.0, 8.0]]
     """
@@ -899,7 +899,7 @@ def all_places(score: Callable[[Tensor], Tensor], x: Tensor, *, grids: bool = Fa
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "double") ** 2).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "double") ** 2).sum()
         >>> all_places(score, torch.ones(1, 2))
         ('mul', 'pow')
     """

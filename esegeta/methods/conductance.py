@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from esegeta import partition
+from esegeta import subdivision
 from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
@@ -48,7 +48,7 @@ def conductance(score: Score, place: Names, *, steps: int = 64) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "layer") ** 2).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "layer") ** 2).sum()
         >>> explain = conductance(score, "layer", steps=8)
         >>> explain(torch.tensor([[1., 3.]]), torch.zeros(1, 2)).tolist()
         [[4.0, 36.0]]
@@ -62,7 +62,7 @@ def conductance(score: Score, place: Names, *, steps: int = 64) -> Explain:
     def explain(x: Tensor, baseline: Tensor) -> Any:
         line = x - baseline
         value = lambda t: check.scalar("conductance", score(baseline + t * line))
-        ends = partition.planned(value, (steps + 1) // 2, x, "conductance")
+        ends = subdivision.planned(value, (steps + 1) // 2, x, "conductance")
         nodes = torch.stack([ends[:-1], (ends[:-1] + ends[1:]) / 2], dim=1).flatten()
         nodes = torch.cat([nodes, ends[-1:]])
         flow, _ = stream.fold(

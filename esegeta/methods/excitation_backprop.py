@@ -43,7 +43,7 @@ def excitation_backprop(score: Score, place: Names) -> Explain:
     Example:
         >>> import torch, esegeta as eg
         >>> w = torch.tensor([[3., 1., -2.]])
-        >>> score = lambda x: torch.nn.functional.linear(eg.name(2 * x, "layer"), w).sum()
+        >>> score = lambda x: torch.nn.functional.linear(eg.mark(2 * x, "layer"), w).sum()
         >>> excitation_backprop(score, "layer")(torch.ones(1, 3)).tolist()
         [[0.75, 0.25, 0.0]]
 
@@ -82,7 +82,7 @@ def contrastive_excitation_backprop(score: Score, place: Names, *, contrast: str
     Example:
         >>> import torch, esegeta as eg
         >>> w = torch.tensor([[3., 1., -4.]])
-        >>> score = lambda x: torch.nn.functional.linear(eg.name(2 * x, "layer"), w).sum()
+        >>> score = lambda x: torch.nn.functional.linear(eg.mark(2 * x, "layer"), w).sum()
         >>> contrastive_excitation_backprop(score, "layer")(torch.ones(1, 3)).tolist()
         [[0.75, 0.25, 0.0]]
 

@@ -679,7 +679,7 @@ def relevances(
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(torch.relu(2 * x), "hidden") * 3).sum()
+        >>> score = lambda x: (eg.mark(torch.relu(2 * x), "hidden") * 3).sum()
         >>> {k: v.item() for k, v in relevances(score, "zero", torch.tensor([[1., -1.]]), ["hidden"]).items()}
         {'hidden': 6.0}
     """
