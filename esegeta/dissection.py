@@ -330,7 +330,7 @@ def channel_masks(
 
     Example:
         >>> import esegeta as eg
-        >>> model = lambda x: eg.name(torch.cat([x, -x]), "both")
+        >>> model = lambda x: eg.mark(torch.cat([x, -x]), "both")
         >>> on = channel_masks(model, "both", thresholds=torch.tensor([2.0, 0.0]))
         >>> on(torch.tensor([[1., 2., -3.]])).tolist()
         [[False, True, False], [False, False, True]]
@@ -538,7 +538,7 @@ def dissect(
 
     Example:
         >>> import esegeta as eg
-        >>> model = lambda x: eg.name(torch.cat([x, x.flip(-1)]), "both")
+        >>> model = lambda x: eg.mark(torch.cat([x, x.flip(-1)]), "both")
         >>> data = [(x[None], {"bright": x > 0}) for x in torch.eye(4)[:, None].expand(4, 5, 4)]
         >>> found = dissect(model, places="both", permutations=50)(data)
         >>> [(row.channel, round(row.iou, 2)) for row in found.rows()]

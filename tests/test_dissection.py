@@ -20,7 +20,7 @@ from esegeta.zoo.drawn import drawn
 
 def bands(x):
     """A network whose channels are concepts: dark, middle and bright voxels."""
-    return eg.name(torch.cat([(x < -0.3), (x >= -0.3) & (x < 0.5), (x >= 0.5)]).float(), "bands")
+    return eg.mark(torch.cat([(x < -0.3), (x >= -0.3) & (x < 0.5), (x >= 0.5)]).float(), "bands")
 
 
 def an_image(key, shape):
@@ -119,7 +119,7 @@ def test_overlaps_are_those_of_plain_loops_on_layers_of_another_resolution():
 
 def p_values(null, trials, channels=24):
     """Of a network whose channels have nothing to do with the concept."""
-    model = lambda x: eg.name(x[:-1], "all")
+    model = lambda x: eg.mark(x[:-1], "all")
     found = []
     for trial in range(trials):
         x = eg.spatial.blur(eg.random.normal(trial, (8 * (channels + 1), 8, 8)), 1.0)
@@ -148,7 +148,7 @@ def test_the_family_wise_error_is_held():
 
 def test_a_concept_in_the_middle_of_all_images_is_no_proof_unless_it_is_asked_for():
     """A channel that is on in the middle overlaps with a concept there, but not with that of the image."""
-    model = lambda x: eg.name(x[1:], "all")
+    model = lambda x: eg.mark(x[1:], "all")
     middle = torch.zeros(8, 8)
     middle[2:6, 2:6] = 1
     data = []
@@ -196,7 +196,7 @@ def test_label_maps_absent_concepts_and_exciting_images():
         (torch.tensor([[[0.0, k, 1.0], [2.0, 0.5, 0.0]]]), labels if k else 0 * labels)
         for k in (3.0, 0.0, 2.0)
     ]
-    model = lambda x: eg.name(torch.cat([x, -x]), "z")
+    model = lambda x: eg.mark(torch.cat([x, -x]), "z")
     found = dissect(model, places="z", quantile=0.2, permutations=19)(data)
     assert found.concepts == ("1", "2")
     assert found.per_image[1].isnan().all()
@@ -218,7 +218,7 @@ def test_masks_are_cleaned_before_they_are_compared():
     x = torch.zeros(1, 9, 9)
     x[0, 2:6, 2:6], x[0, 8, 8] = 2.0, 3.0
     object = {"object": x[0] == 2}
-    model = lambda x: eg.name(x, "z")
+    model = lambda x: eg.mark(x, "z")
     measured = {
         clean: dissect(model, places="z", quantile=0.1, clean=clean, null="none")(
             [(x, object)] * 2
@@ -278,11 +278,11 @@ GOOD = (X, {"a": torch.zeros(4, 4, dtype=torch.bool)})
 )  # fmt: skip
 def test_bad_data_are_refused(data, text):
     with pytest.raises((ValueError, TypeError), match=text):
-        dissect(lambda x: eg.name(x, "z"), places="z")(data)
+        dissect(lambda x: eg.mark(x, "z"), places="z")(data)
 
 
 def test_bad_settings_are_refused():
-    model = lambda x: eg.name(x, "z")
+    model = lambda x: eg.mark(x, "z")
     for quantile in (0, 1, -0.1, 1.5, True, "1", math.nan):
         with pytest.raises(ValueError, match="expected quantile to be a number between 0 and 1"):
             dissect(model, places="z", quantile=quantile)
@@ -290,7 +290,7 @@ def test_bad_settings_are_refused():
         dissect(model, places="z", null="shuffle")
     with pytest.raises(ValueError, match="at least one place"):
         dissect(model, places=())
-    pooled = lambda x: eg.name(x.mean((1, 2)), "z")
+    pooled = lambda x: eg.mark(x.mean((1, 2)), "z")
     with pytest.raises(ValueError, match="activations with 2 spatial axes at 'z'"):
         dissect(pooled, places="z")([GOOD, GOOD])
     found = dissect(model, places="z")([GOOD, GOOD])
@@ -299,6 +299,6 @@ def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="a channel that was dissected"):
         found.exciting("z", 5)
     with pytest.raises(ValueError, match="finite activations"):
-        dissect(lambda x: eg.name(x / 0, "z"), places="z")([GOOD, GOOD])
+        dissect(lambda x: eg.mark(x / 0, "z"), places="z")([GOOD, GOOD])
     with pytest.raises(ValueError, match="at least 3 different intensities"):
         dissection.tissues(X, torch.ones(4, 4))

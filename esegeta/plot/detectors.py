@@ -26,7 +26,7 @@ def detectors(found: Any, *, title: str | None = None, **asked: Any) -> "Figure"
     Example:
         >>> import torch
         >>> import esegeta as eg
-        >>> model = lambda x: eg.name(x, "all")
+        >>> model = lambda x: eg.mark(x, "all")
         >>> data = [(x[None], {"bright": x > 0}) for x in torch.eye(4)[:, None].expand(4, 5, 4)]
         >>> figure = detectors(eg.dissection.dissect(model, places="all")(data))
         >>> len(figure.axes[0].patches)

@@ -290,7 +290,7 @@ def reader(image: Image, memory: int | None = None) -> Callable[[Path], Tensor]:
         if tuple(data.shape[1:]) != grid:
             expected = f"{path.name} on the grid {grid} of the prepared image"
             advice = "Save it after the same preprocessing, or leave out the steps that change the grid"
-            raise ValueError(check.problem("file", expected, f"shape {tuple(data.shape[1:])}", advice))
+            raise check.refused("file", expected, f"shape {tuple(data.shape[1:])}", advice)
         data = data.to(image.x.device)
         if len(data) == 1 and bool((data == data.round()).all()):
             labels = data[0].long()

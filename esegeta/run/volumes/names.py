@@ -129,8 +129,8 @@ def _first_groups(pattern: str, paths: Sequence[Path]) -> list[str | None]:
         compiled = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         advice = r"Write for example (\d+)"
-        text = check.problem("names.subject", "a regular expression", f"{pattern!r}: {error}", advice)
-        raise ValueError(text) from error
+        got = f"{pattern!r}: {error}"
+        raise check.refused("names.subject", "a regular expression", got, advice) from error
     texts = [path.as_posix() if "/" in pattern else path.name for path in paths]
     if sum(map(pattern.count, "*+?{|")) < 2:
         found = map(compiled.search, texts)
