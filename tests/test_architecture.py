@@ -23,6 +23,7 @@ ORDER = (
     "_facts",
     "engine.progress",
     "engine.memory",
+    "engine.likeness",
     "engine.layout",
     "engine.windows",
     "engine.window_operators",
