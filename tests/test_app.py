@@ -595,13 +595,15 @@ def test_a_trial_tells_the_places_the_classes_and_the_part_under_a_voxel(site):
     found = trial.run(server._trial(site))
     assert found["output"] == [1, 40, 40, 40]
     assert "encoder.2.relu_b" in [place["name"] for place in found["places"]]
-    inside = np.argwhere(summary.components(nibabel.load(site.place / trial.ANSWER).get_fdata() > 0) == 0)
+    answer = nibabel.load(site.place / trial.ANSWER)
+    inside = np.argwhere(summary.components(answer.get_fdata() > 0) == 0)
+    mm = lambda voxel: nibabel.affines.apply_affine(answer.affine, voxel).tolist()
     assert found["parts"]["1"][0] == len(inside) > 1
-    there = trial.part_at(site.place / trial.ANSWER, inside[0].tolist())
-    assert (there["class"], there["part"]) == (1, 0)
-    assert trial.part_at(site.place / trial.ANSWER, [0, 0, 0])["part"] is None
-    with pytest.raises(ValueError, match="a voxel of an image"):
-        trial.part_at(site.place / trial.ANSWER, [0, 0, 99])
+    there = trial.part_at(answer.get_filename(), mm(inside[0]))
+    assert there == {"class": 1, "part": 0, "index": inside[0].tolist()}
+    assert trial.part_at(answer.get_filename(), mm([0, 0, 0]))["part"] is None
+    with pytest.raises(ValueError, match="a place in an image"):
+        trial.part_at(answer.get_filename(), mm([0, 0, 99]))
 
 
 def test_folders_follow_links_before_they_decide(tmp_path):

@@ -5,6 +5,7 @@ kind, its default, its choices, what its docstring says, and, where the function
 """
 
 import functools
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_origin
@@ -24,10 +25,11 @@ from esegeta._registry import (
     Spec,
 )
 from esegeta.run.config import building, catalogue, listing
-from esegeta.run.config.annotations import members, said
+from esegeta.run.config.annotations import members, type_words
 from esegeta.run.config.catalogue import Parameter
 from esegeta.run.config.faults import Collector
 from esegeta.run.config.schema import Method
+from esegeta.run.config.starter import HEAD
 from esegeta.run.jobs import kinds
 from esegeta.run.jobs.dreams import settings as settings_of_dream
 from esegeta.run.jobs.metrics import settings as settings_of_metric
@@ -67,7 +69,8 @@ def kind_of(parameter: Parameter) -> str:
     ['integer', 'text']
     """
     if parameter.name in catalogue.FAMILIES and any(
-        said(one) == "nothing" and one not in (None, types.NoneType) for one in members(parameter.annotation)
+        type_words(one) == "nothing" and one not in (None, types.NoneType)
+        for one in members(parameter.annotation)
     ):
         return "call"
     kinds_ = [one for one in members(parameter.annotation) if one not in (None, types.NoneType)]
@@ -81,10 +84,19 @@ def kind_of(parameter: Parameter) -> str:
     return "value"
 
 
+def plain(text: str) -> str:
+    """Return a docstring without its markup.
+
+    >>> plain("``a`` or :math:`x_1`, see :func:`b`")
+    'a or x_1, see b'
+    """
+    return re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("`", "")
+
+
 def field_of(parameter: Parameter, help: str, depth: int = 0) -> Form:
     """Return a parameter as a field."""
     kind = kind_of(parameter)
-    found: Form = {"name": parameter.name, "kind": kind, "help": help, "required": parameter.required}
+    found: Form = {"name": parameter.name, "kind": kind, "help": plain(help), "required": parameter.required}
     found["words"] = catalogue.wanted(parameter)
     default = None if parameter.required else parameter.default
     if isinstance(default, (bool, int, float, str)) or default is None:
@@ -102,7 +114,7 @@ def field_of(parameter: Parameter, help: str, depth: int = 0) -> Form:
         found["makers"] = [
             {
                 "name": name,
-                "line": listing.first_line(table[name].fn),
+                "line": plain(listing.first_line(table[name].fn)),
                 "fields": [] if depth else fields(maker.parameters.values(), table[name].fn, depth + 1),
             }
             for name, maker in sorted(makers.items())
@@ -132,7 +144,7 @@ def _form(spec: Spec, known: Mapping[str, Parameter]) -> Form:
         "name": spec.name,
         "also": list(spec.also),
         "family": spec.family,
-        "line": listing.first_line(spec.fn),
+        "line": plain(listing.first_line(spec.fn)),
         "paper": spec.paper,
         "origin": spec.origin,
         "fields": fields(known.values(), spec.fn),
@@ -195,16 +207,22 @@ def everything() -> Form:
         "networks": [
             {
                 "name": name,
-                "line": listing.first_line(spec.fn),
+                "line": plain(listing.first_line(spec.fn)),
                 "fields": fields(catalogue.parameters(spec.fn, without=()).values(), spec.fn),
             }
             for name, spec in sorted(NETWORKS.items())
         ],
         "kinds": [
-            {"name": kind.name, "table": kind.table, "many": kind.many, "line": listing.first_line(kind.work)}
+            {
+                "name": kind.name,
+                "table": kind.table,
+                "many": kind.many,
+                "line": plain(listing.first_line(kind.work)),
+            }
             for kind in kinds.known()
         ],
         "presets": presets(offered),
+        "example": str(HEAD),
     }
 
 

@@ -138,6 +138,7 @@ def serve(
                 access_log=False,
             )
         )
+        site.ending = lambda: server.should_exit
         if ready is not None:
             ready(server)
         try:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -67,7 +68,7 @@ class Watch:
 
     def _hear(self, event: dict[str, Any]) -> None:
         self.number += 1
-        self.tally.hear(event)
+        self.tally.on_event(event)
         kind, name = event["event"], event.get("job")
         if kind == "planned":
             self.planned = True
@@ -106,7 +107,6 @@ class Runs:
         self.process: subprocess.Popen[bytes] | None = None
         self.watch: Watch | None = None
         self.message = ""
-        self._count = 0
 
     def of(self, folder: Path) -> Watch:
         """Return what is known of the run in a folder."""
@@ -125,7 +125,6 @@ class Runs:
         for option, values in (("--trust", trust), ("--only", only)):
             words += [part for value in values for part in (option, value)]
         self.message = ""
-        self._count += 1
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "esegeta", *words],
@@ -136,6 +135,8 @@ class Runs:
                 cwd=file.parent,
                 env=os.environ,
             )
+        # Whoever waits for it takes it off the system's list of processes when it ends.
+        threading.Thread(target=self.process.wait, daemon=True).start()
 
     @property
     def log(self) -> Path:
@@ -178,10 +179,6 @@ class Runs:
         """Why a run did not begin, as its process has said."""
         lines = tail(self.log).strip().splitlines()
         return "\n".join(line.removeprefix("esegeta: ") for line in lines[-8:])
-
-    def close(self) -> None:
-        """Let go of the process: it goes on without us."""
-        self.process = None
 
 
 def cancel(folder: Path, ids: Iterable[str]) -> list[str]:

@@ -7,7 +7,6 @@ import json
 import shutil
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ class Site:
     """All that the routes share.
 
     state: the configuration; door: who is let in; place: the private folder; uploads: where what was dropped lies;
-    most: bytes of an upload.
+    most: bytes of an upload; ending: whether the server is about to end, and streams with it.
     """
 
     state: State
@@ -55,7 +54,7 @@ class Site:
     most: int = LARGEST_UPLOAD
     going: runs.Runs = field(init=False)
     busy: threading.Lock = field(default_factory=threading.Lock)
-    closing: bool = False
+    ending: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         self.going = runs.Runs(self.place)
@@ -64,15 +63,8 @@ class Site:
 def app(site: Site) -> ASGIApp:
     """Return the server of a site."""
 
-    @asynccontextmanager
-    async def life(_: Starlette) -> AsyncIterator[None]:
-        yield
-        site.closing = True
-        site.going.close()
-
     inner = Starlette(
         routes=_routes(site),
-        lifespan=life,
         exception_handlers={Exception: _broken, ValueError: _refused, FileNotFoundError: _refused},
     )
     inner.state.site = site
@@ -279,8 +271,10 @@ def _routes(site: Site) -> list[Route]:
         return _answer(await run_in_threadpool(look))
 
     async def voxel(request: Request) -> Response:
-        index = [int(part) for part in request.query_params.get("index", "").split(",")]
-        return _answer(await run_in_threadpool(trial.part_at, site.place / trial.ANSWER, index))
+        if not (site.place / trial.ANSWER).is_file():
+            raise FileNotFoundError("app: expected a trial, got none. Try the network first.")
+        place = [float(part) for part in request.query_params.get("mm", "").split(",")]
+        return _answer(await run_in_threadpool(trial.part_at, site.place / trial.ANSWER, place))
 
     # --- Running ---
 
@@ -351,7 +345,7 @@ def _routes(site: Site) -> list[Route]:
         async def stream() -> AsyncIterator[bytes]:
             known = _Known()
             silent = 0.0
-            while not site.closing:
+            while not site.ending():
                 news = await run_in_threadpool(_news, site, known)
                 if news:
                     silent = 0.0

@@ -4,6 +4,7 @@ This is done by a worker process of the pool, with a limit of time: a network is
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +94,25 @@ def _parts(mask: np.ndarray) -> list[int]:
     return [int(n) for n in sizes[:MOST_PARTS] if n >= _SMALLEST_PART]
 
 
-def part_at(path: Path, index: list[int]) -> dict[str, Any]:
-    """Return the class at a voxel of an answer that was written, and which connected part of that class it is in."""
+def part_at(path: Path, place: Sequence[float]) -> dict[str, Any]:
+    """Return the class at a place of an answer that was written, and which connected part of that class it is in.
+
+    Args:
+        path: of the answer.
+        place: in mm.
+    """
     from nibabel.nifti1 import Nifti1Image
 
-    labels = np.asarray(Nifti1Image.from_filename(path).dataobj)
-    index = index[: labels.ndim]
-    inside = len(index) == labels.ndim and all(0 <= i < n for i, n in zip(index, labels.shape, strict=True))
-    if not inside:
-        expected = f"a voxel of an image of {labels.shape}"
-        raise check.refused("app", expected, str(index), "Click into the image")
+    image = Nifti1Image.from_filename(path)
+    labels = np.asarray(image.dataobj)
+    if len(place) != 3 or not np.isfinite(place).all():
+        raise check.refused("app", "a place in mm", str(list(place)), "Click into the image")
+    affine = np.eye(4) if image.affine is None else image.affine
+    voxel = np.round(np.linalg.solve(affine, [*place, 1.0]))[: labels.ndim]
+    if not all(0 <= i < n for i, n in zip(voxel, labels.shape, strict=True)):
+        expected = f"a place in an image of {labels.shape} voxels"
+        raise check.refused("app", expected, str(list(place)), "Click into the image")
+    index = [int(i) for i in voxel]
     number = int(labels[tuple(index)])
     part = int(summary.components(labels == number)[tuple(index)]) if number else None
     return {"class": number, "part": part, "index": index}
