@@ -75,6 +75,7 @@ ORDER = (
     "transforms",
     "metrics",
     "dissection",
+    "concepts",
     "zoo",
     "conformance",
     "plot",
