@@ -22,7 +22,8 @@ EXPLICIT = {
     "esegeta": (
         *("axioms", "baselines", "conformance", "dreams", "features", "masks", "methods", "metrics"),
         *("models", "noise", "plot"),
-        *("radiomics", "random", "reducers", "rules", "segmentation", "spatial", "transforms", "zoo"),
+        *("radiomics", "random", "reducers", "rules", "segmentation", "spatial", "transforms"),
+        *("uncertainty", "zoo"),
     ),
     "esegeta._registry": ("find_method", "method", "metric", "reducer", "transform"),
     "esegeta.conformance.verify": ("verify",),
