@@ -2,6 +2,7 @@
 from esegeta import axioms as axioms
 from esegeta import baselines as baselines
 from esegeta import conformance as conformance
+from esegeta import dissection as dissection
 from esegeta import dreams as dreams
 from esegeta import features as features
 from esegeta import masks as masks
@@ -111,7 +112,7 @@ from esegeta.models import locality as locality
 from esegeta.placing import activation_and_gradient as activation_and_gradient
 from esegeta.placing import all_places as all_places
 from esegeta.placing import at as at
-from esegeta.placing import name as name
+from esegeta.placing import mark as mark
 from esegeta.placing import nudge as nudge
 from esegeta.placing import places as places
 from esegeta.placing import replace as replace
@@ -160,6 +161,7 @@ __all__ = [
     "deep_lift",
     "deep_lift_reveal_cancel",
     "deep_lift_shap",
+    "dissection",
     "dreams",
     "eigen_cam",
     "eigen_grad_cam",
@@ -206,6 +208,7 @@ __all__ = [
     "lime_fit",
     "locality",
     "lrp",
+    "mark",
     "masks",
     "meaningful_perturbation",
     "method",
@@ -213,7 +216,6 @@ __all__ = [
     "metric",
     "metrics",
     "models",
-    "name",
     "negative",
     "neuron_conductance",
     "noise",

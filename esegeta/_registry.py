@@ -207,13 +207,17 @@ class Registry(dict[str, S], Generic[S]):
 
         return enter
 
+    @property
+    def by_name(self) -> dict[str, S]:
+        """Every member by its name and by its other names."""
+        return {name: spec for spec in self.values() for name in (spec.name, *spec.also)}
+
     def find(self, name: str) -> S:
         """Return the member of that name or of that other name."""
-        for spec in self.values():
-            if isinstance(name, str) and name in (spec.name, *spec.also):
-                return spec
-        names = [n for s in self.values() for n in (s.name, *s.also)]
-        advice = check.nearest(name, names, "The command `esegeta methods` lists them")
+        known = self.by_name
+        if isinstance(name, str) and name in known:
+            return known[name]
+        advice = check.nearest(name, list(known), "The command `esegeta methods` lists them")
         where, expected = f"find_{self.kind}", f"the name of a {self.kind}"
         raise check.refused(where, expected, repr(name), advice)
 
@@ -414,7 +418,8 @@ def _checked(
         if shape != "input" or not isinstance(a, Tensor) or a.shape != x.shape:
             _like_input(name, x, a, shape, place)
         if score is not None:  # a tensor, or several for several places
-            gradient.refuse_dead_score(name, score, x, a if isinstance(a, Tensor) else next(iter(a)))
+            with check.calling(name, inside):
+                gradient.refuse_dead_score(name, score, x, a if isinstance(a, Tensor) else next(iter(a)))
         return a
 
     run.__module__ = explain.__module__
@@ -567,7 +572,8 @@ def method(
             shown = {k: v for k, v in given.arguments.items() if k != first}
             call = f"{name}({', '.join(filter(None, [gradient.name_of(score), settings(shown)]))})"
             tensors = ("x", *refs, *(["key"] if key else []))
-            inside = _PLACES if place else frozenset()  # a score of the user's may tap, too
+            # A score of the user's may tap, too: its errors are its own.
+            inside = frozenset({"gradient"}) | (_PLACES if place else frozenset())
             needed = score if needs == "gradient" else None
             return _checked(
                 name,

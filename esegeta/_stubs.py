@@ -20,7 +20,8 @@ OF_AXIOMS = PATH.parent / "axioms" / "__init__.pyi"
 # Module to what it has that is public but in no registry; of the package itself these are modules.
 EXPLICIT = {
     "esegeta": (
-        *("axioms", "baselines", "conformance", "dreams", "features", "masks", "methods", "metrics"),
+        *("axioms", "baselines", "conformance", "dissection", "dreams", "features", "masks", "methods"),
+        *("metrics",),
         *("models", "noise", "plot"),
         *("radiomics", "random", "reducers", "rules", "segmentation", "spatial", "transforms"),
         *("uncertainty", "zoo"),
@@ -41,7 +42,7 @@ EXPLICIT = {
             "activation_and_gradient",
             "at",
             "all_places",
-            "name",
+            "mark",
             "nudge",
             "places",
             "replace",

@@ -147,7 +147,9 @@ def run(
         changes["output"] = str(output.absolute())
     if workers is not None:
         changes["workers"] = workers
-    _execute(config, changes, dry_run, only, resume, plain, open_, trust)
+    _execute(
+        config, changes=changes, dry=dry_run, only=only, resume=resume, plain=plain, open_=open_, trust=trust
+    )
 
 
 @app.command(
@@ -163,15 +165,12 @@ def report(
     from esegeta.run import pipeline
 
     summary = pipeline.draw(folder, trust=trust or (), progress=True if plain else None)
-    _ended(summary)
-    if open_ and summary.report is not None:
-        import webbrowser
-
-        webbrowser.open(summary.report.absolute().as_uri())
+    _ended(summary, open_=open_)
 
 
 def _execute(
     source: Any,
+    *,
     changes: dict[str, Any] | None = None,
     dry: bool = False,
     only: list[str] | None = None,
@@ -190,11 +189,7 @@ def _execute(
     if dry:
         _plan(summary, config.run.workers)
     else:
-        _ended(summary)
-        if open_ and summary.report is not None:
-            import webbrowser
-
-            webbrowser.open(summary.report.absolute().as_uri())
+        _ended(summary, open_=open_)
     if summary.exit_code:
         raise typer.Exit(summary.exit_code)
 
@@ -245,7 +240,7 @@ def _plan(summary: Any, workers: int) -> None:
         raise typer.Exit(FAILED)
 
 
-def _ended(summary: Any) -> None:
+def _ended(summary: Any, *, open_: bool) -> None:
     from esegeta.run.executors.status import MADE
     from esegeta.run.jobs import marks
 
@@ -272,6 +267,10 @@ def _ended(summary: Any) -> None:
     say(f"{counts or 'Nothing was done'}. Everything is in {summary.folder}.")
     if summary.report is not None:
         say(f"Report: {summary.report}")
+    if open_ and summary.report is not None:
+        import webbrowser
+
+        webbrowser.open(summary.report.absolute().as_uri())
 
 
 @app.command(

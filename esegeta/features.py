@@ -92,7 +92,7 @@ class Partition:
 
 
 @dataclass(frozen=True)
-class Windows:
+class Cover:
     """Parts that may overlap: part (j_0, ..., j_n) hides the product of one profile for each axis.
 
     ``profiles[a]`` is (n_a, length of axis a), in [0, 1]: how much of each element the window hides.
@@ -300,15 +300,15 @@ def labels(map: Tensor) -> Features:
     return features
 
 
-@feature_map(family="regions", example={"segment": lambda x: (x[0] > 0).long(), "most": 2})
-def segments(segment: Callable[[Tensor], Tensor], most: int) -> Features:
+@feature_map(family="regions", example={"segment": lambda x: (x[0] > 0).long(), "count": 2})
+def segments(segment: Callable[[Tensor], Tensor], count: int) -> Features:
     r"""Return regions that depend on the image: found anew in every example.
 
     Args:
         segment: from (C,\*S) to a label map (\*S) with labels from 0, for example
             ``lambda x: esegeta.segmentation.slic(x, 100)``. It may do anything, on plain tensors.
-        most: no label reaches this number. Numbers without a region are parts without elements: they change
-            nothing and are credited with nothing.
+        count: the number of parts; labels are below it. Numbers without a region are parts without elements: they
+            change nothing and are credited with nothing.
 
     Returns:
         ``x -> FeatureMap``.
@@ -319,15 +319,15 @@ def segments(segment: Callable[[Tensor], Tensor], most: int) -> Features:
         [[0, 0, 1, 1]]
     """
     where = "features.segments"
-    most = check.positive_count(where, "most", most)
+    count = check.positive_count(where, "count", count)
 
     def found(x: Tensor) -> Tensor:
         map = check.tensor(where, "the result of segment", segment(x))
         map = _fitted(where, map.to(torch.int64), x)
-        if levels.true_anywhere((map >= most) | (map < -1)):
+        if levels.true_anywhere((map >= count) | (map < -1)):
             raise check.refused(
                 where,
-                f"labels below most = {most}",
+                f"labels below count = {count}",
                 f"labels from {int(map.min())} to {int(map.max())}",
                 "Raise most, or ask for fewer segments",
             )
@@ -336,10 +336,10 @@ def segments(segment: Callable[[Tensor], Tensor], most: int) -> Features:
     def features(x: Tensor) -> Partition:
         x = x.detach()
         if not levels.depth():
-            return Partition(found(x), most)
+            return Partition(found(x), count)
         # A black box goes through every transform; what it sees are plain tensors, one example at a time.
         each = from_module(lambda xs: torch.stack([found(one) for one in xs]).to(xs.dtype))
-        return Partition(each(x).round().to(torch.int64), most)
+        return Partition(each(x).round().to(torch.int64), count)
 
     return features
 
@@ -398,7 +398,7 @@ def windows(
 
     check.flag("windows", "separate", separate)
 
-    def features(x: Tensor) -> Windows:
+    def features(x: Tensor) -> Cover:
         sizes = _lengths("windows", "size", size, spacing, x)
         steps = sizes if stride is None else _lengths("windows", "stride", stride, spacing, x)
         first = torch.eye(len(x), device=x.device) if separate else torch.ones(1, len(x), device=x.device)
@@ -428,7 +428,7 @@ def windows(
                     f"steps of {step} and boxes of {wide} voxels on an axis of {length}{faded}",
                     "Choose a stride of at most the size; features.within looks at a region only",
                 )
-        return Windows(tuple(profiles))
+        return Cover(tuple(profiles))
 
     if fade is not None and not check.non_negative("windows", "fade", fade):
         raise check.refused("windows", "fade > 0", repr(fade), "0.25 is usual")
@@ -460,12 +460,12 @@ def within(features: Features, mask: Tensor) -> Features:
     def restricted(x: Tensor) -> FeatureMap:
         found = features(x)
         inside = _fitted(where, mask, x)
-        if isinstance(found, Windows):
+        if isinstance(found, Cover):
             axes = range(1, x.ndim)
             edges = [inside.any(dim=tuple(a for a in range(x.ndim) if a != axis)) for axis in axes]
             near = [(p * e).any(1) for p, e in zip(found.profiles[1:], edges, strict=True)]
             kept = [p[n] for p, n in zip(found.profiles[1:], near, strict=True)]
-            return Windows((found.profiles[0], *kept))
+            return Cover((found.profiles[0], *kept))
         assert isinstance(found, Partition)
         inside_labels = torch.where(inside, found.labels, -1)
         if levels.wrapped(inside_labels):

@@ -106,7 +106,7 @@ PATHS = (
     ),
     Mutant(
         "intervals weigh as much as both of their ends",
-        "esegeta.partition",
+        "esegeta.subdivision",
         "return (_touching(self) * self.lengths / 2).sum(1)",
         "return (_touching(self) * self.lengths).sum(1)",
         "the trapezoid without its half",

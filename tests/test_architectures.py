@@ -267,7 +267,7 @@ def few(spec: Any, x: Tensor) -> dict[str, Any]:
         "steps": 2,
         "samples": 4,
         "features": eg.features.grid(half),
-        "most": 16,
+        "max_runs": 16,
         "cells": 2,
     }
     if spec.name in ("occlusion", "gaussian_occlusion"):

@@ -195,11 +195,11 @@ def test_the_number_of_pieces_is_limited():
     places = torch.arange(1, 30).double() / 30
     score = lambda z: torch.relu(z[0, 0] - places).sum()
     x = torch.ones(1, 1).double()
-    assert len(exact.slopes(score, x, 0 * x, most=60)) == 30
+    assert len(exact.slopes(score, x, 0 * x, max_pieces=60)) == 30
     with pytest.raises(ValueError, match="more than 20 pieces"):
-        exact.slopes(score, x, 0 * x, most=20)
-    with pytest.raises(ValueError, match="expected most to be an int >= 1, got 0"):
-        exact.slopes(score, x, 0 * x, most=0)
+        exact.slopes(score, x, 0 * x, max_pieces=20)
+    with pytest.raises(ValueError, match="expected max_pieces to be an int >= 1, got 0"):
+        exact.slopes(score, x, 0 * x, max_pieces=0)
 
 
 def slow_shapley(score, x, baseline, labels):

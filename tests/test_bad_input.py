@@ -179,7 +179,7 @@ def a_key_is_needed(subject):
 
 @every(0, -3, 2.5, 4.0, True, "8", None, 10**30)
 def numbers_of_steps_are_whole_and_positive(subject, value):
-    for name in {"steps", "samples", "most"} & set(METHODS[subject.name].example):
+    for name in {"steps", "samples", "max_runs"} & set(METHODS[subject.name].example):
         with refused(ValueError, subject.name, rf"{name} to be an int >= \d", re.escape(repr(value))):
             built(METHODS[subject.name], {name: value})(square)
 
@@ -247,7 +247,7 @@ def places_are_asked_for_by_the_method(subject):
             method(square, place, **settings)
     with refused(TypeError, subject.name, "a place of the score", "none", "esegeta.places"):
         method(square, **settings)
-    rewritten = lambda z: eg.name(torch.relu(z), "copy").sum()
+    rewritten = lambda z: eg.mark(torch.relu(z), "copy").sum()
     with refused(ValueError, subject.name, "a place of this score", "'coyp'", ""):
         method(rewritten, "coyp", **settings)(TWO, *defaults(subject, TWO), **subject.extra())
 
@@ -333,7 +333,7 @@ def a_count_is_refused_at_once(subject):
 
 @differentiating(lambda z: square(z).detach(), lambda z: (z > 1).float().sum(), lambda z: torch.ones(()))
 def a_score_that_is_cut_off_is_refused(subject, score):
-    with refused(ValueError, "gradient", "differentiable operations", "identically zero", "soft_count"):
+    with refused(ValueError, subject.name, "differentiable operations", "identically zero", "soft_count"):
         run(subject, score, TWO)
 
 
@@ -451,7 +451,7 @@ def test_transforms_take_explanations(name):
 
 
 def test_what_is_done_to_values_is_done_at_every_place():
-    score = lambda x: (eg.name(2 * x, "a") * eg.name(-x, "b")).sum()
+    score = lambda x: (eg.mark(2 * x, "a") * eg.mark(-x, "b")).sum()
     maps = eg.absolute(eg.layer_gradient(score, ["a", "b"]))(TWO)
     assert [a.tolist() for a in maps] == [[[1.0, 2.0]], [[2.0, 4.0]]]
 

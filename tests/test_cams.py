@@ -384,19 +384,19 @@ def test_shapley_cam_of_a_smoothed_score_has_a_second_order():
 
 
 def test_a_constant_channel_weighs_nothing_in_score_cam():
-    score = lambda x: eg.name(torch.cat([x, torch.full_like(x, 5.0), -x]), "layer")[0].sum()
-    alone = lambda x: eg.name(torch.cat([x, -x]), "layer")[0].sum()
+    score = lambda x: eg.mark(torch.cat([x, torch.full_like(x, 5.0), -x]), "layer")[0].sum()
+    alone = lambda x: eg.mark(torch.cat([x, -x]), "layer")[0].sum()
     x, b = torch.tensor([[1.0, 2.0, 4.0]]), torch.zeros(1, 3)
     for weights in ("softmax", "increase", "linear"):
         with_it = eg.score_cam(score, "layer", weights=weights)(x, b)
         assert torch.allclose(with_it, eg.score_cam(alone, "layer", weights=weights)(x, b))
-    flat = lambda x: (eg.name(0 * x + 3, "layer") + x).sum()
+    flat = lambda x: (eg.mark(0 * x + 3, "layer") + x).sum()
     for weights in ("softmax", "increase", "linear"):
         assert torch.equal(eg.score_cam(flat, "layer", weights=weights)(x, b), torch.zeros(1, 3))
 
 
 def test_the_softmax_of_large_scores_stays_finite():
-    score = lambda x: 1e30 * eg.name(torch.cat([x, -x]), "layer")[0].sum()
+    score = lambda x: 1e30 * eg.mark(torch.cat([x, -x]), "layer")[0].sum()
     x = torch.tensor([[1.0, 2.0, 4.0]])
     made = eg.score_cam(score, "layer")(x, torch.zeros(1, 3))
     assert torch.equal(made, x)
@@ -404,7 +404,7 @@ def test_the_softmax_of_large_scores_stays_finite():
 
 def test_grad_cam_plus_plus_neither_over_nor_underflows():
     for scale in (1e-25, 1e25):
-        score = lambda x, s=scale: (s * eg.name(1 * x, "layer")).sum()
+        score = lambda x, s=scale: (s * eg.mark(1 * x, "layer")).sum()
         x = torch.tensor([[1.0, 2.0]]) / scale
         # With s the gradient and 3 / s the sum of the channel: two voxels of s / (2 + 3).
         made = eg.grad_cam_plus_plus(score, "layer")(x)
@@ -419,7 +419,7 @@ def test_random_weights_belong_to_the_key():
     assert torch.equal(one, eg.random_cam(look.score, "bottom")(look.x, key=torch.tensor(3)))
     assert not torch.allclose(one, explain(look.x, key=4))
     keys = torch.arange(200)
-    slope = vmap(lambda k: eg.random_cam(lambda x: eg.name(1 * x, "a").sum(), "a")(torch.ones(1, 1), key=k))
+    slope = vmap(lambda k: eg.random_cam(lambda x: eg.mark(1 * x, "a").sum(), "a")(torch.ones(1, 1), key=k))
     w = slope(keys).flatten()
     assert (w.abs() <= 1).all()
     assert abs(float(w.mean())) < 0.15
@@ -428,7 +428,7 @@ def test_random_weights_belong_to_the_key():
 
 def test_the_sign_of_a_component_is_definite():
     for turn in (1, -1):
-        score = lambda x, turn=turn: (eg.name(turn * torch.cat([x, 3 * x, x**2 / 9]), "layer")).sum()
+        score = lambda x, turn=turn: (eg.mark(turn * torch.cat([x, 3 * x, x**2 / 9]), "layer")).sum()
         x = torch.tensor([[1.0, -2.0, 4.0, 0.5]])
         made = eg.eigen_cam(score, "layer")(x)
         middle = turn * torch.cat([x, 3 * x, x**2 / 9]).mean(0)
@@ -439,7 +439,7 @@ def test_the_sign_of_a_component_is_definite():
 
 
 def test_dead_channels_do_no_harm():
-    dead = lambda x: eg.name(torch.cat([x, 0 * x, 0 * x, -x.square()]), "layer").square().sum()
+    dead = lambda x: eg.mark(torch.cat([x, 0 * x, 0 * x, -x.square()]), "layer").square().sum()
     x = torch.tensor([[1.0, 2.0, -4.0]])
     for name in CAMS:
         spec = METHODS[name]
@@ -450,7 +450,7 @@ def test_dead_channels_do_no_harm():
 
 @pytest.mark.parametrize("name", ["eigen_cam", "eigen_grad_cam", "seg_eigen_cam"])
 def test_components_have_derivatives_beside_dead_channels(name):
-    dead = lambda x: eg.name(torch.cat([x, 0 * x, 0 * x, x.square() / 3, x.sin()]), "layer").square().sum()
+    dead = lambda x: eg.mark(torch.cat([x, 0 * x, 0 * x, x.square() / 3, x.sin()]), "layer").square().sum()
     x = torch.tensor([[1.0, 2.0, -4.0]], dtype=torch.float64)
     v = torch.tensor([[0.3, -1.0, 0.5]], dtype=torch.float64)
     run = METHODS[name].fn(dead, "layer")
@@ -525,7 +525,7 @@ def test_batches_are_the_single_ones(name):
 def test_channels_are_streamed(name):
     """A run for each of 64 channels, but never 64 images or 64 activations at once."""
     kernel = torch.ones(64, 1, 1, 1)
-    score = lambda x: eg.name(torch.nn.functional.conv2d(x[None, :, ::4, ::4], kernel)[0], "layer").sum()
+    score = lambda x: eg.mark(torch.nn.functional.conv2d(x[None, :, ::4, ::4], kernel)[0], "layer").sum()
     x = torch.zeros(1, 128, 128)
     held = eg.forecast(METHODS[name].fn(score, "layer"), x, *[x] * len(METHODS[name].refs))
     assert held < 64 * x.numel() * x.element_size() / 2
@@ -592,7 +592,7 @@ def test_no_class_activation_map_without_an_average():
 )
 def test_settings_are_checked(make, text):
     with pytest.raises(ValueError, match=text):
-        make(lambda x: eg.name(1 * x, "a").sum())
+        make(lambda x: eg.mark(1 * x, "a").sum())
 
 
 def test_other_names():
@@ -627,7 +627,7 @@ def test_fusion_is_the_loop(ndim, by):
 
 
 def test_a_map_that_is_positive_nowhere_stays_zero():
-    score = lambda x: -eg.name(1 * x, "a").sum()
+    score = lambda x: -eg.mark(1 * x, "a").sum()
     x = torch.tensor([[1.0, 2.0]])
     assert torch.equal(fuse(eg.grad_cam(score, "a"))(x), torch.zeros(1, 2))
 
@@ -641,7 +641,7 @@ def test_fusion_passes_keys_on():
 
 
 def test_fusion_refuses_what_it_cannot_combine():
-    score = lambda x: eg.name(torch.cat([x, x]), "a").sum()
+    score = lambda x: eg.mark(torch.cat([x, x]), "a").sum()
     for wrong in (None, [], [3], "grad_cam"):
         with pytest.raises(TypeError, match="fuse: expected an explanation"):
             fuse(wrong)
@@ -741,5 +741,5 @@ def test_batches_and_several_places_are_warned_of_once():
 
 
 def test_the_means_of_a_gradient_that_is_zero_are_not_warned_of():
-    score = lambda x: eg.name(2 * x, "layer").relu().sum()
+    score = lambda x: eg.mark(2 * x, "layer").relu().sum()
     assert warned(eg.grad_cam(score, "layer"), -torch.ones(2, 5)) == ([], [])

@@ -113,7 +113,7 @@ def test_many_samples_of_a_linear_score_are_exact_too():
     score = lambda z: (w * z).sum()
     close(eg.kernel_shap(score, samples=100)(x, b, key=0), w * (x - b))
     close(eg.lime(score, samples=100, ridge=1e-12)(x, b, key=0), w * (x - b), tolerance=1e-8)
-    close(eg.partition_shap(score, most=30**2)(x, b), w * (x - b))
+    close(eg.partition_shap(score, max_runs=30**2)(x, b), w * (x - b))
     shares = (w * (x - b)).square() / (w * (x - b)).square().sum()
     assert (eg.sobol_attribution(score, samples=1024)(x, b, key=0) - shares).abs().max() < 0.02
 
@@ -247,7 +247,7 @@ def test_owen_values_are_complete_with_any_number_of_runs(most):
         return score(z)
 
     with eg.execution(chunk=1):
-        a = eg.partition_shap(counted, most=most)(x, b)
+        a = eg.partition_shap(counted, max_runs=most)(x, b)
     close(a.sum(), score(x) - score(b))
     assert len(runs) <= most
     assert len(runs) >= min(most - 1, 100)
@@ -257,17 +257,17 @@ def test_owen_values_split_first_what_is_worth_most():
     x = torch.zeros(1, 64, dtype=torch.float64)
     x[0, 37] = 1
     # What surrounds it splits it 1, 2, 4... 32 times, in rounds of 1, 4 and then 16; all 64 would take 2730 runs.
-    close(eg.partition_shap(lambda z: z.sum(), most=2 + 2 * (1 + 4 + 5 * 16))(x, 0 * x), x)
-    assert eg.partition_shap(lambda z: z.sum(), most=8)(x, 0 * x)[0, 32:48].sum() == pytest.approx(1)
+    close(eg.partition_shap(lambda z: z.sum(), max_runs=2 + 2 * (1 + 4 + 5 * 16))(x, 0 * x), x)
+    assert eg.partition_shap(lambda z: z.sum(), max_runs=8)(x, 0 * x)[0, 32:48].sum() == pytest.approx(1)
 
 
 def test_owen_values_with_all_runs_are_linear_and_know_what_changes_nothing():
     (one, x, b), (two, _, _) = game(6), game(6, key=9)
     idle = lambda z: one(torch.where(torch.arange(6) == 4, 0.0, z))
-    explain = eg.partition_shap(idle, most=100)
+    explain = eg.partition_shap(idle, max_runs=100)
     ignored = (torch.arange(6) == 4)[None]
     assert float(eg.axioms.dummy(explain, ignored)(x, b)) < 1e-12
-    assert float(eg.axioms.linearity(partial(eg.partition_shap, most=100), one, two)(x, b)) < 1e-10
+    assert float(eg.axioms.linearity(partial(eg.partition_shap, max_runs=100), one, two)(x, b)) < 1e-10
 
 
 def test_a_box_is_halved_along_its_longest_axis():

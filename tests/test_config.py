@@ -55,6 +55,34 @@ def of_method(table, **method):
     return only(table, methods=[method])
 
 
+def test_what_is_built_within_a_table_is_told_beside_the_rest(plain):
+    """A function asked for by name is made while the table is looked at: its own complaint has its own path."""
+    made = {"name": "smooth", "sigma": -1}
+    found = faults(
+        plain,
+        methods=[
+            {"name": "occlusion", "parameters": {"size": 4, "fill": "nothing"}},
+            {
+                "name": "extremal_perturbation",
+                "baseline": "zero",
+                "parameters": {"mask": made, "stride": 3},
+            },
+        ],
+    )
+    assert [line.partition(": ")[0] for line in found] == [
+        "methods[0].parameters.fill",
+        "methods[0].baseline",
+        "methods[1].parameters.mask",
+        "methods[1].parameters.stride",
+    ]
+
+
+def test_a_baseline_for_all_takes_the_size_of_voxels_from_the_image(plain):
+    blurred = {"name": "blurred", "sigma": 2, "spacing": "input"}
+    found = config.load({**plain, "methods": [{"name": "ig"}], "run": {"baseline": blurred}})
+    assert found.methods[0].baseline == [schema.Call(**blurred)]
+
+
 # --- Reading and completing -------------------------------------------------------------------------------
 
 
@@ -435,9 +463,9 @@ def test_a_worker_refuses_what_a_file_is_refused_for(plain, method, said):
     assert said in of_method(plain, **method)
     target = schema.Target(name="one", parameters={"target": 1})
     model, x = from_module(small_unet(ndim=2)), torch.rand(1, 8, 8)
-    made = building.score(target, model, x)
+    made = building.score(target, model, x, catalogue.Context())
     with pytest.raises((ValueError, TypeError)) as caught:
-        building.explanation(schema.Method.model_validate(method), made, x)
+        building.explanation(schema.Method.model_validate(method), made, x, catalogue.Context())
     assert said in str(caught.value)
     assert is_refusal(caught.value)
 
@@ -448,8 +476,9 @@ def test_a_worker_refuses_what_a_file_is_refused_for(plain, method, said):
 def test_a_target_is_built_in_earnest_as_it_is_checked(plain, changes):
     table = {"name": "one", "class": 1, **changes}
     told = only(plain, targets=[table])
+    target, x = schema.Target.model_validate(table), torch.rand(2, 4, 4)
     with pytest.raises(Refused) as caught:
-        building.score(schema.Target.model_validate(table), lambda x: x, torch.rand(2, 4, 4))
+        building.score(target, lambda x: x, x, catalogue.Context(), "target one")
     assert str(caught.value).removeprefix("target one") == told.removeprefix("targets[0]")
 
 
@@ -628,8 +657,9 @@ def net():
 
 def built(table, x, model, **more):
     found = config.load(table)
-    score = building.score(found.targets[0], model, x, **more)
-    return score, building.explanation(found.methods[0], score, x, key=7, **more)
+    context = catalogue.Context(key=7, **more)
+    score = building.score(found.targets[0], model, x, context)
+    return score, building.explanation(found.methods[0], score, x, context)
 
 
 def test_an_entry_is_built_as_a_script_would(plain, net):
@@ -746,7 +776,7 @@ def test_every_method_with_its_example_runs_as_configured(plain, net):
         "xrai",
     )
     for name in quick:
-        spec = catalogue.methods_by_name()[name]
+        spec = METHODS.find(name)
         entry = {
             "name": name,
             "parameters": {k: v for k, v in spec.example.items() if isinstance(v, (int, float, str))},

@@ -54,7 +54,8 @@ def test_every_entry_is_translated_or_has_a_reason(layout, image):
     for name in [*ENTRIES, "lime_segmentation"]:
         if name in DREAMS:
             assert name not in ids
-            assert ": not translated: it makes an image" in note_of(done, name)
+            (dream,) = [d for d in done.config["dreams"] if d["id"] == name]
+            assert note_of(done, name).startswith(f"{name}: [[dreams]], recipe {dream['recipe']};")
         else:
             (method,) = [m for m in done.config["methods"] if m["id"] == name]
             assert method["name"] in METHODS
@@ -187,7 +188,7 @@ def test_maps_of_layers_are_not_averaged_over_patches(image):
     assert "patches" not in translated(whole, image).config
 
 
-def test_metrics_and_signs_and_dreams_are_kept(image):
+def test_metrics_and_signs_are_kept(image):
     whole = all_used("Seg_3d")
     whole["methods"][0].update(uncertainity_metrics=True, sign="all")
     whole["methods"][1].update(uncertainity_cascading=2)
@@ -203,8 +204,6 @@ def test_metrics_and_signs_and_dreams_are_kept(image):
     assert "Asked for: 'all' of captum_Saliency; 'positive' of" in note_of(
         done, "sign, visualize_method, show_colorbar"
     )
-    assert "It asked for " in note_of(done, "cnn_vis_DeepDream")
-    assert "Conv5.conv" in note_of(done, "cnn_vis_DeepDream")
     for entry in whole["methods"]:
         entry["uncertainity_metrics"] = True
     for entry in whole["explain_methods"]:
@@ -215,6 +214,43 @@ def test_metrics_and_signs_and_dreams_are_kept(image):
         entry["uncertainity_metrics"] = not entry["use"]
     whole["explain_methods"] = []
     assert "metrics" not in translated(whole, image).config  # of entries that are not used
+
+
+def test_what_dreams_were(image):
+    done = translated(all_used("Seg_3d"), image)
+    dreams = {d["id"]: d for d in done.config["dreams"]}
+    assert dreams.keys() == DREAMS
+    deep = dreams["cnn_vis_DeepDream"]
+    assert deep["objective"] == {"name": "channel", "place": "Conv5.conv", "channel": 5}
+    assert deep["parameters"] == {"steps": 250, "rate": 12.0}
+    # Grey values from 180 to 200, divided by 255, less 0.485, divided by 0.229.
+    assert deep["mean"] == pytest.approx((190 / 255 - 0.485) / 0.229, abs=1e-4)
+    assert deep["sigma"] == pytest.approx(20 / 12**0.5 / 255 / 0.229, abs=1e-4)
+    assert "past its skip connections" in note_of(done, "cnn_vis_DeepDream")
+    layer = dreams["cnn_vis_layer_visualization"]
+    assert layer["objective"]["place"] == "Conv5.conv.0"
+    assert (layer["recipe"], layer["parameters"]) == ("layer_visualisation", {"steps": 30})
+    lucent = dreams["lucent_render_vis"]
+    assert lucent["objective"] == {"name": "channel", "place": "Conv3.conv", "channel": 0}
+    assert lucent["parameters"] == {"steps": 512, "bounds": [0.0, 1.0], "pad": 0}
+    assert "depth was taken for channels" in note_of(done, "lucent_render_vis")
+    flat = translated(all_used("Seg_2d"), image)
+    flat = {d["id"]: d for d in flat.config["dreams"]}
+    assert "pad" not in flat["lucent_render_vis"]["parameters"]
+
+
+def test_dreams_that_make_no_sense_are_listed(image):
+    entry = {"method_name": "lucent_render_vis", "use": True, "keywords": {"layer": "Conv3_conv"}}
+    no_layer = {"method_name": "cnn_vis_DeepDream", "use": True, "keywords": {}}
+    unused = {"method_name": "cnn_vis_DeepDream", "use": False, "keywords": {"layer": "a"}}
+    twice = {"method_name": "cnn_vis_layer_visualization", "use": True, "keywords": {"layer": "a"}}
+    done = convert.convert({"methods": [entry, no_layer, unused, twice, twice]})
+    assert done.notes[0].startswith("lucent_render_vis: not translated: its keywords are not those")
+    assert done.notes[1] == "cnn_vis_DeepDream: not translated: its keywords name no layer."
+    assert done.notes[2].endswith("left out: it had use = false.")
+    ids = ["cnn_vis_layer_visualization", "cnn_vis_layer_visualization-2"]
+    assert [dream["id"] for dream in done.config["dreams"]] == ids
+    assert done.notes[-1] == "methods: a run explains its images by at least one: add a table [[methods]]."
 
 
 def test_two_entries_of_a_name_get_two_ids(image):
@@ -228,6 +264,7 @@ def test_every_rule_leads_to_a_method():
     for name, rule in original.RULES.items():
         made = rule(original.Old({**ENTRIES.get(name, {}), "layer": "a"}, True))
         assert made.fields["name"] in METHODS, name
+    assert original.DREAMS.keys() == DREAMS
 
 
 @pytest.mark.parametrize(

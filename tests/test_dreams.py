@@ -156,6 +156,32 @@ def test_style_is_the_kernel_distance_of_all_voxels_and_needs_places_to_see_form
     assert regularisers.style(template)(shuffled).item() > 1e-3
 
 
+@pytest.mark.parametrize("shape", [(2, 9), (1, 7, 6), (1, 5, 4, 3)])
+def test_the_style_of_a_large_image_is_that_of_means_and_felt_by_every_voxel(shape):
+    template, x = draw(*shape, seed=2), draw(*shape, seed=3)
+    few = regularisers.style(template, samples=8)
+    assert few(template).item() == pytest.approx(0, abs=1e-12)
+    down = torch.func.grad(few)(x)
+    assert float(down.abs().min()) > 0
+    # Of a box the penalty sees the mean alone.
+    width = next(w for w in range(1, 9) if math.prod(-(-n // w) for n in shape[1:]) <= 8)
+    first = (slice(None), *(slice(0, width) for _ in shape[1:]))
+    moved = x.clone()
+    moved[first] = x[first].flatten(1).mean(1).reshape(-1, *(1,) * (len(shape) - 1))
+    assert alike(few(moved), few(x), units=64)
+    if math.prod(shape[1:]) > 8:
+        assert not torch.equal(moved, x)
+
+
+def test_regularisers_of_a_recipe_leave_something_of_a_volume_of_any_size():
+    for size in (6, 24):
+        model = network(3)
+        start = 0.01 * draw(1, size, size, size)
+        found = recipes.natekar(objectives.channel(model, "1", 0), start, steps=8, jitter=1)(key=2)
+        assert float(found.image.std()) > 0.03, size
+        assert found.value > objectives.channel(model, "1", 0)(start)
+
+
 def test_a_relative_weight_is_a_ratio_of_gradients():
     w = draw(1, 4)
     start = torch.zeros(1, 4, dtype=torch.float64)
@@ -396,11 +422,17 @@ def test_bad_input_is_refused_in_words():
     model = network(2)
     x = torch.zeros(1, 6, 6, dtype=torch.float64)
     magnitude = torch.ones(1, 5, 5)
+    unet = eg.from_module(eg.zoo.small_unet(2))
     cases = [
         (lambda: dreams.ascend(objectives.channel(model, "layer9", 0), x)(), "layer9"),
         (lambda: dreams.ascend(objectives.channel(model, "0", 9), x)(), "channel from 0 to 3"),
         (lambda: dreams.ascend(objectives.neuron(model, "0", 0, index=[9, 9]), x)(), "index into a grid"),
         (lambda: dreams.ascend(objectives.direction(model, "0", torch.ones(3)), x)(), "vector of 4"),
+        (
+            lambda: dreams.ascend(objectives.channel(unet, "encoder.relu", 0), x.repeat(2, 1, 1).float())(),
+            "start (C,*S) that the objective takes, got one of shape (2, 6, 6)",
+        ),
+        (lambda: dreams.ascend(lambda x: (x * torch.ones(5)).sum(), x)(), "the size that the network takes"),
         (lambda: dreams.ascend(lambda x: x, x)(), "value of shape"),
         (lambda: dreams.ascend(lambda x: x.sum(), x, steps=0), "steps"),
         (lambda: dreams.ascend(lambda x: x.sum(), x, record=[500]), "from 0 to 256"),
@@ -420,7 +452,7 @@ def test_bad_input_is_refused_in_words():
         (lambda: dreams.spectrum([]), "at least one image"),
         (lambda: dreams.spectrum([x, x[:, :5]]), "one shape"),
         (lambda: regularisers.style(x)(x[:, :5]), "shape of the template"),
-        (lambda: objectives.representation(lambda x: eg.name(0 * x, "none"), "none", x), "answers to"),
+        (lambda: objectives.representation(lambda x: eg.mark(0 * x, "none"), "none", x), "answers to"),
         (lambda: distortions.rotation()(x[:, 0], 1), "two or three axes"),
     ]
     for call, words in cases:
@@ -428,6 +460,15 @@ def test_bad_input_is_refused_in_words():
             call()
         assert words in str(caught.value), str(caught.value)
         assert ": expected " in str(caught.value), words
+
+
+def test_a_dream_on_a_size_that_the_rest_of_the_network_refuses_is_quiet(capfd):
+    model = eg.from_module(eg.zoo.small_unet(2))
+    start = 0.1 * draw(1, 15, 15, dtype=torch.float32)  # which cannot be halved and doubled
+    found = dreams.ascend(objectives.channel(model, "encoder.conv", 0), start, steps=2)()
+    assert found.taken.item() == 2
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
 
 
 # --- analysis ---

@@ -17,7 +17,10 @@ FOLDER = Path(__file__).parents[1] / "benchmarks" / "experiments"
 @pytest.fixture(scope="module")
 def scripts():
     """The scripts as modules, which find each other in their own folder."""
-    names = ("_common", "inform", "train_torchesegeta", "torchesegeta")
+    names = (
+        *("_common", "inform", "train_torchesegeta", "torchesegeta"),
+        *("train_couteaux", "couteaux", "preimages"),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         found = {name: importlib.import_module(name) for name in names}
@@ -170,3 +173,86 @@ def test_a_deformation_moves_image_and_mask_together(scripts):
     moved, mask = scripts["train_torchesegeta"].deformed(x, x, np.random.default_rng(0))
     assert 0.005 < (mask != x).float().mean() < 0.2
     assert ((moved > 0.5) == (mask > 0)).all()
+
+
+def test_a_marking_lies_in_its_object_and_its_filter_answers_to_it(scripts):
+    train, couteaux = scripts["train_couteaux"], scripts["couteaux"]
+    (x, mask), (y, same) = train.marked(5, 1), train.marked(5, 0)
+    assert torch.equal(mask, same)
+    assert ((x - y)[0] != 0)[~mask].sum() == 0
+    assert couteaux.characteristic(x) > 2 * couteaux.characteristic(y)
+    assert couteaux.characteristic(x) > 1.5 * couteaux.characteristic(x.flip(2))  # of 135 degrees, not of 45
+
+
+def test_the_gate_of_the_marking_is_that_of_the_shipped_networks(scripts):
+    train = scripts["train_couteaux"]
+    clean = [train.marked(key, 0) for key in range(20)]
+    plain, whole = (train.dice(train.load(f"marked_{chance}_0"), clean) for chance in (0, 100))
+    assert plain > 0.8
+    assert whole < plain / 2
+
+
+def test_verdicts_on_dreams_follow_the_numbers(scripts):
+    couteaux = scripts["couteaux"]
+    row = lambda chance, dice, end: {"chance": chance, "seed": 0, "dice": dice, "curves": [[0.0, end]] * 3}
+    falling = [row(c, 0.9 - 0.009 * c, 1 + 0.01 * c) for c in (0, 20, 40, 60, 80, 100)]
+    rho, p = couteaux.correlation(falling)
+    assert rho == pytest.approx(-1)
+    assert p < 0.01
+    rows = {
+        kind: {"values": {key: [[0.0, v], [0.0, v + 0.1]] for key in couteaux.SHAPES}}
+        for kind, v in (("dark", 3.0), ("faint", 1.0), ("elongated", 2.0))
+    }
+    told = couteaux.sentences({"rows": falling}, {"rows": rows})
+    assert ["**holds**" in t for t in told[1:]] == [True, True, False]
+    assert "**does not hold**" in told[3]  # elongated ones are rounder here than faint ones
+    unlearnt = [row(c, 0.7, 1 + 0.01 * c) for c in (0, 100)]
+    told = couteaux.sentences({"rows": unlearnt}, {"rows": rows})
+    assert "**failed**" in told[0]
+    assert not any("relies" in t or "rely" in t for t in told[1:])
+
+
+@pytest.mark.slow
+def test_dreams_of_networks_are_analysed(scripts, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["couteaux.py", "--quick", "--folder", str(tmp_path)])
+    scripts["couteaux"].main()
+    page = (tmp_path / "experiments" / "couteaux.md").read_text()
+    assert "rank correlation of the Dice without markings" in page
+    assert len(list((tmp_path / "images").glob("*.png"))) == 3
+
+
+def test_measures_of_preimages(scripts):
+    preimages = scripts["preimages"]
+    wave = lambda f: torch.cos(2 * torch.pi * f * torch.arange(16.0)).expand(1, 16, 16, 16).clone()
+    assert preimages.fine(wave(0.125)) == pytest.approx(0, abs=1e-6)
+    assert preimages.fine(wave(0.375) + 5) == pytest.approx(1, abs=1e-6)  # the mean does not count
+    noise = eg.random.normal(1, (1, 16, 16, 16))
+    assert np.allclose(preimages.curve(noise), 1, atol=0.5)
+    assert preimages.rough(noise) == pytest.approx(2 / np.pi**0.5, rel=0.1)
+    assert preimages.alike(noise, 2 * noise + 1) == pytest.approx(1, abs=1e-5)
+    x, template = preimages.images(16)
+    assert x.shape == template.shape == (1, 16, 16, 16)
+    row = {"place": "a", "channel": 1}
+    pairs = [
+        {**row, "way": w, "fine": v + 0.01 * i}
+        for w, v in (("plain", 0.6), ("regularised", 0.2))
+        for i in range(4)
+    ]
+    sweeps = [
+        {**row, "what": what, "amount": a, "fine": 0.5, "rough": 1 - 0.5 * bool(a) + 0.01 * i, "alike": 0.1}
+        for what, amounts in preimages.SWEEPS.items()
+        for a in amounts
+        for i in range(4)
+    ]
+    told = preimages.sentences({"rows": pairs}, {"rows": sweeps})
+    says = ["holds", "undecided", "holds", "undecided"]
+    assert all(f"**{word}**" in line for word, line in zip(says, told, strict=True))
+
+
+@pytest.mark.slow
+def test_preimages_are_dreamed(scripts, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["preimages.py", "--quick", "--folder", str(tmp_path)])
+    scripts["preimages"].main()
+    page = (tmp_path / "experiments" / "preimages.md").read_text()
+    assert page.count(" here. ") == 4
+    assert len(list((tmp_path / "images").glob("*.png"))) == 3

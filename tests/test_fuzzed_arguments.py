@@ -106,7 +106,7 @@ def test_methods(name):
     if spec.needs != "activation":
         tried(lambda junk: built(spec, few)(lambda z: junk)(X, *refs, **extra), "what a score returns")
     if spec.place:
-        score = lambda z: (eg.name(z + 0 * torch.relu(z), "copy") ** 2).sum()
+        score = lambda z: (eg.mark(z + 0 * torch.relu(z), "copy") ** 2).sum()
         tried(lambda junk: spec.fn(score, junk, **few)(X, *refs, **extra), "place")
     for p in static(spec.fn, 1 + spec.place):
         if p != "steps":  # so many steps that they take for ever are no error

@@ -60,7 +60,7 @@ def test_a_place_that_is_none_is_refused(spec, place, text):
 def test_a_place_that_this_input_does_not_reach_is_refused(spec):
     def score(x):
         z = torch.relu(x).square()
-        return (eg.name(z, "wide") if x.shape[-1] > 5 else z).sum()
+        return (eg.mark(z, "wide") if x.shape[-1] > 5 else z).sum()
 
     run(spec, score, "wide", torch.ones(1, 4, 6))
     with pytest.raises(ValueError, match=r"(?s)expected .*, got .*'wide'"):
@@ -128,8 +128,8 @@ def test_hires_cam_of_the_real_network_has_the_sum_of_the_score():
 
 def test_finer_cam_is_grad_cam_of_another_score():
     """What two classes share is off the map."""
-    model = lambda x: torch.stack([3 * z[0].mean() + z[1].mean() for z in (eg.name(x, "layer"),)] * 2)
+    model = lambda x: torch.stack([3 * z[0].mean() + z[1].mean() for z in (eg.mark(x, "layer"),)] * 2)
     apart = lambda x: model(x) + torch.stack([0 * x.sum(), x[1].mean()])
     x = torch.rand(2, 4, 4)
-    map = eg.grad_cam(eg.reducers.finer(lambda x: apart(eg.name(x, "in")), 1, at=x), "in")(x)
+    map = eg.grad_cam(eg.reducers.finer(lambda x: apart(eg.mark(x, "in")), 1, at=x), "in")(x)
     torch.testing.assert_close(map, x[1:] / 16)

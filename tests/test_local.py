@@ -408,7 +408,7 @@ def test_one_absent_part_is_the_same_coalition_both_ways(parts):
         (lambda: features.windows(4, fade=0), "fade > 0"),
         (
             lambda: features.segments(lambda x: torch.full((8,), 5), 3)(torch.zeros(1, 8)),
-            "labels below most = 3",
+            "labels below count = 3",
         ),
     ],
 )

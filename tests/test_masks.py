@@ -641,8 +641,8 @@ def test_bad_settings_of_the_searches():
         eg.extremal_perturbation(score, area=1.0)
     with pytest.raises(ValueError, match="mode to be one of preserve, delete, dual, got 'flip'"):
         eg.extremal_perturbation(score, mode="flip")
-    with pytest.raises(ValueError, match="worth to be a finite number >= 0"):
-        eg.extremal_perturbation(score, worth=-1.0)
+    with pytest.raises(ValueError, match="score_scale to be a finite number >= 0"):
+        eg.extremal_perturbation(score, score_scale=-1.0)
     with pytest.raises(ValueError, match="least to be a finite number >= 0"):
         eg.meaningful_perturbation(score, least=-1.0)
     with pytest.raises(ValueError, match=r"meaningful_perturbation: expected step > 0 and spacing > 0"):

@@ -57,7 +57,7 @@ def made(name, explain, score, **settings):
 def judged():
     """Every registered metric that is asked about one image, on one explanation and one score."""
     w = noise(2, 4, 5)
-    score = lambda x: eg.name(w * x, "layer").tanh().sum() + 5
+    score = lambda x: eg.mark(w * x, "layer").tanh().sum() + 5
     return {name: made(name, eg.input_x_gradient(score), score) for name in OF_ONE_IMAGE}
 
 
@@ -323,12 +323,12 @@ def test_what_is_highlighted_goes_first_and_the_share_that_is_lost_is_told():
     x = torch.ones(1, 4, dtype=DOUBLE)
     found = metrics.fidelity(given(w), linear(w), steps=4)(x)
     assert found.values.tolist() == pytest.approx([0, 3 / 6, 5 / 6, 1, 1])
-    half = metrics.fidelity(given(w), linear(w), steps=2, most=0.5)(x)
+    half = metrics.fidelity(given(w), linear(w), steps=2, max_share=0.5)(x)
     assert half.fractions.tolist() == [0, 0.25, 0.5]
     assert half.area.item() == pytest.approx(((3 / 6) / 2 + (3 / 6 + 5 / 6) / 2) / 2)
     assert metrics.fidelity(given(w), linear(-w), steps=4)(x).area.isnan()
-    with pytest.raises(ValueError, match=r"metrics.fidelity: expected most in \(0, 1\], got 2"):
-        metrics.fidelity(given(w), linear(w), most=2)
+    with pytest.raises(ValueError, match=r"metrics.fidelity: expected max_share in \(0, 1\], got 2"):
+        metrics.fidelity(given(w), linear(w), max_share=2)
 
 
 def test_curves_follow_the_dice_with_the_prediction():
@@ -594,7 +594,7 @@ def test_sensitivity_of_zeros_is_undefined():
 def test_relative_stability_of_a_representation_equals_a_plain_loop():
     x, w = noise(1, 5), noise(1, 5, seed=1)
     inner = lambda x: x**2 + w
-    score = lambda x: eg.name(inner(x), "layer").sum()
+    score = lambda x: eg.mark(inner(x), "layer").sum()
     explain, around, found = eg.gradient(score), random.fold_in(2, 1), []
     for i in range(6):
         step = (2 * random.uniform(random.fold_in(around, i), x.shape, dtype=DOUBLE) - 1) * 0.3
@@ -943,7 +943,7 @@ FRESH = {
     "relative_input_stability": lambda e: metrics.relative_input_stability(e),
     "relative_output_stability": lambda e: metrics.relative_output_stability(e, lambda x: x),
     "relative_representation_stability": lambda e: metrics.relative_representation_stability(
-        e, lambda x: eg.name(x, "layer").sum(), place="layer"
+        e, lambda x: eg.mark(x, "layer").sum(), place="layer"
     ),
     "smprt": lambda e: metrics.smprt(lambda _: e, network())(torch.zeros(1, 8, 8), key=0),
     "cascade": lambda e: metrics.cascade(lambda _: e, network())(torch.zeros(1, 8, 8), key=0),

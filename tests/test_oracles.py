@@ -352,7 +352,7 @@ def test_networks_of_relus_are_integrated_within_the_tolerance(case):
     difference = case.score(case.x) - case.score(b)
     close(exact.sum(), difference)
     for tolerance in (0.05, 1e-3):
-        done = eg.adaptive_report(case.score, tolerance=tolerance, most=300)(case.x, b)
+        done = eg.adaptive_report(case.score, tolerance=tolerance, max_runs=300)(case.x, b)
         assert float(done.residual.abs()) <= tolerance * float(difference.abs())
         close(done.residual, done.attribution.sum() - difference, 1e-10)
     span = float(exact.abs().max())
@@ -386,7 +386,7 @@ def test_too_few_gradients_are_reported():
     with pytest.warns(
         eg.ExecutionWarning, match="residual is still above 1e-06 of the difference after 7 gr"
     ):
-        done = eg.adaptive_report(score, tolerance=1e-6, most=8)(row(1, 1), row(0, 0))
+        done = eg.adaptive_report(score, tolerance=1e-6, max_runs=8)(row(1, 1), row(0, 0))
     assert int(done.evaluations) <= 8
     difference = score(row(1, 1)) - score(row(0, 0))
     close(done.residual, done.attribution.sum() - difference, 1e-12)

@@ -120,7 +120,7 @@ def test_the_mask_that_is_found(torchray, mode, target):
     score = eg.reducers.logit(eg.from_module(net), target)
     worth = float((score(x) - score(0 * x)).detach().abs())
     explain = eg.extremal_perturbation(
-        score, area=area, mode=mode, mask=masks.smooth(step=1, sigma=sigma), worth=worth
+        score, area=area, mode=mode, mask=masks.smooth(step=1, sigma=sigma), score_scale=worth
     )
     mask, truth = explain(x, 0 * x)[0], net.weight[target] > 0
     region = masks.nearest_region(found[0, 0].detach(), area)

@@ -883,7 +883,7 @@ def test_what_the_library_computes_is_no_operation_of_the_score():
             self.a = conv(1, 1)
 
         def forward(self, x):
-            return eg.name(self.a(x).tanh(), "mark") + x.permute(0, 1, 3, 2)
+            return eg.mark(self.a(x).tanh(), "mark") + x.permute(0, 1, 3, 2)
 
     block = Inner()
     score, x, zero = score_of(nn.Sequential(block, nn.Tanh(), block)), torch.randn(X), torch.zeros(X)
@@ -908,11 +908,11 @@ def test_what_the_library_computes_is_no_operation_of_the_score():
 
 def test_markers_in_plain_functions():
     def score(x):
-        h = eg.name(torch.tanh(2 * x), "hidden")
-        return (eg.name(h * h, "energy") * x.exp()).sum()
+        h = eg.mark(torch.tanh(2 * x), "hidden")
+        return (eg.mark(h * h, "energy") * x.exp()).sum()
 
     x = torch.randn(1, 5)
-    assert eg.name(x, "alone") is x
+    assert eg.mark(x, "alone") is x
     found = eg.places(score, x)
     assert found.names == ("mul#0", "tanh", "hidden", "mul#1", "energy", "exp", "mul#2")
     assert found["hidden"].kind == "marker"
@@ -925,15 +925,15 @@ def test_markers_in_plain_functions():
     xs = torch.randn(4, 1, 5)
     close(vmap(eg.activation_and_gradient(score, "hidden"))(xs)[1], 2 * torch.tanh(2 * xs) * xs.exp())
     close(hessian(lambda z: eg.replace(score, "hidden")(x, z))(z).diagonal(0, 1, 3).sum(), 2 * x.exp().sum())
-    twice = lambda x: (eg.name(x, "v") * 2 + eg.name(3 * x, "v")).sum()
+    twice = lambda x: (eg.mark(x, "v") * 2 + eg.mark(3 * x, "v")).sum()
     assert torch.equal(eg.tap(twice, "v#1")(x), 3 * x)
     close(eg.nudge(twice, "v#0")(x, torch.ones(1, 5)), twice(x) + 10)
 
 
 def test_markers_around_and_inside_of_networks():
-    inside = Net(lambda s, x: s.out(eg.name(s.a(x).exp(), "inner")), a=conv(1, 2), out=conv(2, 1))
+    inside = Net(lambda s, x: s.out(eg.mark(s.a(x).exp(), "inner")), a=conv(1, 2), out=conv(2, 1))
     model = eg.from_module(inside)
-    score = lambda x: eg.name(model(eg.name(2 * x, "before")), "after").square().sum()
+    score = lambda x: eg.mark(model(eg.mark(2 * x, "before")), "after").square().sum()
     x, xs = torch.randn(X), torch.randn(3, *X)
     assert exact_everywhere(inside, score, x).names == ("mul", "before", "a", "exp", "inner", "out", "after")
     close(vmap(eg.tap(score, "inner"))(xs), inside.a(2 * xs).exp().detach())
@@ -984,7 +984,7 @@ def test_a_score_that_maps_the_model_itself():
     slopes = lambda x: grad(lambda z: model(z).square().sum())(x).square().sum()
     with refused(ValueError, "tap", "passed once by the score", "'0' inside of a vmap or grad"):
         eg.tap(slopes, "0")(x)
-    marked = lambda x: vmap(lambda z: eg.name(2 * z, "q").sum())(torch.stack([x, x])).sum()
+    marked = lambda x: vmap(lambda z: eg.mark(2 * z, "q").sum())(torch.stack([x, x])).sum()
     with refused(ValueError, "tap", "passed once by the score", "'q' inside of a vmap or grad"):
         eg.tap(marked, "q")(x)
 
@@ -1896,7 +1896,7 @@ def test_what_cannot_be_put_in():
 def test_places_after_the_reducer_and_whole_numbers():
     net = zoo.small_unet(2)
     model, x = eg.from_module(net), torch.randn(1, 8, 8)
-    total = lambda x: 2 * eg.name(model(x).sum(), "total")
+    total = lambda x: 2 * eg.mark(model(x).sum(), "total")
     assert_alike(2 * eg.tap(total, "total")(x), total(x))
     assert "total" not in eg.places(total, x).names
     for f in (
@@ -1940,20 +1940,20 @@ def test_the_listing_is_called_outside_with_an_image():
 def test_names_that_cannot_be_asked_for():
     x = torch.randn(X)
     for wrong in ("a#1", "#", "", " a", None, 3, ["a"], "a#0"):
-        with pytest.raises(ValueError, match=r"(?s)^name: expected .*, got .*\. .*\.$"):
-            eg.name(x, wrong)
+        with pytest.raises(ValueError, match=r"(?s)^mark: expected .*, got .*\. .*\.$"):
+            eg.mark(x, wrong)
     for wrong in (3.0, None, [x]):
-        with refused(TypeError, "name", "z to be a torch.Tensor", ""):
-            eg.name(wrong, "a")
+        with refused(TypeError, "mark", "z to be a torch.Tensor", ""):
+            eg.mark(wrong, "a")
     for fine in ("a", "a b", "level.3", "größe"):
-        assert eg.name(x, fine) is x
-        assert torch.equal(eg.tap(lambda x: eg.name(3 * x, fine), fine)(x), 3 * x)
+        assert eg.mark(x, fine) is x
+        assert torch.equal(eg.tap(lambda x: eg.mark(3 * x, fine), fine)(x), 3 * x)
 
 
 @pytest.mark.parametrize("wrong", ["a:b", "a\n", "a:0"])
 def test_names_with_a_colon_or_a_line_break(wrong):
-    with refused(ValueError, "name", "a label.* without # and :", re.escape(repr(wrong))):
-        eg.name(torch.zeros(1, 2), wrong)
+    with refused(ValueError, "mark", "a label.* without # and :", re.escape(repr(wrong))):
+        eg.mark(torch.zeros(1, 2), wrong)
 
 
 def test_heads_on_activations_that_nobody_knows():

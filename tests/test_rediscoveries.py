@@ -15,9 +15,9 @@ from esegeta.conformance.adapters.batches import Probability, examples_apart
 from esegeta.conformance.cases import Case
 from esegeta.conformance.finding import of
 from esegeta.conformance.functions import call
+from esegeta.conformance.grammar import JOINS
 from esegeta.conformance.laws.completeness import Completeness
 from esegeta.conformance.networks import Network
-from esegeta.conformance.operators import JOINS
 from esegeta.conformance.subjects import Subject
 from esegeta.conformance.verify import verify
 

@@ -567,7 +567,7 @@ def test_excitation_is_its_definition():
     x, weights = drawn(1, 6, key=7), torch.tensor([1.0, 3.0, 0.0]).double()
 
     def score(x):
-        h = eg.name(functional.linear(x, w[0], b[0]).relu(), "hidden")
+        h = eg.mark(functional.linear(x, w[0], b[0]).relu(), "hidden")
         h = functional.linear(h, w[1], b[1]).relu()
         return (functional.linear(h, w[2], b[2]) * weights).sum()
 

@@ -12,6 +12,7 @@ import torch
 
 import esegeta as eg
 from esegeta import metrics, random, zoo
+from esegeta._registry import METRICS
 from esegeta.cli import main
 from esegeta.engine import check
 from esegeta.run import comparison, pipeline
@@ -303,7 +304,7 @@ def test_an_entry_is_read_as_it_is_written(tmp_path):
     scan(tmp_path / "sub-1_T1w.nii.gz")
     twice = config.problems(tables(tmp_path, [{"metric": "entropy"}, {"metric": "entropy"}]))
     assert twice == [
-        "metrics[1].id: expected a different id, got 'entropy' again, as in metrics[0]. Choose another."
+        "metrics[1].id: expected a different id, got 'entropy' again, as in metrics[0]. Choose another id."
     ]
     assert config.problems(tables(tmp_path, {"metric": "entropy"})) == [
         "metrics: expected at least one table [[metrics]], got {'metric': 'entropy'}. Add one."
@@ -314,7 +315,7 @@ def test_an_entry_is_read_as_it_is_written(tmp_path):
     (entry,) = kind.tables(loaded)
     assert entry.mask == str(tmp_path / "m" / "*.nii")
     assert config.load(config.dump(loaded)).more == loaded.more
-    assert list(kind.settings(kind.metrics_by_name()["random_logit"])) == ["other", "similarity"]
+    assert list(kind.settings(METRICS["random_logit"])) == ["other", "similarity"]
 
 
 def test_a_plan_tells_what_metrics_cost(tmp_path):

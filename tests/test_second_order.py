@@ -65,8 +65,8 @@ def test_methods_of_second_order_run(name):
 
 def test_plain_functions_too():
     w = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
-    score = lambda x: functional.hardsigmoid(eg.name(x @ w, "layer")).square().sum()
-    same = lambda x: composed(eg.name(x @ w, "layer")).square().sum()
+    score = lambda x: functional.hardsigmoid(eg.mark(x @ w, "layer")).square().sum()
+    same = lambda x: composed(eg.mark(x @ w, "layer")).square().sum()
     x = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
     torch.testing.assert_close(eg.shapley_cam(score, "layer")(x), eg.shapley_cam(same, "layer")(x))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import esegeta as eg
 from esegeta.axioms import exact
 from esegeta.conformance import cases as case_module
-from esegeta.conformance import functions, networks, operators, pairs, rebuilding, segmentations, strategies
+from esegeta.conformance import functions, grammar, networks, pairs, rebuilding, segmentations, strategies
 from esegeta.conformance.cases import Case, discrepancy
 from esegeta.conformance.functions import Additive, Ignoring, Linear, Perceptron, Polynomial
 from esegeta.conformance.networks import Network
@@ -195,7 +195,7 @@ def test_bad_functions_are_refused():
 
 @pytest.mark.parametrize("axes", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 def test_every_operator_in_one_to_three_dimensions(axes):
-    for name in operators.OPERATORS:
+    for name in grammar.OPERATORS:
         print(name)  # of which one fails, if one does
         as_it_says(name, axes)
 
@@ -203,7 +203,7 @@ def test_every_operator_in_one_to_three_dimensions(axes):
 def as_it_says(name, axes):
     """The degree, the bends and the size of an operator are those that it declares."""
     shape = (2, *[4] * axes)
-    known = operators.OPERATORS[name]
+    known = grammar.OPERATORS[name]
     net = Network(shape, ("conv", name), "linear", seed=3)
     x = torch.linspace(-2, 2, 2 * 4**axes, dtype=torch.float64).reshape(shape).sin() + 0.1
     start = -x.flip(-1)

@@ -85,7 +85,7 @@ def test_methods_explain_each_example_for_its_own_target():
 
 
 def test_neurons_may_differ_between_examples():
-    score = lambda x: (eg.name(x * torch.tensor([[1.0], [2.0]]), "layer") ** 2).sum()
+    score = lambda x: (eg.mark(x * torch.tensor([[1.0], [2.0]]), "layer") ** 2).sum()
     xs, channels, units = torch.randn(3, 1, 2), torch.tensor([0, 1, -1]), torch.tensor([1, 0, 1])
     explain = lambda x, c, u: eg.neuron_conductance(score, "layer", neuron=(c, u), steps=2)(x, 0 * x)
     each = [explain(x, int(c), int(u)) for x, c, u in zip(xs, channels, units, strict=True)]

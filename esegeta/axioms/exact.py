@@ -76,7 +76,7 @@ def shapley(score: Score, x: Tensor, baseline: Tensor, labels: Tensor | None = N
     return out
 
 
-def breakpoints(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) -> Tensor:
+def breakpoints(score: Score, x: Tensor, baseline: Tensor, *, max_pieces: int = 4096) -> Tensor:
     """Find where the gradient of a piecewise linear score changes on the straight path from a baseline.
 
     Exact up to rounding; how, and what it cannot see, says :func:`pieces`.
@@ -85,7 +85,7 @@ def breakpoints(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) 
         score: ``(C,*S) -> ()``, continuous and piecewise linear, in float64.
         x: the input, float64.
         baseline: like x.
-        most: number of pieces beyond which the score counts as not piecewise linear.
+        max_pieces: number of pieces beyond which the score counts as not piecewise linear.
 
     Returns:
         ``(n,)``: fractions of the path in (0, 1), rising.
@@ -96,17 +96,17 @@ def breakpoints(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) 
         >>> breakpoints(lambda z: torch.relu(z - 1).sum(), x, torch.zeros_like(x)).tolist()
         [0.25, 0.5]
     """
-    return pieces(score, x, baseline, most=most).edges[1:-1]
+    return pieces(score, x, baseline, max_pieces=max_pieces).edges[1:-1]
 
 
-def slopes(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) -> Tensor:
+def slopes(score: Score, x: Tensor, baseline: Tensor, *, max_pieces: int = 4096) -> Tensor:
     """Return the slope of each linear piece of a score along the straight path, from the baseline on.
 
     Args:
         score: ``(C,*S) -> ()``, continuous and piecewise linear, in float64.
         x: the input, float64.
         baseline: like x.
-        most: number of pieces beyond which the score counts as not piecewise linear.
+        max_pieces: number of pieces beyond which the score counts as not piecewise linear.
 
     Returns:
         ``(n + 1,)`` for n breakpoints: :math:`dF(x' + t (x - x')) / dt` between them.
@@ -117,10 +117,10 @@ def slopes(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) -> Te
         >>> slopes(lambda z: torch.relu(z - 1).sum(), x, torch.zeros_like(x)).tolist()
         [0.0, 4.0, 6.0]
     """
-    return pieces(score, x, baseline, most=most).slopes
+    return pieces(score, x, baseline, max_pieces=max_pieces).slopes
 
 
-def variation(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) -> Tensor:
+def variation(score: Score, x: Tensor, baseline: Tensor, *, max_pieces: int = 4096) -> Tensor:
     r"""Return the total variation of the slope of a score along the straight path.
 
     .. math:: V = \sum_k |s_{k+1} - s_k|
@@ -132,7 +132,7 @@ def variation(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) ->
         score: ``(C,*S) -> ()``, continuous and piecewise linear, in float64.
         x: the input, float64.
         baseline: like x.
-        most: number of pieces beyond which the score counts as not piecewise linear.
+        max_pieces: number of pieces beyond which the score counts as not piecewise linear.
 
     Returns:
         ``()``, not negative, in units of the score.
@@ -143,10 +143,10 @@ def variation(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) ->
         >>> variation(lambda z: torch.relu(z - 1).sum(), x, torch.zeros_like(x)).item()
         6.0
     """
-    return slopes(score, x, baseline, most=most).diff().abs().sum()
+    return slopes(score, x, baseline, max_pieces=max_pieces).diff().abs().sum()
 
 
-def integrated_gradients(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) -> Tensor:
+def integrated_gradients(score: Score, x: Tensor, baseline: Tensor, *, max_pieces: int = 4096) -> Tensor:
     r"""Compute integrated gradients of a piecewise linear score without any quadrature.
 
     .. math:: a = (x - x') \odot \sum_k (t_{k+1} - t_k)\, g_k
@@ -157,7 +157,7 @@ def integrated_gradients(score: Score, x: Tensor, baseline: Tensor, *, most: int
         score: ``(C,*S) -> ()``, continuous and piecewise linear, in float64.
         x: the input, float64.
         baseline: like x.
-        most: number of pieces beyond which the score counts as not piecewise linear.
+        max_pieces: number of pieces beyond which the score counts as not piecewise linear.
 
     Returns:
         Like x, with the sum F(x) - F(x').
@@ -172,7 +172,7 @@ def integrated_gradients(score: Score, x: Tensor, baseline: Tensor, *, most: int
     Reference:
         Sundararajan, Taly, Yan 2017, arXiv:1703.01365.
     """
-    found = pieces(score, x, baseline, most=most)
+    found = pieces(score, x, baseline, max_pieces=max_pieces)
     return (x - baseline) * torch.tensordot(found.edges.diff(), found.gradients, dims=1)
 
 

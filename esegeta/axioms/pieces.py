@@ -29,7 +29,7 @@ class Pieces(NamedTuple):
     slopes: Tensor
 
 
-def pieces(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) -> Pieces:
+def pieces(score: Score, x: Tensor, baseline: Tensor, *, max_pieces: int = 4096) -> Pieces:
     r"""Return the linear pieces of a piecewise linear score on the straight path from a baseline to an input.
 
     On an interval whose ends have different gradients the tangent lines of the two ends are intersected:
@@ -48,7 +48,7 @@ def pieces(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) -> Pi
         score: ``(C,*S) -> ()``, continuous and piecewise linear, in float64.
         x: the input, float64.
         baseline: like x.
-        most: number of pieces beyond which the score counts as not piecewise linear.
+        max_pieces: number of pieces beyond which the score counts as not piecewise linear.
 
     Returns:
         ``Pieces(edges, gradients, slopes)``.
@@ -62,8 +62,8 @@ def pieces(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) -> Pi
         ([0.0, 0.25, 0.5, 1.0], [0.0, 4.0, 6.0])
     """
     arguments.double("axioms.exact.pieces", score, x, baseline)
-    check.positive_count("axioms.exact.pieces", "most", most)
-    path = _Path(score, x, baseline, most)
+    check.positive_count("axioms.exact.pieces", "max_pieces", max_pieces)
+    path = _Path(score, x, baseline, max_pieces)
     breaks = path.breaks()
     while True:
         edges = [0.0, *breaks, 1.0]
@@ -87,8 +87,8 @@ def pieces(score: Score, x: Tensor, baseline: Tensor, *, most: int = 4096) -> Pi
 class _Path:
     """What is known of a score on the way from a baseline to an input."""
 
-    def __init__(self, score: Score, x: Tensor, baseline: Tensor, most: int) -> None:
-        self.score, self.baseline, self.line, self.most = score, baseline, x - baseline, most
+    def __init__(self, score: Score, x: Tensor, baseline: Tensor, max_pieces: int) -> None:
+        self.score, self.baseline, self.line, self.max_pieces = score, baseline, x - baseline, max_pieces
         self.look = vmap(grad_and_value(score), chunk_size=CHUNK)
         self.scale = self.steepest = 0.0
 
@@ -143,10 +143,11 @@ class _Path:
             ends = self._open(ends, found)
             if not len(ends[0][0]):
                 return sorted(found)
-            if len(found) + len(ends[0][0]) > self.most:
+            if len(found) + len(ends[0][0]) > self.max_pieces:
                 raise self.refusal(
-                    f"more than {self.most} pieces on the path",
-                    "Smooth scores have no breakpoints: compare with a quadrature of many steps, or raise most=",
+                    f"more than {self.max_pieces} pieces on the path",
+                    "Smooth scores have no breakpoints: compare with a quadrature of many steps, "
+                    "or raise max_pieces=",
                 )
             ends = self._cut(ends)
 

@@ -13,10 +13,10 @@ from esegeta.conformance.kinds import TransformSubject, laws_of, subject_of
 from esegeta.conformance.lawbook import law
 from esegeta.conformance.laws import LAWS, METRIC_LAWS, REDUCER_LAWS, REWRITE_LAWS
 from esegeta.conformance.networks import Network
-from esegeta.conformance.report import Counterexample, Report, Verdict
 from esegeta.conformance.scoring import ReducerSubject, RewriteSubject
 from esegeta.conformance.situations import rebuilt
 from esegeta.conformance.subjects import Subject, subjects
+from esegeta.conformance.verdicts import Counterexample, Report, Verdict
 from esegeta.conformance.verify import verify
 
 __all__ = [

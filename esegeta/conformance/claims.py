@@ -11,10 +11,10 @@ from pathlib import Path
 
 from esegeta._registry import METHODS, TRANSFORMS
 from esegeta.conformance.laws import LAWS
-from esegeta.conformance.report import Verdict
 from esegeta.conformance.situations import rebuilt
 from esegeta.conformance.subjects import TRANSFORMED, Subject, of_transform, subjects
 from esegeta.conformance.subjects import by_rule as rules_of_relevance
+from esegeta.conformance.verdicts import Verdict
 from esegeta.conformance.verify import verify
 
 STORE = Path(__file__).with_name("counterexamples.json")

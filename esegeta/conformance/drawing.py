@@ -12,8 +12,8 @@ from hypothesis.strategies import SearchStrategy
 from esegeta.conformance import strategies
 from esegeta.conformance.cases import Case
 from esegeta.conformance.functions import BENDS, Additive
+from esegeta.conformance.grammar import OPERATORS
 from esegeta.conformance.networks import Network
-from esegeta.conformance.operators import OPERATORS
 from esegeta.conformance.pairs import REWRITES
 from esegeta.conformance.segmentations import Classification
 from esegeta.conformance.strategies import Shape

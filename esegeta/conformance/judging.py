@@ -125,7 +125,7 @@ class MetricLaw(Law):
         offset = 1 + 4 * float((self.weights * self.image).abs().sum())
 
         def score(x: Tensor) -> Tensor:
-            z = placing.name(x, PLACE)
+            z = placing.mark(x, PLACE)
             return unit * (offset + (w * z).sum() + bend * z.sum() ** 2 / z.numel())
 
         return score

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from esegeta.conformance.functions import call, chosen
-from esegeta.conformance.operators import HEADS, JOINS, OPERATORS, Join, Scored, Shape, after, majorant
+from esegeta.conformance.grammar import HEADS, JOINS, OPERATORS, Join, Scored, Shape, after, majorant
 from esegeta.engine import check
 from esegeta.engine.network import ModuleModel
 from esegeta.models import from_module
@@ -53,9 +53,9 @@ class Network(OfModule):
 
     Args:
         shape: ``(C,*S)`` of an example, with one, two or three axes.
-        layers: names of ``operators.OPERATORS``, and tuples ``(join, *layers)`` of a name in
-            ``operators.JOINS`` and what its branch consists of. ``("twice", "conv")`` uses one module twice.
-        head: a name in ``operators.HEADS``.
+        layers: names of ``grammar.OPERATORS``, and tuples ``(join, *layers)`` of a name in
+            ``grammar.JOINS`` and what its branch consists of. ``("twice", "conv")`` uses one module twice.
+        head: a name in ``grammar.HEADS``.
         seed: of the weights. They are quarters, times a power of two where many are summed; biases are small, and off
             that grid, so that nothing lies exactly on a kink. With seed 0 weights are one, biases zero.
         redrawn: another seed, for the later half of the parameters.

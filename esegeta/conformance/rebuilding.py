@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from esegeta.conformance.functions import BENDS, chosen
+from esegeta.conformance.grammar import Functional, Join, Scored
 from esegeta.conformance.networks import Network, OfModule
-from esegeta.conformance.operators import Functional, Join, Scored
 from esegeta.engine import check
 
 Chain = list[Any]

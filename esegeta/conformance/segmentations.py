@@ -10,8 +10,8 @@ from esegeta import reducers as _registered  # noqa: F401
 from esegeta._registry import REDUCERS
 from esegeta._types import Score
 from esegeta.conformance.functions import call, chosen
+from esegeta.conformance.grammar import majorant
 from esegeta.conformance.networks import TYPES, Network, OfModule
-from esegeta.conformance.operators import majorant
 
 CLASSES = 2
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from esegeta._registry import REDUCERS
-from esegeta.conformance import operators as grammar
+from esegeta.conformance import grammar
 from esegeta.conformance.cases import Case
 from esegeta.conformance.functions import (
     BENDS,
@@ -210,9 +210,9 @@ def networks(
         shape: ``(C,*S)`` of an example; by default drawn from ``axes`` and ``channels``.
         axes: how many spatial axes.
         channels: how many channels.
-        operators: names in ``operators.OPERATORS``, or families of them such as ``"convolution"``.
-        joins: names in ``operators.JOINS``; an empty tuple for chains.
-        heads: names in ``operators.HEADS``.
+        operators: names in ``grammar.OPERATORS``, or families of them such as ``"convolution"``.
+        joins: names in ``grammar.JOINS``; an empty tuple for chains.
+        heads: names in ``grammar.HEADS``.
         smooth: only networks that are; False for those with a kink.
         piecewise_linear: the same.
         max_degree: only polynomials of at most this degree.

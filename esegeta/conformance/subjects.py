@@ -15,7 +15,7 @@ from esegeta._facts import declare, declared
 from esegeta._registry import METHODS, TRANSFORMS, MethodSpec, TransformSpec
 from esegeta._types import Explain, Score
 from esegeta.engine import check
-from esegeta.placing import name as named_place
+from esegeta.placing import mark
 from esegeta.rules.composites import named_composites
 
 Build = Callable[[Score], Explain]
@@ -89,7 +89,7 @@ def built(spec: MethodSpec, static: Mapping[str, Any]) -> Build:
     def build(score: Score) -> Explain:
         if not callable(score) or not (spec.place or spec.rewrites):
             return spec.fn(score, *where, **static)
-        marked: Any = lambda z: score(named_place(copy(z), "copy"))
+        marked: Any = lambda z: score(mark(copy(z), "copy"))
         declare(marked, differentiable=declared(score).differentiable)
         marked.__name__ = getattr(score, "__name__", "score")
         return spec.fn(marked, *where, **static)
@@ -102,7 +102,7 @@ def of_method(spec: MethodSpec, *, fast: bool = False) -> Subject:
     static = _settled(spec.example, _FAST if fast else {"tolerance": 1e-3})
     by_parts = "features" in inspect.signature(spec.fn).parameters
     # What stops at a tolerance may stop at its largest number of nodes before.
-    counted = "most" if "tolerance" in static else "steps"
+    counted = "max_runs" if "tolerance" in static else "steps"
     nodes = static.get(counted) if spec.needs == "gradient" else None
     return Subject(
         spec.name,

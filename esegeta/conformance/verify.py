@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esegeta.conformance.kinds import AnySubject, TransformSubject, laws_of, subject_of
-from esegeta.conformance.report import ENOUGH, Counterexample, Kind, Report, Verdict
 from esegeta.conformance.situations import rebuilt
 from esegeta.conformance.subjects import Subject, shaped
+from esegeta.conformance.verdicts import ENOUGH, Counterexample, Kind, Report, Verdict
 from esegeta.engine import check, progress
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from esegeta.dreams.distortions import Distortion
 from esegeta.dreams.optimisers import Optimiser
 from esegeta.dreams.parametrisations import Parametrisation
 from esegeta.dreams.regularisers import Penalty, Relative
-from esegeta.engine import check, levels
+from esegeta.engine import check, levels, memory
 from esegeta.engine import execution as told
 from esegeta.engine.ascent import climb, refuse_late
 from esegeta.engine.execution import record_partial
@@ -150,7 +150,9 @@ def ascend(
         def step(k: int, state: _State) -> _State:
             z = state.point
             x, pull = (z, lambda g: (g,)) if direct else vjp(ways.decode, z)  # type: ignore[misc]
-            y, answered, g = slope(x, random.fold_in(word, k))
+            y, answered, g = (
+                slope(x, random.fold_in(word, k)) if k else _begun(slope, x, random.fold_in(word, k))
+            )
             (pulled,) = pull(g)
             point, memory = climbing.update(k, z, pulled, state.memory)
             bad = ~(torch.isfinite(y) & torch.isfinite(pulled).all() & torch.isfinite(point).all())
@@ -210,6 +212,21 @@ def each(part: Any) -> Any:
         return vmap(lambda x, i: part(x, random.fold_in(key[0], i)))(xs, numbers)
 
     return together
+
+
+def _begun(slope: Callable[..., Any], x: Tensor, key: random.Key) -> Any:
+    """Take the first slope; if the objective cannot be computed of the start, say so, not what its operator says."""
+    try:
+        return slope(x, key)
+    except (RuntimeError, IndexError) as error:
+        if check.is_refusal(error) or memory.is_out_of_memory(error):
+            raise
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        got = f"one of shape {tuple(x.shape)}, on which it fails ({why:.150})"
+        advice = (
+            "Begin from the channels and the size that the network takes; a frame of padding adds to the size"
+        )
+        raise check.refused(WHERE, "a start (C,*S) that the objective takes", got, advice) from error
 
 
 def _part(name: str, value: Any, kind: type, default: Callable[[], Any]) -> Any:

@@ -62,7 +62,7 @@ def channel(model: Model, place: str, channel: Whole) -> Score:
 
     Example:
         >>> import esegeta as eg
-        >>> double = lambda x: eg.name(2 * x, "double")
+        >>> double = lambda x: eg.mark(2 * x, "double")
         >>> channel(double, "double", 1)(torch.tensor([[1.0, 3.0], [5.0, 7.0]])).item()
         12.0
     """
@@ -82,7 +82,7 @@ def neuron(model: Model, place: str, channel: Whole, *, index: Sequence[int] | N
 
     Example:
         >>> import esegeta as eg
-        >>> double = lambda x: eg.name(2 * x, "double")
+        >>> double = lambda x: eg.mark(2 * x, "double")
         >>> neuron(double, "double", 0, index=[1])(torch.tensor([[1.0, 3.0]])).item()
         6.0
     """
@@ -147,7 +147,7 @@ def direction(model: Model, place: str, vector: Tensor) -> Score:
 
     Example:
         >>> import esegeta as eg
-        >>> double = lambda x: eg.name(2 * x, "double")
+        >>> double = lambda x: eg.mark(2 * x, "double")
         >>> direction(double, "double", torch.tensor([1.0, -1.0]))(torch.tensor([[1.0], [3.0]])).item()
         -4.0
     """
@@ -171,7 +171,7 @@ def cosine(model: Model, place: str, vector: Tensor, *, power: float | int = 2.0
 
     Example:
         >>> import esegeta as eg
-        >>> double = lambda x: eg.name(2 * x, "double")
+        >>> double = lambda x: eg.mark(2 * x, "double")
         >>> cosine(double, "double", torch.tensor([1.0, 0.0]))(torch.tensor([[1.0], [0.0]])).item()
         2.0
 
@@ -208,7 +208,7 @@ def local_group(
 
     Example:
         >>> import esegeta as eg
-        >>> double = lambda x: eg.name(2 * x, "double")
+        >>> double = lambda x: eg.mark(2 * x, "double")
         >>> local_group(double, "double", 0)(torch.tensor([[9.0, 1.0, 3.0, 5.0, 9.0]])).item()
         6.0
     """
@@ -241,7 +241,7 @@ def layer_norm(model: Model, place: str) -> Score:
 
     Example:
         >>> import esegeta as eg
-        >>> double = lambda x: eg.name(2 * x, "double")
+        >>> double = lambda x: eg.mark(2 * x, "double")
         >>> layer_norm(double, "double")(torch.tensor([[1.0, 2.0]])).item()
         10.0
     """
@@ -264,7 +264,7 @@ def channel_interpolation(
 
     Example:
         >>> import esegeta as eg
-        >>> double = lambda x: eg.name(2 * x, "double")
+        >>> double = lambda x: eg.mark(2 * x, "double")
         >>> channel_interpolation(double, "double", 0, 1, weight=0.25)(torch.tensor([[2.0], [4.0]])).item()
         5.0
     """
@@ -292,7 +292,7 @@ def representation(model: Model, place: str, image: Tensor) -> Score:
 
     Example:
         >>> import esegeta as eg
-        >>> double = lambda x: eg.name(2 * x, "double")
+        >>> double = lambda x: eg.mark(2 * x, "double")
         >>> near = representation(double, "double", torch.tensor([[3.0, 4.0]]))
         >>> near(torch.tensor([[3.0, 4.0]])).item(), near(torch.zeros(1, 2)).item()
         (-0.0, -1.0)
@@ -323,7 +323,7 @@ def diversity(model: Model, place: str) -> Callable[[Tensor], Tensor]:
 
     Example:
         >>> import esegeta as eg
-        >>> double = lambda x: eg.name(2 * x, "double")
+        >>> double = lambda x: eg.mark(2 * x, "double")
         >>> two = torch.tensor([[[1.0], [0.0]], [[0.0], [1.0]]])
         >>> diversity(double, "double")(two).item(), diversity(double, "double")(two[:1].repeat(2, 1, 1)).item()
         (-0.0, -1.0)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from esegeta import random, spatial
+from esegeta import spatial
 from esegeta._registry import regulariser
 from esegeta.engine import check
 
@@ -138,9 +138,8 @@ def style(
     *,
     position: float | int = 1.0,
     bandwidth: float | int | None = None,
-    samples: int = 512,
+    samples: int = 1024,
     features: Callable[[Tensor], Tensor] | None = None,
-    key: random.Key = 0,
 ) -> Penalty:
     r"""Return how differently values are spread in an image and in a template, such as the mean of the data.
 
@@ -148,17 +147,16 @@ def style(
               k(u, s) = e^{-\|u - s\|^2 / 2 \sigma^2}
 
     the squared distance of the two clouds of samples in the space of the kernel (MMD). A sample is a voxel's channels
-    beside its place: without places the voxels could be shuffled, and no form is asked for. Only ``samples`` voxels
-    are looked at, the same ones in both, so the costs do not grow with the image. The weight of a paper fits its own
-    N and network alone; say ``relative(0.1)`` instead.
+    beside its place: without places the voxels could be shuffled, and no form is asked for. An image of more than
+    ``samples`` voxels is averaged over boxes first, so that costs do not grow with it and every voxel still feels the
+    penalty. The weight of a paper fits its own N and network alone; say ``relative(0.1)`` instead.
 
     Args:
         template: the image to be alike, (C,\*S).
         position: how much a way across the image counts beside the spread of the template's values; 0 for none.
         bandwidth: :math:`\sigma`; by default the median distance of the template's samples.
-        samples: how many voxels.
+        samples: how many, N, at most.
         features: from an image to feature maps (D,\*U), whose channels then are the values.
-        key: of the choice of voxels.
 
     Example:
         >>> x = torch.linspace(0, 1, 64).reshape(1, 8, 8)
@@ -177,17 +175,17 @@ def style(
     )
     values = features if features is not None else lambda x: x
     wanted = values(template).detach()
-    grid = wanted.shape[1:]
-    order = random.permutation(key, grid.numel(), device=wanted.device)[:n]
-    spread = wanted.flatten(1).std(dim=1, correction=0).square().sum().sqrt()
-    lines = [torch.linspace(0, 1, m, dtype=wanted.dtype, device=wanted.device) for m in grid]
-    places = torch.stack(torch.meshgrid(*lines, indexing="ij")).flatten(1)[:, order].T
+    boxes = _boxes(wanted, n)
+    aim = _averaged(wanted, boxes)
+    spread = aim.flatten(1).std(dim=1, correction=0).square().sum().sqrt()
+    lines = [(b @ torch.linspace(0, 1, b.shape[1]).to(b)) for b in boxes]
+    places = torch.stack(torch.meshgrid(*lines, indexing="ij")).flatten(1).T
     places = places * apart * torch.where(spread > 0, spread, 1)
 
     def cloud(a: Tensor) -> Tensor:
-        return torch.cat([a.flatten(1)[:, order].T, places], dim=1)
+        return torch.cat([a.flatten(1).T, places.to(a)], dim=1)
 
-    aim = cloud(wanted)
+    aim = cloud(aim)
     if bandwidth is None:
         width = _squares(aim, aim).sqrt().median()
         width = torch.where(width > 0, width, 1)
@@ -205,10 +203,36 @@ def style(
         if own.shape != wanted.shape:
             got = f"{tuple(own.shape)} beside {tuple(wanted.shape)}"
             raise check.refused(where, "an image of the shape of the template", got, "Resample the template")
-        mine = cloud(own)
+        mine = cloud(_averaged(own, boxes))
         return kernel(mine, mine) + of_template.to(mine) - 2 * kernel(mine, aim.to(mine))
 
     return penalty
+
+
+def _boxes(a: Tensor, most: int) -> list[Tensor]:
+    """Return for every axis the matrix that averages over boxes, the smallest of which there are few enough."""
+    width = 1
+    while math.prod(-(-n // width) for n in a.shape[1:]) > most:
+        width += 1
+    found = []
+    for n in a.shape[1:]:
+        box = torch.arange(n, device=a.device) // width
+        member = (box == torch.arange(-(-n // width), device=a.device)[:, None]).to(a.dtype)
+        found.append(member / member.sum(1, keepdim=True))
+    return found
+
+
+def _averaged(a: Tensor, boxes: list[Tensor]) -> Tensor:
+    """Return the means of the boxes of every channel.
+
+    >>> x = torch.tensor([[1.0, 3.0, 5.0]])
+    >>> _averaged(x, _boxes(x, 2)).tolist()
+    [[2.0, 5.0]]
+    """
+    for axis, box in enumerate(boxes, 1):
+        if len(box) < box.shape[1]:
+            a = torch.tensordot(box.to(a), a, ([1], [axis])).movedim(0, axis)
+    return a
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:

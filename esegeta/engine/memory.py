@@ -1,7 +1,9 @@
 """What a computation occupies: measured while it runs, or forecast without running it."""
 
+import contextlib
+import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -80,7 +82,7 @@ def forecast(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
         >>> forecast(lambda x: (x + 1) * 2, torch.zeros(256))
         2048
     """
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         args, kwargs = tree_map(
             lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs)
         )
@@ -96,8 +98,31 @@ def without_values(fn: Callable[[Tensor], Any], like: Tensor) -> Any:
     >>> without_values(lambda x: torch.cat([x, x]), torch.zeros(3)).shape
     torch.Size([6])
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with quiet(), FakeTensorMode(allow_non_fake_inputs=True):
         return fn(torch.empty(like.shape, dtype=like.dtype, device=like.device))
+
+
+_dry: ContextVar[bool] = ContextVar("esegeta_dry", default=False)
+
+
+class _Answered(logging.Filter):
+    """Drops what torch logs of an operator that refuses a size in a dry run: who asked gets the error itself."""
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002
+        return not _dry.get()
+
+
+logging.getLogger("torch._subclasses.fake_tensor").addFilter(_Answered())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the traceback that torch logs in a failed dry run off the terminal, in this thread."""
+    token = _dry.set(True)
+    try:
+        yield
+    finally:
+        _dry.reset(token)
 
 
 def budget(device: torch.device, asked: int | None) -> int:

@@ -45,6 +45,12 @@ class ModuleModel:
         """Copies and pickles are made anew from a copy of the network."""
         return ModuleModel, (self.module, self.output)
 
+    def structure(self) -> tuple[int, ...]:
+        """Return what a run occupies depends on: modules, how many of them train, have hooks, and parameters."""
+        tree = self._native.tree
+        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tree)
+        return len(tree), sum(m.training for m in tree), hooks, sum(len(m._parameters) for m in tree)
+
     def again(self) -> "ModuleModel":
         """Return another model of the network that knows what a call shows: whether examples may go together.
 

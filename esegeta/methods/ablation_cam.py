@@ -41,7 +41,7 @@ def ablation_cam(score: Score, place: Names, *, relative: bool = False) -> Expla
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: eg.name(torch.cat([x, 2 * x]), "layer").sum()
+        >>> score = lambda x: eg.mark(torch.cat([x, 2 * x]), "layer").sum()
         >>> ablation_cam(score, "layer")(torch.tensor([[3., 6.]])).tolist()
         [[135.0, 270.0]]
         >>> ablation_cam(score, "layer", relative=True)(torch.tensor([[3., 6.]])).tolist()

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from esegeta import partition
+from esegeta import subdivision
 from esegeta._facts import explanation
 from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
@@ -36,13 +36,15 @@ class Integrated(NamedTuple):
         "scale_of_output continuity class_sensitivity translation_equivariance affine_equivariance "
         "monotonicity"
     ),
-    example={"tolerance": 1e-6, "most": 400},
+    example={"tolerance": 1e-6, "max_runs": 400},
     family="gradients and paths",
-    cost=lambda most: Cost(gradients=most),
+    cost=lambda max_runs: Cost(gradients=max_runs),
     paper="Sundararajan, Taly, Yan 2017, arXiv:1703.01365",
     also=("integrated_gradients_adaptive", "ig_adaptive"),
 )
-def adaptive_integrated_gradients(score: Score, *, tolerance: float | int = 0.01, most: int = 200) -> Explain:
+def adaptive_integrated_gradients(
+    score: Score, *, tolerance: float | int = 0.01, max_runs: int = 200
+) -> Explain:
     r"""Explain by integrated gradients with as many gradients as completeness needs, where the path needs them.
 
     .. math:: a_i = (x_i - x'_i) \sum_j \tfrac{h_j}{2} \left( \partial_i F(t_j) + \partial_i F(t_j + h_j) \right)
@@ -56,7 +58,7 @@ def adaptive_integrated_gradients(score: Score, *, tolerance: float | int = 0.01
     Args:
         score: ``(C,*S) -> ()``.
         tolerance: the largest residual as a fraction of ``|F(x) - F(x')|``.
-        most: the most gradients; a warning says if they were not enough.
+        max_runs: the most gradients; a warning says if they were not enough.
 
     Returns:
         ``explain(x, baseline) -> like x``. ``adaptive_report(score, ...)`` gives residual and number of gradients
@@ -71,7 +73,7 @@ def adaptive_integrated_gradients(score: Score, *, tolerance: float | int = 0.01
     Reference:
         Sundararajan, Taly, Yan 2017, equation 1, arXiv:1703.01365; the refinement is ours.
     """
-    run = adaptive_report(score, tolerance=tolerance, most=most)
+    run = adaptive_report(score, tolerance=tolerance, max_runs=max_runs)
 
     def explain(x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
         return run(x, baseline).attribution
@@ -80,7 +82,7 @@ def adaptive_integrated_gradients(score: Score, *, tolerance: float | int = 0.01
 
 
 def adaptive_report(
-    score: Score, *, tolerance: float | int = 0.01, most: int = 200
+    score: Score, *, tolerance: float | int = 0.01, max_runs: int = 200
 ) -> Callable[[Tensor, Tensor], Integrated]:
     """Return ``(x, baseline) -> Integrated``: adaptive integrated gradients with residual and number of gradients.
 
@@ -91,7 +93,7 @@ def adaptive_report(
     """
     where = "adaptive_integrated_gradients"
     tolerance = check.non_negative(where, "tolerance", tolerance)
-    most = check.positive_count(where, "most", most, least=3)
+    max_runs = check.positive_count(where, "max_runs", max_runs, least=3)
     both = value_and_gradient(check.score(where, score))
 
     def explain(x: Tensor, baseline: Tensor) -> Integrated:
@@ -104,7 +106,7 @@ def adaptive_report(
             return value, (slope * line).sum(), slope
 
         values, rates, slopes = vmap(at)(x.new_tensor([0.0, 1.0]))
-        p, store = partition.whole(values, rates), partition.Store(list(slopes.unbind()))
+        p, store = subdivision.whole(values, rates), subdivision.Store(list(slopes.unbind()))
         goal = tolerance * (values[1] - values[0]).abs()
         calm = done = torch.zeros_like(goal, dtype=torch.bool)
         evaluations = torch.full_like(goal, 2, dtype=torch.int64)
@@ -114,23 +116,23 @@ def adaptive_report(
                 worst, which = errors.topk(min(2, len(errors)))
                 done = done | (below & calm) | (worst[0] < 0) | (below & (worst[0] == 0))
                 calm = below
-                if len(p.t) + len(which) > most or not levels.true_anywhere(~done):
+                if len(p.t) + len(which) > max_runs or not levels.true_anywhere(~done):
                     break
                 if current().left() <= 0:
                     raise DeadlineExceeded(
                         f"{where}: the deadline passed after {len(p.t)} gradients. Allow more time or error."
                     )
-                t, first = partition.middles(p, which), len(p.t)
+                t, first = subdivision.middles(p, which), len(p.t)
                 values, rates, slopes = vmap(at)(t)
-                p = partition.measured(p, t, values, rates)
+                p = subdivision.measured(p, t, values, rates)
                 evaluations = evaluations + torch.where(done, 0, len(which))
                 # The ends of the intervals that are being halved keep their gradients.
                 indices = torch.arange(len(errors), device=x.device)[:, None]
                 errors = torch.where((indices == which).any(1), float("inf"), errors)
                 for k, slope in enumerate(slopes.unbind()):
-                    p = partition.halved(p, which[k], first + k, ~done & (worst[k] >= 0))
-                    p, store = partition.stored(p, store, first + k, slope, errors, _KEPT)
-                bar.at(min(1.0, len(p.t) / most))
+                    p = subdivision.halved(p, which[k], first + k, ~done & (worst[k] >= 0))
+                    p, store = subdivision.stored(p, store, first + k, slope, errors, _KEPT)
+                bar.at(min(1.0, len(p.t) / max_runs))
 
         average = store.total(p)
         residual = (line * average).sum() - (p.values[1] - p.values[0])

@@ -44,7 +44,7 @@ def cam(score: Score, place: Names, *, exact: bool = True) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: 3 * eg.name(2 * x, "layer").mean() + 7
+        >>> score = lambda x: 3 * eg.mark(2 * x, "layer").mean() + 7
         >>> cam(score, "layer")(torch.tensor([[1., 5.]])).tolist()
         [[6.0, 30.0]]
 

@@ -39,7 +39,7 @@ def eigen_cam(score: Score, place: Names) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: eg.name(torch.cat([3 * x, 4 * x]), "layer").sum()
+        >>> score = lambda x: eg.mark(torch.cat([3 * x, 4 * x]), "layer").sum()
         >>> [round(v, 4) for v in eigen_cam(score, "layer")(torch.tensor([[1., 2., 6.]]))[0].tolist()]
         [-10.0, -5.0, 15.0]
 

@@ -35,7 +35,7 @@ def eigen_grad_cam(score: Score, place: Names) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "layer") * torch.tensor([[1., 3.]])).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "layer") * torch.tensor([[1., 3.]])).sum()
         >>> eigen_grad_cam(score, "layer")(torch.tensor([[1., 5.]])).tolist()
         [[-14.0, 14.0]]
 

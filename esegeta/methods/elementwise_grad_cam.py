@@ -35,7 +35,7 @@ def elementwise_grad_cam(score: Score, place: Names) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "layer") * torch.tensor([[1., 3.], [-1., 1.]])).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "layer") * torch.tensor([[1., 3.], [-1., 1.]])).sum()
         >>> elementwise_grad_cam(score, "layer")(torch.tensor([[1., 5.], [1., 1.]])).tolist()
         [[2.0, 32.0]]
 

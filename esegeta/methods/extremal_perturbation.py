@@ -25,7 +25,7 @@ _LONGEST = 10  # times that length: longer ones overshoot
     axioms=("implementation_invariance", "shift", "affine_equivariance"),
     shape="map",
     differentiable=False,
-    example={"area": 0.05, "steps": 16, "mask": masks.smooth(step=4, sigma=1.5), "worth": 1000.0},
+    example={"area": 0.05, "steps": 16, "mask": masks.smooth(step=4, sigma=1.5), "score_scale": 1000.0},
     family="masks",
     cost=lambda steps: Cost(gradients=steps),
     numbers="mask",
@@ -40,7 +40,7 @@ def extremal_perturbation(
     steps: int = 800,
     mask: masks.Family | None = None,
     fill: Fill = mixed,
-    worth: float | int = 10.0,
+    score_scale: float | int = 10.0,
 ) -> Explain:
     r"""Explain by the region of a given area that keeps the score highest, or whose removal lowers it most.
 
@@ -67,8 +67,8 @@ def extremal_perturbation(
         mask: the smooth masks to choose from; by default ``masks.smooth()``, whose bumps are 21 voxels wide. Say
             ``masks.smooth(step=5, sigma=15, spacing=spacing)`` for mm, and smaller numbers for small images.
         fill: what is shown of (x, baseline, m): the baseline, or blur by ``baselines.defocused(20)``.
-        worth: w, what the difference of the score between all and nothing counts for in units of the paper, where
-            it is a difference of logits and the area's weight :math:`\lambda` grows from 300 to 4900.
+        score_scale: w, what the difference of the score between all and nothing counts for in units of the paper,
+            where it is a difference of logits and the area's weight :math:`\lambda` grows from 300 to 4900.
 
     Returns:
         ``explain(x, baseline) -> (1,*S)``: one on what matters and zero elsewhere; voxels on the rim that are alike
@@ -89,7 +89,7 @@ def extremal_perturbation(
     share = masks.share(name, "area", area)
     n = check.positive_count(name, "steps", steps)
     check.one_of(name, "mode", mode, ("preserve", "delete", "dual"))
-    gain, longer = check.non_negative(name, "worth", worth), min(_STEPS / n, _LONGEST)
+    gain, longer = check.non_negative(name, "score_scale", score_scale), min(_STEPS / n, _LONGEST)
     check.fill(name, fill)
     expected, advice = "mask: a family of masks", "Use for example esegeta.masks.smooth(step=7)"
     family = masks.smooth() if mask is None else check.function(name, expected, mask, advice)

@@ -42,7 +42,7 @@ def fem(score: Score, place: Names, *, k: float = 2.0, show: str = "mask") -> Ex
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: eg.name(2 * x, "layer").sum()
+        >>> score = lambda x: eg.mark(2 * x, "layer").sum()
         >>> x = torch.tensor([[0., 0., 0., 0., 0., 6.]])
         >>> fem(score, "layer")(x).tolist(), fem(score, "layer", show="activation")(x).tolist()
         ([[0.0, 0.0, 0.0, 0.0, 0.0, 2.0]], [[0.0, 0.0, 0.0, 0.0, 0.0, 2.0]])

@@ -37,7 +37,7 @@ def grad_cam_plus_plus(score: Score, place: Names) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(1 * x, "layer") * torch.tensor([[1., -3.]])).sum()
+        >>> score = lambda x: (eg.mark(1 * x, "layer") * torch.tensor([[1., -3.]])).sum()
         >>> grad_cam_plus_plus(score, "layer")(torch.tensor([[1., 5.]])).tolist()
         [[0.125, 0.625]]
 

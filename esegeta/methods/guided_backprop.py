@@ -122,7 +122,7 @@ def layer_activation_guided_backprop(score: Score, place: Names, *, unit: int | 
 
     Example:
         >>> import torch, esegeta as eg
-        >>> net = lambda x: eg.name(torch.relu(x), "layer").sum()
+        >>> net = lambda x: eg.mark(torch.relu(x), "layer").sum()
         >>> layer_activation_guided_backprop(net, "layer", unit=0)(torch.tensor([[3., -1.]])).tolist()
         [[1.0, 0.0]]
 
@@ -179,7 +179,7 @@ def guided_grad_cam(score: Score, place: Names) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(torch.relu(x), "layer")).sum()
+        >>> score = lambda x: (eg.mark(torch.relu(x), "layer")).sum()
         >>> guided_grad_cam(score, "layer")(torch.tensor([[3., 1.]])).tolist()
         [[3.0, 1.0]]
 

@@ -37,7 +37,7 @@ def hires_cam(score: Score, place: Names) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "layer") * torch.tensor([[1., 3.]])).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "layer") * torch.tensor([[1., 3.]])).sum()
         >>> hires_cam(score, "layer")(torch.tensor([[1., 5.]])).tolist()
         [[2.0, 30.0]]
 

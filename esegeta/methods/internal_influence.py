@@ -44,7 +44,7 @@ def internal_influence(
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "layer") ** 2).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "layer") ** 2).sum()
         >>> explain = internal_influence(score, "layer", steps=2)
         >>> [round(v, 4) for v in explain(torch.tensor([[1., 3.]]), torch.zeros(1, 2)).flatten().tolist()]
         [2.0, 6.0]

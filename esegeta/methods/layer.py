@@ -31,7 +31,7 @@ def layer_activation(score: Score, place: Names) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> layer_activation(lambda x: eg.name(2 * x, "layer").sum(), "layer")(torch.ones(1, 2)).tolist()
+        >>> layer_activation(lambda x: eg.mark(2 * x, "layer").sum(), "layer")(torch.ones(1, 2)).tolist()
         [[2.0, 2.0]]
 
     Reference:
@@ -70,7 +70,7 @@ def layer_gradient(score: Score, place: Names) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "layer") ** 2).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "layer") ** 2).sum()
         >>> layer_gradient(score, "layer")(torch.tensor([[1., 3.]])).tolist()
         [[4.0, 12.0]]
 
@@ -102,7 +102,7 @@ def layer_gradient_x_activation(score: Score, place: Names) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "layer") ** 2).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "layer") ** 2).sum()
         >>> layer_gradient_x_activation(score, "layer")(torch.tensor([[1., 3.]])).tolist()
         [[8.0, 72.0]]
 

@@ -35,7 +35,7 @@ def layer_cam(score: Score, place: Names) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "layer") * torch.tensor([[1., -3.]])).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "layer") * torch.tensor([[1., -3.]])).sum()
         >>> layer_cam(score, "layer")(torch.tensor([[1., 5.]])).tolist()
         [[2.0, 0.0]]
 

@@ -54,7 +54,7 @@ def neuron_conductance(
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(x * torch.tensor([[1.], [2.]]), "layer") ** 2).sum()
+        >>> score = lambda x: (eg.mark(x * torch.tensor([[1.], [2.]]), "layer") ** 2).sum()
         >>> explain = neuron_conductance(score, "layer", neuron=1, steps=2)
         >>> [round(v, 4) for v in explain(torch.tensor([[1., 3.]]), torch.zeros(1, 2)).flatten().tolist()]
         [4.0, 36.0]

@@ -24,14 +24,18 @@ Found = tuple[Tensor, ...]
         "efficiency_of_regions class_sensitivity"
     ),
     needs="values",
-    example={"most": 64},
+    example={"max_runs": 64},
     family="parts",
-    cost=lambda most: Cost(forwards=most),
+    cost=lambda max_runs: Cost(forwards=max_runs),
     paper="Owen 1977, doi:10.1007/978-3-642-45494-3_7",
     also=("owen_values", "partition_explainer", "hierarchical_shap"),
 )
 def partition_shap(
-    score: Score, *, features: Features | None = None, tree: hierarchy.Tree | None = None, most: int = 1000
+    score: Score,
+    *,
+    features: Features | None = None,
+    tree: hierarchy.Tree | None = None,
+    max_runs: int = 1000,
 ) -> Explain:
     r"""Explain by what a part adds to the score, over the orders in which groups of a tree enter as blocks.
 
@@ -49,7 +53,7 @@ def partition_shap(
         tree: the groups as nested sequences of part numbers, such as ``((0, 1), (2, (3, 4)))`` or
             ``hierarchy.of_labels(lobes, regions)``; by default the box of the parts is halved along its longest axis,
             again and again. A group of more than two is halved in its order.
-        most: number of runs of the score.
+        max_runs: number of runs of the score.
 
     Returns:
         ``explain(x, baseline) -> like x``, the value of a part at each of its elements.
@@ -65,10 +69,12 @@ def partition_shap(
         value: the partition explainer of the shap package.
     """
     label = "partition_shap"
-    splits = check.positive_count(label, "most", most, 2) // 2 - 1
+    splits = check.positive_count(label, "max_runs", max_runs, 2) // 2 - 1
 
     def explain(x: Float[Tensor, "*dims"], baseline: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
-        parts = coalitions.parts(label, elements() if features is None else features, x, runs=lambda _: most)
+        parts = coalitions.parts(
+            label, elements() if features is None else features, x, runs=lambda _: max_runs
+        )
         leaves, groups, levels = hierarchy.binary(range(parts.count) if tree is None else tree)
         if sorted(leaves, key=str) != sorted(range(parts.count), key=str):
             expected, got = f"a tree of the features 0 to {parts.count - 1}", f"{leaves!s:.60}"

@@ -42,7 +42,7 @@ def random_cam(score: Score, place: Names) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: eg.name(2 * x, "layer").sum()
+        >>> score = lambda x: eg.mark(2 * x, "layer").sum()
         >>> a = random_cam(score, "layer")(torch.tensor([[1., 5.]]), key=0)
         >>> bool((a[0, 1] == 5 * a[0, 0]) & (a[0, 0].abs() < 2))
         True

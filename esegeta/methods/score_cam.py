@@ -46,7 +46,7 @@ def score_cam(score: Score, place: Names, *, weights: str = "softmax", temperatu
         The first channel lights up the voxel that the score reads, the second one the other.
 
         >>> import torch, esegeta as eg
-        >>> score = lambda x: eg.name(torch.cat([x, -x]), "layer")[0, 1]
+        >>> score = lambda x: eg.mark(torch.cat([x, -x]), "layer")[0, 1]
         >>> score_cam(score, "layer", weights="linear")(torch.tensor([[1., 5.]]), torch.zeros(1, 2)).tolist()
         [[5.0, 25.0]]
 

@@ -36,7 +36,7 @@ def seg_eigen_cam(score: Score, place: Names) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(1 * x, "layer") * torch.tensor([[-1., 3., 0.]])).sum()
+        >>> score = lambda x: (eg.mark(1 * x, "layer") * torch.tensor([[-1., 3., 0.]])).sum()
         >>> seg_eigen_cam(score, "layer")(torch.tensor([[6., 1., 9.]])).tolist()
         [[3.0, 0.0, -3.0]]
 

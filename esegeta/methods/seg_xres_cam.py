@@ -40,7 +40,7 @@ def seg_xres_cam(score: Score, place: Names, *, window: int = 1, pool: str = "me
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(1 * x, "layer") * torch.tensor([[1., 3., 7.]])).sum()
+        >>> score = lambda x: (eg.mark(1 * x, "layer") * torch.tensor([[1., 3., 7.]])).sum()
         >>> seg_xres_cam(score, "layer", window=2)(torch.tensor([[1., 1., 1.]])).tolist()
         [[2.0, 2.0, 7.0]]
 

@@ -44,7 +44,7 @@ def shapley_cam(score: Score, place: Names) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "layer") ** 2).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "layer") ** 2).sum()
         >>> shapley_cam(score, "layer")(torch.tensor([[1., 2.]])).tolist()
         [[6.0, 12.0]]
 

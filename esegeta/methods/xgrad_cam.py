@@ -38,7 +38,7 @@ def xgrad_cam(score: Score, place: Names) -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(1 * x, "layer") * torch.tensor([[1., 3.]])).sum()
+        >>> score = lambda x: (eg.mark(1 * x, "layer") * torch.tensor([[1., 3.]])).sum()
         >>> xgrad_cam(score, "layer")(torch.tensor([[2., 6.]])).tolist()
         [[5.0, 15.0]]
 

@@ -47,19 +47,19 @@ class Ranking(NamedTuple):
     largest_tie: Tensor
 
 
-def ranking(values: Tensor, sizes: Tensor, steps: int | None, most: float = 1.0) -> Ranking:
+def ranking(values: Tensor, sizes: Tensor, steps: int | None, max_share: float = 1.0) -> Ranking:
     """Order parts by their values, the largest first, and choose where to stop on the way.
 
     Stops are evenly spaced in the share of elements, or after every part for ``steps=None``. Of a group of equal
     values that is longer than a step only the two ends are stops, and one that falls into a shorter group moves to
-    its end: which part of a group came first never matters. Only where a group goes beyond ``most`` some of it is
-    left out; which, is drawn at random.
+    its end: which part of a group came first never matters. Only where a group goes beyond ``max_share`` some of it
+    is left out; which, is drawn at random.
 
     Args:
         values: of parts (d,), NaN for parts without elements.
         sizes: of parts (d,).
         steps: how many steps.
-        most: the share of elements that the last step reaches.
+        max_share: the share of elements that the last step reaches.
     """
     count = len(values)
     empty = sizes <= 0
@@ -73,7 +73,9 @@ def ranking(values: Tensor, sizes: Tensor, steps: int | None, most: float = 1.0)
     if steps is None:  # beyond the last that has elements nothing changes
         stops = torch.minimum(torch.arange(count + 1, device=values.device), (~empty).sum())
     else:
-        wanted = torch.arange(steps + 1, device=values.device, dtype=sizes.dtype) * (most * total / steps)
+        wanted = torch.arange(steps + 1, device=values.device, dtype=sizes.dtype) * (
+            max_share * total / steps
+        )
         # The least number of parts that holds the share, but for rounding of the share.
         stops = torch.searchsorted(reached, wanted - 1e-9 * total).clamp(0, count)
     # The group of equal values that the last of the changed parts belongs to: parts low ... high - 1.

@@ -153,16 +153,16 @@ def fidelity(
     features: Features | None = None,
     fill: Fill | None = None,
     steps: int = 64,
-    most: float = 1.0,
+    max_share: float = 1.0,
 ) -> Measure:
     r"""Return which share of the score is lost as what a map highlights is replaced, the most highlighted first.
 
     .. math:: t \mapsto 1 - F(x \text{ without the first } t \text{ of its elements}) / F(x)
 
     The poster replaces what is highlighted and expects the prediction to drop, and has no formula: here the share is
-    followed over all fractions, or up to ``most``. ``eg.absolute`` highlights by size, ``eg.regions`` whole regions;
-    ``metrics.calibrated(metrics.fidelity)`` stands beside a random order, ``metrics.relevance_gain`` beside the
-    opposite one. With ``reducers.predicted_dice`` as the score it is the share of the segmented object that goes.
+    followed over all fractions, or up to ``max_share``. ``eg.absolute`` highlights by size, ``eg.regions`` whole
+    regions; ``metrics.calibrated(metrics.fidelity)`` stands beside a random order, ``metrics.relevance_gain`` beside
+    the opposite one. With ``reducers.predicted_dice`` as the score it is the share of the segmented object that goes.
 
     Args:
         explain: ``(x, *refs) -> like x``, or ``metrics.given(map)``.
@@ -170,7 +170,7 @@ def fidelity(
         features: as in ``deletion``.
         fill: as in ``deletion``: what highlighted elements are replaced by.
         steps: as in ``deletion``.
-        most: the fraction that the last step reaches.
+        max_share: the fraction that the last step reaches.
 
     Returns:
         ``(x, *refs, key=, within=) -> Curve``; NaN where F(x) is not positive.
@@ -183,12 +183,17 @@ def fidelity(
         [0.0, 0.5, 0.8333, 1.0]
     """
     where = "metrics.fidelity"
-    if isinstance(most, bool) or not isinstance(most, (int, float)) or not 0 < most <= 1:
-        raise ValueError(
-            check.problem(where, "most in (0, 1]", repr(most), "1 goes on until nothing is left")
-        )
+    if isinstance(max_share, bool) or not isinstance(max_share, (int, float)) or not 0 < max_share <= 1:
+        raise check.refused(where, "max_share in (0, 1]", repr(max_share), "1 goes on until nothing is left")
     found = curve(
-        where, explain, score, features=features, fill=fill, steps=steps, keep_first=False, most=most
+        where,
+        explain,
+        score,
+        features=features,
+        fill=fill,
+        steps=steps,
+        keep_first=False,
+        max_share=max_share,
     )
 
     def measure(x: Tensor, *refs: Tensor, key: Any = None, within: Any = None) -> Curve:
@@ -311,7 +316,14 @@ def road(
     """
     fill = imputed(noise=noise, spacing=spacing, key=seed)
     return curve(
-        "metrics.road", explain, score, features=features, fill=fill, steps=steps, keep_first=False, most=0.9
+        "metrics.road",
+        explain,
+        score,
+        features=features,
+        fill=fill,
+        steps=steps,
+        keep_first=False,
+        max_share=0.9,
     )
 
 

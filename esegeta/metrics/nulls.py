@@ -108,7 +108,7 @@ def random_cam(score: Score, place: str) -> Null:
 
     Example:
         >>> import esegeta as eg
-        >>> score = lambda x: eg.name(2 * x, "layer").sum()
+        >>> score = lambda x: eg.mark(2 * x, "layer").sum()
         >>> random_cam(score, "layer")(torch.ones(1, 3), 0, torch.ones(1, 3)).shape
         torch.Size([1, 3])
 

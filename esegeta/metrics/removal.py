@@ -29,7 +29,7 @@ def _cut(where: str, features: Features | None, x: Tensor, within: Tensor | None
     found = (voxels() if features is None else features)(x)
     if not isinstance(found, Partition):
         advice = "Use features.grid, labels, supervoxels, channels, voxels or elements"
-        raise ValueError(check.problem(where, "parts that do not overlap", type(found).__name__, advice))
+        raise check.refused(where, "parts that do not overlap", type(found).__name__, advice)
     if within is None:
         return found
     within = mask_of(where, within, x, "within")
@@ -124,7 +124,7 @@ def curve(
     steps: int | None,
     keep_first: bool,
     sign: float = 1.0,
-    most: float = 1.0,
+    max_share: float = 1.0,
 ) -> Measure:
     """Make the measure of a curve: parts in the order of sign times the map."""
     callable_(where, explain)
@@ -135,7 +135,7 @@ def curve(
         a = attribution(where, explain, x, refs, key)
         parts = parts_of(where, features, x, within)
         values, sizes = means(sign * a, parts, x)
-        order = ranking(values, sizes, steps, most)
+        order = ranking(values, sizes, steps, max_share)
         found = along(where, score, x, start(x, refs), parts, order, fill=fill, keep_first=keep_first)
         return Curve(order.fractions, found, area_under(order.fractions, found), order.largest_tie)
 

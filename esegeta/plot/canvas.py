@@ -260,7 +260,7 @@ def sheet(where: str, content: Sheet) -> "Figure":
     count = max(len(row) for row in rows)
     cells = [cell for row in rows for cell in row if cell is not None]
     if not cells:
-        raise ValueError(check.problem(where, "something to draw", "no maps", "Pass one map or more"))
+        raise check.refused(where, "something to draw", "no maps", "Pass one map or more")
     scale = content.side / max(max(cell.width, cell.height) for cell in cells)
     thin = 0.12  # inches: what is one voxel thick is still seen
     widths = [

@@ -49,7 +49,7 @@ def array(where: str, name: str, value: object, axes: int | None = None) -> np.n
         found = np.empty(0, dtype=np.float32)
     if found.ndim - 1 not in ((1, 2, 3) if axes is None else (axes,)) or found.size == 0:
         expected = f"{name} of shape (C,*S) with {'one to three' if axes is None else axes} spatial axes"
-        raise ValueError(check.problem(where, expected, _got(value), "Add a channel axis with map[None]"))
+        raise check.refused(where, expected, _got(value), "Add a channel axis with map[None]")
     return found
 
 
@@ -77,7 +77,7 @@ def spacing_of(where: str, spacing: Any, affine: np.ndarray | None, axes: int) -
     if found.shape != (axes,) or not (np.isfinite(found).all() and (found > 0).all()):
         expected = f"spacing of {axes} finite lengths > 0, one per spatial axis"
         got = _got(affine if spacing is None else spacing)
-        raise ValueError(check.problem(where, expected, got, "Take it from the header of the image"))
+        raise check.refused(where, expected, got, "Take it from the header of the image")
     return tuple(float(size) for size in found)
 
 
@@ -90,7 +90,7 @@ def _affine(where: str, affine: object) -> np.ndarray | None:
         found = np.empty(0)
     if found.shape != (4, 4) or not np.isfinite(found).all() or abs(np.linalg.det(found[:3, :3])) < 1e-12:
         expected = "affine to be 4 x 4, finite and invertible"
-        raise ValueError(check.problem(where, expected, _got(affine), "Take it from the header of the image"))
+        raise check.refused(where, expected, _got(affine), "Take it from the header of the image")
     return found
 
 
@@ -149,7 +149,7 @@ def scene(
     if axes == 1:
         advice = "Draw signals with esegeta.plot.signal"
         expected = "a map (C,*S) with two or three spatial axes"
-        raise ValueError(check.problem(where, expected, f"shape {found.shape}", advice))
+        raise check.refused(where, expected, f"shape {found.shape}", advice)
     under = None if anatomy is None else array(where, "anatomy", anatomy, axes)
     if under is not None and under.shape[1:] != found.shape[1:]:
         found = spatial.upsample(torch.from_numpy(found), like=torch.from_numpy(under)).numpy()
@@ -223,7 +223,7 @@ def _mask(where: str, name: str, value: object, shape: tuple[int, ...]) -> np.nd
         found = found[0]
     if found.shape != shape or found.dtype.kind not in "biuf":
         advice = "Bring it to the grid of the image"
-        raise ValueError(check.problem(where, f"{name} on the grid {shape}", _got(value), advice))
+        raise check.refused(where, f"{name} on the grid {shape}", _got(value), advice)
     return found > 0.5
 
 
@@ -236,7 +236,7 @@ def _seen(where: str, mask: object, anatomy: np.ndarray | None, shape: tuple[int
     check.one_of(where, "mask", mask, ["otsu"])
     if anatomy is None:
         advice = "Pass the image, or a mask"
-        raise ValueError(check.problem(where, 'an anatomy for mask = "otsu"', "none", advice))
+        raise check.refused(where, 'an anatomy for mask = "otsu"', "none", advice)
     return body(grey(anatomy))
 
 
@@ -309,7 +309,7 @@ def _box(
         0 <= a < b <= n for (a, b), n in zip(limits, shape, strict=False)
     ):
         expected = f"box to be (start, stop) within {shape} for each axis"
-        raise ValueError(check.problem(where, expected, repr(box), 'Or take "outline" or "mask"'))
+        raise check.refused(where, expected, repr(box), 'Or take "outline" or "mask"')
     return tuple(slice(a, b) for a, b in limits)
 
 

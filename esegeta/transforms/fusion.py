@@ -44,7 +44,7 @@ def fuse(explains: Explain | Sequence[Explain], *, by: str = "mean") -> Explain:
 
     Example:
         >>> import torch, esegeta as eg
-        >>> score = lambda x: (eg.name(2 * x, "fine").reshape(1, 2, 2).mean(2) * torch.tensor([[1., 3.]])).sum()
+        >>> score = lambda x: (eg.mark(2 * x, "fine").reshape(1, 2, 2).mean(2) * torch.tensor([[1., 3.]])).sum()
         >>> fuse(eg.hires_cam(score, ["fine", "mean"]), by="product")(torch.tensor([[1., 1., 1., 1.]])).tolist()
         [[0.1111111..., 0.1666666..., 0.833333..., 1.0]]
 

@@ -173,8 +173,8 @@ def monte_carlo(
     Example:
         >>> noisy = lambda x, key: x + random.signs(key, x.shape)
         >>> found = monte_carlo(noisy, samples=400)(torch.zeros(1, 3), key=1)
-        >>> bool((found.mean.abs() < 0.2).all()), (found.variance + found.mean**2).tolist()
-        (True, [[1.0, 1.0, 1.0]])
+        >>> torch.allclose(found.variance, 1 - found.mean**2)
+        True
 
     Reference: Natekar, Kori, Krishnamurthi, Demystifying brain tumor segmentation networks, Frontiers in
         Computational Neuroscience 2020, section 2.4 (the diagonal of equation 9b); Depeweg et al., ICML 2018.

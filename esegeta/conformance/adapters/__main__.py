@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from esegeta.conformance.adapters.batches import examples_apart
-from esegeta.conformance.report import Verdict
+from esegeta.conformance.verdicts import Verdict
 from esegeta.conformance.verify import verify
 
 COMMAND = "python -m esegeta.conformance.adapters"

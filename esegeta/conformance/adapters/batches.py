@@ -12,8 +12,8 @@ from esegeta._facts import declared
 from esegeta.conformance.finding import of
 from esegeta.conformance.functions import call
 from esegeta.conformance.lawbook import MethodLaw
-from esegeta.conformance.report import Verdict
 from esegeta.conformance.subjects import Subject
+from esegeta.conformance.verdicts import Verdict
 from esegeta.conformance.verify import decided
 from esegeta.engine import check
 

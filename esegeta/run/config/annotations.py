@@ -43,11 +43,9 @@ def fits(value: Any, annotation: Any) -> bool:
     >>> fits(3, float), fits(True, int), fits([1, 2], tuple[int, ...]), fits("a", float | None)
     (True, False, True, False)
     """
-    return any(_fits(value, one) for one in members(annotation))
-
-
-def _fits(value: Any, annotation: Any) -> bool:
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, one) for one in inner)
     if annotation is Any:
         return True
     if annotation in (None, types.NoneType):

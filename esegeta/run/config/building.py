@@ -15,18 +15,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from esegeta import random, rules
-from esegeta._registry import REDUCERS, TRANSFORMS, MethodSpec
+from esegeta import _types, random
+from esegeta._registry import BASELINES, METHODS, REDUCERS, TRANSFORMS, MethodSpec
 from esegeta._types import Explain, Score
-from esegeta._types import Model as Function
-from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
 from esegeta.features import Features
 from esegeta.patches import sliding_window
 from esegeta.placing import at
 from esegeta.run.config import catalogue
-from esegeta.run.config.annotations import is_file, is_tensor, members, shown
-from esegeta.run.config.catalogue import Parameter, faults_of, nearest
+from esegeta.run.config.annotations import is_file, shown
+from esegeta.run.config.catalogue import (
+    Context,
+    Parameter,
+    arguments,
+    checking,
+    complete,
+    found,
+    nearest,
+)
 from esegeta.run.config.faults import Collector, Strict, told
 from esegeta.run.config.plugins import check_plugins
 from esegeta.run.config.schema import (
@@ -49,27 +55,8 @@ from esegeta.run.volumes import files as volumes
 from esegeta.run.volumes import labels, preprocess
 from esegeta.run.volumes.names import subjects
 
-Reader = Callable[[Path], Tensor]
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
-
-
-class Context(NamedTuple):
-    """What values are made with: mm per voxel, the key of the draw, how a file becomes a tensor, where faults go."""
-
-    spacing: Sequence[float] | None = None
-    key: int = 0
-    read: Reader | None = None
-    faults: Strict = Strict()
-
-    def leaves_out(self, value: Any) -> bool:
-        """Return whether a value stands in a file that nobody reads before a job does: nothing is made of it then."""
-        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-        unread = self.read is None and isinstance(self.faults, Collector)
-        return unread and (is_file(value) or any(map(self.leaves_out, inner)))
-
-
-PLAIN = Context()
 
 
 class Built(NamedTuple):
@@ -97,67 +84,6 @@ class Built(NamedTuple):
 # --- Functions and their parameters -----------------------------------------------------------------------
 
 
-def _value(value: Any, parameter: Parameter, context: Context) -> Any:
-    """What stands in a file, as the function wants it."""
-    name = parameter.name
-    if name == "spacing" and value == "input":
-        if context.spacing is None:
-            raise check.refused(
-                "spacing", "an input with a size of voxels", "one without", "Give it in numbers"
-            )
-        return tuple(context.spacing)
-    if is_file(value):
-        if context.read is None:
-            raise check.refused(name, "a reader of files", "none", "Pass read= to the builder")
-        return context.read(Path(value["file"]))
-    if name in catalogue.FAMILIES and not (isinstance(value, str) and value in rules.COMPOSITES):
-        if isinstance(value, str):
-            value = {"name": value}
-        if isinstance(value, Mapping):
-            maker = catalogue.family(name)[value["name"]]
-            settings = {k: v for k, v in value.items() if k != "name"}
-            return maker.make(**_values(settings, maker.parameters, context), **_key_of(maker.make, context))
-    if isinstance(value, (list, tuple)):
-        kinds = members(parameter.annotation)
-        if any(map(is_tensor, kinds)) and not any(getattr(k, "__origin__", None) for k in kinds):
-            return torch.tensor(value)
-        return tuple(value)
-    return value
-
-
-def _values(given: Mapping[str, Any], known: Mapping[str, Parameter], context: Context) -> dict[str, Any]:
-    return {name: _value(value, known[name], context) for name, value in given.items()}
-
-
-def _key_of(fn: Callable[..., Any], context: Context) -> dict[str, int]:
-    return {"key": context.key} if catalogue.draws(fn) else {}
-
-
-def arguments(
-    given: Mapping[str, Any],
-    known: Mapping[str, Parameter],
-    context: Context = PLAIN,
-    path: str = "parameters",
-    owner: str = "the function",
-) -> dict[str, Any] | None:
-    """Return keyword arguments from the parameters in a file; None where something is wrong with them.
-
-    >>> known = catalogue.of_method(catalogue.METHODS["occlusion"])
-    >>> arguments({"size": [4, 4], "spacing": "input"}, known, Context(spacing=(2.0, 1.0)))
-    {'size': (4, 4), 'spacing': (2.0, 1.0)}
-    """
-    wrong = faults_of(path, given, known, owner)
-    for line in wrong:
-        context.faults.say(line)
-    if wrong:
-        return None
-    if context.leaves_out(given):
-        return dict(given)
-    with context.faults.at(path):
-        return _values(given, known, context)
-    return None
-
-
 def _made(
     make: Callable[..., Any],
     given: Mapping[str, Any],
@@ -166,12 +92,11 @@ def _made(
     path: str,
     owner: str,
 ) -> Any:
-    """What a function makes of the parameters in a file; None where it cannot, or not yet."""
+    """Return what a function makes of the parameters in a file; None where it cannot, or not yet."""
     settings = arguments(given, known, context, path, owner)
-    if settings is None or context.leaves_out(given):
-        return None
-    with context.faults.at(path):
-        return make(**settings)
+    if settings is not None and complete(settings):
+        with context.faults.at(path):
+            return make(**settings)
     return None
 
 
@@ -179,32 +104,20 @@ def _made(
 
 
 def score(
-    target: Target,
-    model: Function,
-    x: Tensor,
-    *,
-    spacing: Sequence[float] | None = None,
-    read: Reader | None = None,
-) -> Score:
-    """Return the score of a target, its mask frozen at the image.
+    target: Target, model: _types.Model, x: Tensor | None, context: Context, path: str = "target"
+) -> Any:
+    """Return the score of a target, its mask frozen at the image; None where something is wrong with it.
 
     Args:
         target: of the configuration.
-        model: from ``networks.load``.
-        x: the image after preprocessing.
-        spacing: mm per voxel.
-        read: makes a tensor of a file that a parameter names, on the grid of x.
+        model: from ``sources.load``.
+        x: the image after preprocessing; None if there is none yet.
+        context: what its parameters are made with.
+        path: of the target, for faults.
     """
-    found: Score = _score(target, f"target {target.name}", model, x, Context(spacing, read=read))
-    return found
-
-
-def _score(target: Target, path: str, model: Function, x: Tensor | None, context: Context) -> Any:
     faults = context.faults
-    spec = REDUCERS.get(target.reducer)
+    spec = found(REDUCERS, target.reducer, f"{path}.reducer", faults)
     if spec is None:
-        advice = nearest(target.reducer, REDUCERS)
-        faults.add(f"{path}.reducer", "a reducer", repr(target.reducer), advice)
         return None
     known, given = dict(catalogue.parameters(spec.fn, skip=1)), dict(target.parameters)
     if target.class_ is not None:
@@ -238,52 +151,34 @@ def _score(target: Target, path: str, model: Function, x: Tensor | None, context
 def explanation(
     method: Method,
     score: Score,
-    x: Tensor,
-    *,
-    spacing: Sequence[float] | None = None,
-    key: int = 0,
-    read: Reader | None = None,
-) -> Built:
-    """Return the explanation that an entry asks for, with its baselines.
-
-    Args:
-        method: of the configuration, after ``config.load``.
-        score: from ``score``.
-        x: the image after preprocessing.
-        spacing: mm per voxel.
-        key: of everything that this method draws.
-        read: makes a tensor of a file that a parameter names, on the grid of x.
-    """
-    found = _explanation(method, f"method {method.id or method.name}", score, x, Context(spacing, key, read))
-    if found is None:
-        raise AssertionError("what is built strictly is built, or refused")
-    return found
-
-
-def _explanation(
-    method: Method,
-    path: str,
-    score: Score,
     x: Tensor | None,
     context: Context,
+    path: str = "method",
     otherwise: str | Call | list[str | Call] | None = None,
-) -> Built | None:
-    """Build an explanation; otherwise: the baseline where the method names none."""
-    faults, known = context.faults, catalogue.methods_by_name()
-    spec = known.get(method.name)
+) -> Any:
+    """Return the explanation that an entry asks for with its baselines, ``Built``; None where that cannot be.
+
+    Args:
+        method: of the configuration.
+        score: what is explained.
+        x: the image after preprocessing; None if there is none yet.
+        context: what its parameters are made with; its key is of everything that this method draws.
+        path: of the method, for faults.
+        otherwise: the baseline where the method names none.
+    """
+    faults = context.faults
+    spec = found(METHODS, method.name, f"{path}.name", faults)
     explain: Explain | None = None
     features: Features | None = None
     refs: tuple[str, ...] | None = None
     keyed, axioms = False, frozenset[str]()
-    if spec is None:
-        faults.add(f"{path}.name", "a method", repr(method.name), nearest(method.name, known))
-    else:
+    if spec is not None:
         explain, features = _method(spec, method, path, score, context)
         refs, keyed, axioms = spec.refs, spec.key, spec.axioms
     for number, call in enumerate(method.transforms):
-        here, change = f"{path}.transforms[{number}]", TRANSFORMS.get(call.name)
+        here = f"{path}.transforms[{number}]"
+        change = found(TRANSFORMS, call.name, f"{here}.name", faults)
         if change is None:
-            faults.add(f"{here}.name", "a transform", repr(call.name), nearest(call.name, TRANSFORMS))
             continue
         if spec is not None and refs is not None:
             before, refs = refs, change.refs(refs)
@@ -342,7 +237,7 @@ def _references(
     context: Context,
     otherwise: str | Call | list[str | Call] | None,
 ) -> tuple[Tensor, ...] | None:
-    """The baselines of a method, in the order in which it takes them; None where there is no image yet."""
+    """Return the baselines of a method, in the order in which it takes them; None where there is no image yet."""
     faults, given, here = context.faults, method.baseline, f"{path}.baseline"
     if not refs:
         if given is not None:
@@ -390,11 +285,10 @@ def _baseline(
     given: str | Call, path: str, number: int, x: Tensor | None, context: Context
 ) -> list[Tensor | None] | None:
     call, faults = Call(name=given) if isinstance(given, str) else given, context.faults
-    known = catalogue.of_baselines()
-    if call.name not in known:
-        faults.add(path, "a baseline", repr(call.name), nearest(call.name, known))
+    spec = found(BASELINES, call.name, path, faults)
+    if spec is None:
         return None
-    fn, settings = known[call.name], call.parameters
+    fn, settings = spec.fn, call.parameters
     count: Any = settings.pop("count", 1)
     draws, right = catalogue.draws(fn), isinstance(count, int) and not isinstance(count, bool) and count >= 1
     if not draws and "count" in call.parameters:
@@ -498,20 +392,20 @@ def _reference(
     if images is None:
         return
     try:
-        found = subjects(volumes.expand(images.files, folder), images.subject)
+        own = subjects(volumes.expand(images.files, folder), images.subject)
     except (ValueError, re.error):  # told at the images
         return
     with faults.at("reference.files"):
         try:
-            labels.matched(given.files, found, given.subject or images.subject, folder)
+            labels.matched(given.files, own, given.subject or images.subject, folder)
         except re.error as error:
             faults.add("reference.subject", "a regular expression", repr(given.subject), str(error))
 
 
 def class_of(target: Target) -> int | None:
     """Return the class that a target is about, None if it is about none or several."""
-    found = target.parameters.get("target", target.class_)
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
+    given = target.parameters.get("target", target.class_)
+    return given if isinstance(given, int) and not isinstance(given, bool) else None
 
 
 def _run(run: Run, folder: Path, faults: Strict) -> None:
@@ -527,7 +421,7 @@ def _run(run: Run, folder: Path, faults: Strict) -> None:
     if not run.output.strip() or is_there(folder, run.output):
         faults.add("run.output", "a folder", shown(run.output), "Choose another name")
     if run.baseline is not None:
-        baselines(run.baseline, "run.baseline", None, Context(faults=faults))
+        baselines(run.baseline, "run.baseline", None, checking(faults))
 
 
 def _device(device: str, path: str, faults: Strict) -> None:
@@ -560,7 +454,7 @@ def _patches(patches: Patches, faults: Strict) -> None:
 
 def identities(method: Method) -> list[str]:
     """Return the ids of the entries that a method becomes: one, or one for each place."""
-    spec = catalogue.methods_by_name().get(method.name)
+    spec = METHODS.by_name.get(method.name)
     own = method.id or (spec.name if spec else method.name)
     if not isinstance(method.place, list):
         return [own]
@@ -575,15 +469,15 @@ def _of_kind(
     if section is None:
         return []
     if kind.many:
-        found = [(f"{key}[{number}]", table) for number, table in several(section, raw, key, faults)]
+        given = [(f"{key}[{number}]", table) for number, table in several(section, raw, key, faults)]
     else:
         table = one(section, raw, key, faults)
-        found = [] if table is None else [(key, table)]
-    for path, table in found:
+        given = [] if table is None else [(key, table)]
+    for path, table in given:
         _missing(table.model_dump(), path, folder, faults)
         if kind.check is not None:
             kind.check(table, path, faults)
-    return found
+    return given
 
 
 def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Collector) -> Config | None:
@@ -622,11 +516,11 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
         _patches(patches, faults)
     if reference:
         _reference(reference, given, [target for _, target in targets], folder, faults)
-    nowhere = Context(spacing=(1.0, 1.0, 1.0), faults=faults)
+    nowhere = checking(faults)
     for number, target in targets:
         path = f"targets[{number}]"
         check_name(target.name, f"{path}.name", faults)
-        _score(target, path, _stand_in, None, nowhere)
+        score(target, _stand_in, None, nowhere, path)
         _missing(target.model_dump(), path, folder, faults)
     for number, method in methods:
         path = f"methods[{number}]"
@@ -636,15 +530,15 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
         if method.patches != "whole" and patches is None:
             advice = "Add a table [patches] with a size"
             faults.add(f"{path}.patches", '"whole"', repr(method.patches), advice)
-        _explanation(method, path, torch.sum, None, nowhere, run.baseline if run else None)
+        explanation(method, torch.sum, None, nowhere, path, run.baseline if run else None)
         _missing(method.model_dump(), path, folder, faults)
-    no_twins("targets", "name", [(n, [t.name]) for n, t in targets], faults)
-    no_twins("methods", "id", [(n, identities(m)) for n, m in methods], faults)
+    no_twins([(f"targets[{n}]", [target.name]) for n, target in targets], "name", faults)
+    no_twins([(f"methods[{n}]", identities(method)) for n, method in methods], "id", faults)
     ids = [name for _, method in methods for name in identities(method)]
     beside = kinds.Beside([target.name for _, target in targets], ids, "reference" in raw)
-    for key, found in more.items():
+    for key, tables in more.items():
         if (together := of_kinds[key].check_all) is not None:
-            together(found, beside, faults)
+            together(tables, beside, faults)
     if faults.lines or model is None or given is None:
         return None
     return Config(
@@ -658,8 +552,8 @@ def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust, faults: Co
         run=run or Run(),
         output=output or Output(),
         more={
-            key: [table for _, table in found] if of_kinds[key].many else found[0][1]
-            for key, found in more.items()
-            if found
+            key: [table for _, table in tables] if of_kinds[key].many else tables[0][1]
+            for key, tables in more.items()
+            if tables
         },
     )

@@ -1,4 +1,4 @@
-"""What a configuration can name: methods, transforms, reducers, baselines, and what their parameters may be.
+"""What a configuration can name: methods, transforms, reducers, baselines; and their parameters, made of its values.
 
 Nothing is listed here that a registry can tell. A parameter that is a function in Python is asked for by name,
 ``features = {name = "grid", size = 8}``: each registry says for which parameters.
@@ -6,8 +6,11 @@ Nothing is listed here that a registry can tell. A parameter that is a function 
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from esegeta import baselines as _baselines  # noqa: F401  what comes with the package is registered
 from esegeta import dreams as _dreams  # noqa: F401
@@ -23,9 +26,7 @@ from esegeta import transforms as _transforms  # noqa: F401
 from esegeta import uncertainty as _uncertainty  # noqa: F401
 from esegeta import zoo as _zoo  # noqa: F401
 from esegeta._registry import (
-    BASELINES,
     GIVEN,
-    METHODS,
     REGISTRIES,
     TRANSFORMS,
     MethodSpec,
@@ -35,7 +36,8 @@ from esegeta._registry import (
 )
 from esegeta.engine import check
 from esegeta.rules.composites import named_composites
-from esegeta.run.config.annotations import fits, is_file, members, said, shown
+from esegeta.run.config.annotations import fits, is_file, is_tensor, members, said, shown
+from esegeta.run.config.faults import Collector, Strict
 
 
 class Parameter(NamedTuple):
@@ -60,6 +62,7 @@ class Parameter(NamedTuple):
 def parameters(fn: Callable[..., Any], skip: int = 0, without: Iterable[str] = GIVEN) -> dict[str, Parameter]:
     """Return the parameters of a function that a file can set, without the first ones and those that the run gives.
 
+    >>> from esegeta._registry import METHODS
     >>> [str(p) for p in parameters(METHODS["integrated_gradients"].fn, skip=1).values()]
     ['steps=32', "rule='gauss-legendre'"]
     """
@@ -71,11 +74,6 @@ def parameters(fn: Callable[..., Any], skip: int = 0, without: Iterable[str] = G
 def of_method(spec: Spec) -> dict[str, Parameter]:
     """Return the parameters of a method, or of anything else that is registered."""
     return parameters(spec.fn, skip=spec.leads)
-
-
-def methods_by_name() -> dict[str, MethodSpec]:
-    """Return every method by its name and by its other names."""
-    return {name: spec for spec in METHODS.values() for name in (spec.name, *spec.also)}
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
@@ -131,48 +129,131 @@ def family(name: str) -> dict[str, Maker]:
     return {known: maker for known, maker in made.items() if maker is not None}
 
 
-def of_baselines() -> dict[str, Callable[..., Any]]:
-    """Return the baselines that are made of the image alone, or of numbers.
-
-    >>> sorted(of_baselines())[:3]
-    ['black', 'blurred', 'constant']
-    """
-    return {name: spec.fn for name, spec in BASELINES.items()}
-
-
 def draws(fn: Callable[..., Any]) -> bool:
     """Return whether a function takes a random key."""
     return "key" in inspect.signature(fn).parameters
 
 
-# --- Checks -----------------------------------------------------------------------------------------------
+# --- Values of a file, as a function wants them -----------------------------------------------------------
 
 
-def fault(path: str, expected: str, got: object, advice: str) -> str:
-    """Return one line about one thing that is wrong."""
-    path = "".join(c if c.isprintable() else repr(c)[1:-1] for c in path)
-    return f"{path}: expected {expected}, got {got}. {advice.removesuffix('.')}."
+Reader = Callable[[Path], Any]
 
 
-def faults_of(path: str, given: Mapping[str, Any], known: Mapping[str, Parameter], owner: str) -> list[str]:
-    """Return everything that is wrong with the parameters that a file gives to a function."""
-    found = []
+class Context(NamedTuple):
+    """What values are made with: mm per voxel, the key of the draw, how a file becomes a tensor, where faults go."""
+
+    spacing: Sequence[float] | None = None
+    key: int = 0
+    read: Reader | None = None
+    faults: Strict = Strict()
+
+
+_PLAIN = Context()
+
+
+def checking(faults: Strict) -> Context:
+    """Return what values are made with before there is an image: no file is read, and faults are collected."""
+    return Context(spacing=(1.0, 1.0, 1.0), faults=faults)
+
+
+class _Unmade:
+    """What stands for a value that cannot be made: it is wrong, and that was told, or its file is not read yet."""
+
+
+_WRONG, _UNREAD = _Unmade(), _Unmade()
+
+
+def complete(made: Mapping[str, Any] | None) -> bool:
+    """Return whether arguments are right, and none of them waits for a file that nobody reads before a job does."""
+    return made is not None and not any(isinstance(value, _Unmade) for value in made.values())
+
+
+def found(table: Registry[Any], name: str, path: str, faults: Strict) -> Any:
+    """Return the member of that name, one of its other names included; None where there is none, which is told."""
+    known = table.by_name
+    if name not in known:
+        what = f"{'an' if table.kind[0] in 'aeiou' else 'a'} {table.kind}"
+        faults.add(path, what, repr(name), nearest(name, known))
+    return known.get(name)
+
+
+def arguments(
+    given: Mapping[str, Any],
+    known: Mapping[str, Parameter],
+    context: Context = _PLAIN,
+    path: str = "parameters",
+    owner: str = "the function",
+) -> dict[str, Any] | None:
+    """Return keyword arguments from the parameters in a file; None where something is wrong with them.
+
+    >>> from esegeta._registry import METHODS
+    >>> known = of_method(METHODS["occlusion"])
+    >>> arguments({"size": [4, 4], "spacing": "input"}, known, Context(spacing=(2.0, 1.0)))
+    {'size': (4, 4), 'spacing': (2.0, 1.0)}
+    """
+    faults, made = context.faults, {}
     for name, value in given.items():
-        here = f"{path}.{name}"
-        if name in GIVEN and name not in known:
+        here, made[name] = f"{path}.{name}", _WRONG
+        if name in known:
+            made[name] = _value(value, known[name], context, here)
+        elif name in GIVEN:
             advice = "Leave it out: the run gives it" if name == "at" else "Leave it out: run.key is for all"
-            found.append(fault(here, "no such key", shown(value), advice))
-        elif name not in known:
-            expected = f"a parameter of {owner}" if known else f"no parameters: {owner} has none"
-            advice = nearest(name, known) if known else "Leave it out"
-            found.append(fault(here, expected, repr(name), advice))
+            faults.add(here, "no such key", shown(value), advice)
         else:
-            found += _faults_of_value(here, value, known[name])
+            expected = f"a parameter of {owner}" if known else f"no parameters: {owner} has none"
+            faults.add(here, expected, repr(name), nearest(name, known) if known else "Leave it out")
     for name, parameter in known.items():
         if parameter.required and name not in given:
-            words = wanted(parameter)
-            found.append(fault(f"{path}.{name}", words, "nothing", f"{owner} does not go without it"))
-    return found
+            made[name] = _WRONG
+            faults.add(f"{path}.{name}", wanted(parameter), "nothing", f"{owner} does not go without it")
+    return None if any(value is _WRONG for value in made.values()) else made
+
+
+def _value(value: Any, parameter: Parameter, context: Context, path: str) -> Any:
+    """Return what stands in a file as the function wants it."""
+    name = parameter.name
+    if name == "spacing" and value == "input":
+        if context.spacing is None:
+            raise check.refused(name, "an input with a size of voxels", "one without", "Give it in numbers")
+        return tuple(context.spacing)
+    composite = name == "composite" and isinstance(value, str) and value in named_composites()
+    named = isinstance(value, (str, Mapping)) and not is_file(value) and not composite
+    if named and name in FAMILIES and _callable(parameter):
+        return called(value, name, context, path)
+    if not composite and not fits(value, parameter.annotation):
+        advice = "Write it without quotes" if isinstance(value, str) else "Change it"
+        context.faults.add(path, wanted(parameter), shown(value), advice)
+        return _WRONG
+    if is_file(value):
+        if context.read is not None:
+            return context.read(Path(value["file"]))
+        if isinstance(context.faults, Collector):
+            return _UNREAD
+        raise check.refused(name, "a reader of files", "none", "Pass a context with read=")
+    if isinstance(value, (list, tuple)):
+        kinds = members(parameter.annotation)
+        if any(map(is_tensor, kinds)) and not any(getattr(k, "__origin__", None) for k in kinds):
+            return torch.tensor(value)
+        return tuple(value)
+    return value
+
+
+def called(value: str | Mapping[str, Any], what: str, context: Context, path: str) -> Any:
+    """Return what a function makes that a file asks for by name, with its parameters beside the name."""
+    settings = {"name": value} if isinstance(value, str) else dict(value)
+    name, makers = settings.pop("name", None), family(what)
+    if not isinstance(name, str) or name not in makers:
+        expected = f"{what} by name, one of {', '.join(sorted(makers))}"
+        context.faults.add(path, expected, "no name" if name is None else shown(name), nearest(name, makers))
+        return _WRONG
+    make = makers[name].make
+    made = arguments(settings, makers[name].parameters, context, path, name)
+    if made is None or not complete(made):
+        return _WRONG if made is None else _UNREAD
+    with context.faults.at(path):
+        return make(**made, **({"key": context.key} if draws(make) else {}))
+    return _WRONG
 
 
 def wanted(parameter: Parameter) -> str:
@@ -185,37 +266,13 @@ def wanted(parameter: Parameter) -> str:
 
 
 def _callable(parameter: Parameter) -> bool:
-    """Whether a function, or what only a function makes, may stand for it."""
+    """Return whether a function, or what only a function makes, may stand for it."""
     return any(
         said(one) == "nothing" and one not in (None, type(None)) for one in members(parameter.annotation)
     )
 
 
-def _faults_of_value(path: str, value: Any, parameter: Parameter) -> list[str]:
-    if parameter.name == "spacing" and value == "input":
-        return []
-    if parameter.name in FAMILIES and _callable(parameter) and not is_file(value):
-        makers = family(parameter.name)
-        if isinstance(value, str):
-            if parameter.name == "composite" and value in named_composites():
-                return []
-            value = {"name": value}
-        if isinstance(value, Mapping):
-            return _faults_of_call(path, value, makers, parameter.name)
-    if fits(value, parameter.annotation):
-        return []
-    advice = "Write it without quotes" if isinstance(value, str) else "Change it"
-    return [fault(path, wanted(parameter), shown(value), advice)]
-
-
-def _faults_of_call(path: str, value: Mapping[str, Any], makers: Mapping[str, Maker], what: str) -> list[str]:
-    settings = dict(value)
-    name = settings.pop("name", None)
-    if not isinstance(name, str) or name not in makers:
-        known = list(makers)
-        got = "no name" if name is None else shown(name)
-        return [fault(path, f"{what} by name, one of {', '.join(sorted(known))}", got, nearest(name, known))]
-    return faults_of(path, settings, makers[name].parameters, name)
+# --- What a method is with its transforms -----------------------------------------------------------------
 
 
 def references(refs: tuple[str, ...], transforms: Iterable[str]) -> tuple[str, ...] | None:
@@ -233,6 +290,7 @@ def references(refs: tuple[str, ...], transforms: Iterable[str]) -> tuple[str, .
 def numbers(spec: MethodSpec, method: Any) -> Numbers:
     """Return what the numbers of a map are: as its method declares, but for parts and places that are named.
 
+    >>> from esegeta._registry import METHODS
     >>> from esegeta.run.config.loading import Method
     >>> [numbers(METHODS[name], Method(name=name)) for name in ("gradient", "occlusion", "grad_cam", "lime")]
     ['amount', 'part', 'layer', 'amount']
@@ -249,6 +307,7 @@ def contributions(spec: MethodSpec, method: Any) -> bool | None:
 
     Transforms that are no averages leave neither.
 
+    >>> from esegeta._registry import METHODS
     >>> from esegeta.run.config.loading import Method
     >>> [contributions(METHODS[n], Method(name=n)) for n in ("integrated_gradients", "gradient", "grad_cam")]
     [True, False, None]
@@ -265,6 +324,7 @@ def cost(spec: MethodSpec, method: Mapping[str, Any]) -> int | None:
 
     None where the image decides.
 
+    >>> from esegeta._registry import METHODS
     >>> cost(METHODS["integrated_gradients"], {"parameters": {"steps": 8}, "transforms": []})
     8
     """

@@ -17,7 +17,7 @@ from esegeta.run import bounds
 from esegeta.run.config.annotations import shown
 from esegeta.run.config.catalogue import nearest
 from esegeta.run.config.faults import Faults
-from esegeta.run.config.original import RULES, SMOOTHED, UNTRANSLATED, Old, Table
+from esegeta.run.config.original import DREAMS, RULES, SMOOTHED, New, Old, Rule, Table
 from esegeta.run.config.toml import written
 
 WHERE = "convert"
@@ -137,15 +137,23 @@ def convert(old: Mapping[str, Any], source: str = "my_network:build", files: str
         tables = [{**t, "use": True} for t in tables]
     size = _number(header.get("patch_size"), -1)
     methods: list[Table] = []
+    dreams: list[Table] = []
     lines: list[str] = []
     of_entry: dict[str, list[Table]] = {}
     for table in tables:
-        made, line = _entry(table, volumes, size > 0)
+        dreamed = table.get("method_name") in DREAMS
+        made, line = _dream(table, volumes) if dreamed else _entry(table, volumes, size > 0)
         if line:
             lines.append(line if table["use"] else f"{line[:-1]}; left out: it had use = false.")
-        methods += made if table["use"] else []
-        of_entry.setdefault(str(table.get("method_name", "")), []).extend(made if table["use"] else [])
+        if not table["use"]:
+            continue
+        if dreamed:
+            dreams += made
+        else:
+            methods += made
+            of_entry.setdefault(str(table.get("method_name", "")), []).extend(made)
     _with_ids(methods)
+    _with_ids(dreams)
     ids = {name: [method["id"] for method in made] for name, made in of_entry.items()}
     config = {
         "model": {"source": source},
@@ -155,11 +163,14 @@ def convert(old: Mapping[str, Any], source: str = "my_network:build", files: str
         },
         "targets": _targets(header, notes),
         "methods": methods,
+        **({"dreams": dreams} if dreams else {}),
         **_metrics([table for table in tables if table["use"]], ids, notes),
         **_patches(header, size, methods, notes),
         "run": _run(header, tables, notes),
     }
     notes += _other_notes(header, tables)
+    if dreams and not methods:
+        notes.append("methods: a run explains its images by at least one: add a table [[methods]].")
     head = "Translated from a configuration of TorchEsegeta. Fill in model, input and targets."
     return Conversion(written(config, head), config, [one_line(line) for line in (*lines, *notes)])
 
@@ -194,23 +205,14 @@ def _entry(table: Table, volumes: bool, patches: bool) -> tuple[list[Table], str
     name = str(table.get("method_name", ""))
     name = METHOD_SPELLINGS.get(name, name)
     table.setdefault("use", False)
-    if name in UNTRANSLATED:
-        return (
-            [],
-            f"{name}: not translated: {UNTRANSLATED[name]}. It asked for {shown(table.get('keywords'))}.",
-        )
     if name not in RULES:
-        return [], f"{shown(name)}: not translated: not a method of the original. {nearest(name, RULES)}."
-    words = table.get("keywords")
-    old = Old(
-        _spelled(words, (*words, *SPELLINGS.values()), name, []) if isinstance(words, dict) else {}, volumes
-    )
-    try:
-        fields, said = RULES[name](old)
-    except (ValueError, TypeError):
-        fields, said = {"name": None}, ()
-    if not _sound(fields):
-        return [], f"{name}: not translated: its keywords are not those of the original: {shown(words)}."
+        known = nearest(name, (*RULES, *DREAMS))
+        return [], f"{shown(name)}: not translated: not a method of the original. {known}."
+    old = _old(table, name, volumes)
+    made_of = _translated(RULES[name], old)
+    if made_of is None:
+        return [], _odd(name, table)
+    fields, said = made_of
     fields = {"name": fields["name"], "id": name, **{k: v for k, v in fields.items() if k != "name"}}
     if table.get("title"):
         fields["title"] = str(table["title"])
@@ -240,6 +242,41 @@ def _entry(table: Table, volumes: bool, patches: bool) -> tuple[list[Table], str
         made.append({**fields, **title, "id": f"{name}-{kind}", "transforms": [change]})
         notes.append(f"and once more with {SMOOTHED[kind]}")
     return made, f"{name}: {'; '.join([fields['name'], *notes])}."
+
+
+def _dream(table: Table, volumes: bool) -> tuple[list[Table], str]:
+    """Return the dream that an entry becomes, and the line about it."""
+    name = str(table["method_name"])
+    table.setdefault("use", False)
+    made_of = _translated(DREAMS[name], _old(table, name, volumes))
+    if made_of is None:
+        return [], _odd(name, table)
+    fields, notes = made_of
+    if fields["objective"]["place"] in ("", ":in"):
+        return [], f"{name}: not translated: its keywords name no layer."
+    title = {"title": str(table["title"])} if table.get("title") else {}
+    line = f"{name}: [[dreams]], recipe {fields['recipe']}; {'; '.join(notes)}."
+    return [{"id": name, **title, **fields}], line
+
+
+def _old(table: Table, name: str, volumes: bool) -> Old:
+    words = table.get("keywords")
+    known = _spelled(words, (*words, *SPELLINGS.values()), name, []) if isinstance(words, dict) else {}
+    return Old(known, volumes)
+
+
+def _translated(rule: Rule, old: Old) -> New | None:
+    """Return what a rule makes of an entry, None if its keywords are none of the original's."""
+    try:
+        made = rule(old)
+    except (ValueError, TypeError):
+        return None
+    return made if _sound(made.fields) else None
+
+
+def _odd(name: str, table: Table) -> str:
+    words = shown(table.get("keywords"))
+    return f"{name}: not translated: its keywords are not those of the original: {words}."
 
 
 def on_layer(fields: Table) -> bool:

@@ -7,7 +7,12 @@ from typing import Any
 
 from esegeta.engine import check
 from esegeta.engine.refusals import one_line
-from esegeta.run.config.catalogue import fault
+
+
+def fault(path: str, expected: str, got: object, advice: str) -> str:
+    """Return one line about one thing that is wrong."""
+    path = "".join(c if c.isprintable() else repr(c)[1:-1] for c in path)
+    return f"{path}: expected {expected}, got {got}. {advice.removesuffix('.')}."
 
 
 class Faults(check.Refused):

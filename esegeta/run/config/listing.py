@@ -96,7 +96,7 @@ def entry(name: str) -> str:
     >>> print(entry("ig").splitlines()[0])
     integrated_gradients: a method
     """
-    by_name = catalogue.methods_by_name()
+    by_name = METHODS.by_name
     if name in by_name:
         spec = by_name[name]
         facts = {
@@ -124,9 +124,8 @@ def entry(name: str) -> str:
     if name in BASELINES:
         facts = {"count": "how many are drawn, default 1" if catalogue.draws(BASELINES[name].fn) else ""}
         return _text(BASELINES[name], "baseline", facts)
-    metrics_by_name = {n: spec for spec in METRICS.values() for n in (spec.name, *spec.also)}
-    if name in metrics_by_name:
-        metric = metrics_by_name[name]
+    if name in METRICS.by_name:
+        metric = METRICS.by_name[name]
         facts = {
             "also called": ", ".join(metric.also),
             "family": metric.family,
@@ -146,7 +145,7 @@ def entry(name: str) -> str:
             told = {"keys": _keys(kind), "reads": kind.reads, "columns": kind.columns}
             lines += [f"  {key}: {', '.join(words)}" for key, words in told.items() if words]
             return "\n".join([*lines, f"  origin: {kind.origin}"])
-    also = [*metrics_by_name, *(kind.name for kind in kinds.known())]
+    also = [*METRICS.by_name, *(kind.name for kind in kinds.known())]
     known = [*by_name, *TRANSFORMS, *REDUCERS, *BASELINES, *also]
     expected = "the name of a method, transform, reducer, baseline, metric or kind of jobs"
     raise check.refused("methods", expected, repr(name), catalogue.nearest(name, known))

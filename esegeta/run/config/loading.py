@@ -15,15 +15,16 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from esegeta._registry import find_method
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
 from esegeta.run import bounds
 from esegeta.run.config.annotations import with_files
 from esegeta.run.config.building import configuration, identities
-from esegeta.run.config.catalogue import methods_by_name, references
+from esegeta.run.config.catalogue import references
 from esegeta.run.config.faults import Collector, Faults
 from esegeta.run.config.plugins import check_plugins
-from esegeta.run.config.schema import Call, Config, Method, Model, Run, Section, Target
+from esegeta.run.config.schema import Call, Config, Method, Model, Run, Section
 from esegeta.run.config.sources import check_model, is_program
 from esegeta.run.config.tables import part
 from esegeta.run.config.trust import Trust, asked, of_environment
@@ -166,22 +167,25 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _resolved(config: Config, folder: Path) -> Config:
-    """The same, with everything said in one way."""
-
-    def files(given: Any) -> Any:
-        return [files(one) for one in given] if isinstance(given, list) else _pattern(given, folder)
-
-    run = config.run.model_copy(
-        update={"output": _absolute(config.run.output, folder), "memory": _bytes(config.run.memory)}
-    )
+    """Return the same, with everything said in one way."""
+    memory = None if config.run.memory is None else parse_memory(WHERE, config.run.memory)
+    run = config.run.model_copy(update={"output": _absolute(config.run.output, folder), "memory": memory})
+    targets = [
+        target.model_copy(
+            update={"class_": None, "parameters": {**target.parameters, "target": target.class_}}
+        )
+        if target.class_ is not None
+        else target
+        for target in config.targets
+    ]
     return config.model_copy(
         update={
             "plugins": [_absolute(name, folder) for name in config.plugins],
             "model": _placed(config.model, folder),
-            "input": config.input.model_copy(update={"files": files(config.input.files)}),
+            "input": config.input.model_copy(update={"files": _pattern(config.input.files, folder)}),
             "reference": config.reference
-            and config.reference.model_copy(update={"files": files(config.reference.files)}),
-            "targets": [_with_files(_target(target), folder) for target in config.targets],
+            and config.reference.model_copy(update={"files": _pattern(config.reference.files, folder)}),
+            "targets": [_with_files(target, folder) for target in targets],
             "methods": [
                 _with_files(entry, folder) for method in config.methods for entry in _entries(method, run)
             ],
@@ -200,8 +204,10 @@ def _absolute(path: str, folder: Path) -> str:
     return os.path.normpath(folder / os.path.expanduser(path))
 
 
-def _pattern(given: str, folder: Path) -> str:
-    """The same pattern from anywhere: ``[`` and ``*`` in the name of the folder are no pattern."""
+def _pattern(given: Any, folder: Path) -> Any:
+    """Return the same patterns from anywhere: ``[`` and ``*`` in the name of the folder are no pattern."""
+    if isinstance(given, list):
+        return [_pattern(one, folder) for one in given]
     whole = _absolute(given, folder)
     if os.path.isabs(os.path.expanduser(given)) or os.path.isfile(whole):
         return whole
@@ -234,21 +240,9 @@ def _placed(model: Model, folder: Path) -> Model:
     )
 
 
-def _bytes(memory: str | int | None) -> int | None:
-    return None if memory is None else parse_memory(WHERE, memory)
-
-
-def _target(target: Target) -> Target:
-    if target.class_ is None:
-        return target
-    return target.model_copy(
-        update={"class_": None, "parameters": {**target.parameters, "target": target.class_}}
-    )
-
-
 def _entries(method: Method, run: Run) -> list[Method]:
     """An entry for each place."""
-    spec = methods_by_name()[method.name]
+    spec = find_method(method.name)
     given = method.baseline
     if given is None and references(spec.refs, [call.name for call in method.transforms]):
         given = run.baseline
@@ -257,7 +251,7 @@ def _entries(method: Method, run: Run) -> list[Method]:
         "name": spec.name,
         "baseline": calls and [Call(name=one) if isinstance(one, str) else one for one in calls],
         "deadline": run.deadline if method.deadline is None else method.deadline,
-        "memory": run.memory if method.memory is None else _bytes(method.memory),
+        "memory": run.memory if method.memory is None else parse_memory(WHERE, method.memory),
     }
     places = method.place if isinstance(method.place, list) else [method.place]
     return [

@@ -179,10 +179,76 @@ RULES: dict[str, Rule] = {
     ),
     "lime_segmentation": _lime,
 }
-_DREAM = "it makes an image that a filter answers to, and explains no image of yours: no step of a run makes one yet"
-UNTRANSLATED = {
-    "lucent_render_vis": _DREAM,
-    "cnn_vis_layer_visualization": _DREAM,
-    "cnn_vis_DeepDream": _DREAM,
-}
 SMOOTHED = {"smoothgrad": "smooth", "smoothgrad_sq": "smooth_squared", "vargrad": "variance"}
+
+
+# --- Dreams: images that a filter answers to
+
+
+def _grey(low: float, high: float) -> Table:
+    """Return mean and deviation of uniform grey values, as the network was given them: ImageNet's red, always."""
+    scale = 255 * 0.229
+    return {
+        "start": "noise",
+        "mean": round(((low + high) / 2 - 255 * 0.485) / scale, 4),
+        "sigma": round((high - low) / 12**0.5 / scale, 4),
+    }
+
+
+def _of_channel(place: str, channel: object) -> Table:
+    return {"name": "channel", "place": place, "channel": int(str(channel))}
+
+
+_SKIPPED = "it ran the children of the network one by one, past its skip connections; here the network is run"
+_NOISE = "noise is normal, with mean and deviation of the uniform one"
+
+
+def _layer_visualisation(old: Old) -> New:
+    fields = {
+        "objective": _of_channel(old.place(), old.keywords.get("filter_pos", 0)),
+        "recipe": "layer_visualisation",
+        "parameters": {"steps": old.keywords.get("update_count", 30)},
+        **_grey(150, 180),
+    }
+    return New(fields, (_NOISE,))
+
+
+def _deep_dream(old: Old) -> New:
+    words = old.keywords
+    fields = {
+        "objective": _of_channel(old.place(), words.get("filter_pos", 0)),
+        "recipe": "deep_dream",
+        "parameters": {"steps": words.get("update_count", 250), "rate": 12.0},
+        **_grey(words.get("init_color_low", 150), words.get("init_color_high", 180)),
+    }
+    notes = ["shape is that of the first image"] if "shape" in words else []
+    return New(fields, (_NOISE, _SKIPPED, *notes, "a rate of 12 fits the scale of one network: try others"))
+
+
+def _lucent(old: Old) -> New:
+    """Lucent joins the names of modules by underscores, and says the channel after a colon."""
+    layer, _, channel = str(old.keywords.get("layer", "")).partition(":")
+    fields = {
+        "objective": _of_channel(re.sub("_+", ".", layer), channel),
+        "recipe": "render",
+        "parameters": {"steps": 512, "bounds": [0.0, 1.0], **({"pad": 0} if old.volumes else {})},
+        "start": "noise",
+        "mean": 0.5,
+        "sigma": 0.01,
+    }
+    notes = [
+        f"every underscore of {layer} is a dot: an underscore of your own has to be put back",
+        "intensities from 0 to 1, as there: bounds and mean have to be those of your images",
+    ]
+    if "shape" in old.keywords:
+        notes.append("shape is that of the first image")
+    if old.volumes:
+        notes.append("depth was taken for channels there, without frame and distortions; here it is an axis")
+    return New(fields, tuple(notes))
+
+
+DREAMS: dict[str, Rule] = {
+    "lucent_render_vis": _lucent,
+    "cnn_vis_layer_visualization": _layer_visualisation,
+    "cnn_vis_DeepDream": _deep_dream,
+}

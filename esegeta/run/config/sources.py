@@ -29,7 +29,7 @@ from esegeta.run import bounds
 from esegeta.run.config import catalogue
 from esegeta.run.config import trust as trusting
 from esegeta.run.config.annotations import shown
-from esegeta.run.config.catalogue import faults_of, nearest
+from esegeta.run.config.catalogue import nearest
 from esegeta.run.config.faults import Strict
 from esegeta.run.config.schema import Model
 from esegeta.run.config.trust import NOTHING, Trust, UntrustedError
@@ -41,15 +41,6 @@ NAMED = 3  # of many names, how many are said
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 PROGRAMS = {".pt2": "an exported program", ".ts": "TorchScript", ".pt": "TorchScript"}
 WEIGHTS = (".pt", ".pth", ".safetensors")
-
-
-def of_zoo() -> dict[str, Any]:
-    """Return the networks of the zoo by name.
-
-    >>> sorted(of_zoo())[:3]
-    ['brain_extraction_unet', 'small_classifier', 'small_unet']
-    """
-    return {name: spec.fn for name, spec in NETWORKS.items()}
 
 
 def is_program(source: str) -> bool:
@@ -87,10 +78,9 @@ def load(model: Model, device: str = "cpu", *, trust: Trust = NOTHING) -> Module
     source = model.source
     if source.startswith("zoo:"):
         name = source.removeprefix("zoo:")
-        known = of_zoo()
-        if name not in known:
-            raise _problem("a network of the zoo", repr(name), nearest(name, known))
-        network = _made(known[name], source, model.arguments)
+        if name not in NETWORKS:
+            raise _problem("a network of the zoo", repr(name), nearest(name, NETWORKS))
+        network = _made(NETWORKS[name].fn, source, model.arguments)
     else:
         with _trusted():
             if is_program(source):
@@ -134,14 +124,15 @@ def check_model(model: Model, folder: Path, trust: Trust, faults: Strict) -> Non
     """Look for what is wrong with the model of a configuration, without loading it."""
     source = model.source
     if source.startswith("zoo:"):
-        known = of_zoo()
         name = source.removeprefix("zoo:")
-        if name not in known:
-            faults.add("model.source", "a network of the zoo", repr(name), nearest(name, known))
+        if name not in NETWORKS:
+            faults.add("model.source", "a network of the zoo", repr(name), nearest(name, NETWORKS))
         else:
-            settings = catalogue.parameters(known[name], without=())  # the key of its weights is its own
-            for line in faults_of("model.arguments", model.arguments, settings, name):
-                faults.say(line)
+            settings = catalogue.parameters(
+                NETWORKS[name].fn, without=()
+            )  # the key of its weights is its own
+            context = catalogue.checking(faults)
+            catalogue.arguments(model.arguments, settings, context, "model.arguments", name)
         if model.weights is not None:
             faults.add("model.weights", "none for a network of the zoo", shown(model.weights), "Leave it out")
     elif is_program(source):

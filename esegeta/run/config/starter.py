@@ -127,7 +127,7 @@ def demo(output: str, size: int = 64, workers: int = 2) -> dict[str, Any]:
         },
         {"name": "guided_backprop"},
         {"name": "input_x_gradient"},
-        {"name": "adaptive_integrated_gradients", "parameters": {"tolerance": 0.05, "most": 41}},
+        {"name": "adaptive_integrated_gradients", "parameters": {"tolerance": 0.05, "max_runs": 41}},
         {"name": "deep_lift"},
         {"name": "lrp", "parameters": {"composite": "epsilon_plus"}},
         {"name": "excitation_backprop", "place": "encoder.0.relu_a"},

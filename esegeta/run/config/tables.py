@@ -2,14 +2,14 @@
 
 import math
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from esegeta.run.config.annotations import members, said, shown
-from esegeta.run.config.catalogue import fault, nearest
-from esegeta.run.config.faults import Strict
+from esegeta.run.config.catalogue import nearest
+from esegeta.run.config.faults import Strict, fault
 from esegeta.run.config.schema import Call, Step
 
 Part = TypeVar("Part", bound=BaseModel)
@@ -117,11 +117,24 @@ def several(cls: type[Part], raw: Mapping[str, Any], key: str, faults: Strict) -
     return [(n, one) for n, one in made if one is not None]
 
 
-def no_twins(table: str, key: str, entries: Iterable[tuple[int, Sequence[str]]], faults: Strict) -> None:
-    """Refuse two entries of one name: their files would be the same."""
-    first: dict[str, int] = {}
-    for number, names in entries:
+def no_twins(
+    entries: Iterable[tuple[str, Sequence[str]]],
+    key: str,
+    faults: Strict,
+    same: Callable[[str], str] = str.lower,
+) -> None:
+    """Refuse two tables of one name: their files would be the same.
+
+    Args:
+        entries: the path of each table, and its names.
+        key: which key of the tables that is.
+        faults: where faults go.
+        same: from a name to what it has in common with those that are too like it.
+    """
+    first: dict[str, str] = {}
+    for path, names in entries:
         for name in names:
-            if first.setdefault(name.lower(), number) != number or list(names).count(name) > 1:
-                got = f"{name!r} again, as in {table}[{first[name.lower()]}]"
-                faults.add(f"{table}[{number}].{key}", f"a different {key}", got, f"Choose another {key}")
+            other = first.setdefault(same(name), path)
+            if other != path or list(names).count(name) > 1:
+                got = f"{name!r} again, as in {other}"
+                faults.add(f"{path}.{key}", f"a different {key}", got, f"Choose another {key}")

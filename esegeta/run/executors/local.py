@@ -292,8 +292,8 @@ class LocalExecutor:
             check.positive_count(WHERE, "per_device", per_device),
         )
         if not self.places:
-            got = check.problem(WHERE, f"devices for all tasks, of {list(devices)}", "none", "Add them")
-            raise ValueError(got)
+            expected = f"devices for all tasks, of {list(devices)}"
+            raise check.refused(WHERE, expected, "none", "Add them")
         self.threads = _share(len(self.places))
         if threads is not None:
             self.threads = check.positive_count(WHERE, "threads", threads)

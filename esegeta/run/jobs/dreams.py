@@ -18,9 +18,9 @@ from esegeta._types import Score
 from esegeta.engine.execution import execution, parse_memory, partial_share
 from esegeta.run.config import building, catalogue
 from esegeta.run.config.annotations import with_files
-from esegeta.run.config.catalogue import nearest
 from esegeta.run.config.faults import Strict
 from esegeta.run.config.schema import Call, Config, Section
+from esegeta.run.config.tables import no_twins
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
 from esegeta.run.jobs import outputs
@@ -88,31 +88,24 @@ def check_table(table: Dream, path: str, faults: Strict) -> None:
     if table.sigma < 0:
         faults.add(f"{path}.sigma", "a deviation >= 0", str(table.sigma), "0.01 is usual")
     asked = (
-        ("objective", "an objective", OBJECTIVES, table.climbed.name, table.climbed.parameters),
-        ("recipe", "a recipe", RECIPES, table.recipe, table.parameters),
+        ("objective", OBJECTIVES, table.climbed.name, table.climbed.parameters),
+        ("recipe", RECIPES, table.recipe, table.parameters),
     )
-    context = building.Context(spacing=(1.0, 1.0, 1.0), faults=faults)
-    for key, what, registry, name, given in asked:
-        known = {word: spec for spec in registry.values() for word in (spec.name, *spec.also)}
-        spec = known.get(name)
+    for key, registry, name, given in asked:
+        spec = catalogue.found(registry, name, f"{path}.{key}", faults)
         if spec is None:
-            faults.add(f"{path}.{key}", what, repr(name), nearest(name, known))
-        elif spec.name in ("diversity", "alignment"):
+            continue
+        if spec.name in ("diversity", "alignment"):
             advice = "They are for sets of images, which Python dreams"
             faults.add(f"{path}.{key}", "an objective of one image", repr(name), advice)
         else:
             where = f"{path}.parameters" if key == "recipe" else f"{path}.objective"
-            building.arguments(given, settings(spec), context, where, spec.name)
+            catalogue.arguments(given, settings(spec), catalogue.checking(faults), where, spec.name)
 
 
 def check_all(tables: Sequence[tuple[str, Dream]], beside: Beside, faults: Strict) -> None:  # noqa: ARG001
     """Tell what is wrong with entries beside each other."""
-    first: dict[str, str] = {}
-    for path, table in tables:
-        other = first.setdefault(names.label(table.own).lower(), path)
-        if other != path:
-            got, advice = f"{table.own!r} again, as in {other}", "Choose another"
-            faults.add(f"{path}.id", "a different id", got, advice)
+    no_twins([(path, [table.own]) for path, table in tables], "id", faults, names.alike)
 
 
 # ------------------------------------------------------------------ plan
@@ -192,11 +185,11 @@ def header(payload: Record) -> Record:
 # ------------------------------------------------------------------ work
 
 
-def objective_of(section: Dream, model: Any, image: Image, context: building.Context) -> Score:
+def objective_of(section: Dream, model: Any, image: Image, context: catalogue.Context) -> Score:
     """Return what is climbed."""
     spec = OBJECTIVES.find(section.climbed.name)
     made = (
-        building.arguments(section.climbed.parameters, settings(spec), context, "objective", spec.name) or {}
+        catalogue.arguments(section.climbed.parameters, settings(spec), context, "objective", spec.name) or {}
     )
     own = catalogue.of_method(spec)
     given = {name: value for name, value in (("model", model), ("image", image.x)) if name in own}
@@ -208,11 +201,11 @@ def dream(payload: Record, inputs: Inputs, context: Context) -> Record:
     started = time.monotonic()
     section = Dream.model_validate(payload["dream"])
     image, entry = inputs.image(), inputs.entry()
-    make = building.Context(image.prepared.spacing, entry.key, reader(image))
+    make = catalogue.Context(image.prepared.spacing, entry.key, reader(image))
     recipe = RECIPES.find(section.recipe)
     with refusals():
         objective = objective_of(section, inputs.model(), image, make)
-        own = building.arguments(section.parameters, settings(recipe), make, "parameters", recipe.name) or {}
+        own = catalogue.arguments(section.parameters, settings(recipe), make, "parameters", recipe.name) or {}
         if "spacing" in recipe.parameters:
             own.setdefault("spacing", image.prepared.spacing)
         start: Any = image.x

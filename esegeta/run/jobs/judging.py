@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from esegeta import metrics, random
-from esegeta._registry import MetricSpec
+from esegeta._registry import MetricSpec, find_method
 from esegeta._types import Explain, Model, Score
 from esegeta.engine import check
 from esegeta.engine.estimates import value_and_error
@@ -94,7 +94,7 @@ class Material:
         if holes:
             got = f"NaN in {holes} of {raw.numel()} voxels, which were not computed"
             advice = "Give the method more time"
-            raise check.Refused(check.problem(self.of, "a map without holes", got, advice))
+            raise check.refused(self.of, "a map without holes", got, advice)
         return on_image(raw, self.image.x)[0]
 
     def _watched(self, score: Score) -> Score:
@@ -112,12 +112,12 @@ class Material:
         if score is None:
             got = 'patches = "per_patch"'
             advice = 'Take patches = "stitched", which explains one score'
-            raise check.Refused(check.problem(self.of, "a map of one score", got, advice))
+            raise check.refused(self.of, "a map of one score", got, advice)
         return score
 
     def finished(self) -> Explain:
         """Return the map as an explanation."""
-        spec = catalogue.methods_by_name()[self.entry.method.name]
+        spec = find_method(self.entry.method.name)
         return finished(self.map, catalogue.contributions(spec, self.entry.method))
 
     def fresh(self) -> Explain:
@@ -135,9 +135,7 @@ class Material:
         module = getattr(self._network(), "module", None)
         if not isinstance(module, nn.Module):
             advice = "Name the network by zoo: or by a factory"
-            raise check.Refused(
-                check.problem(self.of, "a network with parameters", check.describe(module), advice)
-            )
+            raise check.refused(self.of, "a network with parameters", check.describe(module), advice)
         return module
 
     def method(self) -> Callable[[Model], Explain]:
@@ -163,7 +161,7 @@ class Material:
         target = self.entry.target.parameters.get("target", self.entry.target.class_)
         if not isinstance(target, int):
             advice = "Take a reducer with a class"
-            raise check.Refused(check.problem(self.of, "a target with a class", "none", advice))
+            raise check.refused(self.of, "a target with a class", "none", advice)
         channels = len(self.inputs.answer())
         one_for_two = channels == 1 and self.entry.target.parameters.get("exclusive", True)
         return target, 2 if one_for_two else channels
@@ -186,7 +184,7 @@ class Material:
         target, count = self.classes()
         if count != 2:
             advice = "Say which with parameters.other" if count > 2 else "One class has no other"
-            raise check.Refused(check.problem(self.of, "two classes", str(count), advice))
+            raise check.refused(self.of, "two classes", str(count), advice)
         return 1 - target
 
     def given(self, name: str, spec: MetricSpec) -> Any:
@@ -203,7 +201,7 @@ class Material:
         }
         if name not in makers:
             advice = "Call it from Python"
-            raise check.Refused(check.problem(spec.name, "what a run can give", repr(name), advice))
+            raise check.refused(spec.name, "what a run can give", repr(name), advice)
         return makers[name]()
 
 
@@ -230,7 +228,7 @@ def baseline(given: str | Call | None, material: Material) -> Tensor:
     image = material.image
     if given is None:
         return torch.zeros_like(image.x)
-    context = building.Context(image.prepared.spacing, material.entry.key, reader(image))
+    context = catalogue.Context(image.prepared.spacing, material.entry.key, reader(image))
     with refusals():
         made = building.baselines(given, "baseline", image.x, context)
     found = [one for one in made or () if one is not None]
@@ -243,8 +241,8 @@ def null_of(given: str | Call) -> Null:
     >>> null_of("shifted").__name__
     'shifted'
     """
-    call = Call(name=given) if isinstance(given, str) else given
-    made: Null = catalogue.family("null")[call.name].make(**call.parameters)
+    call = given if isinstance(given, str) else given.model_dump()
+    made: Null = catalogue.called(call, "null", catalogue.Context(), "null")
     return made
 
 
@@ -254,9 +252,9 @@ def settings_of(
     """Return what a metric takes: first what the run gives, then its settings from the file."""
     known = catalogue.of_method(spec)
     image = material.image
-    context = building.Context(image.prepared.spacing, material.entry.key, reader(image))
+    context = catalogue.Context(image.prepared.spacing, material.entry.key, reader(image))
     with refusals():
-        made = building.arguments(given, known, context, "parameters", spec.name) if given else {}
+        made = catalogue.arguments(given, known, context, "parameters", spec.name) if given else {}
     settings = dict(made or {})
     own = [settings.pop(n) if n in settings else material.given(n, spec) for n in leading(spec.fn)]
     return own, settings

@@ -192,7 +192,7 @@ def register(kind: Kind) -> Kind:
     """Enter a kind; its name must be new."""
     if kind.name in _KINDS:
         got = f"{kind.name!r}, already defined in {_KINDS[kind.name].work.__module__}"
-        raise ValueError(check.problem("kinds.register", "a new name", got, "Rename the kind"))
+        raise check.refused("kinds.register", "a new name", got, "Rename the kind")
     _KINDS[kind.name] = kind
     return kind
 
@@ -235,7 +235,7 @@ def find(name: str) -> Kind:
         names = [kind.name for kind in known()]  # imports those of the package
         if name not in names:
             advice = f"There are {', '.join(names)}"
-            raise ValueError(check.problem("kinds.find", "the name of a kind of jobs", repr(name), advice))
+            raise check.refused("kinds.find", "the name of a kind of jobs", repr(name), advice)
     return _KINDS[name]
 
 

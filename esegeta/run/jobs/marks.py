@@ -38,8 +38,8 @@ def incomplete(
         advice.append("take more steps")
     if "steps" in settings and not spec.place:
         advice.append("or adaptive_integrated_gradients, which takes as many as completeness needs")
-    if "most" in settings:
-        advice.append("raise most")
+    if "max_runs" in settings:
+        advice.append("raise max_runs")
     if "samples" in settings:
         advice.append("take more samples")
     if spec.place:

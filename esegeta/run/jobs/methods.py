@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from esegeta._registry import find_method
 from esegeta._types import Score
 from esegeta.engine.execution import (
     DeadlineExceeded,
@@ -598,7 +599,7 @@ def about(payload: Record) -> Record:
 
 def cost(payload: Record) -> tuple[int | None, str]:
     """Return how many gradients or values of the score a job takes, and which of them."""
-    spec = catalogue.methods_by_name()[payload["method"]["name"]]
+    spec = find_method(payload["method"]["name"])
     needs = "gradients" if spec.needs == "gradient" else "values"
     return catalogue.cost(spec, payload["method"]), needs
 

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from esegeta._registry import METRICS, MetricSpec
+from esegeta._registry import METRICS, MetricSpec, find_method
 from esegeta.engine import check
 from esegeta.engine.execution import DeadlineExceeded, execution, parse_memory
 from esegeta.metrics.comparing import interval
@@ -26,6 +26,7 @@ from esegeta.run.config.annotations import with_files
 from esegeta.run.config.catalogue import nearest
 from esegeta.run.config.faults import Strict
 from esegeta.run.config.schema import Call, Config, Section
+from esegeta.run.config.tables import no_twins
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
 from esegeta.run.jobs import judging, marks, outputs
@@ -91,11 +92,6 @@ class Metric(Section):
 # ------------------------------------------------------------------ the table of a configuration
 
 
-def metrics_by_name() -> dict[str, MetricSpec]:
-    """Return every metric by its name and by its other names."""
-    return {name: spec for spec in METRICS.values() for name in (spec.name, *spec.also)}
-
-
 def settings(spec: MetricSpec) -> dict[str, catalogue.Parameter]:
     """Return the parameters of a metric that a file can set.
 
@@ -112,20 +108,17 @@ def settings(spec: MetricSpec) -> dict[str, catalogue.Parameter]:
 
 def check_table(table: Metric, path: str, faults: Strict) -> None:
     """Tell what is wrong with an entry, as far as the entry alone shows it."""
-    known = metrics_by_name()
-    spec = known.get(table.metric)
+    context = catalogue.checking(faults)
     if table.id is not None:
         building.check_name(table.id, f"{path}.id", faults)
     building.limits(table, path, faults)
     if table.baseline is not None:
-        nowhere = building.Context(spacing=(1.0, 1.0, 1.0), faults=faults)
-        building.baselines(table.baseline, f"{path}.baseline", None, nowhere)
+        building.baselines(table.baseline, f"{path}.baseline", None, context)
+    spec = catalogue.found(METRICS, table.metric, f"{path}.metric", faults)
     if spec is None:
-        faults.add(f"{path}.metric", "a metric", repr(table.metric), nearest(table.metric, known))
         return
-    context = building.Context(spacing=(1.0, 1.0, 1.0), faults=faults)
-    given = building.arguments(table.parameters, settings(spec), context, f"{path}.parameters", spec.name)
-    if given is not None and not context.leaves_out(table.parameters):
+    given = catalogue.arguments(table.parameters, settings(spec), context, f"{path}.parameters", spec.name)
+    if given is not None and catalogue.complete(given):
         _try(table, spec, given, path, faults)
     takes_mask = "mask" in spec.needs
     if takes_mask and table.mask is None:
@@ -187,8 +180,8 @@ def _check_null(table: Metric, spec: MetricSpec, path: str, faults: Strict) -> N
     if call.name not in makers:
         faults.add(f"{path}.null", "a null model", repr(call.name), nearest(call.name, makers))
     else:
-        context = building.Context(faults=faults)
-        building.arguments(call.parameters, makers[call.name].parameters, context, f"{path}.null", call.name)
+        null = makers[call.name].parameters
+        catalogue.arguments(call.parameters, null, catalogue.checking(faults), f"{path}.null", call.name)
     if "explain" in spec.needs:
         got, advice = repr(call.name), "Leave it out: random maps cannot be asked about other images"
         faults.add(f"{path}.null", f"none for {spec.name}", got, advice)
@@ -201,17 +194,12 @@ def _check_null(table: Metric, spec: MetricSpec, path: str, faults: Strict) -> N
 
 def check_all(tables: Sequence[tuple[str, Metric]], beside: Beside, faults: Strict) -> None:
     """Tell what is wrong with entries beside the rest of the configuration."""
-    first: dict[str, str] = {}
-    taken = {names.label(name).lower() for name in METHODS.columns}
+    no_twins([(path, [table.own]) for path, table in tables], "id", faults, names.alike)
+    taken = {names.alike(name) for name in METHODS.columns}
     for path, table in tables:
-        if names.label(table.own).lower() in taken:
+        if names.alike(table.own) in taken:
             advice = "The table of maps has a column of that name"
             faults.add(f"{path}.id", "a name of its own", repr(table.own), advice)
-        other = first.setdefault(names.label(table.own).lower(), path)
-        if other != path:
-            faults.add(
-                f"{path}.id", "a different id", f"{table.own!r} again, as in {other}", "Choose another"
-            )
         for key, there in (("methods", beside.methods), ("targets", beside.targets)):
             asked = getattr(table, key)
             if asked is not None and not asked:
@@ -265,7 +253,7 @@ def entries(planning: Planning) -> list[Job]:
     how = [
         (
             table,
-            metrics_by_name()[table.metric],
+            METRICS.by_name[table.metric],
             {key: masks_of(getattr(table, key), planning) for key in ("mask", "within")},
         )
         for table in tables(planning.config)
@@ -344,7 +332,7 @@ def cost(payload: Record) -> tuple[int | None, str]:
     times = 1 + section.random_maps
     if "explain" not in spec.needs:
         return None if own.forwards is None else own.forwards * times, "values"
-    method = catalogue.methods_by_name()[payload["method"]["name"]]
+    method = find_method(payload["method"]["name"])
     each = catalogue.cost(method, payload["method"])
     needs = "gradients" if method.needs == "gradient" else "values"
     return None if each is None or own.explanations is None else each * own.explanations, needs
@@ -564,7 +552,7 @@ def curve_entries(planning: Planning) -> list[Job]:
     found = []
     by_name = {table.own: table for table in tables(planning.config)}
     for (target, metric), jobs in _groups(planning, "target", "metric").items():
-        spec = metrics_by_name()[by_name[metric].metric]
+        spec = METRICS.by_name[by_name[metric].metric]
         if spec.answer != "curve":
             continue
         title = by_name[metric].title or metric.replace("_", " ")

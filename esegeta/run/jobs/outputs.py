@@ -163,8 +163,8 @@ def write_map(
     values = _checked(map, like, holes)
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
-        text = check.problem("write_map", "a path ending in .nii or .nii.gz", repr(str(path)), "Add .nii.gz")
-        raise ValueError(text)
+        expected = "a path ending in .nii or .nii.gz"
+        raise check.refused("write_map", expected, repr(str(path)), "Add .nii.gz")
     channels, *grid = values.shape
     shape = grid if channels == 1 else [*grid, *(1,) * (3 - len(grid)), channels]
     stored = np.moveaxis(values, 0, -1).reshape(shape)
@@ -182,9 +182,9 @@ def _checked(map: Tensor, like: Volume, holes: bool) -> Any:
     if map.ndim < 2 or map.shape[1:] != like.data.shape[1:] or not len(map):
         expected = f"a map (K,*S) on the grid of the image, S = {tuple(like.data.shape[1:])}"
         advice = "Bring it there with Prepared.back"
-        raise ValueError(check.problem("write_map", expected, check.describe(map), advice))
+        raise check.refused("write_map", expected, check.describe(map), advice)
     if map.is_complex():
-        raise TypeError(check.problem("write_map", "real values", check.describe(map), "Take its magnitude"))
+        raise check.refused_type("write_map", "real values", check.describe(map), "Take its magnitude")
     map = map.detach().cpu()
     if not map.is_floating_point():
         return map.numpy().astype(np.uint8 if map.dtype in (torch.bool, torch.uint8) else np.int32)

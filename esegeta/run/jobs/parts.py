@@ -11,6 +11,7 @@ from torch import Tensor
 
 from esegeta import patches, reducers
 from esegeta._facts import declare
+from esegeta._registry import find_method
 from esegeta._types import Model, Score
 from esegeta.engine import check
 from esegeta.engine.execution import parse_memory
@@ -21,6 +22,7 @@ from esegeta.run.config import building, plugins, trust
 from esegeta.run.config import schema as config
 from esegeta.run.config import sources as networks
 from esegeta.run.config.building import Built
+from esegeta.run.config.catalogue import Context
 from esegeta.run.executors.child import verdict
 from esegeta.run.executors.status import Status
 from esegeta.run.volumes import files as volumes
@@ -288,7 +290,7 @@ def reader(image: Image, memory: int | None = None) -> Callable[[Path], Tensor]:
         if tuple(data.shape[1:]) != grid:
             expected = f"{path.name} on the grid {grid} of the prepared image"
             advice = "Save it after the same preprocessing, or leave out the steps that change the grid"
-            raise ValueError(check.problem("file", expected, f"shape {tuple(data.shape[1:])}", advice))
+            raise check.refused("file", expected, f"shape {tuple(data.shape[1:])}", advice)
         data = data.to(image.x.device)
         if len(data) == 1 and bool((data == data.round()).all()):
             labels = data[0].long()
@@ -305,11 +307,12 @@ def explanation_of(
 
     watch: from the score to what is explained, such as the same score with its runs counted.
     """
-    settings: dict[str, Any] = {"spacing": image.prepared.spacing, "read": reader(image, _memory(entry))}
+    context = Context(image.prepared.spacing, entry.key, reader(image, _memory(entry)))
+    target, method = f"target {entry.target.name}", f"method {entry.method.id or entry.method.name}"
 
     def build(target_model: Model, x: Tensor) -> tuple[Built, Score]:
-        score = watch(building.score(entry.target, target_model, x, **settings))
-        return building.explanation(entry.method, score, x, key=entry.key, **settings), score
+        score = watch(building.score(entry.target, target_model, x, context, target))
+        return building.explanation(entry.method, score, x, context, method), score
 
     if entry.method.patches != "per_patch":
         return build(model, image.x)
@@ -328,5 +331,5 @@ def explanation_of(
 
     extent = entry.patches
     explain = patches.patchwise(of_patch, _size(extent.size), extent.overlap, extent.weights)
-    spec = building.catalogue.methods_by_name()[entry.method.name]
+    spec = find_method(entry.method.name)
     return Built(explain, (), True, frozenset(), spec, entry.key), None

@@ -172,7 +172,7 @@ def _refuse_twins(jobs: Sequence[Job]) -> None:
         if other is not job:
             got = f"{other.target!r} {other.method!r} and {job.target!r} {job.method!r}, both named {job.id}"
             advice = "Give a method another id, or a target another name"
-            raise ValueError(check.problem(WHERE, "targets and methods with different names", got, advice))
+            raise check.refused(WHERE, "targets and methods with different names", got, advice)
 
 
 def looks_like(files: Sequence[str | Path]) -> str:

@@ -48,6 +48,15 @@ def label(text: str) -> str:
     return joined if whole else _marked(text)
 
 
+def alike(text: str) -> str:
+    """Return what names have in common whose files would be the same, where capitals do not count.
+
+    >>> alike("integrated_gradients") == alike("IntegratedGradients"), alike("a") == alike("b")
+    (True, False)
+    """
+    return label(text).lower()
+
+
 def _joined(text: str) -> str:
     ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     words = re.findall(r"[A-Za-z0-9]+", ascii_only)
@@ -120,8 +129,8 @@ def _first_groups(pattern: str, paths: Sequence[Path]) -> list[str | None]:
         compiled = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         advice = r"Write for example (\d+)"
-        text = check.problem("names.subject", "a regular expression", f"{pattern!r}: {error}", advice)
-        raise ValueError(text) from error
+        got = f"{pattern!r}: {error}"
+        raise check.refused("names.subject", "a regular expression", got, advice) from error
     texts = [path.as_posix() if "/" in pattern else path.name for path in paths]
     if sum(map(pattern.count, "*+?{|")) < 2:
         found = map(compiled.search, texts)

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -103,16 +102,10 @@ def _answers(model: Model, x: Tensor, *, values: bool) -> Answers:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what a refused size makes torch say off the terminal: here it is an answer, not an error."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before = log.disabled
-    log.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.disabled = before
+    """Keep warnings about a refused size off the terminal: here it is an answer, not an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _search(answers: Answers, size: Size, many: Sequence[int]) -> Size | None:

@@ -1,4 +1,4 @@
-"""A partition of [0, 1] that is refined where a trapezoidal sum is worst.
+"""A subdivision of [0, 1] that is refined where a trapezoidal sum is worst.
 
 Everything is a small tensor, and nothing branches on values: a ``vmap`` refines every example where it needs
 it. Nodes are numbered in the order in which they come; the gradient at a node is kept in a slot as long as the
@@ -14,7 +14,7 @@ from torch import Tensor
 from esegeta.engine import stream
 
 
-class Partition(NamedTuple):
+class Subdivision(NamedTuple):
     """Nodes (place, value and derivative of the function there, slot or -1) and intervals (their end nodes)."""
 
     t: Tensor
@@ -47,7 +47,7 @@ class Partition(NamedTuple):
         return (_touching(self) * self.lengths / 2).sum(1)
 
 
-def whole(values: Tensor, rates: Tensor) -> Partition:
+def whole(values: Tensor, rates: Tensor) -> Subdivision:
     """Return [0, 1] as one interval, with the function's values and derivatives at its ends in slots 0 and 1.
 
     >>> p = whole(torch.tensor([0., 1.]), torch.tensor([0., 2.]))
@@ -55,16 +55,16 @@ def whole(values: Tensor, rates: Tensor) -> Partition:
     ([0.0], [0.5, 0.5])
     """
     ends = torch.arange(2, device=values.device)
-    return Partition(ends.to(values.dtype), values, rates, ends, ends[:1], ends[1:])
+    return Subdivision(ends.to(values.dtype), values, rates, ends, ends[:1], ends[1:])
 
 
-def middles(p: Partition, which: Tensor) -> Tensor:
+def middles(p: Subdivision, which: Tensor) -> Tensor:
     """Return where the intervals are halved."""
     return (p.t[p.left[which]] + p.t[p.right[which]]) / 2
 
 
-def measured(p: Partition, t: Tensor, values: Tensor, rates: Tensor) -> Partition:
-    """Return the partition with new nodes that no interval uses yet, and without slots."""
+def measured(p: Subdivision, t: Tensor, values: Tensor, rates: Tensor) -> Subdivision:
+    """Return the subdivision with new nodes that no interval uses yet, and without slots."""
     return p._replace(
         t=torch.cat([p.t, t]),
         values=torch.cat([p.values, values]),
@@ -73,7 +73,7 @@ def measured(p: Partition, t: Tensor, values: Tensor, rates: Tensor) -> Partitio
     )
 
 
-def halved(p: Partition, interval: Tensor, node: int, active: Tensor) -> Partition:
+def halved(p: Subdivision, interval: Tensor, node: int, active: Tensor) -> Subdivision:
     """Cut an interval at the node; where not active, add an interval of length zero."""
     far = p.right[interval]
     cut = (torch.arange(len(p.left), device=p.t.device) == interval) & active
@@ -89,7 +89,7 @@ class Store(NamedTuple):
     kept: list[Tensor]
     settled: Tensor | float = 0.0
 
-    def total(self, p: Partition) -> Tensor:
+    def total(self, p: Subdivision) -> Tensor:
         """Return the trapezoidal sum of the gradients."""
         total = self.settled
         for s, gradient in enumerate(self.kept):
@@ -98,8 +98,8 @@ class Store(NamedTuple):
 
 
 def stored(
-    p: Partition, store: Store, node: int, gradient: Tensor, errors: Tensor, room: int
-) -> tuple[Partition, Store]:
+    p: Subdivision, store: Store, node: int, gradient: Tensor, errors: Tensor, room: int
+) -> tuple[Subdivision, Store]:
     """Store the gradient of a node in a slot: a new one if there is room, else that of the calmest node."""
     nodes = torch.arange(len(p.slot), device=p.t.device)
     if len(store.kept) < room:
@@ -114,7 +114,7 @@ def stored(
     return p._replace(slot=slot), Store(kept, settled)
 
 
-def _calmest(p: Partition, errors: Tensor) -> Tensor:
+def _calmest(p: Subdivision, errors: Tensor) -> Tensor:
     """The node in a slot with the smallest of ``errors`` beside it; intervals after those are not touched."""
     known = torch.cat([errors, errors.new_full((len(p.left) - len(errors),), float("inf"))])
     known = torch.where(p.lengths > 0, known, -1.0)
@@ -122,7 +122,7 @@ def _calmest(p: Partition, errors: Tensor) -> Tensor:
     return torch.where(p.slot >= 0, beside, float("inf")).argmin()
 
 
-def _touching(p: Partition) -> Tensor:
+def _touching(p: Subdivision) -> Tensor:
     nodes = torch.arange(len(p.t), device=p.t.device)[:, None]
     return (nodes == p.left) | (nodes == p.right)
 
