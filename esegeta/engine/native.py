@@ -268,7 +268,7 @@ class Native:
                     "Call module.eval() first; esegeta does not change it for you",
                 )
 
-    def refuse_strangers(self, tensors: Sequence[Tensor]) -> None:
+    def check_dtype_and_device(self, tensors: Sequence[Tensor]) -> None:
         """Refuse inputs of another dtype or device than the network's, where it has parameters."""
         if not tensors[0].is_floating_point() or not isinstance(self.module, nn.Module):
             return

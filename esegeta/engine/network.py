@@ -74,7 +74,7 @@ class ModuleModel:
             )
         self._native.refuse_training()
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        self._native.refuse_strangers(tensors)
+        self._native.check_dtype_and_device(tensors)
         self._native.refuse_missing_channels(tensors, spec)
         try:
             return self._run(tensors, leaves, spec, is_tensor)
