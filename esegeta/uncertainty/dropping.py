@@ -77,7 +77,7 @@ class DropoutModel:
             got = ", ".join(map(check.describe, leaves)) or "nothing"
             raise check.refused_type(here, "at least one tensor", got, "Pass one example without batch axis")
         self._native.refuse_training()
-        self._native.refuse_strangers(tensors)
+        self._native.check_dtype_and_device(tensors)
         self._native.refuse_missing_channels(tensors, spec)
 
         def run(*given: Tensor, full: bool = False) -> tuple[Tensor, ...]:
