@@ -19,6 +19,7 @@ from esegeta import rules as rules
 from esegeta import segmentation as segmentation
 from esegeta import spatial as spatial
 from esegeta import transforms as transforms
+from esegeta import uncertainty as uncertainty
 from esegeta import zoo as zoo
 from esegeta._registry import find_method as find_method
 from esegeta._registry import method as method
@@ -255,6 +256,7 @@ __all__ = [
     "tap",
     "transform",
     "transforms",
+    "uncertainty",
     "upsample",
     "variance",
     "verify",

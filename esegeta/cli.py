@@ -32,14 +32,14 @@ app = typer.Typer(
 
 
 def say(text: str = "") -> None:
-    """A line on the screen, as it is."""
+    """Print a line as it is."""
     from rich.console import Console
 
     Console(markup=False, highlight=False, emoji=False, soft_wrap=True).print(text)
 
 
 def show(head: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
-    """A table: with lines on a terminal, else in columns that other programs can cut."""
+    """Print a table: with lines on a terminal, else in columns that other programs can cut."""
     cells = [[str(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
@@ -58,7 +58,7 @@ def show(head: Sequence[str], rows: Iterable[Sequence[object]], title: str = "")
 
 
 def size_of(count: int | None) -> str:
-    """Bytes for people.
+    """Return a number of bytes for people.
 
     >>> size_of(3 * 2**20), size_of(None)
     ('3 MiB', '-')
@@ -104,7 +104,7 @@ def demo(
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes at once.")] = 2,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
-    """A trained brain-extraction network explains itself on a real head. Needs nothing; takes some minutes."""
+    """Let a trained brain-extraction network explain itself on a real head. Needs nothing; takes some minutes."""
     from esegeta.run.config import starter
 
     if size % 8 or not 40 <= size <= 128:
@@ -147,7 +147,9 @@ def run(
         changes["output"] = str(output.absolute())
     if workers is not None:
         changes["workers"] = workers
-    _execute(config, changes, dry_run, only, resume, plain, open_, trust)
+    _execute(
+        config, changes=changes, dry=dry_run, only=only, resume=resume, plain=plain, open_=open_, trust=trust
+    )
 
 
 @app.command(
@@ -163,15 +165,12 @@ def report(
     from esegeta.run import pipeline
 
     summary = pipeline.draw(folder, trust=trust or (), progress=True if plain else None)
-    _ended(summary)
-    if open_ and summary.report is not None:
-        import webbrowser
-
-        webbrowser.open(summary.report.absolute().as_uri())
+    _ended(summary, open_=open_)
 
 
 def _execute(
     source: Any,
+    *,
     changes: dict[str, Any] | None = None,
     dry: bool = False,
     only: list[str] | None = None,
@@ -190,11 +189,7 @@ def _execute(
     if dry:
         _plan(summary, config.run.workers)
     else:
-        _ended(summary)
-        if open_ and summary.report is not None:
-            import webbrowser
-
-            webbrowser.open(summary.report.absolute().as_uri())
+        _ended(summary, open_=open_)
     if summary.exit_code:
         raise typer.Exit(summary.exit_code)
 
@@ -245,7 +240,7 @@ def _plan(summary: Any, workers: int) -> None:
         raise typer.Exit(FAILED)
 
 
-def _ended(summary: Any) -> None:
+def _ended(summary: Any, *, open_: bool) -> None:
     from esegeta.run.executors.status import MADE
     from esegeta.run.jobs import marks
 
@@ -272,6 +267,10 @@ def _ended(summary: Any) -> None:
     say(f"{counts or 'Nothing was done'}. Everything is in {summary.folder}.")
     if summary.report is not None:
         say(f"Report: {summary.report}")
+    if open_ and summary.report is not None:
+        import webbrowser
+
+        webbrowser.open(summary.report.absolute().as_uri())
 
 
 @app.command(
@@ -297,7 +296,7 @@ def follow(
     events, tally = pipeline.follow(folder), log.Tally()
     with log.display(True if plain else None) as shown:
         for event in events:
-            tally.hear(event)
+            tally.on_event(event)
             shown.show(event)
     how = (
         "The run has ended" if tally.ended else "The run has ended without saying so: start it again to go on"
@@ -572,7 +571,7 @@ def compare(
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, on one line."""
+    """Return what went wrong, on one line."""
     from esegeta.engine import refusals
 
     text = refusals.one_line(error)

@@ -13,6 +13,7 @@ import torch
 
 import esegeta as eg
 from esegeta import metrics
+from esegeta.engine.sharing import shared
 from esegeta.metrics.comparing import holm
 
 W = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5]], dtype=torch.float64)
@@ -132,6 +133,43 @@ def test_a_map_is_computed_once_and_its_cost_is_told():
     assert all(c.map_evaluations >= 1 for c in found.cells)
     assert {c.evaluations for c in found.cells if c.metric == "auc"} == {0}
     assert all(c.evaluations >= 6 for c in found.cells if c.metric == "deletion")
+
+
+def test_methods_share_the_forwards_that_are_the_same_for_all_of_them():
+    """Both ends of a curve, random sets and perturbations; not what lies between, nor those of another image."""
+    calls = []
+
+    def score(x):
+        calls.append(x)
+        return (W * x).sum() + x[0, 0] * x[0, 1]
+
+    maps = {f"map {n}": lambda _, n=n: metrics.given(W.roll(n)) for n in range(3)}
+    asked = {
+        "curve": functools.partial(metrics.deletion, steps=4),
+        "sets": functools.partial(metrics.sensitivity_n, samples=6),
+        "perturbed": functools.partial(metrics.infidelity, samples=5),
+    }
+    with eg.execution(chunk=1):
+        found = eg.compare(maps, score, XS[:2], metrics=asked)
+    together = len(calls)
+    first = 5 + (1 + 6) + (1 + 5)
+    assert together == 2 * (first + 2 * 3)  # of every further map the three stops between the ends
+    assert sum(c.evaluations for c in found.cells) == together
+    assert [c.evaluations for c in found.cells if c.image == 1] == [5, 7, 6, 3, 0, 0, 3, 0, 0]
+    for name, method in maps.items():
+        with eg.execution(chunk=1):
+            alone = eg.compare({name: method}, score, XS[:2], metrics=asked)
+        values = [c.value for c in found.cells if c.method == name]
+        assert values == pytest.approx([c.value for c in alone.cells], rel=1e-12)
+    assert len(calls) == together + 3 * 2 * first
+
+
+def test_what_a_deadline_cut_short_is_not_shared():
+    with metrics.sharing():
+        for limit, expected in ((0.0, 1), (None, 2), (None, 2)):
+            with eg.execution(deadline=limit):
+                assert shared("what", (W,), lambda expected=expected: expected) == expected
+        assert shared("what", (W,), lambda: 3) == 2
 
 
 def test_a_random_explanation_is_judged_on_one_draw():

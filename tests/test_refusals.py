@@ -1,6 +1,8 @@
 """Refusals are told apart by their class and by who refuses, never by the words of a message."""
 
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,3 +60,11 @@ def test_a_layer_says_whether_its_weights_are_transposed():
     assert torch.equal(folded(layer, scale)[0, :, 0], scale)
     plain = Layer(x, weight.transpose(0, 1), None, value, nn.functional.conv1d, "conv")
     assert torch.equal(folded(plain, scale)[:, 0, 0], scale)
+
+
+def test_no_module_raises_the_words_of_a_refusal_without_its_class():
+    """``raise ValueError(problem(...))`` looks like a refusal to a reader and like a failure to a worker."""
+    package = Path(eg.__file__).parent
+    plain = re.compile(r"raise (ValueError|TypeError|check\.Refused|check\.RefusedType)\(\s*check\.problem\(")
+    found = [path for path in sorted(package.rglob("*.py")) if plain.search(path.read_text("utf-8"))]
+    assert [path.relative_to(package).as_posix() for path in found] == []

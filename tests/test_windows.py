@@ -17,7 +17,7 @@ from torch import nn
 import esegeta as eg
 from esegeta import features, zoo
 from esegeta._registry import REDUCERS
-from esegeta.engine import layout, local
+from esegeta.engine import layout, local, windows
 from esegeta.engine.execution import DeadlineExceeded, Execution, ExecutionWarning
 from esegeta.engine.windows import Missing, NotFollowed, Run, Window, region, zeros
 
@@ -81,6 +81,12 @@ def agree(got, want, tolerance):
     scale = float(known.max()) if want.numel() else 0.0
     same = (got == want) | (got.isnan() & want.isnan()) | ((got - want).abs() <= tolerance * scale)
     assert bool(same.all()), f"differ by {float((got - want).abs().nan_to_num().max()):.3g} of {scale:.3g}"
+
+
+def let_all_pay(patch):
+    """Networks of any size are worth it."""
+    patch.setattr(local, "SMALL", 0)
+    patch.setattr(windows, "CALLING", 0)
 
 
 def same_in_windows(fn, x, calls=None, tolerance=1e-12, same_dtype=True):
@@ -641,7 +647,7 @@ def test_what_is_written_is_followed_or_refused(name):
     except NotFollowed:
         want = loop(score, x, features.windows(3))
         with eg.execution() as run, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(local, "SMALL", 0)
+            let_all_pay(patch)
             agree(eg.occlusion(from_one(score), size=3)(x, 0 * x), want, 1e-11)
         assert run.events[0]["evaluation"] == "whole"
     else:
@@ -718,7 +724,7 @@ def test_what_looks_at_values_is_refused_and_right(name):
         same_in_windows(fn, X, calls)
     score = lambda t: fn(t).square().sum()
     with eg.execution() as run, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "SMALL", 0)
+        let_all_pay(patch)
         got = eg.occlusion(from_one(score), size=3)(X, 0 * X)
     agree(got, loop(score, X, features.windows(3)), 1e-11)
     assert run.events[0]["evaluation"] == "whole" or followed
@@ -971,7 +977,7 @@ whole = partial(explained, way="whole")
 @pytest.fixture
 def however_small(monkeypatch):
     """Networks of any size are worth it."""
-    monkeypatch.setattr(local, "SMALL", 0)
+    let_all_pay(monkeypatch)
 
 
 def unet(axes=2, channels=2, classes=3, dtype=torch.float64):

@@ -231,7 +231,7 @@ def _walked(
     # The boxes of the parts differ, so the mean over all is what counts.
     typical = [boxes[j] for j in sorted(range(len(boxes)), key=lambda j: _class(boxes[j], shape))]
     typical = typical[:: max(1, len(boxes) // 4)]
-    certain = forced or known or _foreseen(score, start, typical, len(boxes))
+    certain = forced or known or _foreseen(score, start, typical, len(boxes), walks=count)
     follow = Followed(score, start, count)
 
     def at(step: int) -> tuple[Offsets, Tensor]:
@@ -240,11 +240,11 @@ def _walked(
 
     lo, wide = _common([boxes[order[0]] for order in orders], shape)
     values = [follow(lo, torch.stack([start[box] for box in wide]))]
-    shares = [follow.run.cost / count / max(follow.run.whole, 1.0)]
+    shares = [follow.run.share(count, at_once=count, stays=True)]
     for box in () if certain else typical:
         lo, wide = _common([box] * count, shape)
         follow(lo, torch.stack([start[box] for box in wide]))
-        shares.append(follow.run.cost / count / max(follow.run.whole, 1.0))
+        shares.append(follow.run.share(count, at_once=count, stays=True))
     share = sum(shares) / len(shares)
     if not certain:
         _refuse_if_too_wide(follow.run, share, len(boxes))
@@ -350,7 +350,8 @@ def _followed(
     lo, (wide,) = _common([boxes[first]], shape)
     here = torch.stack([x[wide], patch(first, wide)])
     clean, central = follow(np.repeat(lo, 2, 0), here)
-    share = follow.run.cost / 2 / max(follow.run.whole, 1.0)
+    at_once = _at_once(follow.run, x.device)
+    share = follow.run.share(2, at_once=min(len(real), at_once))
     if not forced:
         _refuse_if_too_wide(follow.run, share, len(real), BESIDE)
     _compare(score, x, wide, here[1], clean, central)
@@ -386,7 +387,7 @@ def _followed(
         label=label,
         partial=True,
         what=stream.MISSING,
-        chunk=_at_once(follow.run, x.device),
+        chunk=at_once,
     )
     return Changed(clean, values)
 
@@ -397,12 +398,14 @@ def _central(boxes: Sequence[Box], shape: Sequence[int]) -> int:
     return min(range(len(boxes)), key=off.__getitem__)
 
 
-def _foreseen(score: Callable[[Tensor], Tensor], x: Tensor, boxes: Sequence[Box], count: int) -> bool:
+def _foreseen(
+    score: Callable[[Tensor], Tensor], x: Tensor, boxes: Sequence[Box], count: int, walks: int = 0
+) -> bool:
     """Refuse what would save little, or cannot be followed, before much is computed; False if that is not known.
 
     The score is followed on tensors that have a size but no values, with a change in each of these boxes: what is
     counted, and most of what is refused, depends on sizes alone. As that takes its time too, a look at whether the
-    network is small comes first.
+    network is small comes first. With ``walks`` changes stay, in so many images side by side.
     """
     glance = Followed(score, x)
     glance.run.allowance = SMALL
@@ -415,7 +418,7 @@ def _foreseen(score: Callable[[Tensor], Tensor], x: Tensor, boxes: Sequence[Box]
     follow = Followed(score, x.to("meta"))
     follow.run.counting = x.device
     try:
-        shares = [_trace(follow, x.to("meta"), box) for box in boxes]
+        shares = [_trace(follow, x.to("meta"), box, walks, count, x.device) for box in boxes]
     except Unforeseen:
         return False
     except (NotFollowed, MemoryError):
@@ -433,11 +436,14 @@ def _many(count: int) -> bool:
     return DECIDING * (count + 1) >= PROBING
 
 
-def _trace(follow: Followed, x: Tensor, box: Box) -> float:
+def _trace(
+    follow: Followed, x: Tensor, box: Box, walks: int = 0, count: int = 1, device: torch.device | None = None
+) -> float:
     """Run the score once with a box that is as it was, and say at what share of a whole evaluation."""
     lo, (wide,) = _common([box], x.shape)
     follow._record(lo, x[wide][None])
-    return follow.run.cost / max(follow.run.whole, 1.0)
+    at_once = walks or min(count, _at_once(follow.run, device or x.device))
+    return follow.run.share(1, at_once=at_once, stays=bool(walks))
 
 
 # What was decided for a score: None to go ahead, or what to raise. A score that is gone leaves nothing behind.

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from esegeta.engine import levels
+from esegeta.engine.execution import current
 
 T = TypeVar("T")
 _Known = dict[tuple[Any, ...], tuple[tuple[Any, ...], Any]]
@@ -22,8 +23,8 @@ _known: ContextVar[_Known | None] = ContextVar("esegeta_metrics_shared", default
 def sharing() -> Iterator[None]:
     """Let the metrics within this block share their forwards, for as long as it lasts.
 
-    ``metrics.calibrated`` and ``metrics.relevance_gain`` do so by themselves. Pass the same score and image objects
-    to every metric, and the same key: what differs is not shared.
+    ``eg.compare``, ``metrics.calibrated`` and ``metrics.relevance_gain`` do so by themselves. Pass the same score and
+    image objects to every metric, and the same key: what differs is not shared.
 
     Example:
         >>> import torch
@@ -57,14 +58,17 @@ def shared(what: str, of: tuple[Any, ...], compute: Callable[[], T]) -> T:
     """Return ``compute()``, or what it was when it was asked for the same things in the same block.
 
     Tensors and functions are the same if they are the same object, keys and settings if they are equal. Under vmap
-    nothing is remembered: there a tensor is one of many.
+    nothing is remembered: there a tensor is one of many. Nor is what a deadline may have cut short.
     """
     known = _known.get()
     if known is None or not active():
         return compute()
     name = (what, *(_token(thing) for thing in of))
     if name not in known:
-        known[name] = of, compute()  # the things are kept, so that no other gets their id
+        found = compute()
+        if current().left() <= 0:  # it may be cut short, and the next one has time of its own
+            return found
+        known[name] = of, found  # the things are kept, so that no other gets their id
     return known[name][1]
 
 

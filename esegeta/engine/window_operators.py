@@ -24,10 +24,10 @@ from esegeta.engine.windows import (
     arranged,
     aten,
     beside,
+    convolved,
     empty,
     fit,
     on,
-    paired,
     region,
     windows_in,
     zeros,
@@ -297,7 +297,7 @@ def _convolution(op: Operator) -> Any:
         shape = (x.shape[0], weight.shape[0], *across)
         lo, size, in_lo, in_size = _slid(x, shape, kernel, stride, padding, dilation, 2)
         batch = _fold(region(x, in_lo, in_size))
-        out = paired(batch, lambda t: op.func(t, weight, bias, stride, none, dilation, False, none, groups))
+        out = convolved(op.func, batch, weight, bias, stride, none, dilation, False, none, groups)
         return lo, out.reshape(len(lo), x.shape[0], weight.shape[0], *size), shape
     more = _many(more, axes)
     reach = np.array([(k - 1) * d for k, d in zip(kernel, dilation, strict=True)])
@@ -312,7 +312,7 @@ def _convolution(op: Operator) -> Any:
     extent = np.maximum((last - first).max(0) + 1, -((reach + 1 - offset.max(0) - np.array(size)) // s) + 1)
     keep = zeros(len(lo), 2)
     batch = _fold(region(x, np.concatenate([keep, first], 1), (*x.shape[:2], *(int(n) for n in extent))))
-    out = paired(batch, lambda t: op.func(t, weight, bias, stride, none, dilation, True, none, groups))
+    out = convolved(op.func, batch, weight, bias, stride, none, dilation, True, none, groups)
     out = out.reshape(len(lo), x.shape[0], *out.shape[1:])
     if (offset == offset[0]).all():
         out = out[(slice(None), slice(None), slice(None), *_at(offset[0], size))]

@@ -68,6 +68,7 @@ class Run:
         self.refused: NotFollowed | None = None
         self.step = 0
         self.cost = self.whole = 0.0
+        self.held: dict[tuple[int, int], int] = {}  # how many elements the window of each result has
         self.live = self.peak = self.largest = 0  # bytes in patches
         self.global_ops: set[str] = set()
         self.commits: list[Window] | None = None
@@ -99,6 +100,19 @@ class Run:
                 yield
         finally:
             self.differentiable = before
+
+    def share(self, count: int, *, at_once: int, stays: bool = False) -> float:
+        """Return what one change costs, of a whole evaluation, after a run with ``count`` of them.
+
+        Args:
+            count: how many changes there were in that run.
+            at_once: how many there will be, that share what calling the operators takes.
+            stays: whether changes are written into the clean activations.
+        """
+        each = self.cost / count + self.step * CALLING / at_once
+        if stays:
+            each += MOVING * sum(self.held.get(at, 0) for at in self.read) / count
+        return each / max(self.whole, 1.0)
 
     def freed(self, size: int) -> None:
         """Note that a window is gone."""
@@ -410,6 +424,7 @@ def _step(func: Any, args: Any, kwargs: dict[str, Any], found: list[Window], run
         patch, dtype = _as_known(op, i, patch, shape)
         made.append(Window(run, (step, i), shape, clean, lo, patch, dtype))
         run.cost += _work(name, args, patch)
+        run.held[step, i] = patch.numel()
         if run.commits is not None:
             run.commits.append(made[-1])
     if aliases:
@@ -563,6 +578,9 @@ def several(out: Any) -> Sequence[Any]:
     return out if isinstance(out, (tuple, list)) else (out,)
 
 
+_ONEDNN = torch.backends.mkldnn.is_available()
+
+
 def _layout_free(func: Any, name: str) -> tuple[Any, Callable[[Any], Any]]:
     """The operator for tensors whose layout is not the one that the network expects of them."""
     if name in ("view", "_unsafe_view"):
@@ -578,14 +596,21 @@ def _laid_out(convolution: Any) -> Any:
     """What comes out of a convolution of one example follows no layout: put it into that of what goes in."""
 
     def run(x: Tensor, *rest: Any) -> Tensor:
-        return arranged(paired(arranged(x), lambda t: convolution(t, *rest)))
+        return arranged(convolved(convolution, arranged(x), *rest))
 
     return run
 
 
-def paired(batch: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
-    """Run; a single volume goes beside a copy of itself where that is faster."""
-    return run(torch.cat([batch, batch]))[:1] if layout.lonely(batch) else run(batch)
+def convolved(convolution: Any, batch: Tensor, *rest: Any) -> Tensor:
+    """Run a convolution; a single volume does not take the slow kernel that torch has for it.
+
+    A network as a whole is given a pair of volumes instead (``layout.lonely``), of which one is for nothing. Here the
+    kernel of the pair can be called for one.
+    """
+    weight, bias, stride, padding, dilation, transposed, _, groups = rest
+    if not transposed and layout.lonely(batch) and batch.dtype == torch.float32 == weight.dtype and _ONEDNN:
+        return torch.mkldnn_convolution(batch, weight, bias, padding, stride, dilation, groups)
+    return convolution(batch, *rest)
 
 
 def arranged(batch: Tensor) -> Tensor:
@@ -603,8 +628,14 @@ def _unwrapped(tree: Any) -> Any:
     return tree_map(bare, tree)
 
 
-# Moving an element through memory takes about as long as so many multiplications (measured on CPU).
+# What else takes time, as so many multiplications of a convolution with many channels (measured on CPU): moving an
+# element through memory, and calling an operator on windows.
 MOVING = 40.0
+CALLING = 1e7
+# Convolutions compute so many channels of their result together, also where there are fewer.
+LANES = 16
+# Transposed ones run at a fraction of the speed.
+TRANSPOSED = 5.0
 
 
 def _work(name: str, args: Any, out: Any) -> float:
@@ -614,8 +645,11 @@ def _work(name: str, args: Any, out: Any) -> float:
         return 0.0
     each = MOVING
     if name == "convolution":
-        weight = args[1]
-        each += weight[0].numel() if not args[6] else weight[:, 0].numel() / math.prod(args[3])
+        weight, transposed = args[1], args[6]
+        if transposed:
+            each += TRANSPOSED * weight[:, 0].numel() / math.prod(args[3])
+        else:
+            each += weight[0].numel() * -(-len(weight) // LANES) * LANES / len(weight)
     return float(first.numel() * each)
 
 

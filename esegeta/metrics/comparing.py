@@ -23,6 +23,7 @@ from esegeta._types import Explain, Score
 from esegeta.engine import check, levels, progress
 from esegeta.engine.estimates import value_and_error
 from esegeta.engine.execution import ExecutionWarning, execution
+from esegeta.engine.sharing import sharing
 from esegeta.metrics.declared import direction, spec_of
 from esegeta.metrics.explanations import asked, says
 from esegeta.metrics.nulls import Calibrated
@@ -40,7 +41,8 @@ class Cell(NamedTuple):
     """One number: of one method by one metric on one image.
 
     error: the standard error of a sampled metric, else NaN; null_mean, p: of a metric that is calibrated, else NaN;
-    evaluations: images that the score was run on forwards, of whatever share; seconds: that it took;
+    evaluations: images that the score was run on forwards, of whatever share, what several maps have in common for
+    the first of them only; seconds: that it took;
     map_evaluations, map_seconds: what the map took, which all metrics share;
     reason: why there is no number, or why it is of less than was asked for.
     """
@@ -209,7 +211,8 @@ def compare(
     """Judge methods by metrics on images, and return one tidy table.
 
     Every map is computed once for each method and image, and all metrics judge that one; those that need
-    explanations of other inputs draw the same random numbers there. What cannot be said of a map is NaN with its
+    explanations of other inputs draw the same random numbers there. Perturbed images that are the same for every map
+    are run once (``metrics.sharing``). What cannot be said of a map is NaN with its
     reason. Images of one patient are no independent cases: intervals and tests are over patients.
 
     Args:
@@ -244,7 +247,7 @@ def compare(
     metrics = _named(where, "metrics", metrics, METRICS)
     count = len(images)
     if not count:
-        raise ValueError(check.problem(where, "at least one image", "none", "Pass xs=[x]"))
+        raise check.refused(where, "at least one image", "none", "Pass xs=[x]")
     scores = list(score) if isinstance(score, Sequence) else [score] * count
     known = list(refs) if isinstance(refs, list) else [refs] * count
     shown = [None] * count if masks is None else list(masks)
@@ -258,20 +261,28 @@ def compare(
     for what, found in lists:
         if len(found) != count:
             expected = f"{what} for each of the {count} images"
-            raise ValueError(check.problem(where, expected, str(len(found)), "Pass as many"))
+            raise check.refused(where, expected, str(len(found)), "Pass as many")
     limit = math.inf if deadline is None else check.non_negative(where, "deadline", deadline)
-    cells: list[Cell] = []
+    cells: dict[str, list[Cell]] = {name: [] for name in methods}
+    left = dict.fromkeys(methods, limit)  # seconds
     with progress.loop(where) as bar:
-        for n, (name, method) in enumerate(methods.items()):
-            end = time.monotonic() + limit
-            for i, x in enumerate(images):
-                place = (name, i, names[i])
-                job = (scores[i], x, known[i], shown[i], random.fold_in(key, i))
-                with progress.step(bar, (n + i / count) / len(methods), (n + (i + 1) / count) / len(methods)):
-                    cells += _judged(place, method, metrics, *job, end)
-                bar.at((n + (i + 1) / count) / len(methods))
+        for i, x in enumerate(images):
+            runs = [0]
+            watched = counted(scores[i], runs)
+            # One score and one key for all methods: images with all parts or none, perturbations and random sets are
+            # the same for every map, and are run once.
+            with sharing():
+                for n, (name, method) in enumerate(methods.items()):
+                    place = (name, i, names[i])
+                    job = (watched, runs, x, known[i], shown[i], random.fold_in(key, i))
+                    done = (i * len(methods) + n) / (count * len(methods))
+                    begun = time.monotonic()
+                    with progress.step(bar, done, done + 1 / (count * len(methods))):
+                        cells[name] += _judged(place, method, metrics, *job, begun + left[name])
+                    left[name] -= time.monotonic() - begun
+        bar.at(1.0)
     ways: dict[str, str] = {m: _way(metric) for m, metric in metrics.items()}
-    return _gathered(cells, list(methods), ways, key)
+    return _gathered([cell for some in cells.values() for cell in some], list(methods), ways, key)
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -293,12 +304,12 @@ def _named(
         if len(set(titles)) < len(titles):
             twice = next(title for title in titles if titles.count(title) > 1)
             advice = f"Pass {what}={{'name': function}}"
-            raise ValueError(check.problem(where, f"{what} with different names", f"{twice!r} twice", advice))
+            raise check.refused(where, f"{what} with different names", f"{twice!r} twice", advice)
         found = dict(zip(titles, made, strict=True))
     right = bool(found) and all(isinstance(k, str) and k and callable(v) for k, v in found.items())
     if not right:
         advice = f"Pass {what}={{'name': function}}, or a list of functions"
-        raise TypeError(check.problem(where, f"{what} by name", check.describe(value), advice))
+        raise check.refused_type(where, f"{what} by name", check.describe(value), advice)
     return found
 
 
@@ -357,7 +368,8 @@ def _judged(
     place: tuple[str, int, str],
     method: Method,
     metrics: Mapping[str, Metric],
-    score: Score,
+    watched: Score,
+    count: list[int],
     x: Tensor,
     refs: tuple[Tensor, ...],
     mask: Tensor | None,
@@ -366,15 +378,13 @@ def _judged(
 ) -> Iterable[Cell]:
     """The cells of one method on one image."""
     name, image, patient = place
-    count = [0]
-    watched = counted(score, count)
-    begun, explain = time.perf_counter(), None
+    before, begun, explain = count[0], time.perf_counter(), None
     with _until(end) as why:
         _in_time(end)
         found = method(watched)
         a = asked(found, x, refs, random.fold_in(key, 0))
         explain = _once(found, x, refs, a, random.fold_in(key, 0))
-    cost = (count[0], time.perf_counter() - begun)
+    cost = (count[0] - before, time.perf_counter() - begun)
     for number, (title, metric) in enumerate(metrics.items(), 1):
         before, started = count[0], time.perf_counter()
         value = error = null_mean = p = math.nan

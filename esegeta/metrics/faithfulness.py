@@ -184,9 +184,7 @@ def fidelity(
     """
     where = "metrics.fidelity"
     if isinstance(max_share, bool) or not isinstance(max_share, (int, float)) or not 0 < max_share <= 1:
-        raise ValueError(
-            check.problem(where, "max_share in (0, 1]", repr(max_share), "1 goes on until nothing is left")
-        )
+        raise check.refused(where, "max_share in (0, 1]", repr(max_share), "1 goes on until nothing is left")
     found = curve(
         where,
         explain,

@@ -147,13 +147,11 @@ def infidelity(
     check.positive_count(where, "samples", samples, least=2)
     contributions = says(explain, "multiplied") if multiplied is None else multiplied
     if not isinstance(contributions, bool):
-        raise ValueError(
-            check.problem(
-                where,
-                "multiplied=True for contributions or False for slopes",
-                "neither",
-                "Maps of integrated gradients, DeepLIFT or Shapley values are contributions, gradients are slopes",
-            )
+        raise check.refused(
+            where,
+            "multiplied=True for contributions or False for slopes",
+            "neither",
+            "Maps of integrated gradients, DeepLIFT or Shapley values are contributions, gradients are slopes",
         )
 
     def measure(x: Tensor, *refs: Tensor, key: Any = None) -> Tensor:
@@ -162,7 +160,7 @@ def infidelity(
         slopes = attribution(where, explain, x, refs, random.fold_in(word, 0))
         if slopes.shape != x.shape:
             expected, advice = f"a map like x, {tuple(x.shape)}", "One for all channels says nothing of each"
-            raise ValueError(check.problem(where, expected, check.describe(slopes), advice))
+            raise check.refused(where, expected, check.describe(slopes), advice)
         if contributions:
             way = (x - baseline).double()
             slopes = torch.where(way != 0, slopes / torch.where(way != 0, way, 1), 0)

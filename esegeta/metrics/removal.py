@@ -29,7 +29,7 @@ def _cut(where: str, features: Features | None, x: Tensor, within: Tensor | None
     found = (voxels() if features is None else features)(x)
     if not isinstance(found, Partition):
         advice = "Use features.grid, labels, supervoxels, channels, voxels or elements"
-        raise ValueError(check.problem(where, "parts that do not overlap", type(found).__name__, advice))
+        raise check.refused(where, "parts that do not overlap", type(found).__name__, advice)
     if within is None:
         return found
     within = mask_of(where, within, x, "within")

@@ -23,7 +23,7 @@ def _moved(where: str, explain: Explain, radius: float) -> Callable[..., tuple[T
     fresh(where, explain)
     reach = check.non_negative(where, "radius", radius)
     if not reach:
-        raise ValueError(check.problem(where, "radius > 0", "0", "0.02 is usual for images in [0, 1]"))
+        raise check.refused(where, "radius > 0", "0", "0.02 is usual for images in [0, 1]")
 
     def prepare(x: Tensor, refs: tuple[Tensor, ...], key: Any) -> tuple[Tensor, Callable[..., Any]]:
         check.image(where, "x", x)
@@ -299,7 +299,7 @@ def relative_output_stability(
     where = "metrics.relative_output_stability"
     if not callable(model):
         advice = "Pass eg.from_module(network)"
-        raise TypeError(check.problem(where, "a model", check.describe(model), advice))
+        raise check.refused_type(where, "a model", check.describe(model), advice)
 
     def change(x: Tensor) -> Callable[[Tensor], Tensor]:
         clean = model(x)

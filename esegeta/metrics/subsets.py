@@ -82,9 +82,7 @@ def _agreement(
         proper = many < real
         if not levels.depth() and not bool(proper):
             expected = f"a set of fewer than the {int(real)} parts"
-            raise ValueError(
-                check.problem(where, expected, str(int(many)), "Change its size, or take finer features")
-            )
+            raise check.refused(where, expected, str(int(many)), "Change its size, or take finer features")
         order = random.fold_in(word, 1)
         nodes = torch.arange(samples, device=x.device)
 
@@ -272,5 +270,5 @@ def mu_fidelity(
 
 def _share(where: str, subset: float) -> Any:
     if isinstance(subset, bool) or not isinstance(subset, (int, float)) or not 0 < subset < 1:
-        raise ValueError(check.problem(where, "subset between 0 and 1", repr(subset), "0.2 is usual"))
+        raise check.refused(where, "subset between 0 and 1", repr(subset), "0.2 is usual")
     return lambda count: (subset * count).round().clamp(min=1)

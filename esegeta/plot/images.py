@@ -124,7 +124,7 @@ def _limit(where: str, limit: float | int | None, scenes: Sequence[grids.Scene])
         return max(grids.limit_of(scene.values) for scene in scenes)
     if not 0 < limit < float("inf"):
         expected = "limit to be a finite number > 0"
-        raise ValueError(check.problem(where, expected, repr(limit), "Leave it out for a robust one"))
+        raise check.refused(where, expected, repr(limit), "Leave it out for a robust one")
     return float(limit)
 
 
@@ -135,7 +135,7 @@ def _centre(where: str, scene: grids.Scene, at: Sequence[int] | None, affine: An
     axes = 2 if scene.titles[0] == "" else 3
     if len(at) != 3 or axes == 2:
         expected = "at to be the three indices of a voxel of a volume"
-        raise ValueError(check.problem(where, expected, repr(at), "Leave it out for where the map has most"))
+        raise check.refused(where, expected, repr(at), "Leave it out for where the map has most")
     voxel = np.array([*at, 1.0])
     if scene.affine is None:
         voxel[:3] -= scene.start
@@ -143,9 +143,7 @@ def _centre(where: str, scene: grids.Scene, at: Sequence[int] | None, affine: An
         voxel = np.linalg.inv(scene.affine) @ np.asarray(affine, dtype=np.float64) @ voxel
     found = tuple(round(float(v)) for v in voxel[:3])
     if any(not 0 <= i < n for i, n in zip(found, scene.values.shape, strict=True)):
-        raise ValueError(
-            check.problem(where, "at inside of the volume", repr(tuple(at)), "Indices count from 0")
-        )
+        raise check.refused(where, "at inside of the volume", repr(tuple(at)), "Indices count from 0")
     return found
 
 
@@ -309,7 +307,7 @@ def montage(
     count = check.positive_count("montage", "slices", slices)
     across = scene.across[0] if axis is None else axis
     if across not in (0, 1, 2):
-        raise ValueError(check.problem("montage", "axis to be 0, 1 or 2", repr(axis), "Leave it out"))
+        raise check.refused("montage", "axis to be 0, 1 or 2", repr(axis), "Leave it out")
     scale = Scale("signed", _limit("montage", limit, [scene]), scheme)
     seen = _grey(scene).max(-1) > 0.05 if scene.anatomy is not None else scene.values != 0
     others = tuple(a for a in range(3) if a != across)
@@ -356,7 +354,7 @@ def overlay(
     box: object = None,
     colours: str = "orange",
 ) -> "Figure":
-    """The map over the anatomy, in planes through one voxel, with the anatomy alone above.
+    """Draw the map over the anatomy, in planes through one voxel, with the anatomy alone above.
 
     Args:
         map: ``(C,*S)``, two or three spatial axes; channels are added up.
@@ -431,7 +429,7 @@ def side_by_side(
     box: object = None,
     colours: str = "orange",
 ) -> "Figure":
-    """Maps of several targets or methods, one a column, in the same planes.
+    """Draw maps of several targets or methods, one a column, in the same planes.
 
     Args:
         maps: name -> map ``(C,*S)``.
@@ -507,7 +505,7 @@ def layers(
     box: object = None,
     colours: str = "orange",
 ) -> "Figure":
-    """Maps of several places of a network, one a row, from first to last, each on its own scale.
+    """Draw maps of several places of a network, one a row, from first to last, each on its own scale.
 
     Args:
         maps: place -> map ``(C,*U)``; maps on the coarser grids of layers are interpolated to the anatomy.
@@ -580,7 +578,7 @@ def channels(
     box: object = None,
     colours: str = "orange",
 ) -> "Figure":
-    """Each channel of a map over the same channel of the image, all on one scale: a sum may cancel.
+    """Draw each channel of a map over that of the image, all on one scale: a sum may cancel.
 
     Args:
         map: ``(C,*S)``, two or three spatial axes.
@@ -607,7 +605,7 @@ def channels(
     labels = [f"channel {i}" for i in range(len(found))] if names is None else [str(name) for name in names]
     if len(labels) != len(found):
         expected = f"names of {len(found)} channels"
-        raise ValueError(check.problem("channels", expected, f"{len(labels)}", "Name each of them once"))
+        raise check.refused("channels", expected, f"{len(labels)}", "Name each of them once")
     look: dict[str, Any] = {"mask": mask, "outline": outline, "box": box}
     if isinstance(mask, str) and under is not None:
         look["mask"] = grids.body(grids.window(under[0]))
@@ -643,14 +641,12 @@ def _several(
     look: Mapping[str, Any],
 ) -> tuple[list[str], list[grids.Scene]]:
     if not isinstance(maps, Mapping) or not maps:
-        raise ValueError(
-            check.problem(where, "maps as a mapping name -> map", check.describe(maps), "Pass one or more")
-        )
+        raise check.refused(where, "maps as a mapping name -> map", check.describe(maps), "Pass one or more")
     scenes = [grids.scene(where, map, anatomy, spacing, affine, **look) for map in maps.values()]
     if any(scene.values.shape != scenes[0].values.shape for scene in scenes):
         got = ", ".join(sorted({str(tuple(scene.values.shape)) for scene in scenes}))
-        raise ValueError(
-            check.problem(where, "maps on one grid", got, "Pass the anatomy, whose grid they are brought to")
+        raise check.refused(
+            where, "maps on one grid", got, "Pass the anatomy, whose grid they are brought to"
         )
     return list(maps), scenes
 

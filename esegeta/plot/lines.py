@@ -51,9 +51,7 @@ def curve(
     along = _numbers("curve", "x", x)
     if not isinstance(ys, Mapping) or not ys:
         advice = "Pass one curve or more"
-        raise ValueError(
-            check.problem("curve", "ys as a mapping label -> numbers", check.describe(ys), advice)
-        )
+        raise check.refused("curve", "ys as a mapping label -> numbers", check.describe(ys), advice)
     lines = {str(label): _like("ys", label, y, along) for label, y in ys.items()}
     between = {
         str(k): [_like("bands", k, side, along) for side in sides] for k, sides in (bands or {}).items()
@@ -85,7 +83,7 @@ def _like(name: str, label: str, values: Any, along: np.ndarray) -> np.ndarray:
     found = _numbers("curve", f"{name}[{label!r}]", values)
     if found.shape != along.shape:
         expected = f"{name}[{label!r}] with the {along.size} numbers of x"
-        raise ValueError(check.problem("curve", expected, f"{found.size}", "Give each x a value or NaN"))
+        raise check.refused("curve", expected, f"{found.size}", "Give each x a value or NaN")
     return found
 
 
@@ -97,9 +95,7 @@ def _numbers(where: str, name: str, values: Any) -> np.ndarray:
     except (TypeError, ValueError):
         found = np.empty((0, 0))
     if found.ndim != 1 or not found.size:
-        raise ValueError(
-            check.problem(where, f"{name} to be numbers in a row", check.describe(values), "Flatten it")
-        )
+        raise check.refused(where, f"{name} to be numbers in a row", check.describe(values), "Flatten it")
     return found
 
 
@@ -113,7 +109,7 @@ def signal(
     unit: str = "attribution",
     xlabel: str = "",
 ) -> "Figure":
-    """A map with one spatial axis below the signal that it explains, whose colours it lends.
+    """Draw a map with one spatial axis below the signal that it explains, whose colours it lends.
 
     Args:
         map: ``(C, T)``; channels are added up.
@@ -131,9 +127,7 @@ def signal(
     lines = None if signal is None else grids.array("signal", "signal", signal, 1)
     if lines is not None and lines.shape[1] != values.size:
         expected = f"a signal with the {values.size} samples of the map"
-        raise ValueError(
-            check.problem("signal", expected, f"{lines.shape[1]}", "Interpolate the map with upsample")
-        )
+        raise check.refused("signal", expected, f"{lines.shape[1]}", "Interpolate the map with upsample")
     step = [spacing] if isinstance(spacing, (int, float)) else spacing
     size = grids.spacing_of("signal", step, None, 1)[0]
     along = np.arange(values.size) * size
@@ -192,7 +186,7 @@ def _range(lines: np.ndarray) -> tuple[float, float]:
 
 
 def is_signal(map: object) -> bool:
-    """Whether a map has one spatial axis.
+    """Check whether a map has one spatial axis.
 
     >>> is_signal(np.zeros((1, 9)))
     True

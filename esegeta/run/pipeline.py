@@ -78,13 +78,24 @@ class Summary:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many jobs ended in which way."""
+        """Return how many jobs ended in which way."""
         return dict(Counter(record["status"] for record in self.records))
 
     @property
     def paths(self) -> list[Path]:
         """The maps."""
         return [self.folder / record["map"] for record in self.records if record.get("map")]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a run was asked for: the jobs of the configuration, those of them to do, and whether to keep results."""
+
+    config: Config
+    folder: Path
+    planned: Sequence[Job]
+    chosen: Sequence[Job]
+    resume: bool
 
 
 def run(
@@ -122,14 +133,14 @@ def run(
         config = configuration.load(config, trust=trust)
     folder = Path(config.run.output).absolute()
     planned = jobs.plan(config)
-    chosen = _chosen(planned, only)
+    asked = _Asked(config, folder, planned, _chosen(planned, only), resume)
     if dry:
-        return Summary(folder, [], plan=examined(config, planned, chosen, folder, resume))
+        return Summary(folder, [], plan=examined(asked))
     _writable(folder)
     with terminable(), _alone(folder) as lock:
         outputs.sweep(folder)
         jobs.forget_drawings(planned, folder)
-        return _run(config, folder, lock, planned, chosen, resume, threads, progress)
+        return _run(asked, lock, threads=threads, progress=progress)
 
 
 def draw(folder: str | Path, *, trust: Iterable[str] = (), **how: Any) -> Summary:
@@ -160,7 +171,7 @@ def _chosen(planned: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
     for name in only:
         if name not in known:
             advice = catalogue.nearest(name, known)
-            raise ValueError(check.problem("run", "the id of a job or of a method", repr(name), advice))
+            raise check.refused("run", "the id of a job or of a method", repr(name), advice)
     chosen = {job.id for job in planned if {job.id, job.method} & set(only)}
     for job in planned:  # each after those that it reads
         if kinds.find(job.kind).draws and chosen & {one.id for one in job.after}:
@@ -177,7 +188,7 @@ def _writable(folder: Path) -> None:
     except OSError as error:
         got = f"{folder}: {(error.strerror or str(error)).lower()}"
         advice = "Choose another folder, or free it"
-        raise ValueError(check.problem("run.output", "a folder to write to", got, advice)) from error
+        raise check.refused("run.output", "a folder to write to", got, advice) from error
 
 
 @contextlib.contextmanager
@@ -200,8 +211,8 @@ def _alone(folder: Path) -> Iterator[int]:
                     time.sleep(0.05)
                     continue
                 advice = "Wait for it, or give run.output another folder"
-                raise ValueError(
-                    check.problem("run", f"{folder} for itself", "another run that works there", advice)
+                raise check.refused(
+                    "run", f"{folder} for itself", "another run that works there", advice
                 ) from None
         yield lock
     finally:
@@ -288,23 +299,17 @@ def _share(config: Config) -> int:
 
 
 def _run(
-    config: Config,
-    folder: Path,
-    lock: int,
-    planned: Sequence[Job],
-    chosen: Sequence[Job],
-    resume: bool,
-    threads: int | None,
-    progress: bool | Callable[[Event], None] | None,
+    asked: _Asked, lock: int, *, threads: int | None, progress: bool | Callable[[Event], None] | None
 ) -> Summary:
+    config, folder = asked.config, asked.folder
     outputs.keep_text(folder / "config.json", outputs.json_text(configuration.dump(config)))
     outputs.dataset(folder, title="Attributions", version=jobs.releases()["esegeta"])
     log = Log(folder / "log.txt")
-    log.write(f"esegeta {jobs.releases()['esegeta']}: {len(chosen)} jobs of {len(planned)}")
-    if any(job.memory is None for job in chosen):
+    log.write(f"esegeta {jobs.releases()['esegeta']}: {len(asked.chosen)} jobs of {len(asked.planned)}")
+    if any(job.memory is None for job in asked.chosen):
         share = pool.size(_share(config))
         log.write(f"a job without a limit of memory may occupy {share}, its share of this machine")
-    work = _Work(config, folder, planned, chosen, resume)
+    work = _Work(asked)
     shown = display(progress)
     interrupted: int | None = None
     try:
@@ -337,7 +342,7 @@ def _run(
             for job in work.begun.values():
                 if jobs.record_of(folder, job.id) is None:
                     jobs.discard(job, folder)
-            summary = _summed_up(config, folder, planned, chosen, work.repeated, log)
+            summary = _summed_up(asked, work.repeated, log)
     return summary if interrupted is None else dataclasses.replace(summary, exit_code=interrupted)
 
 
@@ -349,13 +354,11 @@ class _Work:
     image to be read; a job is submitted when those that it reads have ended; its files are kept in order.
     """
 
-    def __init__(
-        self, config: Config, folder: Path, planned: Sequence[Job], chosen: Sequence[Job], resume: bool
-    ) -> None:
-        self.config = config
-        self.folder = folder
-        self.share = _share(config)
-        self.asked = {job.id for job in chosen}
+    def __init__(self, asked: _Asked) -> None:
+        self.config = asked.config
+        self.folder = asked.folder
+        self.share = _share(asked.config)
+        self.asked = {job.id for job in asked.chosen}
         self.jobs: dict[str, Job] = {}  # that have to be done
         self.open: dict[str, set[str]] = {}  # not submitted: the jobs that each waits for
         self.redrawn: set[str] = set()
@@ -367,7 +370,7 @@ class _Work:
         self.found: queue.SimpleQueue[Survey | BaseException | None] = queue.SimpleQueue()
         self.found_all = False
         self.stopped = threading.Event()
-        self.surveyor = threading.Thread(target=self._survey, args=(planned, resume), daemon=True)
+        self.surveyor = threading.Thread(target=self._survey, args=(asked.planned, asked.resume), daemon=True)
 
     def _survey(self, planned: Sequence[Job], resume: bool) -> None:
         """Find out in a thread what has to be done: all that share something at once, so that they stay together."""
@@ -528,10 +531,9 @@ def without_result(job: Job, outcome: Outcome) -> Record:
     }
 
 
-def _summed_up(
-    config: Config, folder: Path, planned: Sequence[Job], chosen: Sequence[Job], repeated: int, log: Log
-) -> Summary:
+def _summed_up(asked: _Asked, repeated: int, log: Log) -> Summary:
     """Write the tables and the report of what there is, unless they are there."""
+    config, folder, planned = asked.config, asked.folder, asked.planned
     found = [(job, jobs.record_of(folder, job.id)) for job in planned]
     records = [record for _, record in found if record is not None]
     counts = dict(Counter(record["status"] for record in records))
@@ -541,9 +543,9 @@ def _summed_up(
     if config.output.report and records:
         report = _report(folder, [job.id for job in planned], log)
     log.write(f"ended: {', '.join(f'{n} {status}' for status, n in sorted(counts.items())) or 'nothing'}")
-    asked = {job.id for job in chosen}
+    chosen = {job.id for job in asked.chosen}
     well = all(
-        record is not None and record["status"] == Status.DONE for job, record in found if job.id in asked
+        record is not None and record["status"] == Status.DONE for job, record in found if job.id in chosen
     )
     code = ALL_DONE if well else SOME_FAILED
     return Summary(folder, records, repeated, code, report)
@@ -686,13 +688,12 @@ def _allowed(together: Sequence[Job]) -> float | None:
     return None if None in deadlines else float(sum(d for d in deadlines if d is not None))
 
 
-def examined(
-    config: Config, planned: Sequence[Job], chosen: Sequence[Job], folder: Path, resume: bool = True
-) -> list[Planned]:
-    """What can be said of jobs before they run. The network is loaded in worker processes, and one image of each
-    shape; of jobs that differ in their images alone one is looked at.
+def examined(asked: _Asked) -> list[Planned]:
+    """Return what can be said of jobs before they run. The network is loaded in worker processes, and one image of
+    each shape; of jobs that differ in their images alone one is looked at.
     """
-    kept = {job.id for job, state in jobs.survey(planned, folder, resume=resume) if state == "kept"}
+    chosen, states = asked.chosen, jobs.survey(asked.planned, asked.folder, resume=asked.resume)
+    kept = {job.id for job, state in states if state == "kept"}
     like: dict[str, str] = {}  # each image -> what it looks like
     first: dict[tuple[str, ...], Job] = {}
     same: dict[str, tuple[str, ...]] = {}
@@ -703,7 +704,7 @@ def examined(
             without = {name: value for name, value in job.keys.items() if name != "subject"}
             same[job.id] = (look, job.kind, *without.values())
             first.setdefault(same[job.id], job)
-    found = _examined(config, list(first.values()))
+    found = _examined(asked.config, list(first.values()))
     plan, copied = [], set()
     for job in chosen:
         said = found.get(first[same[job.id]].id, {}) if job.id in same else {}

@@ -19,10 +19,10 @@ from esegeta.run.jobs.parts import (
     Entry,
     Image,
     answered,
+    cached,
     entry_of,
     explanation_of,
     image_of,
-    kept,
     model_of,
     on_file,
     predicted,
@@ -44,7 +44,7 @@ def on_image(map: Tensor, x: Tensor) -> tuple[Tensor, list[Record]]:
     if map.ndim != x.ndim:
         expected = f"a map with {x.ndim - 1} spatial axes"
         advice = "This place has no grid: choose a place before pooling or flattening"
-        raise check.Refused(check.problem("place", expected, check.describe(map), advice))
+        raise check.refused("place", expected, check.describe(map), advice)
     shape = tuple(map.shape)
     how = f"on the grid of the image by interpolation from {shape[1:]}"
     if len(map) > 1:
@@ -123,7 +123,7 @@ class Inputs:
 
         how = [entry.method.patches, payload["patches"]] if entry.method.patches != "whole" else None
         about = [payload[name] for name in ("files", "input_digest", "model", "preprocess", "target")]
-        mask = kept(self._context.cache, "seen", [*about, entry.pad, how], look, 8)
+        mask = cached(self._context.cache, "seen", [*about, entry.pad, how], look, 8)
         return mask if mask is None or grid == "network" else on_file(mask, image)
 
     def reference(self, grid: Literal["network", "file"] = "file") -> Tensor | None:
@@ -154,7 +154,7 @@ class Inputs:
         if found is None or found.get("status") not in MADE:
             got = "none" if found is None else f"it {found.get('status')}"
             advice = "Mend what is wrong with that job, and run again"
-            raise check.Refused(check.problem(self._payload["id"], f"a result of {job}", got, advice))
+            raise check.refused(self._payload["id"], f"a result of {job}", got, advice)
         return found
 
     def many(self) -> Iterator[tuple[str, Record]]:

@@ -94,7 +94,7 @@ class Material:
         if holes:
             got = f"NaN in {holes} of {raw.numel()} voxels, which were not computed"
             advice = "Give the method more time"
-            raise check.Refused(check.problem(self.of, "a map without holes", got, advice))
+            raise check.refused(self.of, "a map without holes", got, advice)
         return on_image(raw, self.image.x)[0]
 
     def _watched(self, score: Score) -> Score:
@@ -112,7 +112,7 @@ class Material:
         if score is None:
             got = 'patches = "per_patch"'
             advice = 'Take patches = "stitched", which explains one score'
-            raise check.Refused(check.problem(self.of, "a map of one score", got, advice))
+            raise check.refused(self.of, "a map of one score", got, advice)
         return score
 
     def finished(self) -> Explain:
@@ -135,9 +135,7 @@ class Material:
         module = getattr(self._network(), "module", None)
         if not isinstance(module, nn.Module):
             advice = "Name the network by zoo: or by a factory"
-            raise check.Refused(
-                check.problem(self.of, "a network with parameters", check.describe(module), advice)
-            )
+            raise check.refused(self.of, "a network with parameters", check.describe(module), advice)
         return module
 
     def method(self) -> Callable[[Model], Explain]:
@@ -163,7 +161,7 @@ class Material:
         target = self.entry.target.parameters.get("target", self.entry.target.class_)
         if not isinstance(target, int):
             advice = "Take a reducer with a class"
-            raise check.Refused(check.problem(self.of, "a target with a class", "none", advice))
+            raise check.refused(self.of, "a target with a class", "none", advice)
         channels = len(self.inputs.answer())
         one_for_two = channels == 1 and self.entry.target.parameters.get("exclusive", True)
         return target, 2 if one_for_two else channels
@@ -186,7 +184,7 @@ class Material:
         target, count = self.classes()
         if count != 2:
             advice = "Say which with parameters.other" if count > 2 else "One class has no other"
-            raise check.Refused(check.problem(self.of, "two classes", str(count), advice))
+            raise check.refused(self.of, "two classes", str(count), advice)
         return 1 - target
 
     def given(self, name: str, spec: MetricSpec) -> Any:
@@ -203,7 +201,7 @@ class Material:
         }
         if name not in makers:
             advice = "Call it from Python"
-            raise check.Refused(check.problem(spec.name, "what a run can give", repr(name), advice))
+            raise check.refused(spec.name, "what a run can give", repr(name), advice)
         return makers[name]()
 
 

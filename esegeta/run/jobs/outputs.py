@@ -67,7 +67,7 @@ NO_FIGURES = 'There are no figures: matplotlib is missing, pip install "esegeta[
 
 @contextmanager
 def atomic(path: str | Path, size: int | None = None) -> Iterator[Path]:
-    """A file to write to, which takes the place of ``path`` when all went well, and is gone if not.
+    """Open a file that takes the place of ``path`` when all went well, and is gone if not.
 
     It lies in the same folder, which is made if need be, and has the same ending.
 
@@ -163,8 +163,8 @@ def write_map(
     values = _checked(map, like, holes)
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
-        text = check.problem("write_map", "a path ending in .nii or .nii.gz", repr(str(path)), "Add .nii.gz")
-        raise ValueError(text)
+        expected = "a path ending in .nii or .nii.gz"
+        raise check.refused("write_map", expected, repr(str(path)), "Add .nii.gz")
     channels, *grid = values.shape
     shape = grid if channels == 1 else [*grid, *(1,) * (3 - len(grid)), channels]
     stored = np.moveaxis(values, 0, -1).reshape(shape)
@@ -182,9 +182,9 @@ def _checked(map: Tensor, like: Volume, holes: bool) -> Any:
     if map.ndim < 2 or map.shape[1:] != like.data.shape[1:] or not len(map):
         expected = f"a map (K,*S) on the grid of the image, S = {tuple(like.data.shape[1:])}"
         advice = "Bring it there with Prepared.back"
-        raise ValueError(check.problem("write_map", expected, check.describe(map), advice))
+        raise check.refused("write_map", expected, check.describe(map), advice)
     if map.is_complex():
-        raise TypeError(check.problem("write_map", "real values", check.describe(map), "Take its magnitude"))
+        raise check.refused_type("write_map", "real values", check.describe(map), "Take its magnitude")
     map = map.detach().cpu()
     if not map.is_floating_point():
         return map.numpy().astype(np.uint8 if map.dtype in (torch.bool, torch.uint8) else np.int32)
@@ -209,7 +209,7 @@ def _place(image: Any, like: Volume) -> None:
 
 
 def zipped(content: bytes) -> bytes:
-    """As gzip, without the date, the name and the kind of machine that its header has room for.
+    """Compress with gzip, without the date, the name and the kind of machine that its header has room for.
 
     >>> import gzip
     >>> gzip.decompress(zipped(b"abc"))
@@ -240,7 +240,7 @@ def _plain(value: Any) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """Sorted, indented JSON that every reader takes; the same for the same content.
+    """Return sorted, indented JSON that every reader takes; the same for the same content.
 
     >>> print(json_text({"b": (1.5, float("nan")), "a": Path("x")}), end="")
     {
@@ -260,7 +260,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def table_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """A CSV table with a header.
+    """Return a CSV table with a header.
 
     A cell of text that a spreadsheet would take for a formula gets an apostrophe in front.
 

@@ -44,7 +44,7 @@ def apply(volume: Volume, steps: Iterable[Step | Mapping[str, Any]]) -> Prepared
         raise check.refused_type("preprocess", "a list of steps", got, advice)
     for one in steps:
         if not isinstance(one, Mapping) and not callable(one):
-            raise TypeError(_no_step(one))
+            raise _no_step(one)
         now = (step(one) if isinstance(one, Mapping) else one)(now)
     return now
 
@@ -82,12 +82,12 @@ def problems(tables: Iterable[Any]) -> list[str]:
     for i, table in enumerate(tables):
         try:
             if not isinstance(table, Mapping):
-                raise TypeError(_no_step(table))
+                raise _no_step(table)
             step(table)
         except (TypeError, ValueError) as error:
             found.append(f"[{i}]: {error}")
     return found
 
 
-def _no_step(value: object) -> str:
-    return check.problem("preprocess", "a table with step = name", check.describe(value), "Write one")
+def _no_step(value: object) -> check.RefusedType:
+    return check.refused_type("preprocess", "a table with step = name", check.describe(value), "Write one")
