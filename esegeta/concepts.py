@@ -298,8 +298,8 @@ def tcav(
       worse: of true null hypotheses it rejected 20 % with 10 sets, 42 % with 30 and 63 % with 100 at a level of
       5 %. Only to reproduce what others have published.
 
-    Equal shares are told apart by the mean derivative along the fitted weights, so the test also works where all images have one gradient, as
-    below a linear head.
+    Equal shares are told apart by the mean derivative along the fitted weights, so the test also works where all
+    images have one gradient, as below a linear head.
 
     Args:
         fit: ``ridge()``, the default, or ``logistic()``.
