@@ -99,13 +99,13 @@ class Native:
         """Return whether this batch goes through with more than one example, if the network allows it."""
         return first.shape[0] > 1 or layout.lonely(first)
 
-    def settle(self, leaves: list[Any], spec: Any) -> None:
-        """Find out, once, at the first batch, whether examples may go through together."""
+    def settle(self, leaves: list[Any], call: Call) -> None:
+        """Find out, once, at the first batch, whether examples may go through together in such a call."""
         first = _first(leaves)
         if self.one_at_a_time is None and not levels.fake(first) and self.together(first):
             with self._lock:
                 if self.one_at_a_time is None:
-                    self.one_at_a_time = self._needs_one_at_a_time(leaves, self.plain(spec))
+                    self.one_at_a_time = self._needs_one_at_a_time(leaves, call)
 
     def host(self, work: Callable[[], Any]) -> Any:
         """Run what touches autograd, in a thread if the network needs to be outside of functorch."""

@@ -108,7 +108,7 @@ class ModuleModel:
         def run(*tensors: Tensor, full: bool = False) -> tuple[Tensor, ...]:
             found = iter(tensors)
             leaves = [next(found) if t else s for t, s in zip(is_tensor, statics, strict=True)]
-            self._native.settle(leaves, spec)
+            self._native.settle(leaves, self._native.plain(spec))
             return self._native(leaves, self._native.plain(spec), full)
 
         folded = fold(
@@ -189,7 +189,7 @@ class ModuleModel:
         def run(*tensors: Tensor, full: bool = False) -> tuple[Tensor, ...]:
             found = iter(tensors)
             own = [next(found) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            self._native.settle(own, spec)
+            self._native.settle(own, self._native.plain(spec))
             calls = functools.partial(self._watched_call, len(leaves), spec, data=data)
             last.clear()
             unknown = places not in self._alone and not self._native.one_at_a_time

@@ -23,6 +23,7 @@ from esegeta import reducers as _reducers  # noqa: F401
 from esegeta import rules as _rules  # noqa: F401
 from esegeta import segmentation as _segmentation  # noqa: F401
 from esegeta import transforms as _transforms  # noqa: F401
+from esegeta import uncertainty as _uncertainty  # noqa: F401
 from esegeta import zoo as _zoo  # noqa: F401
 from esegeta._registry import (
     GIVEN,
