@@ -1,6 +1,7 @@
 # Written by: python -m esegeta._stubs
 from esegeta import axioms as axioms
 from esegeta import baselines as baselines
+from esegeta import concepts as concepts
 from esegeta import conformance as conformance
 from esegeta import dissection as dissection
 from esegeta import dreams as dreams
@@ -18,6 +19,7 @@ from esegeta import rules as rules
 from esegeta import segmentation as segmentation
 from esegeta import spatial as spatial
 from esegeta import transforms as transforms
+from esegeta import uncertainty as uncertainty
 from esegeta import zoo as zoo
 from esegeta._registry import find_method as find_method
 from esegeta._registry import method as method
@@ -153,6 +155,7 @@ __all__ = [
     "cam",
     "channel_shapley",
     "compare",
+    "concepts",
     "conductance",
     "conformance",
     "contrastive_excitation_backprop",
@@ -253,6 +256,7 @@ __all__ = [
     "tap",
     "transform",
     "transforms",
+    "uncertainty",
     "upsample",
     "variance",
     "verify",

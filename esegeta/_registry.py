@@ -418,7 +418,8 @@ def _checked(
         if shape != "input" or not isinstance(a, Tensor) or a.shape != x.shape:
             _like_input(name, x, a, shape, place)
         if score is not None:  # a tensor, or several for several places
-            gradient.refuse_dead_score(name, score, x, a if isinstance(a, Tensor) else next(iter(a)))
+            with check.calling(name, inside):
+                gradient.refuse_dead_score(name, score, x, a if isinstance(a, Tensor) else next(iter(a)))
         return a
 
     run.__module__ = explain.__module__
@@ -571,7 +572,8 @@ def method(
             shown = {k: v for k, v in given.arguments.items() if k != first}
             call = f"{name}({', '.join(filter(None, [gradient.name_of(score), settings(shown)]))})"
             tensors = ("x", *refs, *(["key"] if key else []))
-            inside = _PLACES if place else frozenset()  # a score of the user's may tap, too
+            # A score of the user's may tap, too: its errors are its own.
+            inside = frozenset({"gradient"}) | (_PLACES if place else frozenset())
             needed = score if needs == "gradient" else None
             return _checked(
                 name,

@@ -22,6 +22,7 @@ import esegeta.rules
 import esegeta.run.volumes.preprocess
 import esegeta.segmentation
 import esegeta.transforms
+import esegeta.uncertainty
 import esegeta.zoo  # all of these register what comes with the package
 from esegeta._registry import (
     METHODS,

@@ -32,14 +32,14 @@ app = typer.Typer(
 
 
 def say(text: str = "") -> None:
-    """A line on the screen, as it is."""
+    """Print a line as it is."""
     from rich.console import Console
 
     Console(markup=False, highlight=False, emoji=False, soft_wrap=True).print(text)
 
 
 def show(head: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
-    """A table: with lines on a terminal, else in columns that other programs can cut."""
+    """Print a table: with lines on a terminal, else in columns that other programs can cut."""
     cells = [[str(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
@@ -58,7 +58,7 @@ def show(head: Sequence[str], rows: Iterable[Sequence[object]], title: str = "")
 
 
 def size_of(count: int | None) -> str:
-    """Bytes for people.
+    """Return a number of bytes for people.
 
     >>> size_of(3 * 2**20), size_of(None)
     ('3 MiB', '-')
@@ -104,7 +104,7 @@ def demo(
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes at once.")] = 2,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
-    """A trained brain-extraction network explains itself on a real head. Needs nothing; takes some minutes."""
+    """Let a trained brain-extraction network explain itself on a real head. Needs nothing; takes some minutes."""
     from esegeta.run.config import starter
 
     if size % 8 or not 40 <= size <= 128:
@@ -296,7 +296,7 @@ def follow(
     events, tally = pipeline.follow(folder), log.Tally()
     with log.display(True if plain else None) as shown:
         for event in events:
-            tally.hear(event)
+            tally.on_event(event)
             shown.show(event)
     how = (
         "The run has ended" if tally.ended else "The run has ended without saying so: start it again to go on"
@@ -567,11 +567,48 @@ def compare(
             path.write_text(text(), encoding="utf-8")
 
 
+@app.command(
+    name="app",
+    epilog="Examples: [bold]esegeta app[/bold] · [bold]esegeta app study --browse /data[/bold] · "
+    "[bold]esegeta app results[/bold]",
+)
+def page(
+    folder: Annotated[
+        Path, typer.Argument(help="Where the configuration is kept; the folder of a run shows that.")
+    ] = Path("."),
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="Of this machine; 0 for any.")
+    ] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Open none.")] = False,
+    browse: Annotated[
+        list[Path] | None,
+        typer.Option("--browse", help="A further folder that the page may read; several times for several."),
+    ] = None,
+    base_url: Annotated[
+        str, typer.Option("--base-url", help="The path or address under which a proxy shows the page.")
+    ] = "/",
+    trust: Trusted = None,
+) -> None:
+    """Open a page in the browser: choose a network and images, methods and their parameters, run, look at the maps.
+
+    It answers this machine alone and asks no other one for anything. What the page shows is a configuration in the
+    folder, app.toml, which `esegeta run` takes as well.
+    """
+    from esegeta.app import launch, server
+
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+    site = server.site_of(
+        folder, trust_given=tuple(trust or ()), browse=tuple(browse or ()), base_url=base_url
+    )
+    launch.serve(site, port, browser=not no_browser, say=say)
+
+
 # --- The way in and out -----------------------------------------------------------------------------------
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, on one line."""
+    """Return what went wrong, on one line."""
     from esegeta.engine import refusals
 
     text = refusals.one_line(error)
@@ -604,7 +641,14 @@ def ended_by(error: BaseException) -> int:
 
 def _extra(module: str | None) -> str:
     top = (module or "").partition(".")[0]
-    extras = {"pydantic": "cli", "matplotlib": "viz", "jinja2": "viz", "hypothesis": "verify"}
+    extras = {
+        "starlette": "gui",
+        "uvicorn": "gui",
+        "pydantic": "cli",
+        "matplotlib": "viz",
+        "jinja2": "viz",
+        "hypothesis": "verify",
+    }
     return f'Install it: pip install "esegeta[{extras[top]}]"' if top in extras else "Install it"
 
 

@@ -30,7 +30,8 @@ def sliding_window(
     over the tiles :math:`B_i` that hold v. It is a model like any other: a score of the stitched answer is *one*
     score of the whole image, and attributions of it are exact, whatever the network. The gradient streams: every
     patch runs forward again and back, a few at a time, so that memory holds the image, the answer, the gradient,
-    and the activations of one chunk of patches (``esegeta.execution(chunk=, memory=)``).
+    and the activations of one chunk of patches (``esegeta.execution(chunk=, memory=)``). Maps of layers are stitched
+    of what the layers of the patches are, as docs/patches.md says.
 
     The stitched answer equals that of the network on the whole image only if nothing depends on where tiles lie:
     always for a network that looks at one element at a time; with ``weights="centre"`` for a network of reach r

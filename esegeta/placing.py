@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -32,6 +33,8 @@ from esegeta.engine import check, interception, levels, memory, native, views, v
 from esegeta.engine.execution import DeadlineExceeded, current, record
 from esegeta.engine.gradient import name_of, value_gradients_and_more
 from esegeta.engine.graph import Graph
+from esegeta.engine.stitching import InTiles, SlidingWindow, frozen, met
+from esegeta.engine.tiles import cut, patch_of
 from esegeta.engine.views import Edit
 from esegeta.trees import on_trees
 
@@ -194,9 +197,16 @@ def tap(score: Callable[..., Any], place: Names) -> Callable[..., Any]:
     say_which_calls = _passes("tap", score, names)
 
     def tapped(*inputs: Tensor) -> Any:
-        found = form(interception.observe("tap", score, inputs, edits, stop=True)[1])
+        try:
+            found = interception.observe("tap", score, inputs, edits, stop=True)[1]
+        except InTiles:
+            if len(inputs) > 1 or not _alone(score):
+                raise
+            found = None
+        if found is None:
+            return form(_stitched_taps(score, names, *inputs))
         say_which_calls(*inputs)
-        return found
+        return form(found)
 
     return named(tapped, f"{name_of(score)} at {_text(place)}")
 
@@ -458,7 +468,9 @@ def operations(score: Callable[[Tensor], Tensor], x: Tensor) -> tuple[str, ...]:
     return tuple(graph.label(p) for p in graph.passed if p.leaf and graph.used(p))
 
 
-def _one_pass(score: Score, place: Names, what: Any) -> Callable[[Tensor], tuple[Any, Any, Any]]:
+def _one_pass(
+    score: Score, place: Names, what: Any, *, stitched: bool = True
+) -> Callable[[Tensor], tuple[Any, Any, Any]]:
     where = "activation_and_gradient" if what == "tap" else "bias_and_gradient"
     check.score(where, score)
     names, form = _names(where, place)
@@ -466,27 +478,65 @@ def _one_pass(score: Score, place: Names, what: Any) -> Callable[[Tensor], tuple
         # Names of operations come from a listing, not from a user who could mean another call.
         names = [dataclasses.replace(name, numbered=True) for name in names]
     shapes = _shapes(score, place)
-    seen = [Edit(name, what) for name in names]
 
     def both(x: Tensor) -> tuple[Any, Any, Any]:
         check.floating(where, "x", x)
-
-        def nudged(*ds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            edits = [Edit(name, "nudge", d) for name, d in zip(names, ds, strict=False)]
-            y, found = interception.observe(where, score, ds[len(names) :] or (x,), [*edits, *seen])
-            return y, tuple(found)
-
-        zeros = [torch.zeros((), dtype=d, device=x.device).expand(s) for s, d in shapes(x)]
-        # What is data is what comes from the input, as seen by whoever differentiates for it.
-        given = zeros if what == "tap" else [*zeros, x]
-        _, gradients, found = value_gradients_and_more(nudged, name_of(score))(*given)
-        gradients, own = gradients[: len(names)], gradients[len(names) :]
+        try:
+            sizes = shapes(x)
+        except InTiles:
+            if what != "tap" or not stitched or not _alone(score):
+                raise
+            sizes = None
+        if sizes is None:
+            found, gradients, own = (*_stitched(score, names, x), None)
+        else:
+            found, gradients, own = pulled(where, score, names, sizes, x, what)
         for name, g in zip(names, gradients, strict=True):
             if not levels.true_anywhere(g.detach() != 0):
                 refuse_unused("places", score, name, x)
-        return form(found), form(gradients), own[0] if own else None
+        return form(found), form(gradients), own
 
     return named(both, f"{where}({name_of(score)})")
+
+
+def tilewise(score: Score, place: Names, rule: Callable[..., Any]) -> Callable[..., Any]:
+    r"""Return the sum over tiles of a stitched answer of what a rule makes of activation and gradient there.
+
+    .. math:: \sum_i \rho(A_i, G_i), \qquad G_i = \frac{\partial}{\partial A_i} \langle n_i c, f(x|_{B_i}) \rangle,
+              \quad c = \partial F / \partial y
+
+    A rule of products adds up to what the products of all tiles do: those that a sum such as completeness needs,
+    which products of stitched activations and gradients are not where tiles disagree.
+
+    Args:
+        score: a score that is made of one answer of ``models.sliding_window``.
+        place: one place, or several, each varied while the others stay as they are.
+        rule: of pairs (A, G), one for each input, a map like A; for several places of pairs of tuples, a tuple.
+
+    Returns:
+        ``(*xs) -> map``; for several places a tuple.
+    """
+    names, form = _names("places", place)
+
+    def summed(*xs: Tensor) -> Any:
+        wholes = [frozen("places", score, x) for x in xs]
+        window = wholes[0].window
+        sizes = tile_sizes(window, names, wholes[0].x)
+
+        def one(weight: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+            pairs = zip(given[: len(xs)], given[len(xs) :], strict=True)
+            found = [look(of_tile(window, weight, c, score), patch) for patch, c in pairs]
+            return tuple(tree_leaves(rule(*found)))
+
+        def look(tile: Score, patch: Tensor) -> tuple[Any, Any]:
+            if not isinstance(place, str):
+                return partials(tile, place)(patch)
+            (a,), (g,), _ = pulled("places", tile, names, sizes, patch)
+            return a, g
+
+        return form(window.gathered(vmap(one), *[w.x for w in wholes], *[w.cotangent for w in wholes]))
+
+    return summed
 
 
 def partials(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
@@ -511,7 +561,8 @@ def partials(score: Score, place: Names) -> Callable[[Tensor], tuple[Any, Any]]:
         [0.0, 1.0]
     """
     if isinstance(place, str):
-        return activation_and_gradient(score, place)
+        one = _one_pass(score, place, "tap", stitched=False)
+        return named(lambda x: one(x)[:2], f"partials({name_of(score)})")
     _names("partials", place)
 
     def both(x: Tensor) -> tuple[Any, Any]:
@@ -719,6 +770,99 @@ def _names(where: str, place: Names) -> tuple[list[views.Address], Callable[[Seq
     return names, tuple
 
 
+Sizes = Sequence[tuple[tuple[int, ...], torch.dtype]]
+
+
+def pulled(
+    where: str, score: Score, names: Sequence[views.Address], sizes: Sizes, x: Tensor, what: Any = "tap"
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
+    """What is seen at places, the gradients there, and with biases the gradient for the input, in one pass."""
+    seen = [Edit(name, what) for name in names]
+
+    def nudged(*ds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        edits = [Edit(name, "nudge", d) for name, d in zip(names, ds, strict=False)]
+        y, found = interception.observe(where, score, ds[len(names) :] or (x,), [*edits, *seen])
+        return y, tuple(found)
+
+    zeros = [torch.zeros((), dtype=d, device=x.device).expand(s) for s, d in sizes]
+    # What is data is what comes from the input, as seen by whoever differentiates for it.
+    given = zeros if what == "tap" else [*zeros, x]
+    _, gradients, found = value_gradients_and_more(nudged, name_of(score))(*given)
+    own = gradients[len(names) :]
+    return found, gradients[: len(names)], own[0] if own else None
+
+
+# --- Places of a stitched answer: each tile is a score of its own, by the cotangent of the whole score there ------
+
+
+def _alone(score: Callable[..., Any]) -> bool:
+    """Whether its tiles can be looked at: its operations follow no rules, and nobody else is looking."""
+    return visits.current() is None and not facts_of(score).rewritten
+
+
+def of_tile(window: SlidingWindow, weight: Tensor, cotangent: Tensor, like: Callable[..., Any]) -> Score:
+    """What a tile adds to the score, to first order: its answer, weighted as it is stitched and as it counts."""
+    tile = lambda patch: (weight * cotangent * window.model(patch)).sum()
+    return named(tile, name_of(like))
+
+
+def tile_sizes(window: SlidingWindow, names: Sequence[views.Address], x: Tensor) -> Sizes:
+    """Shape and dtype at every place of a tile; refused where they are no maps that can be stitched."""
+    patch = patch_of("sliding_window", window.patch, x)
+    own = cut(x, tuple(slice(n) for n in patch))
+    sizes = _shapes(window.model, [at.in_full if at.numbered else str(at) for at in names])(own)
+    for name, (shape, _) in zip(names, sizes, strict=True):
+        if len(shape) != x.ndim:
+            raise check.refused(
+                "places",
+                "a layer with feature maps (D,*U), where that of the whole image is stitched of those of patches",
+                f"an activation of shape {shape} at {str(name)!r}",
+                "Choose a layer before pooling or flattening",
+            )
+    return sizes
+
+
+def _units(weight: Tensor, a: Tensor) -> Tensor:
+    """What the units of a layer count for: the mean weight of the elements (1,*patch) that lie below."""
+    pool: Callable[..., Tensor] = (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)[a.ndim - 2]
+    return pool(weight, list(a.shape[1:])).to(a.dtype)
+
+
+def _stitched(
+    score: Score, names: Sequence[views.Address], x: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Activations and gradients of the whole image: means of the tiles' activations, sums of their gradients."""
+    whole = frozen("places", score, x)
+    sizes = tile_sizes(whole.window, names, whole.x)
+
+    def one(weight: Tensor, patch: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
+        tile = of_tile(whole.window, weight, cotangent, score)
+        found, gradients, _ = pulled("places", tile, names, sizes, patch)
+        parts = [_units(weight, a) for a in found]
+        return (*[a * part for a, part in zip(found, parts, strict=True)], *parts, *gradients)
+
+    found = whole.window.gathered(vmap(one), whole.x, whole.cotangent)
+    k = len(names)
+    return tuple(map(torch.div, found[:k], found[k : 2 * k])), found[2 * k :]
+
+
+def _stitched_taps(
+    score: Callable[..., Any], names: Sequence[views.Address], x: Tensor
+) -> tuple[Tensor, ...]:
+    """Activations of the whole image: means of those of the tiles, weighted as answers are."""
+    window, image = met(score, x)
+    tile_sizes(window, names, image)
+    taps = [Edit(name, "tap") for name in names]
+
+    def one(weight: Tensor, patch: Tensor) -> tuple[Tensor, ...]:
+        found = interception.observe("tap", window.model, (patch,), taps, stop=True)[1]
+        parts = [_units(weight, a) for a in found]
+        return (*[a * part for a, part in zip(found, parts, strict=True)], *parts)
+
+    found = window.gathered(vmap(one), image)
+    return tuple(map(torch.div, found[: len(names)], found[len(names) :]))
+
+
 def _text(place: Names) -> str:
     return place if isinstance(place, str) else ", ".join(place)
 
@@ -802,6 +946,8 @@ def _shapes(score: Score, place: Names) -> Callable[[Tensor], list[tuple[tuple[i
             return run(x.detach())
         try:
             return memory.without_values(run, x)
+        except InTiles:
+            raise
         except Exception:
             return run(x.detach())
 

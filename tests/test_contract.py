@@ -95,7 +95,7 @@ def test_contract_on_networks(case, subject):
 @FLAT
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", METHODS, ids=repr)
-@together("check", ["chunk_free", "mates_free", "any_strides", "differentiable"])
+@together("check", ["chunk_free", "independent_of_batch", "any_strides", "differentiable"])
 def test_contract_on_a_volume(check, subject):
     CHECKS[check](subject, VOLUME)
 

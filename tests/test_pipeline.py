@@ -573,7 +573,7 @@ def test_a_digest_holds_what_decides_and_nothing_else(tmp_path, scan):
     parts["map"] = {"file": str(tmp_path / "moved" / "a.npy")}
     (after,) = plan(tmp_path, scan, method)
     assert after.digest == before.digest
-    assert methods.about(after.payload)["parameters"]["features"]["map"] == {"file": "a.npy"}
+    assert methods.record_header(after.payload)["parameters"]["features"]["map"] == {"file": "a.npy"}
     np.save(tmp_path / "moved" / "a.npy", np.ones((12, 10, 8), np.int16))
     assert plan(tmp_path, scan, method)[0].digest != before.digest
     limits = {"name": "gradient", "deadline": 3.0, "memory": "2 GiB"}
@@ -596,7 +596,7 @@ def test_what_a_deadline_cut_short_is_done_again_only_with_more_time(tmp_path, s
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_bytes(b"")
     cut = {
-        **methods.about(job.payload),
+        **methods.record_header(job.payload),
         "status": "partial",
         "map": "a.nii.gz",
         "deadline": 5.0,
@@ -624,7 +624,9 @@ def test_a_record_cannot_have_files_outside_of_the_folder_removed(tmp_path, scan
     (job,) = plan(tmp_path, scan, [{"name": "gradient"}])
     outside = tmp_path / "precious"
     outside.write_text("mine")
-    jobs.write_record(tmp_path / "out", {**methods.about(job.payload), "map": "../precious", "figures": {}})
+    jobs.write_record(
+        tmp_path / "out", {**methods.record_header(job.payload), "map": "../precious", "figures": {}}
+    )
     jobs.clear(job.id, tmp_path / "out")
     assert outside.read_text() == "mine"
     assert jobs.record_of(tmp_path / "out", job.id) is None

@@ -263,7 +263,7 @@ def test_the_terms_of_the_zoo_are_in_the_report_whatever_its_files_are_called(tm
         whole = tables(tmp_path, files, model=model)
         job = planned(whole)
         folder = Path(job.payload["folder"])
-        jobs.write_record(folder, {**methods.about(job.payload), "status": "failed", "error": "none"})
+        jobs.write_record(folder, {**methods.record_header(job.payload), "status": "failed", "error": "none"})
         outputs.write_json(folder / "config.json", {})
         return "The network and the image of the zoo" in report.write(folder).read_text()
 

@@ -99,6 +99,28 @@ def a_dream(**parts):
     return dreams.ascend(SCORE, X, steps=2, **parts)().image
 
 
+def an_uncertainty(spec):
+    """A draw, a changed image, a number of a map, or what a calibration gives."""
+    p, mask = X.sigmoid(), X[0] > 0
+    pairs = [(p, mask if "mask" in spec.name or "learn" in spec.name else mask.long())] * 99
+    given = {
+        "dropout": [nn.Sequential(NET, nn.Dropout(0.5)).eval()],
+        "augmented": [UNET],
+        "temperature": [X, mask],
+        "control_risk": [torch.zeros(99, 2), torch.arange(2.0)],
+    }
+    if spec.family in ("draws", "changes"):
+        found = spec.fn(*given.get(spec.name, []), **spec.example)
+        return (found(X, key=7)[:1] if spec.family == "draws" else found(X, 7)[0]) + 0 * X
+    usual = {
+        "aggregations": [p[0], mask][: 1 + ("mask" in inspect.signature(spec.fn).parameters)],
+        "conformal": [pairs],
+    }
+    found = spec.fn(*given.get(spec.name, usual.get(spec.family, [p[0], mask])), **spec.example)
+    number = found[0] if isinstance(found, tuple) else found
+    return torch.as_tensor(number).nan_to_num().float().mean() + 0 * X
+
+
 # How an example of each kind is run; all return something like x.
 RUNS = {
     "method": a_method,
@@ -129,6 +151,7 @@ RUNS = {
     "regulariser": lambda spec: a_dream(penalties=[(1e-3, spec.fn(**spec.example))]),
     "distortion": lambda spec: spec.fn(**spec.example)(X, 7)[:, :4, :6],
     "optimiser": lambda spec: a_dream(optimiser=spec.fn(**spec.example)),
+    "uncertainty": an_uncertainty,
     "recipe": lambda spec: spec.fn(SCORE, X, **spec.example)(key=7).image,
 }
 SPECS = [(table.kind, spec) for table in REGISTRIES for spec in table.values() if spec.origin == "esegeta"]

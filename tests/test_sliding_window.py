@@ -686,22 +686,174 @@ def test_it_has_no_reach_of_its_own():
             eg.locality(score, x)
 
 
-def test_places_of_a_stitched_score_are_refused():
-    score = eg.reducers.class_sum(sliding_window(eg.from_module(conv(2, 1)), 8), 1)
-    x = drawn(1, 16, 16, dtype=torch.float32)
-    zero = torch.zeros_like(x)
-    for explain in (
-        lambda: eg.grad_cam(score, "0")(x),
-        lambda: eg.guided_grad_cam(score, "0")(x),
-        lambda: eg.excitation_backprop(score, "0")(x),
-        lambda: eg.conductance(score, "0", steps=2)(x, zero),
-        lambda: eg.places(score, x),
+# ------------------------------------------------------------------ layers
+
+
+def deep_network(stride=1, smooth=False):
+    """Two convolutions with a pool of that stride between them, brought back to the grid: it sees two pools far."""
+    torch.manual_seed(4)
+    bend, shrink = (nn.GELU, nn.AvgPool2d) if smooth else (nn.ReLU, nn.MaxPool2d)
+    pool = (shrink(stride), nn.Upsample(scale_factor=stride)) if stride > 1 else (nn.Identity(),) * 2
+    layers = nn.Conv2d(1, 3, 3, padding=1), bend(), pool[0], nn.Conv2d(3, 4, 1), bend(), pool[1]
+    return eg.from_module(nn.Sequential(*layers, nn.Conv2d(4, 2, 3, padding=1)).double().eval())
+
+
+LAYERS = {
+    "grad_cam": lambda score, x, x0: eg.grad_cam(score, "4")(x),
+    "grad_cam_plus_plus": lambda score, x, x0: eg.grad_cam_plus_plus(score, "4")(x),
+    "layer_cam, hires_cam": lambda score, x, x0: eg.layer_cam(score, "4")(x) + eg.hires_cam(score, "4")(x),
+    "two places": lambda score, x, x0: eg.grad_cam(score, ["1", "4"])(x)[1],
+    "layer_gradient": lambda score, x, x0: eg.layer_gradient(score, "4")(x),
+    "eigen_cam": lambda score, x, x0: eg.eigen_cam(score, "4")(x),
+    "guided_grad_cam": lambda score, x, x0: eg.guided_grad_cam(lambda z: -score(z), "4")(x),
+    "excitation_backprop": lambda score, x, x0: eg.excitation_backprop(score, "4")(x),
+    "contrastive": lambda score, x, x0: eg.contrastive_excitation_backprop(score, "4")(x),
+    "conductance": lambda score, x, x0: eg.conductance(score, "4", steps=4)(x, x0),
+}
+# Sums over all of a mask, and a curved reducer.
+QUESTIONS = (
+    lambda f: eg.reducers.class_sum(f, 1),
+    lambda f: lambda z: f(z).softmax(0)[1].square().sum(),
+)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_a_stitched_score_are_those_of_the_whole_where_tiles_change_nothing(name):
+    for stride, patch in ((1, (10, 8)), (2, (12, 8))):
+        model, x, x0 = deep_network(stride), drawn(1, 20, 8), drawn(1, 20, 8, key=2)
+        tilings = [sliding_window(model, (20, 8)), sliding_window(model, patch, 0.5, "centre", steps="fixed")]
+        for question in QUESTIONS:
+            whole = LAYERS[name](question(model), x, x0)
+            assert whole.abs().max() > 1e-4
+            for tiled in tilings:
+                found = LAYERS[name](question(tiled), x, x0)
+                if name == "guided_grad_cam" and tiled is tilings[1]:  # the guided part clips in every patch
+                    found, whole = (a[:, [*range(4), *range(16, 20)]] for a in (found, whole))
+                close(found, whole, tolerance=1e-9)
+
+
+def test_channel_weights_are_those_of_all_patches_together():
+    """By plain loops: gradients of all tiles added up, activations as answers are stitched, one set of weights."""
+    model, x, weight = deep_network(), drawn(1, 11, 9), drawn(2, 11, 9, key=5)
+    score = lambda z: (weight * sliding_window(model, 6)(z).tanh()).sum()
+    y = stitched(model, x, (6, 6)).requires_grad_()
+    (cotangent,) = torch.autograd.grad((weight * y.tanh()).sum(), y)
+    trunk = eg.tap(model, "4")
+    inside = eg.replace(model, "4")
+    boxes = [
+        (slice(i, i + 6), slice(j, j + 6))
+        for i in nnunet_starts(11, 6, 0.5)
+        for j in nnunet_starts(9, 6, 0.5)
+    ]
+    total = torch.zeros(11, 9, dtype=x.dtype)
+    for box in boxes:
+        total[box] += importance((6, 6), "gaussian")
+    a, g = torch.zeros(4, 11, 9, dtype=x.dtype), torch.zeros(4, 11, 9, dtype=x.dtype)
+    for box in boxes:
+        here = (slice(None), *box)
+        share = importance((6, 6), "gaussian") / total[box]
+        z = trunk(x[here]).detach().requires_grad_()
+        (slope,) = torch.autograd.grad((share * cotangent[here] * inside(x[here], z)).sum(), z)
+        a[here] += share * z.detach()
+        g[here] += slope
+    close(
+        eg.grad_cam(score, "4")(x), (g.mean((1, 2))[:, None, None] * a).sum(0, keepdim=True), tolerance=1e-9
+    )
+    close(eg.layer_cam(score, "4")(x), (g.clamp(min=0) * a).sum(0, keepdim=True), tolerance=1e-9)
+    assert eg.layer_activation(score, "4")(x).shape == (4, 11, 9)
+
+
+@pytest.mark.parametrize("weights", ["gaussian", "centre"])
+def test_conductance_of_a_stitched_score_is_complete(weights):
+    """Also where tiles disagree, and where they begin between the units of a layer of stride 2."""
+    x, x0 = drawn(1, 13, 9), drawn(1, 13, 9, key=2)
+    score = QUESTIONS[1](sliding_window(deep_network(2, smooth=True), 6, weights=weights))
+    change = score(x) - score(x0)
+    for place, shape in (("2", (3, 7, 5)), ("1", (3, 13, 9))):  # the pooled layer, and the one below
+        found = eg.conductance(score, place, steps=8)(x, x0)
+        assert found.shape == shape
+        torch.testing.assert_close(found.sum(), change, rtol=1e-4, atol=0)
+    both = eg.conductance(score, ["2", "4"], steps=4)(x, x0)  # each varied while the other stays
+    assert [tuple(a.shape) for a in both] == [(3, 7, 5), (4, 7, 5)]
+
+
+def test_conductance_of_a_linear_stitched_score_is_gradient_times_difference():
+    torch.manual_seed(5)
+    layers = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1)
+    tiled = sliding_window(eg.from_module(nn.Sequential(*layers).double()), 6)
+    weight, x, x0 = drawn(2, 11, 9, key=5), drawn(1, 11, 9), drawn(1, 11, 9, key=2)
+    score = lambda z: (weight * tiled(z)).sum()
+    found = eg.conductance(score, "0", steps=2)(x, x0)
+    torch.testing.assert_close(found.sum(), score(x) - score(x0))
+    # Linear in the image, and from no image nothing comes.
+    parts = eg.conductance(score, "0", steps=2)(x, 0 * x) - eg.conductance(score, "0", steps=2)(x0, 0 * x)
+    close(found, parts, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_one_walk_goes_through_all_patches(stride):
+    torch.manual_seed(6)
+    layers = nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.AvgPool2d(stride), nn.Conv2d(3, 4, 1), nn.ReLU()
+    net = nn.Sequential(*layers, nn.Upsample(scale_factor=stride), nn.Conv2d(4, 2, 1)).double().eval()
+    for p in net.parameters():
+        p.data.abs_()
+    tiled = sliding_window(eg.from_module(net), 6)
+    x = drawn(1, 13, 9).abs()
+    for question in QUESTIONS:
+        found = eg.excitation_backprop(question(tiled), "2")(x)
+        assert found.shape == (1, -(-13 // stride), -(-9 // stride))
+        torch.testing.assert_close(found.sum(), x.new_tensor(1.0))
+        assert found.min() >= 0
+
+
+def test_layers_of_stitched_scores_are_batched_and_chunked():
+    score = QUESTIONS[1](sliding_window(deep_network(2), 6))
+    xs, zeros = drawn(2, 1, 9, 6), torch.zeros(2, 1, 9, 6, dtype=torch.float64)
+    explanations = (
+        (eg.grad_cam(score, "4"), (xs,)),
+        (eg.excitation_backprop(score, "4"), (xs,)),
+        (eg.conductance(score, "4", steps=2), (xs, zeros)),
+    )
+    for explain, given in explanations:
+        with eg.execution(chunk=1):
+            each = torch.stack([explain(*one) for one in zip(*given, strict=True)])
+        close(vmap(explain)(*given), each, tolerance=1e-9)
+
+
+def test_what_needs_activations_of_the_whole_image_is_refused():
+    model = eg.from_module(conv(2, 1))
+    tiled = sliding_window(model, 8)
+    score, x = eg.reducers.class_sum(tiled, 1), drawn(1, 16, 16, dtype=torch.float32)
+    inside = "sliding_window: expected a score whose inside is left alone, .* none of the whole image"
+    flat = sliding_window(lambda p: p * eg.mark(p.mean((1, 2)), "mean").sum(), 8)
+    vectors = "expected a layer with feature maps .* got an activation of shape \\(1,\\) at 'mean'"
+    twice = (
+        "grad_cam: expected a score that stitches one answer, .*, which stitches 2. Put what is done several"
+    )
+    small = r"expected an image of at least \(8, 8\), one patch, .*, got \(16, 6\). Put it into zeros"
+    turned = "excitation: expected a network without tiles: .* esegeta.excitation_backprop"
+    mixed = lambda z: torch.nn.functional.linear(tiled(z).flatten(), torch.ones(1, 512)).sum()
+    after = (
+        "expected a stitched score whose last convolution or linear map is one of the network of the patches"
+    )
+    for explain, text in (
+        (lambda: eg.places(score, x), inside),
+        (lambda: eg.split(score, "0", at=x)[0](x), inside),
+        (lambda: eg.at(eg.gradient, "0")(score)(x), inside),
+        (lambda: eg.grad_cam(eg.rules.lrp(score), "0")(x), inside),
+        (lambda: eg.ablation_cam(score, "0")(x), inside),
+        (lambda: eg.grad_cam(eg.reducers.class_sum(flat, 0), "mean")(x), vectors),
+        (lambda: eg.grad_cam(lambda z: (tiled(z) + tiled(z.flip(1))).sum(), "0")(x), twice),
+        (lambda: eg.grad_cam(score, "0")(x[:, :, :6]), small),
+        (lambda: eg.gradient(eg.rules.excitation(score))(x), turned),
+        (lambda: eg.excitation_backprop(mixed, "0")(x), after),
     ):
-        with pytest.raises(
-            ValueError,
-            match=r"expected a score whose inside is left alone, .* none of the whole image, which class",
-        ):
+        with pytest.raises(ValueError, match=text):
             explain()
+    with pytest.raises(
+        NotImplementedError, match="expected maps of layers that are looked at, got a derivative"
+    ):
+        grad(lambda z: eg.grad_cam(score, "0")(z).sum())(x)
 
 
 RULED = {

@@ -1,6 +1,8 @@
 """Streams equal plain stacks, whatever the chunk; they survive small memories and end at deadlines."""
 
+import gc
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -9,7 +11,8 @@ from rounding import assert_alike, close
 from torch.func import grad, jvp, vmap
 
 import esegeta as eg
-from esegeta.engine import levels, progress, stream
+from esegeta import zoo
+from esegeta.engine import levels, likeness, memory, progress, stream
 from esegeta.engine.gradient import gradient
 
 CHUNKS = [1, 2, 3, 7, 100, None]
@@ -411,3 +414,66 @@ def test_bars_are_drawn_on_request_only(capsys):
     with eg.execution(progress=True), eg.execution(progress=False):
         stream.mean(slow(0.12), nodes(2), label="quiet")
     assert capsys.readouterr().err == ""
+
+
+class Counted:
+    """How often the measurement of live memory was switched on."""
+
+    def __init__(self, monkeypatch):
+        self.times = 0
+        enter = memory.Live.__enter__
+
+        def entering(live):
+            self.times += 1
+            return enter(live)
+
+        monkeypatch.setattr(memory.Live, "__enter__", entering)
+
+    def by(self, run):
+        before = self.times
+        run()
+        return self.times - before
+
+
+def test_what_one_stream_occupies_is_measured_once_for_all_that_are_alike(monkeypatch):
+    counted = Counted(monkeypatch)
+    net = zoo.small_unet(2)
+    score = eg.reducers.class_sum(eg.from_module(net), 1)
+    xs = eg.random.normal(0, (4, 1, 8, 8))
+    explain = lambda xs, key: eg.batched(eg.smooth(eg.gradient(score), samples=4))(xs, key=key)
+    first = explain(xs, 1)
+    assert counted.times > 0
+    assert counted.by(lambda: explain(2 * xs, 2)) == 0  # other values, another key, made anew: alike
+    assert torch.equal(explain(xs, 1), first)  # with the same chunks, to the last bit
+    assert counted.by(lambda: explain(xs.repeat(1, 1, 2, 2), 1)) > 0  # another shape
+    with eg.execution(layout="contiguous"):
+        assert counted.by(lambda: explain(xs, 1)) > 0
+    hook = net.encoder.conv.register_forward_hook(lambda *_: None)
+    assert counted.by(lambda: explain(xs, 1)) > 0  # a hook may keep what it sees
+    hook.remove()
+    assert counted.by(lambda: explain(xs, 1)) == 0
+
+
+def test_what_is_remembered_of_streams_is_bounded_and_goes_with_its_objects():
+    class Thing:
+        def __call__(self, x):
+            return x
+
+    known, things = likeness.Memory(), [Thing() for _ in range(2 * likeness._MOST)]
+    for thing in things:
+        known.remember(likeness.likeness(thing), 7)
+    assert len(known._known) == likeness._MOST
+    assert known.recall(likeness.likeness(things[-1])) == 7
+    assert known.recall(likeness.likeness(things[0])) is None
+    del things, thing
+    gc.collect()
+    assert not known._known
+
+
+def test_streams_in_many_threads_remember_the_same():
+    score = eg.reducers.class_sum(eg.from_module(zoo.small_unet(2)), 1)
+    xs = eg.random.normal(0, (4, 1, 8, 8))
+    explain = eg.batched(eg.gradient(score))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: explain(xs), range(8)))
+    assert all(torch.allclose(a, found[0], rtol=1e-4, atol=1e-6) for a in found)

@@ -193,7 +193,7 @@ def check_chunk_free(subject: Subject, case: Case) -> None:
         assert_near(many, answers[1][1], case, f"chunk {chunk}, batched")
 
 
-def check_mates_free(subject: Subject, case: Case) -> None:
+def check_independent_of_batch(subject: Subject, case: Case) -> None:
     """Check that the other examples of a batch, and their order, change nothing."""
     explain, xs, refs = subject.build(case.score), examples(case), references(case, subject.refs)
     run = vmap(lambda *ts: explain(*ts, **subject.extra()))
@@ -412,7 +412,7 @@ def inapplicable(name: str, subject: Subject) -> str:
         return "it draws nothing at random"
     if name == "half_precision" and subject.wants == "module":
         return "it explains networks, and those of the suite are not in half precision"
-    if name in ("keys_per_example", "chunk_free", "mates_free") and not subject.mapped:
+    if name in ("keys_per_example", "chunk_free", "independent_of_batch") and not subject.mapped:
         return "vmap does not map over it"
     if name == "batched_equals_loop" and not subject.mapped and subject.key:
         return "it draws for a batch as a whole"

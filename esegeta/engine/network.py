@@ -45,6 +45,12 @@ class ModuleModel:
         """Copies and pickles are made anew from a copy of the network."""
         return ModuleModel, (self.module, self.output)
 
+    def structure(self) -> tuple[int, ...]:
+        """Return what a run occupies depends on: modules, how many of them train, have hooks, and parameters."""
+        tree = self._native.tree
+        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tree)
+        return len(tree), sum(m.training for m in tree), hooks, sum(len(m._parameters) for m in tree)
+
     def again(self) -> "ModuleModel":
         """Return another model of the network that knows what a call shows: whether examples may go together.
 
@@ -68,7 +74,7 @@ class ModuleModel:
             )
         self._native.refuse_training()
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        self._native.refuse_strangers(tensors)
+        self._native.check_dtype_and_device(tensors)
         self._native.refuse_missing_channels(tensors, spec)
         try:
             return self._run(tensors, leaves, spec, is_tensor)
@@ -102,7 +108,7 @@ class ModuleModel:
         def run(*tensors: Tensor, full: bool = False) -> tuple[Tensor, ...]:
             found = iter(tensors)
             leaves = [next(found) if t else s for t, s in zip(is_tensor, statics, strict=True)]
-            self._native.settle(leaves, spec)
+            self._native.settle(leaves, self._native.plain(spec))
             return self._native(leaves, self._native.plain(spec), full)
 
         folded = fold(
@@ -183,7 +189,7 @@ class ModuleModel:
         def run(*tensors: Tensor, full: bool = False) -> tuple[Tensor, ...]:
             found = iter(tensors)
             own = [next(found) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            self._native.settle(own, spec)
+            self._native.settle(own, self._native.plain(spec))
             calls = functools.partial(self._watched_call, len(leaves), spec, data=data)
             last.clear()
             unknown = places not in self._alone and not self._native.one_at_a_time

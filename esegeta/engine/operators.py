@@ -116,7 +116,7 @@ class Operation:
             for i, t in enumerate(self._leaves):
                 if isinstance(t, Tensor) and i not in self._data:
                     leaves[i] = next(rest)
-        args, kwargs = tree_unflatten(leaves, self._spec)
+        args, kwargs = _unflat(leaves, self._spec)
         return self.function(*args, **kwargs)
 
     def through(self, made: Callable[..., Any]) -> Any:
@@ -125,23 +125,28 @@ class Operation:
         ``made`` takes the arguments of this operation.
         """
         assert self.tracer is not None
-        args, kwargs = tree_unflatten(self._leaves, self._spec)
+        args, kwargs = _unflat(self._leaves, self._spec)
         with self.tracer:
             return made(*args, **kwargs)
 
     @property
     def args(self) -> tuple[Any, ...]:
         """Positional arguments, as they came."""
-        return tuple(tree_unflatten(self._leaves, self._spec)[0])
+        return tuple(_unflat(self._leaves, self._spec)[0])
 
     @property
     def kwargs(self) -> dict[str, Any]:
         """Named arguments, as they came."""
-        return dict(tree_unflatten(self._leaves, self._spec)[1])
+        return dict(_unflat(self._leaves, self._spec)[1])
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Return an argument by position or name."""
-        args, kwargs = tree_unflatten(self._leaves, self._spec)
+        spec = self._spec
+        if isinstance(spec, _Row):
+            if position < spec.count:
+                return self._leaves[position]
+            return self._leaves[spec.count + spec.names.index(name)] if name in spec.names else default
+        args, kwargs = _unflat(self._leaves, spec)
         return args[position] if len(args) > position else kwargs.get(name, default)
 
     def is_data(self, value: Any) -> bool:
@@ -254,7 +259,7 @@ class Tracer(TorchFunctionMode):
         if not self.active(self):
             return func(*args, **kwargs)
         func, args, kwargs = _in_order(func, args, kwargs)
-        leaves, spec = tree_flatten((args, kwargs))
+        leaves, spec = _flat(args, kwargs)
         likeness = getattr(func, "__name__", "") in _LIKE
         data = [i for i, leaf in enumerate(leaves[:1] if likeness else leaves) if self.is_data(leaf)]
         gates = [self._gates[leaf] for leaf in leaves if isinstance(leaf, Tensor) and leaf in self._gates]
@@ -326,8 +331,8 @@ class Tracer(TorchFunctionMode):
 
     def _know(self, op: Operation, out: Any, there: Any) -> None:
         """Remember what came out as data, as a condition, or as severed from it."""
-        found = tree_flatten(out)[0]
-        twins = tree_flatten(there)[0] if there is not None else [None] * len(found)
+        found = _leaves_of(out)
+        twins = _leaves_of(there) if there is not None else [None] * len(found)
         for t, twin in zip(found, twins, strict=True):
             if not isinstance(t, Tensor):
                 continue
@@ -588,8 +593,44 @@ def _same(a: Any, b: Any) -> bool:
     return a.shape == b.shape if isinstance(a, Tensor) else bool(torch.as_tensor(a == b).all())
 
 
+@dataclass(frozen=True)
+class _Row:
+    """The tree of a call without tensors inside of its arguments: so many by position, the rest by these names."""
+
+    count: int
+    names: tuple[str, ...]
+
+
+def _flat(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+    """The leaves of a call and its tree. Most calls are a row of tensors and numbers, whose tree is soon told."""
+    leaves = [*args, *kwargs.values()]
+    if any(isinstance(leaf, (tuple, list, dict)) and not _plain(leaf) for leaf in leaves):
+        return tree_flatten((tuple(args), kwargs))
+    return leaves, _Row(len(args), tuple(kwargs))
+
+
+def _plain(value: Any) -> bool:
+    """Whether a sequence holds numbers and the like alone, such as the sizes of a kernel."""
+    return type(value) in (tuple, list, torch.Size) and all(
+        type(v) in (int, float, bool, str, type(None)) for v in value
+    )
+
+
+def _unflat(leaves: list[Any], spec: Any) -> tuple[Any, Any]:
+    """Put a call together again."""
+    if not isinstance(spec, _Row):
+        args, kwargs = tree_unflatten(leaves, spec)
+        return args, kwargs
+    n = spec.count
+    return tuple(leaves[:n]), dict(zip(spec.names, leaves[n:], strict=True))
+
+
+def _leaves_of(value: Any) -> list[Any]:
+    return [value] if isinstance(value, Tensor) else tree_flatten(value)[0]
+
+
 def _call(func: Any, leaves: list[Any], spec: Any) -> Any:
-    args, kwargs = tree_unflatten(leaves, spec)
+    args, kwargs = _unflat(leaves, spec)
     return func(*args, **kwargs)
 
 
@@ -609,7 +650,7 @@ def _without_inplace(
     if not written or ("inplace" not in kwargs and not any(a is True for a in args)):
         return leaves, spec
     args = tuple(False if a is True else a for a in args)
-    return tree_flatten((args, {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs))
+    return _flat(args, {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs)
 
 
 class _Once(torch.autograd.Function):
@@ -651,7 +692,24 @@ def _once() -> NotImplementedError:
 
 def once(t: Tensor) -> Tensor:
     """Return the tensor, of which no derivative is to be had: asking for one is an error."""
-    return _Once.apply(t)
+    return _applied(_Once, t)
+
+
+def _saved(ctx: Any) -> tuple[Tensor, ...]:
+    """What a rule is made of, unless the network has written into it."""
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise NotImplementedError(
+            check.problem(
+                "rules",
+                "a network that leaves what its rules are made of as it is",
+                "one that writes in place into the input of an operation",
+                "Switch inplace off at that layer, or write x = x + y for x += y",
+            )
+        ) from error
 
 
 class _Reroute(torch.autograd.Function):
@@ -670,23 +728,11 @@ class _Reroute(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        try:
-            value, *tensors = ctx.saved_tensors
-        except RuntimeError as error:
-            if "modified by an inplace operation" not in str(error):
-                raise
-            raise NotImplementedError(
-                check.problem(
-                    "rules",
-                    "a network that leaves what its rules are made of as it is",
-                    "one that writes in place into the input of an operation",
-                    "Switch inplace off at that layer, or write x = x + y for x += y",
-                )
-            ) from error
+        value, *tensors = _saved(ctx)
         grads = ctx.weigh(g, value, *tensors)
         grads = grads if isinstance(grads, tuple) else (grads,)
         rest = (None,) * (len(tensors) - ctx.count)
-        return (None, None, None, *[None if r is None else _Once.apply(r) for r in grads], *rest)
+        return (None, None, None, *[None if r is None else _applied(_Once, r) for r in grads], *rest)
 
     @staticmethod
     def jvp(ctx: Any, _weigh: None, _count: None, value: Tensor | None, *_: Any) -> Any:
@@ -712,7 +758,56 @@ def reroute(
     >>> torch.autograd.grad(y, x, torch.tensor([1., -1.]))[0].tolist()
     [0.0, 0.0]
     """
-    return _Reroute.apply(weigh, len(through), value, *through, *known)
+    return _applied(_Reroute, weigh, len(through), value, *through, *known)
+
+
+def _applied(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """Apply a function of autograd. Outside of ``torch.func`` torch looks at its signature, which takes longer."""
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
+class _Replace(torch.autograd.Function):
+    """A function with another pullback, which asks for its inputs alone."""
+
+    @staticmethod
+    def forward(compute: Any, weigh: Any, count: int, *tensors: Tensor) -> Tensor:  # noqa: ARG004
+        return compute(*tensors[:count])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG004
+        _, ctx.weigh, ctx.count, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        tensors = _saved(ctx)
+        grads = ctx.weigh(g, *tensors)
+        grads = grads if isinstance(grads, tuple) else (grads,)
+        rest = (None,) * (len(tensors) - ctx.count)
+        return (None, None, None, *[None if r is None else _applied(_Once, r) for r in grads], *rest)
+
+
+def replace(
+    compute: Callable[..., Tensor],
+    through: Sequence[Tensor],
+    weigh: Callable[..., Tensor | tuple[Tensor | None, ...]],
+    *known: Tensor,
+) -> Tensor:
+    """Return ``compute(*through)``, a new tensor, whose gradient goes where it is told to: ``reroute`` in one step.
+
+    ``weigh(g, *through, *known)`` gives the gradient for each of ``through``; the value itself is not kept for it.
+
+    >>> import torch
+    >>> x = torch.tensor([-1., 2.], requires_grad=True)
+    >>> y = replace(torch.relu, [x], lambda g, x: g.clamp(min=0) * (x > 0))
+    >>> torch.autograd.grad(y, x, torch.tensor([1., -1.]))[0].tolist()
+    [0.0, 0.0]
+    """
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return reroute(compute(*through), through, lambda g, _, *ts: weigh(g, *ts), *known)
+    return _applied(_Replace, compute, weigh, len(through), *through, *known)
 
 
 # Elements of a block that is still in the processor's cache when the next pass over it comes.
@@ -740,7 +835,7 @@ def blockwise(fn: Callable[..., Tensor], *ts: Tensor) -> Tensor:
     return out
 
 
-_OURS = ("_Reroute", "_Once", "FoldedCall")
+_OURS = ("_Reroute", "_Replace", "_Once", "FoldedCall")
 
 
 def refuse_unseen(where: str, y: Tensor, tracer: Tracer) -> None:

@@ -13,13 +13,14 @@ operation, so that nothing but the images themselves is kept between orders: mem
 the few patches that are in work.
 """
 
+import contextlib
 import contextvars
 import functools
 import itertools
 import math
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,15 +30,27 @@ from torch.func import vmap
 from esegeta.engine import check, crops, folded, layout, levels, progress, stream, visits
 from esegeta.engine.execution import DeadlineExceeded, current
 from esegeta.engine.folded import Op, Run
+from esegeta.engine.gradient import value_gradients_and_more
 from esegeta.engine.interception import observe
 from esegeta.engine.locality import Locality, NotLocal, hear, listening
 from esegeta.engine.operators import Tracer
+from esegeta.engine.refusals import Refused
 from esegeta.engine.tiles import Tiling, cropped_by, cut, margins_of, padded_by, patch_of
 from esegeta.engine.windows import Missing, NotFollowed, TooWide, Unforeseen, Window, fit, region
 
+T = TypeVar("T")
 Row = tuple[int, int]  # the number of an image, and of a tile
 
 WHERE = "sliding_window"
+
+# What is put in place of a stitched answer while somebody asks how the score hangs on it.
+_answering: contextvars.ContextVar[Callable[["SlidingWindow", Tensor], Tensor] | None] = (
+    contextvars.ContextVar("esegeta_answering", default=None)
+)
+
+
+class InTiles(Refused):
+    """A place inside of a stitched answer: there are activations of tiles, and none of the whole image."""
 
 
 def streamed(
@@ -123,7 +136,7 @@ class Stitched(Op):
                 sums.extend(self._nothing(xs[0], y) for y in ys)
             for row, *parts in zip(rows, *ys, strict=True):
                 for whole, part in zip(sums, parts, strict=True):
-                    self._box(whole, row).add_(part)
+                    self._put(whole, row, part)
 
         streamed(
             self.name, self._rows(xs), self._box(xs[0], (0, 0)), lambda rows: self._patches(rows, xs), absorb
@@ -142,6 +155,9 @@ class Stitched(Op):
     def _box(self, x: Tensor, row: Row) -> Tensor:
         return cut(x[row[0]], self.tiling.boxes[row[1]])
 
+    def _put(self, whole: Tensor, row: Row, part: Tensor) -> None:
+        self._box(whole, row).add_(part)
+
     def _patches(self, rows: Sequence[Row], xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         weights = [torch.stack([self.tiling.weight(i)[None] for _, i in rows])]
         try:
@@ -157,13 +173,52 @@ class Stitched(Op):
         return torch.zeros((len(x), y.shape[1], *x.shape[2:]), dtype=wide, device=y.device)
 
 
-def beneath(depth: int, work: Callable[[], Tensor]) -> Tensor:
+class Gathered(Stitched):
+    r"""The sum over tiles of amounts on the grid of a layer: (n,D,*U) of a batch of patches, (B,D,*V) of images.
+
+    The layer of the whole image has units of the same size s as that of a patch, as many as cover the image. A unit
+    of a tile gives to the units that it lies on, to each the part that lies there: sums stay what they are, and where
+    tiles begin at multiples of s every unit is one of the whole.
+    """
+
+    def pullback(self, *_: Any, **__: Any) -> Op:
+        """Refuse: what was found in tiles is not differentiated."""
+        raise NotImplementedError(
+            check.problem(
+                WHERE,
+                "maps of layers that are looked at",
+                "a derivative of what was found at a layer in the patches of a stitched answer",
+                "Explain the input, or take the network without tiles",
+            )
+        )
+
+    pushforward = pullback
+
+    def _put(self, whole: Tensor, row: Row, part: Tensor) -> None:
+        ends = [(s.start, s.stop - s.start) for s in self.tiling.boxes[row[1]]]
+        sides = []
+        for (start, size), units in zip(ends, part.shape[1:], strict=True):
+            first, rest = divmod(start * units, size)  # in units of the layer
+            here, next_one = (slice(first + k, first + k + units) for k in (0, 1))
+            sides.append([(here, 1 - rest / size), (next_one, rest / size)][: 2 if rest else 1])
+        for corner in itertools.product(*sides):
+            share = math.prod(part_of for _, part_of in corner)
+            cut(whole[row[0]], tuple(place for place, _ in corner)).add_(part, alpha=share)
+
+    def _nothing(self, x: Tensor, y: Tensor) -> Tensor:
+        grid, size = x.shape[2:], [s.stop - s.start for s in self.tiling.boxes[0]]
+        wide = torch.promote_types(y.dtype, torch.float32)
+        units = [-(-n * u // p) for n, u, p in zip(grid, y.shape[2:], size, strict=True)]
+        return torch.zeros((len(x), y.shape[1], *units), dtype=wide, device=y.device)
+
+
+def beneath(depth: int, work: Callable[[], T]) -> T:
     """Work below that many empty levels of vmap.
 
     Levels have numbers, and those that enclose us are put away while an operation runs. Without others in their
     place our own vmap would take their numbers, and a tensor of theirs for its own.
     """
-    found: list[Tensor] = []
+    found: list[T] = []
 
     def innermost(z: Tensor) -> Tensor:
         found.append(work())
@@ -202,17 +257,23 @@ class SlidingWindow:
         if isinstance(x, Window):
             return self._in_windows(x)
         hear(self, (x,))
+        answer = _answering.get()
+        if answer is not None:
+            return answer(self, x)
         session = visits.current()
         if session is None:
             return self._stitched(x)
         if session.tracer is None or session.listing is not None or any(view.edits for view in session.views):
-            raise check.refused(
-                WHERE,
-                "a score whose inside is left alone",
-                "one whose places are looked at",
-                "Patches run apart, so a layer has activations of patches and none of the whole image, which "
-                "class activation maps and layer methods need. Explain the input, explain patches with "
-                "esegeta.models.patchwise, or take the network without tiles",
+            raise InTiles(
+                check.problem(
+                    WHERE,
+                    "a score whose inside is left alone",
+                    "one whose places are looked at",
+                    "Patches run apart, so a layer has activations of patches and none of the whole image that "
+                    "could be listed, changed or cut at. Class activation maps, excitation backpropagation and "
+                    "conductance are made of those of the patches; for other layer methods explain patches with "
+                    "esegeta.models.patchwise, or take the network without tiles",
+                )
             )
         with visits.aside():
             return self._rewritten(x, session.tracer)
@@ -225,6 +286,13 @@ class SlidingWindow:
         if not tracer.is_data(x):
             return self._stitched(x)
         rewrite, note, notes = tracer.rewrite, tracer.notes.get(x), [None]
+        if not getattr(rewrite, "tiled", True):
+            raise check.refused(
+                rewrite.name,
+                "a network without tiles: its rules share one amount among all of the answer",
+                "a stitched answer, of which every patch would share one of its own",
+                f"Take the method at a layer, esegeta.{rewrite.name}_backprop(score, place)",
+            )
         twin = tracer.twin(x) if rewrite.paired else None
 
         def looked(own: Tensor) -> Tensor:
@@ -248,6 +316,36 @@ class SlidingWindow:
         if notes[0] is not None:
             tracer.notes[y] = notes[0]
         return y
+
+    def gathered(self, work: Callable[..., tuple[Tensor, ...]], *images: Tensor) -> tuple[Tensor, ...]:
+        """Return the sums over tiles of what ``work`` finds at layers, on the grids of these layers.
+
+        Args:
+            work: of a few tiles, ``(weights (n,1,*patch), *patches (n,C,*patch)) -> `` amounts (n,D,*U), several of
+                them.
+            images: (C,*S), cut into patches alike.
+        """
+        grid = tuple(images[0].shape[1:])
+        patch = patch_of(WHERE, self.patch, images[0])
+        if any(map(any, margins_of(grid, patch))):
+            raise check.refused(
+                WHERE,
+                f"an image of at least {patch}, one patch, where layers are looked at",
+                str(grid),
+                "Put it into zeros of that size first (torch.nn.functional.pad), or take a smaller patch",
+            )
+        tiling = Tiling(grid, patch, self.overlap, self.weights, self.steps, levels.base(images[0]))
+        depth = levels.depth()
+
+        def of(weights: list[Tensor]) -> Op:
+            def run(*patches: Tensor) -> tuple[Tensor, ...]:
+                return beneath(depth, lambda: work(weights[0], *patches))
+
+            return Op(run, f"layers of {name_of(self.model)}")
+
+        op = Gathered(of, WHERE, tiling)
+        found = folded.FoldedCall.apply(op, Run(), *(image.unsqueeze(0) for image in images))
+        return tuple(t.squeeze(0) for t in found)
 
     def _stitched(self, x: Tensor) -> Tensor:
         patch = patch_of(WHERE, self.patch, check.floating(WHERE, "the image", x))
@@ -354,6 +452,75 @@ class SlidingWindow:
     def locality(self, x: Tensor, allowed: float = math.inf) -> Locality:  # noqa: ARG002
         """Return no locality: what an element reaches depends on its place in the tiles."""
         raise NotLocal("a sliding window's reach depends on where the tiles lie")
+
+
+class Frozen(NamedTuple):
+    """A score that is made of one stitched answer, at an input.
+
+    window: what stitches; x: the image that goes into it; cotangent: the derivative of the score for the answer;
+    rest: the score as a function of what is added to the answer, whose inside does not run again.
+    """
+
+    window: SlidingWindow
+    x: Tensor
+    cotangent: Tensor
+    rest: Callable[[Tensor], Tensor]
+
+
+def frozen(where: str, score: Callable[[Tensor], Tensor], x: Tensor) -> Frozen:
+    """Run a score and return the stitched answer that it is made of, with the score's derivative there."""
+    calls: list[tuple[SlidingWindow, Tensor, Tensor]] = []
+
+    def note(window: SlidingWindow, z: Tensor) -> Tensor:
+        with _answers(None):
+            y = window(z)
+        calls.append((window, z, y))
+        return y
+
+    with _answers(note):
+        score(x)
+    if len(calls) != 1:
+        raise check.refused(
+            where,
+            "a score that stitches one answer, where layers are looked at",
+            f"{name_of(score)}, which stitches {len(calls)}",
+            "Put what is done several times (mirroring, an ensemble) inside of the model of a patch, or explain each",
+        )
+    ((window, z, y),) = calls
+
+    def rest(change: Tensor) -> Tensor:
+        with _answers(lambda *_: y + change):
+            return score(x)
+
+    zero = torch.zeros(y.shape, dtype=y.dtype, device=y.device)
+    _, (cotangent,), _ = value_gradients_and_more(lambda d: (rest(d), ()), name_of(score))(zero)
+    return Frozen(window, z, cotangent, rest)
+
+
+class _Met(BaseException):
+    """The stitched answer has been reached: the rest of the score need not run."""
+
+
+def met(score: Callable[[Tensor], Any], x: Tensor) -> tuple[SlidingWindow, Tensor]:
+    """Run a score or a model as far as its first stitched answer: return what stitches, and its image."""
+    found: list[tuple[SlidingWindow, Tensor]] = []
+
+    def stop(window: SlidingWindow, z: Tensor) -> Tensor:
+        found.append((window, z))
+        raise _Met
+
+    with contextlib.suppress(_Met), _answers(stop):
+        score(x)
+    return found[0]
+
+
+@contextlib.contextmanager
+def _answers(answer: Callable[[SlidingWindow, Tensor], Tensor] | None) -> Iterator[None]:
+    token = _answering.set(answer)
+    try:
+        yield
+    finally:
+        _answering.reset(token)
 
 
 def name_of(model: Callable[..., Any]) -> str:

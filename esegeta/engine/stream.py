@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from esegeta.engine import check, levels, memory, progress
+from esegeta.engine import check, levels, likeness, memory, progress
 from esegeta.engine.execution import DeadlineExceeded, current, partial_share, record, record_partial
 
 State = TypeVar("State")
@@ -65,7 +65,9 @@ def fold(
     else:
         many = lambda piece: tree_map(lambda t: t[None], fn(tree_map(lambda t: t[0], piece)))
     state, done = start, 0
-    plan = Plan(total if together else 1, chunk)
+    plan = Plan(
+        total if together else 1, chunk, lambda: likeness.likeness(fn, tree_map(lambda t: t[0], nodes))
+    )
     whole, inner = total + already, 1.0
 
     def cut_short() -> None:
@@ -115,13 +117,28 @@ def fold(
     return state
 
 
-class Plan:
-    """How many nodes go together: the least number first, then what the measurement of those allows."""
+# Bytes that one node takes, by what it computes.
+_OCCUPIED = likeness.Memory()
 
-    def __init__(self, most: int, chunk: int | None = None) -> None:
+
+class Plan:
+    """How many nodes go together: the least number first, then what the measurement of those allows.
+
+    The measurement of a stream that is alike another one is that of the other one; its chunks are the same, so that
+    a call gives the same numbers again.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        chunk: int | None = None,
+        which: Callable[[], likeness.Likeness | None] = lambda: None,
+    ) -> None:
         self.most = most
         settings = current()
         self.measured = settings.chunk is not None or most == 1 or chunk is not None
+        self.which = None if self.measured else which()
+        self.known = _OCCUPIED.recall(self.which)
         if chunk is not None:
             self.size = min(most, chunk)
         elif settings.chunk is not None:
@@ -137,8 +154,12 @@ class Plan:
         try:
             if self.measured:
                 return many(piece)
-            with memory.Live() as live:
-                values = many(piece)
+            if self.known is not None:
+                values, each = many(piece), self.known
+            else:
+                with memory.Live() as live:
+                    values = many(piece)
+                each = max(1, live.peak // size)
         except Exception as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -157,7 +178,8 @@ class Plan:
             )
             return None
         leaves = [levels.base(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-        each = max(1, live.peak // size)
+        if self.known is None and not any(map(levels.fake, leaves)):
+            _OCCUPIED.remember(self.which, each)
         allowed = memory.budget(leaves[0].device if leaves else device, current().memory)
         floor = 1 if current().memory is not None else self.size
         self.size = max(floor, min(self.most, allowed // each))

@@ -10,7 +10,8 @@ from esegeta import subdivision
 from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import check, stream
-from esegeta.placing import Names, partials
+from esegeta.engine.stitching import InTiles
+from esegeta.placing import Names, partials, tilewise
 
 
 @method(
@@ -58,6 +59,7 @@ def conductance(score: Score, place: Names, *, steps: int = 64) -> Explain:
     """
     steps = check.positive_count("conductance", "steps", steps)
     both = partials(score, place)
+    panel = tilewise(score, place, _of_panel)
 
     def explain(x: Tensor, baseline: Tensor) -> Any:
         line = x - baseline
@@ -65,10 +67,19 @@ def conductance(score: Score, place: Names, *, steps: int = 64) -> Explain:
         ends = subdivision.planned(value, (steps + 1) // 2, x, "conductance")
         nodes = torch.stack([ends[:-1], (ends[:-1] + ends[1:]) / 2], dim=1).flatten()
         nodes = torch.cat([nodes, ends[-1:]])
-        flow, _ = stream.fold(
-            lambda t: both(baseline + t * line), nodes, _add, (None, []), label="conductance"
-        )
-        return flow
+        try:
+            flow, _ = stream.fold(
+                lambda t: both(baseline + t * line), nodes, _add, (None, []), label="conductance"
+            )
+        except InTiles:
+            flow = None
+        return in_tiles(x, baseline, nodes) if flow is None else flow
+
+    def in_tiles(x: Tensor, baseline: Tensor, nodes: Tensor) -> Any:
+        ends = zip(nodes[:-2:2], nodes[1::2], nodes[2::2], strict=True)
+        panels = torch.stack([torch.stack(three) for three in ends])
+        way = lambda three: panel(*(baseline + t * (x - baseline) for t in three))
+        return stream.integral(way, panels, torch.ones_like(panels[:, 0]), label="conductance")
 
     return explain
 
@@ -88,6 +99,11 @@ def _add(state: tuple[Any, list[Any]], found: tuple[Any, Any], nodes: Tensor) ->
             flow = part if flow is None else tree_map(torch.add, flow, part)
             waiting = waiting[2:]
     return flow, waiting
+
+
+def _of_panel(*found: tuple[Any, Any]) -> Any:
+    activations, gradients = zip(*found, strict=True)
+    return tree_map(_panel, *activations, *gradients)
 
 
 def _panel(a0: Tensor, a1: Tensor, a2: Tensor, g0: Tensor, g1: Tensor, g2: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Excitation backpropagation, and the contrastive one."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from torch.func import vjp
 from esegeta import rules
 from esegeta._registry import method
 from esegeta._types import Explain, Score
+from esegeta.engine.stitching import InTiles
 from esegeta.placing import Names, activation_and_gradient, at_each, grid, local, nudge, tap
 from esegeta.rules.composites import quotient
+from esegeta.rules.excitation import in_tiles
 
 
 @method(
@@ -50,7 +53,15 @@ def excitation_backprop(score: Score, place: Names) -> Explain:
     Reference:
         Zhang, Lin, Brandt, Shen, Sclaroff 2016, equations 2 to 4, arXiv:1608.00507.
     """
-    return local(rules.excitation(score), place, _summed)
+    whole = local(rules.excitation(score), place, _summed)
+    tiled = lambda p: lambda x: in_tiles(score, p, x).sum(0, keepdim=True)
+
+    def explain(x: Tensor) -> Any:
+        with contextlib.suppress(InTiles):
+            return whole(x)
+        return at_each("excitation_backprop", tiled, place)(x)
+
+    return explain
 
 
 @method(
@@ -93,9 +104,18 @@ def contrastive_excitation_backprop(score: Score, place: Names, *, contrast: str
 
     def explaining(place: str) -> Explain:
         where = place if contrast is None else contrast
+        parts = lambda x: [in_tiles(score, place, x, contrast=against) for against in (False, True)]
         both = [activation_and_gradient(s, where) for s in (target, others)]
 
         def explain(x: Tensor) -> Any:
+            if contrast is None:
+                with contextlib.suppress(InTiles):
+                    return whole(x)
+                p, q = parts(x)
+                return (p - q).clamp(min=0).sum(0, keepdim=True)
+            return whole(x)
+
+        def whole(x: Tensor) -> Any:
             (a, g), (_, h) = (run(x) for run in both)
             difference = (a * (g - h)).clamp(min=0)
             if contrast is None:

@@ -55,7 +55,7 @@ def show(
     box: object = None,
     colours: str = "orange",
 ) -> "Figure":
-    """The figure of a map, which a notebook shows.
+    """Draw the figure of a map, which a notebook shows.
 
     Args:
         map: ``(C,*S)`` with one to three spatial axes; channels are added up but for "channels".
@@ -88,7 +88,7 @@ def show(
 
 
 def kinds_of(map: object) -> tuple[str, ...]:
-    """The kinds of figures that say something of a map.
+    """Return the kinds of figures that say something of a map.
 
     >>> import torch
     >>> kinds_of(torch.ones(1, 4)), kinds_of(torch.ones(1, 4, 4)), kinds_of(torch.ones(2, 4, 4, 4))

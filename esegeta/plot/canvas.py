@@ -60,7 +60,7 @@ class Sheet(NamedTuple):
 
 
 def new(width: float, height: float, paper: str) -> "Figure":
-    """An empty figure, drawn without a window, that a notebook shows."""
+    """Make an empty figure, drawn without a window, that a notebook shows."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -76,7 +76,7 @@ def new(width: float, height: float, paper: str) -> "Figure":
 
 
 def png(figure: "Figure", colours: int | None = None) -> bytes:
-    """The figure as a PNG file: the same bytes for the same figure, since neither date nor program is in it.
+    """Return the figure as a PNG file: the same bytes for the same figure, without date and program.
 
     colours: how many different ones the file may have, 2 to 256; with 256 it takes a third of the bytes and of the
     time, and eyes see no difference. None keeps every shade.
@@ -155,7 +155,7 @@ RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def power(value: float) -> int:
-    """The power of ten that is taken out of a number, 0 where the number is easily read without.
+    """Return the power of ten that is taken out of a number, 0 if it is easily read without.
 
     >>> power(12345.0), power(0.5), power(0.0002)
     (4, 0, -4)
@@ -165,7 +165,7 @@ def power(value: float) -> int:
 
 
 def numeral(value: float) -> str:
-    """A number in three digits.
+    """Return a number in three digits.
 
     >>> numeral(0.0), numeral(1234567.0), numeral(0.25), numeral(-0.00012)
     ('0', '1.23 × 10⁶', '0.25', '-1.2 × 10⁻⁴')
@@ -175,7 +175,7 @@ def numeral(value: float) -> str:
 
 
 def times(text: str, power: int) -> str:
-    """A number or a unit times a power of ten.
+    """Return a number or a unit times a power of ten.
 
     >>> times("score", 3)
     'score × 10³'
@@ -358,7 +358,7 @@ GROUND = {"facecolor": FILM, "alpha": 0.6, "pad": 1.0, "linewidth": 0}
 
 
 def rings(mask: np.ndarray) -> list[np.ndarray]:
-    """The closed lines round a mask ``(rows, columns)``, as points to the right and up in shares of its sides.
+    """Return the closed lines round a mask ``(rows, columns)``, as points right and up in shares of its sides.
 
     >>> [ring.min(0).tolist() + ring.max(0).tolist() for ring in rings(np.array([[False, True], [False, False]]))]
     [[0.5, 0.5, 1.0, 1.0]]

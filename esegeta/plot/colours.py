@@ -41,7 +41,7 @@ class Scale(NamedTuple):
 
 
 def ramp(kind: str, share: np.ndarray, scheme: str = "orange") -> np.ndarray:
-    """Colours ``(..., 3)`` in [0, 1] for shares of the limit in [0, 1].
+    """Return colours ``(..., 3)`` in [0, 1] for shares of the limit in [0, 1].
 
     >>> (255 * ramp("positive", np.array([1.0]))).tolist()
     [[255.0, 233.0, 120.0]]
@@ -52,7 +52,7 @@ def ramp(kind: str, share: np.ndarray, scheme: str = "orange") -> np.ndarray:
 
 
 def cover(share: np.ndarray) -> np.ndarray:
-    """How much of what lies below is hidden: nothing at zero, nearly all at the end of the scale.
+    """Return how much of what lies below is hidden: nothing at zero, nearly all at the end of the scale.
 
     >>> cover(np.array([0.0, 1.0])).tolist()
     [0.0, 0.95]
@@ -61,7 +61,7 @@ def cover(share: np.ndarray) -> np.ndarray:
 
 
 def stripes(shape: tuple[int, ...], wide: int) -> np.ndarray:
-    """Whether a pixel lies on one of the diagonal stripes, every second one so wide.
+    """Return which pixels lie on the diagonal stripes, every second one so wide.
 
     >>> stripes((2, 4), 1).tolist()
     [[True, False, True, False], [False, True, False, True]]
@@ -71,7 +71,7 @@ def stripes(shape: tuple[int, ...], wide: int) -> np.ndarray:
 
 
 def hatched(picture: np.ndarray, where: np.ndarray, thin: bool = False) -> np.ndarray:
-    """A picture ``(..., 3)`` with grey stripes where something is not known; thin ones leave most of it visible.
+    """Draw grey stripes over a picture ``(..., 3)`` where something is not known; thin ones leave it visible.
 
     >>> hatched(np.zeros((1, 4, 3)), np.array([[True, True, True, False]]))[0, :, 0].tolist()
     [0.58, 0.58, 0.28, 0.0]
@@ -84,7 +84,7 @@ def hatched(picture: np.ndarray, where: np.ndarray, thin: bool = False) -> np.nd
 
 
 def blend(values: np.ndarray, scale: Scale, below: np.ndarray) -> np.ndarray:
-    """Values in colour over a picture ``(..., 3)``; what is NaN is hatched.
+    """Lay values in colour over a picture ``(..., 3)``; what is NaN is hatched.
 
     >>> blend(np.zeros((1, 1)), Scale("signed", 1.0), np.full((1, 1, 3), 0.5)).tolist()
     [[[0.5, 0.5, 0.5]]]

@@ -36,7 +36,7 @@ class Scene(NamedTuple):
 
 
 def array(where: str, name: str, value: object, axes: int | None = None) -> np.ndarray:
-    """An image ``(C,*S)`` as float32, from a tensor or an array.
+    """Return an image ``(C,*S)`` as float32, from a tensor or an array.
 
     >>> array("overlay", "map", torch.ones(1, 2, 2)).dtype
     dtype('float32')
@@ -62,7 +62,7 @@ def _got(value: object) -> str:
 
 
 def spacing_of(where: str, spacing: Any, affine: np.ndarray | None, axes: int) -> tuple[float, ...]:
-    """The size of a voxel: what is given, else what the affine says, else 1.
+    """Return the size of a voxel: as given, else from the affine, else 1.
 
     >>> spacing_of("overlay", None, np.diag([2.0, 3.0, 4.0, 1.0]), 2)
     (2.0, 3.0)
@@ -139,7 +139,7 @@ def scene(
     outline: object = None,
     box: object = None,
 ) -> Scene:
-    """A map and its anatomy, checked, on one grid, turned to left, back and up if an affine says where they are.
+    """Put a map and its anatomy, checked, on one grid, turned to left, back and up if an affine tells that.
 
     >>> scene("overlay", torch.ones(2, 4, 4, 4), None, None, None).values.max().item()
     2.0
@@ -241,7 +241,7 @@ def _seen(where: str, mask: object, anatomy: np.ndarray | None, shape: tuple[int
 
 
 def otsu(values: np.ndarray) -> float:
-    """The threshold that parts values in [0, 1] with the least variance within both parts, from 256 bins.
+    """Return the threshold that parts values in [0, 1] with the least variance in both parts, from 256 bins.
 
     >>> round(otsu(np.array([0.0, 0.1, 0.8, 0.9, 0.9])), 1)
     0.1
@@ -257,7 +257,7 @@ def otsu(values: np.ndarray) -> float:
 
 
 def body(brightness: np.ndarray) -> np.ndarray:
-    """Where there is something in an image: what is brighter than half of Otsu's threshold, closed, without holes.
+    """Return where an image is brighter than half of Otsu's threshold, closed, without holes.
 
     >>> body(np.array([[0.0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]])).sum().item()
     4
@@ -328,7 +328,7 @@ def _apply(image: np.ndarray, turn: np.ndarray) -> np.ndarray:
 
 
 def plane(volume: np.ndarray, axis: int, index: int, oriented: bool) -> np.ndarray:
-    """One plane of ``(*S)`` or ``(*S, 3)`` as a picture: rows from top to bottom, columns from left to right.
+    """Return one plane of ``(*S)`` or ``(*S, 3)`` as a picture: rows from top to bottom, columns to the right.
 
     >>> plane(np.arange(8).reshape(2, 2, 2), 2, 0, oriented=False).tolist()
     [[2, 6], [0, 4]]
@@ -337,14 +337,14 @@ def plane(volume: np.ndarray, axis: int, index: int, oriented: bool) -> np.ndarr
 
 
 def upright(flat: np.ndarray, axis: int, oriented: bool) -> np.ndarray:
-    """What is left of a volume without one of its axes, as a picture."""
+    """Return a volume without one of its axes, as a picture."""
     turned = np.swapaxes(flat, 0, 1)
     # Seen from below, as radiologists do, the front is on top; all other axes point up.
     return turned if oriented and axis == 2 else turned[::-1]
 
 
 def letters(axis: int) -> tuple[str, str, str, str]:
-    """Where left, right, top and bottom of an oriented plane lie.
+    """Return where left, right, top and bottom of an oriented plane lie.
 
     >>> letters(2)
     ('R', 'L', 'A', 'P')
@@ -353,12 +353,12 @@ def letters(axis: int) -> tuple[str, str, str, str]:
 
 
 def grey(anatomy: np.ndarray) -> np.ndarray:
-    """The brightness of an anatomy, whether it has colours or not."""
+    """Return the brightness of an anatomy, with or without colours."""
     return anatomy.max(-1) if anatomy.ndim == 4 else anatomy
 
 
 def limit_of(values: np.ndarray, percentile: float = PERCENTILE) -> float:
-    """The end of a colour scale: what all but the largest of the non-zero ``|a|`` stay within; 0 if all is zero.
+    """Return the end of a colour scale: all but the largest of the non-zero ``|a|``; 0 if all is zero.
 
     >>> limit_of(np.array([0.0, -2.0, np.nan]))
     2.0
@@ -371,7 +371,7 @@ def limit_of(values: np.ndarray, percentile: float = PERCENTILE) -> float:
 
 
 def strongest(volumes: Sequence[np.ndarray], anatomy: np.ndarray | None = None) -> tuple[int, ...]:
-    """The voxel round which the maps have most, each measured by its own limit, not in the dark of the anatomy.
+    """Return the voxel round which maps have most, each by its own limit, not where the anatomy is dark.
 
     >>> strongest([np.diag([0.0, 0.0, 3.0, 0.0])])
     (2, 2)

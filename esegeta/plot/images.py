@@ -354,7 +354,7 @@ def overlay(
     box: object = None,
     colours: str = "orange",
 ) -> "Figure":
-    """The map over the anatomy, in planes through one voxel, with the anatomy alone above.
+    """Draw the map over the anatomy, in planes through one voxel, with the anatomy alone above.
 
     Args:
         map: ``(C,*S)``, two or three spatial axes; channels are added up.
@@ -429,7 +429,7 @@ def side_by_side(
     box: object = None,
     colours: str = "orange",
 ) -> "Figure":
-    """Maps of several targets or methods, one a column, in the same planes.
+    """Draw maps of several targets or methods, one a column, in the same planes.
 
     Args:
         maps: name -> map ``(C,*S)``.
@@ -505,7 +505,7 @@ def layers(
     box: object = None,
     colours: str = "orange",
 ) -> "Figure":
-    """Maps of several places of a network, one a row, from first to last, each on its own scale.
+    """Draw maps of several places of a network, one a row, from first to last, each on its own scale.
 
     Args:
         maps: place -> map ``(C,*U)``; maps on the coarser grids of layers are interpolated to the anatomy.
@@ -578,7 +578,7 @@ def channels(
     box: object = None,
     colours: str = "orange",
 ) -> "Figure":
-    """Each channel of a map over the same channel of the image, all on one scale: a sum may cancel.
+    """Draw each channel of a map over that of the image, all on one scale: a sum may cancel.
 
     Args:
         map: ``(C,*S)``, two or three spatial axes.

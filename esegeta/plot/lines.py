@@ -109,7 +109,7 @@ def signal(
     unit: str = "attribution",
     xlabel: str = "",
 ) -> "Figure":
-    """A map with one spatial axis below the signal that it explains, whose colours it lends.
+    """Draw a map with one spatial axis below the signal that it explains, whose colours it lends.
 
     Args:
         map: ``(C, T)``; channels are added up.
@@ -186,7 +186,7 @@ def _range(lines: np.ndarray) -> tuple[float, float]:
 
 
 def is_signal(map: object) -> bool:
-    """Whether a map has one spatial axis.
+    """Check whether a map has one spatial axis.
 
     >>> is_signal(np.zeros((1, 9)))
     True

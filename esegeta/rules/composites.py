@@ -20,7 +20,8 @@ class Layer:
     value: connected to x by its ordinary derivative; bias: broadcasts to it, or None; linear: the operation with
     another input or other weights; kind: "conv" or "linear"; where: path of the module; depth: how many affine
     operations come before it on the longest way from the input; last: whether none comes after it; transposed:
-    whether its weights have the input channels first, as those of a transposed convolution have.
+    whether its weights have the input channels first, as those of a transposed convolution have; number: which of
+    the affine operations there it is.
     """
 
     x: Tensor
@@ -33,6 +34,7 @@ class Layer:
     depth: int = 0
     last: bool = False
     transposed: bool = False
+    number: int = 0
 
     def of(self, x: Tensor, change: Callable[[Tensor], Tensor], *, bias: bool = True) -> Tensor:
         """Return the operation on another input, with weights and bias changed by a function."""

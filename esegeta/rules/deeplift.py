@@ -13,7 +13,7 @@ from torch.nn import functional
 from esegeta._registry import rewrite
 from esegeta._types import Score
 from esegeta.engine import check, levels
-from esegeta.engine.operators import Operation, blockwise, reroute
+from esegeta.engine.operators import Operation, blockwise, replace, reroute
 from esegeta.quadrature import nodes_and_weights
 from esegeta.rules.composed import CLAMPS, COMPOSED
 from esegeta.rules.lrp import statistics
@@ -137,10 +137,10 @@ def _of_one_value(op: Operation) -> Any:
 def _relu(op: Operation) -> Tensor:
     (x, x0) = (op.inputs[0], op.twins[0])
     op.there = x0.clamp(min=0)  # a spelling by x > 0 asks that of the input alone
-    return reroute(op.call(x), [x], _relu_secant, x0)
+    return replace(op.call, [x], _relu_secant, x0)
 
 
-def _relu_secant(g: Tensor, y: Tensor, x: Tensor, x0: Tensor) -> Tensor:
+def _relu_secant(g: Tensor, x: Tensor, x0: Tensor) -> Tensor:
     r"""``max(x, x') / |x - x'|``, but not below 0 or above 1; the slope where both are the same."""
     tiny = torch.finfo(x.dtype).tiny  # so that 0 / 0 is 0
 

@@ -6,14 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 from torch.utils._pytree import tree_flatten
 
 from esegeta._facts import carry, named
 from esegeta._registry import rewrite
 from esegeta._types import Score
-from esegeta.engine import check, visits
+from esegeta.engine import check, levels, views, visits
 from esegeta.engine.gradient import name_of
 from esegeta.engine.operators import Operation, reroute
+from esegeta.engine.stitching import frozen
+from esegeta.engine.tiles import cut, patch_of
+from esegeta.placing import of_tile, pulled, tile_sizes
 from esegeta.rules.composites import Composite, Layer, quotient
 from esegeta.rules.lrp import (
     Note,
@@ -40,11 +44,16 @@ def _excited(value: Tensor, positive: Tensor) -> Tensor:
 
 
 class Excitation(Relevance):
-    """The one rule of excitation; with ``contrast`` the last layers have weights of the other sign."""
+    """The one rule of excitation; with ``contrast`` the last layers have weights of the other sign.
 
-    def __init__(self, contrast: bool, last: frozenset[Any]) -> None:
+    In a patch of a stitched answer the walk starts at one of the last layers, ``start``, with amounts that are not
+    divided by their sum, which is that over all patches: it is noted.
+    """
+
+    def __init__(self, contrast: bool, last: frozenset[Any], start: tuple[str, int] | None = None) -> None:
         super().__init__(NAME, Composite(), last)
-        self.contrast = contrast
+        self.contrast, self.start, self.tiled = contrast, start, start is not None
+        self.noted: list[Tensor] = []
 
     def rule(self, op: Operation) -> Any:
         """Apply the table; after the last layers, operations only say how much each output matters."""
@@ -71,10 +80,16 @@ class Excitation(Relevance):
             0 if session is None or session.batch is None else 1
         )  # within a network examples come as a batch
         axes, parts = tuple(range(first, layer.value.ndim)), len(self.last)
+        starts = self.start in (None, (layer.where, layer.number))
 
         def weigh(g: Tensor, _: Tensor, p: Tensor) -> Tensor:
             prior = g.clamp(min=0)
             whole = prior.sum(axes, keepdim=True) if axes else prior
+            if not starts:
+                return torch.zeros_like(g)
+            if self.start is not None:
+                self.noted.append(whole)
+                return quotient(prior, p)
             return quotient(quotient(prior, whole) / parts, p)
 
         return reroute(layer.value, [positive], weigh)
@@ -160,6 +175,47 @@ def _normed(op: Operation) -> Any:
     last = layer.kind == "linear" and weight.ndim == 1 and layer.weight.ndim == 2
     turned = layer.weight * weight.sign()[:, None] if last else folded(layer, weight.sign())
     return here().alone(op) if turned is None else here().ruled(replace(layer, weight=turned, value=z))
+
+
+def in_tiles(score: Score, place: str, x: Tensor, *, contrast: bool = False) -> Tensor:
+    """Return the probability at a layer of a stitched answer: what arrives of one walk through all patches.
+
+    The score's derivative for the answer says where the walk starts, with the part of each patch as it is weighted.
+    What arrives in the patches is added up. The last affine operations have to be those of the patches' network.
+    """
+    whole = frozen(NAME, score, x)
+    window, (at,) = whole.window, [views.parse(NAME, place)]
+    sizes = tile_sizes(window, [at], whole.x)
+    own = cut(whole.x, tuple(slice(n) for n in patch_of(NAME, window.patch, whole.x)))
+    last = last_layers(NAME, lambda patch: window.model(patch).sum(), own)
+    if not last or last_layers(NAME, whole.rest, torch.zeros_like(whole.cotangent)):
+        raise check.refused(
+            NAME,
+            "a stitched score whose last convolution or linear map is one of the network of the patches",
+            f"{name_of(score)}, where it is not",
+            "Take the network without tiles, or another reducer",
+        )
+    parts = []
+    for start in sorted(last):
+
+        def work(
+            weights: Tensor, patches: Tensor, cotangents: Tensor, start: Any = start
+        ) -> tuple[Tensor, ...]:
+            walk = Excitation(contrast, last, start)
+
+            def one(weight: Tensor, patch: Tensor, cotangent: Tensor) -> Tensor:
+                tile = rewritten(of_tile(window, weight, cotangent, score), lambda: walk)
+                (a,), (g,), _ = pulled(NAME, tile, [at], sizes, patch)
+                return a * g
+
+            arrived = vmap(one)(weights, patches, cotangents)
+            # Read under the levels of vmap: the starts of all patches, in their order.
+            started = torch.cat([levels.base(total).reshape(-1) for total in walk.noted])
+            return arrived, started.reshape(-1, *[1] * (arrived.ndim - 1)).to(arrived.dtype)
+
+        arrived, started = window.gathered(work, whole.x, whole.cotangent)
+        parts.append(quotient(arrived, started.sum()) / len(last))
+    return torch.stack(parts).sum(0)
 
 
 @rewrite(family="relevance", paper="Zhang et al. 2016, arXiv:1608.00507", leads=1)

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from esegeta._registry import rewrite
 from esegeta._types import Score
-from esegeta.engine.operators import Operation, blockwise, reroute
+from esegeta.engine.operators import Operation, replace, reroute
 from esegeta.rules.rewriting import Rewriting, rewritten, rule
 from esegeta.rules.vocabulary import ACTIVATIONS, KNOWN, rectified
 
@@ -16,9 +19,7 @@ _LOOKALIKES = ("maximum", "fmax", "max", "mul", "where")
 @rule("guided", *ACTIVATIONS, *_LOOKALIKES)
 def _guided(op: Operation) -> Any:
     if rectified(op):
-        # The step function as a number: products with truth values are slow.
-        weigh = lambda g, x: g.clamp(min=0).mul_(x.sign().clamp(min=0))
-        return reroute(op.call(*op.inputs), op.inputs, lambda g, _, x: blockwise(weigh, g, x))
+        return replace(op.call, op.inputs, _where_active)
     if op.name in _LOOKALIKES or len(op.inputs) != 1:
         return NotImplemented
 
@@ -28,11 +29,16 @@ def _guided(op: Operation) -> Any:
     return reroute(y, [y], lambda g, _, y: g.clamp(min=0) * (y > 0))
 
 
+def _where_active(g: Tensor, x: Tensor) -> Tensor:
+    passed = torch.relu(g)
+    return torch.ops.aten.threshold_backward(passed, x.expand_as(g), 0)
+
+
 @rule("deconvnet", *ACTIVATIONS, *_LOOKALIKES)
 def _deconvnet(op: Operation) -> Any:
     if (op.name in _LOOKALIKES and not rectified(op)) or len(op.inputs) != 1:
         return NotImplemented
-    return reroute(op.call(*op.inputs), op.inputs, lambda g, *_: g.clamp(min=0))
+    return replace(op.call, op.inputs, lambda g, _: torch.relu(g))
 
 
 def _rewrite(name: str, hits: frozenset[str] | None = ACTIVATIONS) -> Callable[[Score], Score]:

@@ -117,8 +117,11 @@ class Relevance(Rewriting):
         """Put the rule to an affine operation that has just run."""
         depth = tracer().notes.get(parts.x, Note()).depth
         value = op.call(*op.inputs)
-        last = number(self._counts, op.where) in self.last
-        return self.ruled(Layer(**vars(parts), value=value, where=op.where, depth=depth, last=last))
+        where, count = key = number(self._counts, op.where)
+        made = Layer(
+            **vars(parts), value=value, where=where, depth=depth, last=key in self.last, number=count
+        )
+        return self.ruled(made)
 
     def partly(self, op: Operation, kept: Sequence[int]) -> Any:
         """Return the value of an operation in which some of the data take all."""

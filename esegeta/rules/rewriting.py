@@ -107,10 +107,12 @@ class Rewriting:
 
     plain: the operations whose ordinary derivative is the right one; fallback: the rewrite whose rules are taken
     where it has none of its own; changes_values: whether its score has other values than the one that it is made
-    of, which is so for smoothing alone; unchanged: what to do where there is nothing to rewrite.
+    of, which is so for smoothing alone; unchanged: what to do where there is nothing to rewrite; tiled: whether the
+    patches of a stitched answer can follow it each by itself.
     """
 
     changes_values = False
+    tiled = True
     unchanged = "Its result would be the plain gradient: take esegeta.gradient"
 
     def __init__(

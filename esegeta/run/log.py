@@ -44,7 +44,7 @@ class Tally:
     ...     {"event": "begin", "job": "a", "time": 10.0},
     ...     {"event": "job_done", "job": "a", "outcome": {"status": "failed"}, "time": 70.0},
     ... ):
-    ...     tally.hear(event)
+    ...     tally.on_event(event)
     >>> tally.line(now=70.0)
     '3 of 12, 1 failed, about 9 min left'
     """
@@ -55,7 +55,7 @@ class Tally:
         self.ended = False
         self._began: float | None = None
 
-    def hear(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Take an event; one without a time is of now."""
         kind, job, now = event["event"], event.get("job"), event.get("time", time.time())
         if kind == "planned":
@@ -195,7 +195,7 @@ class Lines(Display):
 
     def show(self, event: Event) -> None:
         """Print it, if it is worth a line."""
-        self.tally.hear(event)
+        self.tally.on_event(event)
         kind, job = event["event"], event.get("job")
         if kind == "kept":
             self._say(f"{self.tally.kept} of {self.tally.total} jobs are done already")
@@ -246,7 +246,7 @@ class Table(Display):
         """Move the bars."""
         from rich.text import Text
 
-        self.tally.hear(event)
+        self.tally.on_event(event)
         kind, job = event["event"], event.get("job")
         if kind in ("planned", "kept", "progress", "job_done"):
             done, label = self.tally.done, self.tally.line()

@@ -78,7 +78,7 @@ class Summary:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many jobs ended in which way."""
+        """Return how many jobs ended in which way."""
         return dict(Counter(record["status"] for record in self.records))
 
     @property

@@ -103,10 +103,10 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 _MANY = {bool: "booleans", int: "whole numbers", float: "numbers", str: "texts", SupportsFloat: "numbers"}
 
 
-def said(annotation: Any) -> str:
+def type_words(annotation: Any) -> str:
     """Return an annotation in words, without what cannot stand in a file.
 
-    >>> said(float | int), said(int | tuple[int, ...]), said(Literal["a", "b"])
+    >>> type_words(float | int), type_words(int | tuple[int, ...]), type_words(Literal["a", "b"])
     ('a number', 'a whole number or a list of whole numbers', '"a" or "b"')
     """
     found: list[str] = []

@@ -33,7 +33,7 @@ from esegeta.run.config.catalogue import (
     found,
     nearest,
 )
-from esegeta.run.config.faults import Collector, Strict, told
+from esegeta.run.config.faults import Collector, Strict, message_of
 from esegeta.run.config.plugins import check_plugins
 from esegeta.run.config.schema import (
     Call,
@@ -370,11 +370,11 @@ def _input(given: Input, folder: Path, faults: Strict) -> None:
         except (re.error, OverflowError, RecursionError) as error:
             faults.add("input.subject", "a regular expression", repr(given.subject), str(error))
         except volumes.UnreadableInput as error:
-            faults.say(f"input.subject: {told(error)}")
+            faults.say(f"input.subject: {message_of(error)}")
     steps = [{"step": s.step, **s.parameters} for s in given.preprocess]
     for line in preprocess.problems(steps):
         number, _, text = line.partition(": ")
-        faults.say(f"input.preprocess{number}: {told(text)}")
+        faults.say(f"input.preprocess{number}: {message_of(text)}")
 
 
 def _reference(

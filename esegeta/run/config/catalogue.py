@@ -23,6 +23,7 @@ from esegeta import reducers as _reducers  # noqa: F401
 from esegeta import rules as _rules  # noqa: F401
 from esegeta import segmentation as _segmentation  # noqa: F401
 from esegeta import transforms as _transforms  # noqa: F401
+from esegeta import uncertainty as _uncertainty  # noqa: F401
 from esegeta import zoo as _zoo  # noqa: F401
 from esegeta._registry import (
     GIVEN,
@@ -35,7 +36,7 @@ from esegeta._registry import (
 )
 from esegeta.engine import check
 from esegeta.rules.composites import named_composites
-from esegeta.run.config.annotations import fits, is_file, is_tensor, members, said, shown
+from esegeta.run.config.annotations import fits, is_file, is_tensor, members, shown, type_words
 from esegeta.run.config.faults import Collector, Strict
 
 
@@ -100,7 +101,7 @@ FAMILIES: dict[str, Registry[Any]] = {name: table for table in REGISTRIES for na
 
 def settable(parameter: Parameter) -> bool:
     """Return whether a file can set a parameter: it is no function, or one that is asked for by name."""
-    return parameter.name in FAMILIES or said(parameter.annotation) != "nothing"
+    return parameter.name in FAMILIES or type_words(parameter.annotation) != "nothing"
 
 
 def _maker(spec: Spec) -> Maker | None:
@@ -257,7 +258,7 @@ def called(value: str | Mapping[str, Any], what: str, context: Context, path: st
 
 def wanted(parameter: Parameter) -> str:
     """Return what a parameter takes, in words."""
-    words = said(parameter.annotation) + (' or "input"' if parameter.name == "spacing" else "")
+    words = type_words(parameter.annotation) + (' or "input"' if parameter.name == "spacing" else "")
     if parameter.name not in FAMILIES or not _callable(parameter):
         return words
     makers = ", ".join(sorted(family(parameter.name)))
@@ -267,7 +268,8 @@ def wanted(parameter: Parameter) -> str:
 def _callable(parameter: Parameter) -> bool:
     """Return whether a function, or what only a function makes, may stand for it."""
     return any(
-        said(one) == "nothing" and one not in (None, type(None)) for one in members(parameter.annotation)
+        type_words(one) == "nothing" and one not in (None, type(None))
+        for one in members(parameter.annotation)
     )
 
 

@@ -86,7 +86,7 @@ class Conversion(NamedTuple):
 
 
 def read(path: Path) -> Table:
-    """What is in a JSON file of the original. Its ``_comment`` stands several times in one table."""
+    """Read a JSON file of the original. Its ``_comment`` stands several times in one table."""
     try:
         raw = json.loads(bounds.text(path))
     except OSError as error:

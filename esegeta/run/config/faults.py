@@ -26,10 +26,10 @@ class Faults(check.Refused):
         return Faults, (self.faults,)
 
 
-def told(error: object) -> str:
+def message_of(error: object) -> str:
     """Return what a function says about its argument, without the name of the function and on one line.
 
-    >>> told(ValueError("ig: expected steps >= 1,\\n got 0. Raise it."))
+    >>> message_of(ValueError("ig: expected steps >= 1,\\n got 0. Raise it."))
     'expected steps >= 1, got 0. Raise it.'
     """
     return re.sub(r"^[\w. \[\]]+: (?=expected )", "", one_line(error))
@@ -76,7 +76,7 @@ class Collector(Strict):
         try:
             yield
         except (ValueError, TypeError) as error:
-            self.say(f"{path}: {told(error)}")
+            self.say(f"{path}: {message_of(error)}")
 
     def in_order(self, raw: Mapping[str, Any]) -> list[str]:
         """Return the faults as the file has them, without those that only follow from a wrong key."""

@@ -29,7 +29,7 @@ _offered: dict[
 
 
 def registered(module: str) -> list[str]:
-    """The names of what a module has registered."""
+    """Return the names of what a module has registered."""
     functions = [name for table in REGISTRIES for name, spec in table.items() if spec.fn.__module__ == module]
     return functions + [kind.name for kind in kinds.known() if kind.work.__module__ == module]
 
@@ -67,7 +67,7 @@ def _installed(trust: Trust) -> None:
 
 
 def installed() -> dict[str, str]:
-    """The modules of installed packages that have registered something, with a hash of what was in their files."""
+    """Return the modules of installed packages that have registered something, with hashes of their files."""
     return dict(sorted(_offered.items()))
 
 

@@ -98,7 +98,7 @@ report = true
 
 
 def text(name: str = "esegeta.toml") -> str:
-    """The configuration with comments; it can run as it is.
+    """Return the configuration with comments; it can run as it is.
 
     >>> import tomllib
     >>> tomllib.loads(text())["model"]["source"]
@@ -108,7 +108,7 @@ def text(name: str = "esegeta.toml") -> str:
 
 
 def demo(output: str, size: int = 64, workers: int = 2) -> dict[str, Any]:
-    """The configuration of the demonstration: a method of every family on the real network and the real head.
+    """Return the configuration of the demonstration: methods of all families on the real network and head.
 
     Args:
         output: the folder.

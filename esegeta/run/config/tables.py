@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from esegeta.run.config.annotations import members, said, shown
+from esegeta.run.config.annotations import members, shown, type_words
 from esegeta.run.config.catalogue import nearest
 from esegeta.run.config.faults import Strict, fault
 from esegeta.run.config.schema import Call, Step
@@ -28,7 +28,7 @@ def _words(annotation: Any) -> str:
         elif get_origin(one) is dict:
             found.append("a table")
         elif one is not types.NoneType:
-            found.append(said(one))
+            found.append(type_words(one))
     return " or ".join(found)
 
 

@@ -60,7 +60,7 @@ class Context:
 
 
 def resolve(name: str) -> Callable[[Any, Context], Any]:
-    """The function that ``package.module:name`` names.
+    """Return the function that ``package.module:name`` names.
 
     >>> resolve("math:sqrt")(9.0)
     3.0
@@ -82,7 +82,7 @@ def one_line(error: BaseException) -> str:
 
 
 def verdict(error: BaseException) -> Status:
-    """How a task that raised has ended.
+    """Return how a task that raised has ended.
 
     >>> verdict(MemoryError()), verdict(KeyError("x")), verdict(refusals.refused("ig", "steps >= 1", "0", "More"))
     ('memory', 'failed', 'refused')
@@ -104,7 +104,7 @@ def reset_peak() -> None:
 
 
 def peak() -> int:
-    """The most memory that this process has occupied since ``reset_peak``, in bytes."""
+    """Return the most memory that this process has occupied since ``reset_peak``, in bytes."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -116,7 +116,7 @@ def peak() -> int:
 
 
 def resident() -> int:
-    """The memory that this process occupies now, in bytes; the most that it has occupied where only that is known.
+    """Return the memory that this process occupies now, in bytes, or the most so far if only that is known.
 
     >>> 0 < resident() <= peak()
     True

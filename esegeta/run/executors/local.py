@@ -28,7 +28,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import IO, Any, Literal
 
 from esegeta.engine import check
-from esegeta.run.executors.processes import Members, bury, how_it_ended
+from esegeta.run.executors.processes import Members, how_it_ended, reap
 from esegeta.run.executors.protocol import Event, Outcome, Piece, Task
 from esegeta.run.executors.status import Status
 
@@ -192,7 +192,7 @@ class _Worker:
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        return bury(self.process)
+        return reap(self.process)
 
     def kill(self) -> None:
         """Have it and everything that it has started killed at once."""

@@ -127,7 +127,7 @@ def send(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
 
 
-def bury(process: "subprocess.Popen[bytes]", patience: float = 2.0) -> int:
+def reap(process: "subprocess.Popen[bytes]", patience: float = 2.0) -> int:
     """Wait for a process that is about to end, end what is left of its group, and return its exit code.
 
     Its number stays taken until it has been waited for, so the group that is ended is its own.

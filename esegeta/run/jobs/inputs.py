@@ -19,10 +19,10 @@ from esegeta.run.jobs.parts import (
     Entry,
     Image,
     answered,
+    cached,
     entry_of,
     explanation_of,
     image_of,
-    kept,
     model_of,
     on_file,
     predicted,
@@ -123,7 +123,7 @@ class Inputs:
 
         how = [entry.method.patches, payload["patches"]] if entry.method.patches != "whole" else None
         about = [payload[name] for name in ("files", "input_digest", "model", "preprocess", "target")]
-        mask = kept(self._context.cache, "seen", [*about, entry.pad, how], look, 8)
+        mask = cached(self._context.cache, "seen", [*about, entry.pad, how], look, 8)
         return mask if mask is None or grid == "network" else on_file(mask, image)
 
     def reference(self, grid: Literal["network", "file"] = "file") -> Tensor | None:

@@ -96,7 +96,7 @@ class Job:
 
     @functools.cached_property
     def payload(self) -> Record:
-        """What a worker is given, as JSON."""
+        """Everything that a worker is given, as JSON."""
         about = {"id": self.id, "kind": self.kind, "keys": dict(self.keys), "digest": self.digest}
         given = {name: _now(value) for name, value in self.given.items()}
         return {**given, **about, "look": self.look, "after": [job.id for job in self.after]}
@@ -178,7 +178,7 @@ class Kind:
 
     @functools.cached_property
     def code(self) -> str | None:
-        """What is in the file that it comes from, as a hash; None for one of this package, whose version counts."""
+        """Hash of the file that it comes from; None for one of this package, whose version counts."""
         if self.origin == "esegeta":
             return None
         file = getattr(sys.modules.get(self.work.__module__), "__file__", None)

@@ -44,10 +44,10 @@ from esegeta.run.jobs.parts import (
     Entry,
     Image,
     answer_of,
+    cached,
     entry_of,
     explanation_of,
     image_of,
-    kept,
     model_of,
     on_file,
     predicted,
@@ -79,7 +79,7 @@ _NO_NUMBERS = ("id", "title", "deadline", "memory")
 def computed(
     entry: Entry, built: Built, image: Image, context: Context, left: Callable[[], float | None]
 ) -> tuple[Tensor, list[Record]]:
-    """The map, and what happened on the way. In reduced precision what is not finite is computed again in full.
+    """Return the map and what happened on the way. In reduced precision, redo in full what is not finite.
 
     NaN stands for what a deadline cut off, where it did.
     """
@@ -114,7 +114,7 @@ def computed(
 
 
 def known(entry: Entry, map: Tensor) -> Tensor:
-    """The map, if a deadline has left anything of it."""
+    """Return the map, if a deadline has left anything of it."""
     if bool(map.isnan().all()):
         message = "the deadline passed before any value of the map was complete. Allow more time."
         raise DeadlineExceeded(f"{entry.method.name}: {message}")
@@ -122,7 +122,7 @@ def known(entry: Entry, map: Tensor) -> Tensor:
 
 
 def broken(map: Tensor, events: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Where a map is not finite although no deadline cut it short.
+    """Return where a map is not finite although no deadline cut it short.
 
     >>> a = torch.tensor([1.0, torch.nan, torch.inf])
     >>> broken(a, []).tolist(), broken(a, [{"event": "partial", "share": 0.5}]).tolist()
@@ -132,14 +132,14 @@ def broken(map: Tensor, events: Sequence[Mapping[str, Any]]) -> Tensor:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides about the numbers, and of what wrote the files."""
+    """Return the versions that affect results, and those of what wrote the files."""
     import nibabel
 
     return {**releases(), "nibabel": nibabel.__version__, "python": platform.python_version()}
 
 
 def number(value: Tensor | float) -> float | None:
-    """A number for JSON, None for what is not finite."""
+    """Return a number for JSON, None if it is not finite."""
     value = float(value)
     return value if math.isfinite(value) else None
 
@@ -165,7 +165,7 @@ def explain(payload: Record, inputs: Inputs, context: Context) -> Record:
     context.finishing(_WRITING_SECONDS)  # what was stopped in time has to be written too
     if there and not Path(payload["folder"]).is_dir():  # to make it anew would leave what looks like a run
         raise FileNotFoundError(f"{payload['folder']} was deleted while the job was done")
-    value, residual, difference = said_by(score, built, image, raw)
+    value, residual, difference = score_and_residual(score, built, image, raw)
     done = partial_share(events)
     share = marks.missed(value, residual, difference)
     if share is not None and residual is not None and difference is not None:
@@ -178,7 +178,7 @@ def explain(payload: Record, inputs: Inputs, context: Context) -> Record:
     whole = image.prepared.back(map.cpu(), regridding)
     seen = whole[~whole.isnan()]
     record = {
-        **about(payload),
+        **record_header(payload),
         "score": value,
         "residual": residual,
         "difference": difference,
@@ -246,11 +246,11 @@ def of_channels(map: Tensor, channels: Sequence[str], regridding: str) -> list[R
     return found
 
 
-def said_by(
+def score_and_residual(
     score: Score | None, built: Built, image: Image, raw: Tensor
 ) -> tuple[float | None, float | None, float | None]:
-    """The score; what the map leaves unexplained of its difference to the baseline, if the method claims nothing
-    is left; and that difference. All in single precision, whatever the map was computed in.
+    """Return the score; what the map leaves unexplained of its difference to the baseline, if the method claims
+    completeness; and that difference. All in single precision, whatever the map was computed in.
     """
     if score is None:
         return None, None, None
@@ -273,7 +273,7 @@ def said_by(
 
 
 def each_part_once(map: Tensor, parts: Any) -> tuple[Tensor, Tensor] | None:
-    """The sum of the values of parts, which a map shows at each of their elements, and where there are parts.
+    """Return the sum of the values of parts, which a map repeats at each element, and where there are parts.
 
     None where it cannot be told from the map: of parts that overlap, or a map that differs within one.
 
@@ -318,12 +318,12 @@ def shared(payload: Record, entry: Entry, image: Image, answer: Tensor, context:
         return names.anatomy(subject).as_posix()
 
     whose = [payload["files"], payload["input_digest"], str(folder)]
-    where = kept(context.cache, "anatomy", whose, anatomy)
+    where = cached(context.cache, "anatomy", whose, anatomy)
     mask = names.prediction(subject, target)
     if entry.method.patches != "whole":  # the network on patches may see something else
         mask = names.statmap(subject, target, "prediction_stitched", "mask.nii.gz")
     whose += [payload["target"], payload["model"], payload["preprocess"], payload["patches"], mask.name]
-    prediction = kept(context.cache, "prediction", whose, seen, 8)
+    prediction = cached(context.cache, "prediction", whose, seen, 8)
     return {"anatomy": where, "prediction": prediction}
 
 
@@ -358,7 +358,7 @@ def referred(
         str(folder),
         name.name,
     ]
-    return kept(context.cache, "referred", whose, write, 8)
+    return cached(context.cache, "referred", whose, write, 8)
 
 
 def write_mask(mask: Tensor, image: Image, folder: Path, name: Path, entry: Entry, labels: Any) -> str:
@@ -397,7 +397,7 @@ def redraw(payload: Record, inputs: Inputs, context: Context) -> Record:
     context.finishing(_WRITING_SECONDS)
     events = [event for event in before["events"] if event.get("event") != "reference"]
     reference, said = referred(payload, entry, image, context)
-    record = {**before, **about(payload), "events": [*events, *said], "reference": reference}
+    record = {**before, **record_header(payload), "events": [*events, *said], "reference": reference}
     gone = dict.fromkeys(written_files(before))
     record |= written(payload, entry, image, whole, record)
     for name in gone.keys() - set(written_files(record)):
@@ -424,7 +424,7 @@ def examine(payload: Record, context: Context) -> Record:
         model = model_of(entry, device, cache)
         taken = [payload[name] for name in ("files", "model", "preprocess", "pad", "patches")]
         taken += [entry.method.patches]
-        kept(cache, "taken", taken, lambda: answer_of(entry, model, image) is None)
+        cached(cache, "taken", taken, lambda: answer_of(entry, model, image) is None)
         built, score = explanation_of(entry, model, image)
         if entry.method.place is not None and score is not None:
             with torch.no_grad():
@@ -434,7 +434,7 @@ def examine(payload: Record, context: Context) -> Record:
         return found
     found |= _on_disk(image, entry)
     needs = "gradient" if built.spec.needs == "gradient" else "value"
-    pace = kept(cache, "pace", [*taken, payload["target"], needs], lambda: _pace(score, image.x, needs), 8)
+    pace = cached(cache, "pace", [*taken, payload["target"], needs], lambda: _pace(score, image.x, needs), 8)
     count, _ = cost(payload)
     if pace is not None and count is not None:
         found["seconds"] = pace[0] * count
@@ -569,7 +569,7 @@ def _reference(planning: Planning, image: AboutImage, target: Target) -> Record 
     return {"file": file, "grid": given.grid, "labels": list(meant), "decides": decides}
 
 
-def about(payload: Record) -> Record:
+def record_header(payload: Record) -> Record:
     """Return what a record says whatever comes of the job."""
     # Files by their names: where they are may change, and the record is the same.
     method, target = with_files([payload["method"], payload["target"]], lambda path: Path(path).name)
@@ -609,7 +609,7 @@ METHODS = register(
         name="methods",
         table="methods",
         entries=entries,
-        header=about,
+        header=record_header,
         work=explain,
         redraw=redraw,
         examine=examine,

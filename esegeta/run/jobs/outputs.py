@@ -67,7 +67,7 @@ NO_FIGURES = 'There are no figures: matplotlib is missing, pip install "esegeta[
 
 @contextmanager
 def atomic(path: str | Path, size: int | None = None) -> Iterator[Path]:
-    """A file to write to, which takes the place of ``path`` when all went well, and is gone if not.
+    """Open a file that takes the place of ``path`` when all went well, and is gone if not.
 
     It lies in the same folder, which is made if need be, and has the same ending.
 
@@ -209,7 +209,7 @@ def _place(image: Any, like: Volume) -> None:
 
 
 def zipped(content: bytes) -> bytes:
-    """As gzip, without the date, the name and the kind of machine that its header has room for.
+    """Compress with gzip, without the date, the name and the kind of machine that its header has room for.
 
     >>> import gzip
     >>> gzip.decompress(zipped(b"abc"))
@@ -240,7 +240,7 @@ def _plain(value: Any) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """Sorted, indented JSON that every reader takes; the same for the same content.
+    """Return sorted, indented JSON that every reader takes; the same for the same content.
 
     >>> print(json_text({"b": (1.5, float("nan")), "a": Path("x")}), end="")
     {
@@ -260,7 +260,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def table_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """A CSV table with a header.
+    """Return a CSV table with a header.
 
     A cell of text that a spreadsheet would take for a formula gets an apostrophe in front.
 

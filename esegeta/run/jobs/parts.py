@@ -58,7 +58,7 @@ class Image(NamedTuple):
 
 
 def entry_of(payload: dict[str, Any], memory: int | None = None) -> Entry:
-    """The configuration in a job's payload, after its plugins have registered what it may name.
+    """Return the configuration in a job's payload, after its plugins have registered what it may name.
 
     Without a limit of its own the method has ``memory``, in bytes: what this worker may occupy.
     """
@@ -79,12 +79,12 @@ def entry_of(payload: dict[str, Any], memory: int | None = None) -> Entry:
     )
 
 
-def kept(cache: dict[str, Any], kind: str, about: Any, make: Callable[[], Any], most: int = 1) -> Any:
-    """What this worker has made for a task before, or makes now; the last few of each kind are kept.
+def cached(cache: dict[str, Any], kind: str, about: Any, make: Callable[[], Any], most: int = 1) -> Any:
+    """Return what this worker has made for a task before, or make it now; the last few of each kind are kept.
 
     >>> cache = {}
-    >>> kept(cache, "square", 3, lambda: 9), kept(cache, "square", 3, lambda: 0), kept(cache, "square", 4, lambda: 16)
-    (9, 9, 16)
+    >>> [cached(cache, "square", n, lambda: made) for n, made in ((3, 9), (3, 0), (4, 16))]
+    [9, 9, 16]
     """
     shelf = cache.setdefault(kind, {})
     name = _key(about)
@@ -101,7 +101,7 @@ def _key(about: Any) -> str:
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """What is wrong in here was asked for wrongly."""
+    """Turn errors about arguments into refusals: what is wrong in here was asked for wrongly."""
     try:
         yield
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
@@ -118,7 +118,7 @@ def repeatable(device: torch.device) -> None:
 
 
 def image_of(payload: dict[str, Any], entry: Entry, device: torch.device, cache: dict[str, Any]) -> Image:
-    """The input, read and prepared once for the jobs that share it."""
+    """Return the input, read and prepared once for the jobs that share it."""
 
     def read() -> Image:
         files = [Path(p) for p in payload["files"]]
@@ -127,11 +127,13 @@ def image_of(payload: dict[str, Any], entry: Entry, device: torch.device, cache:
         return Image(volume, prepared, prepared.data.to(device))
 
     about = [payload["files"], payload["input_digest"], entry.steps]
-    image: Image = kept(cache, "image", about, read, _KEPT_INPUTS)
+    image: Image = cached(cache, "image", about, read, _KEPT_INPUTS)
     if entry.pad is None or entry.method.patches != "whole":  # a sliding window takes every image
         return image
     about = [*about, entry.model.model_dump(mode="json")]
-    return kept(cache, "padded", about, lambda: _padded(image, model_of(entry, device, cache)), _KEPT_INPUTS)
+    return cached(
+        cache, "padded", about, lambda: _padded(image, model_of(entry, device, cache)), _KEPT_INPUTS
+    )
 
 
 def _padded(image: Image, model: Model) -> Image:
@@ -146,7 +148,7 @@ def _padded(image: Image, model: Model) -> Image:
 
 
 def answer_of(entry: Entry, model: Model, image: Image) -> Any:
-    """The network's answer; where it does not take the sizes of the image, the error says which it would take."""
+    """Return the network's answer; if it does not take the sizes of the image, say which it would take."""
     try:
         with torch.no_grad():
             return model(image.x)
@@ -198,7 +200,7 @@ def _sizes(entry: Entry, model: Model, image: Image) -> tuple[str, str] | None:
 
 
 def predicted(entry: Entry, answer: Any, image: Image) -> Tensor | None:
-    """Where the network sees the target, on its own grid; None for networks that answer without a grid."""
+    """Return where the network sees the target, on its own grid; None if its answer has no grid."""
     target = building.class_of(entry.target)
     if target is None or answer.ndim != image.x.ndim or answer.shape[1:] != image.x.shape[1:]:
         return None
@@ -207,14 +209,14 @@ def predicted(entry: Entry, answer: Any, image: Image) -> Tensor | None:
 
 
 def on_file(mask: Tensor, image: Image) -> Tensor:
-    """A mask on the grid of the network, on that of the file."""
+    """Bring a mask from the grid of the network to that of the file."""
     return image.prepared.back(mask[None].float().cpu(), "values")[0] >= 0.5
 
 
 def reference_of(
     payload: dict[str, Any], image: Image, cache: dict[str, Any], memory: int | None, grid: str = "file"
 ) -> Tensor | None:
-    """Where the given label map shows the target, on the grid of the file or of the network; None without one."""
+    """Return where the label map shows the target, on the grid of the file or the network; None without one."""
     given = payload.get("reference")
     if not given or given["file"] is None:
         return None
@@ -227,7 +229,7 @@ def reference_of(
         return own if grid == "file" else labels.onto(found, prepared.data.shape[1:], prepared.affine)
 
     about = [str(path), given["decides"], payload["input_digest"], grid, list(image.prepared.data.shape)]
-    return torch.isin(kept(cache, "reference", about, read, 4), torch.tensor(given["labels"]))
+    return torch.isin(cached(cache, "reference", about, read, 4), torch.tensor(given["labels"]))
 
 
 def _memory(entry: Entry) -> int | None:
@@ -236,7 +238,7 @@ def _memory(entry: Entry) -> int | None:
 
 
 def model_of(entry: Entry, device: torch.device, cache: dict[str, Any], whose: Any = None) -> Model:
-    """The model, whose weights are loaded once; what methods find out about it is not kept.
+    """Return the model, whose weights are loaded once; what methods find out about it is not kept.
 
     A job must not depend on which jobs its worker has done before. What the first call with an image shows, whether
     examples may go together, takes as long as several calls: ``answered`` keeps that for ``whose`` image.
@@ -244,7 +246,7 @@ def model_of(entry: Entry, device: torch.device, cache: dict[str, Any], whose: A
     about = entry.model.model_dump(mode="json")
     shown = cache.get("shown", {}).get(_key([about, whose])) if whose is not None else None
     if shown is None:
-        loaded = kept(
+        loaded = cached(
             cache, "network", about, lambda: networks.load(entry.model, str(device), trust=entry.trust)
         )
         model: Model = from_module(loaded.module, output=loaded.output)
@@ -263,7 +265,7 @@ def model_around(model: Model, entry: Entry) -> Model:
 
 
 def answered(entry: Entry, image: Image, device: torch.device, cache: dict[str, Any], whose: Any) -> Any:
-    """The network's answer to an image, computed once for the jobs that share both."""
+    """Return the network's answer to an image, computed once for the jobs that share both."""
     patched = entry.patches.model_dump(mode="json") if entry.method.patches != "whole" else None
     about = entry.model.model_dump(mode="json")
 
@@ -271,10 +273,10 @@ def answered(entry: Entry, image: Image, device: torch.device, cache: dict[str, 
         model = model_of(entry, device, cache)
         found = answer_of(entry, model, image)
         if patched is None:
-            kept(cache, "shown", [about, whose], lambda: model)
+            cached(cache, "shown", [about, whose], lambda: model)
         return found
 
-    return kept(cache, "answer", [about, whose, patched], answer)
+    return cached(cache, "answer", [about, whose, patched], answer)
 
 
 def _size(size: int | list[int]) -> int | tuple[int, ...]:
@@ -282,7 +284,7 @@ def _size(size: int | list[int]) -> int | tuple[int, ...]:
 
 
 def reader(image: Image, memory: int | None = None) -> Callable[[Path], Tensor]:
-    """How a file that a parameter names becomes a tensor: a mask, labels or values on the grid of the image."""
+    """Return how a file becomes a tensor that a parameter names: a mask, labels or values on the image's grid."""
 
     def read(path: Path) -> Tensor:
         data = volumes.read(path, memory=memory).data
@@ -303,7 +305,7 @@ def reader(image: Image, memory: int | None = None) -> Callable[[Path], Tensor]:
 def explanation_of(
     entry: Entry, model: Model, image: Image, *, watch: Callable[[Score], Score] = lambda score: score
 ) -> tuple[Built, Score | None]:
-    """The explanation with its baselines, and the score that it explains: none if every patch has its own.
+    """Return the explanation with its baselines, and its score: none if every patch has its own.
 
     watch: from the score to what is explained, such as the same score with its runs counted.
     """

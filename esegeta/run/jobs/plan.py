@@ -49,7 +49,7 @@ class AboutImage:
 
     @functools.cached_property
     def decides(self) -> dict[str, Any]:
-        """What decides about it; to know that, its files are read."""
+        """Everything that decides about it; to know that, its files are read."""
         hashes = [part for path in self.files for part in contents(path)]
         return {"files": hashes, "reading": self.reading, "preprocess": self.steps, "pad": self.pad}
 
@@ -81,7 +81,7 @@ def _hashed(path: str, size: int, changed: int) -> str:  # noqa: ARG001
 
 
 def content(path: str | Path) -> str | None:
-    """What a file holds, as a hash; None if it cannot be read, which the job will say in its turn."""
+    """Return the hash of a file; None if it cannot be read, which the job will say in its turn."""
     try:
         about = os.stat(path)
         return _hashed(str(path), about.st_size, about.st_mtime_ns)
@@ -90,12 +90,12 @@ def content(path: str | Path) -> str | None:
 
 
 def contents(path: str | Path) -> list[str | None]:
-    """What is in all files that are read for a name."""
+    """Return the hashes of all files that are read for a name."""
     return [content(part) for part in volumes.files_of(path)]
 
 
 def source_file(source: str, folder: str | None = None) -> Path | None:
-    """The file behind a model's source: a program on disk, or the module of ``package.module:factory``.
+    """Return the file behind a model's source: a program on disk, or the module of ``package.module:factory``.
 
     The module is looked for and not imported.
     """
@@ -109,7 +109,7 @@ def source_file(source: str, folder: str | None = None) -> Path | None:
 
 
 def releases() -> dict[str, str]:
-    """The versions that decide about the numbers."""
+    """Return the versions that affect results."""
     return dict(_releases())
 
 
@@ -202,12 +202,12 @@ def _header(path: Path) -> Any:
 
 
 def record_path(folder: str | Path, job: str) -> Path:
-    """Where the record of a job is."""
+    """Return where the record of a job is."""
     return Path(folder) / ".jobs" / f"{job}.json"
 
 
 def record_of(folder: str | Path, job: str) -> Record | None:
-    """The record of a job that has ended, None if there is none that can be read."""
+    """Return the record of a job that has ended, None if there is none that can be read."""
     try:
         found = json.loads(record_path(folder, job).read_text())
     except (OSError, ValueError):

@@ -15,13 +15,13 @@ import scipy.ndimage
 from pydantic import Field
 
 from esegeta.engine import check
-from esegeta.run.config.faults import told
+from esegeta.run.config.faults import message_of
 from esegeta.run.config.schema import Section
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
 from esegeta.run.jobs.inputs import Inputs
 from esegeta.run.jobs.kinds import Job, Kind, Record, digest, register
-from esegeta.run.jobs.parts import kept, refusals
+from esegeta.run.jobs.parts import cached, refusals
 from esegeta.run.jobs.plan import Planning, contents, ended, header, releases
 from esegeta.run.volumes import files as volumes
 from esegeta.run.volumes import labels, names
@@ -152,7 +152,7 @@ def summarise(payload: Record, inputs: Inputs, context: Context) -> Record:
         about = [payload[name] for name in ("files", "input_digest", "target")]
         about += [asked, payload["grid"], made["prediction"], made["config_digest"], payload["reference"]]
         with refusals():
-            found = kept(context.cache, "parts", about, lambda: _parts(asked, payload, made, inputs), 4)  # noqa: B023
+            found = cached(context.cache, "parts", about, lambda: _parts(asked, payload, made, inputs), 4)  # noqa: B023
         if isinstance(found, str):
             events.append({"event": "region", "message": found})
             continue
@@ -315,7 +315,7 @@ def _files(section: Summary, planning: Planning) -> dict[str, dict[str, Path]]:
             else:
                 found[one] = labels.matched(one, subjects, planning.config.input.subject)
         except volumes.UnreadableInput as error:
-            raise check.Refused(f"summary.regions: {told(error)}") from error
+            raise check.Refused(f"summary.regions: {message_of(error)}") from error
     return found
 
 

@@ -33,7 +33,7 @@ class Copy(NamedTuple):
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a NIfTI file, channels added up, and its affine."""
+    """Read the values of a NIfTI file, channels added up, and its affine."""
     image = Nifti1Image.from_filename(path)
     values = np.asarray(image.dataobj, dtype=np.float32)
     if values.ndim > 3:
@@ -45,7 +45,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_flat(shape: tuple[int, ...]) -> bool:
-    """Whether a volume is one plane, line or voxel, of which a viewer in three planes shows nothing.
+    """Check whether a volume is one plane, line or voxel, of which a viewer in three planes shows nothing.
 
     >>> is_flat((64, 64, 1)), is_flat((64, 64, 2))
     (True, False)
@@ -54,7 +54,7 @@ def is_flat(shape: tuple[int, ...]) -> bool:
 
 
 def packed(values: np.ndarray, affine: np.ndarray) -> str:
-    """A volume of whole numbers as gzipped NIfTI in base 64, the same text for the same volume."""
+    """Return whole numbers as gzipped NIfTI in base 64, the same text for the same volume."""
     image = Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm")
     return base64.b64encode(gzip.compress(image.to_bytes(), 6, mtime=0)).decode()
@@ -63,7 +63,7 @@ def packed(values: np.ndarray, affine: np.ndarray) -> str:
 def resampled(
     values: np.ndarray, affine: np.ndarray, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A volume on fewer voxels that cover the same space: each is a mean of what lies there.
+    """Return a volume on fewer voxels that cover the same space: each is a mean of what lies there.
 
     >>> small, affine = resampled(np.ones((4, 4, 4), np.float32), np.eye(4), (2, 2, 2))
     >>> small.min().item(), affine[0].tolist()
@@ -95,7 +95,7 @@ def _fitted(values: np.ndarray, affine: np.ndarray, most: int, quantised: Any) -
 
 
 def of_map(values: np.ndarray, affine: np.ndarray, most: int, anatomy: np.ndarray | None = None) -> Copy:
-    """A copy of a map: the colour scale in ``LEVELS`` steps to either side of zero, what is beyond it clipped late.
+    """Copy a map: the colour scale in ``LEVELS`` steps to either side of zero, what is beyond it clipped.
 
     Args:
         values: ``(*S)``, three axes.
@@ -121,7 +121,7 @@ def of_map(values: np.ndarray, affine: np.ndarray, most: int, anatomy: np.ndarra
 
 
 def centre(where: np.ndarray, affine: np.ndarray) -> tuple[float, ...]:
-    """The place in a mask ``(*S)`` that is nearest to its centre of mass, in mm: it lies inside, whatever the form.
+    """Return the place in a mask ``(*S)`` that is nearest to its centre of mass, in mm: it lies inside.
 
     >>> centre(np.array([[[True, False, True, True, False]]]), np.eye(4))
     (0.0, 0.0, 2.0)
@@ -135,7 +135,7 @@ def centre(where: np.ndarray, affine: np.ndarray) -> tuple[float, ...]:
 
 
 def of_anatomy(values: np.ndarray, affine: np.ndarray, most: int) -> Copy:
-    """A copy of an image in 256 shades of grey, windowed as the figures are."""
+    """Copy an image in 256 shades of grey, windowed as the figures are."""
     seen = scenes.window(values)
 
     def quantised(volume: np.ndarray) -> np.ndarray:
@@ -146,7 +146,7 @@ def of_anatomy(values: np.ndarray, affine: np.ndarray, most: int) -> Copy:
 
 
 def of_outline(values: np.ndarray, affine: np.ndarray, most: int) -> Copy:
-    """A copy of the outermost voxels of a mask, which hide nothing of what lies inside."""
+    """Copy the outermost voxels of a mask, which hide nothing of what lies inside."""
     from scipy.ndimage import binary_erosion
 
     def quantised(volume: np.ndarray) -> np.ndarray:
@@ -157,8 +157,25 @@ def of_outline(values: np.ndarray, affine: np.ndarray, most: int) -> Copy:
     return Copy(text, shape, values.shape, 1.0, 1, 1.0, (0.0, 0.0, 0.0))
 
 
+def of_labels(values: np.ndarray, affine: np.ndarray, most: int) -> Copy:
+    """A copy of a map of labels: whole numbers, of fewer voxels the one that is in the middle of each."""
+    labels = np.nan_to_num(values).astype(np.uint8)
+    full, place = labels.shape, affine
+    for _ in range(6):
+        text = packed(labels, place)
+        if len(text) <= most or max(labels.shape) <= SMALLEST:
+            break
+        steps = tuple(2 if n > SMALLEST else 1 for n in labels.shape)
+        labels = labels[tuple(slice(step // 2, None, step) for step in steps)]
+        move = np.diag([*map(float, steps), 1.0])
+        move[:3, 3] = [step // 2 for step in steps]
+        place = place @ move
+    largest = int(labels.max(initial=0))
+    return Copy(text, labels.shape, full, 1.0, max(1, largest), float(largest), (0.0, 0.0, 0.0))
+
+
 def small(values: np.ndarray, affine: np.ndarray, most: int = 128) -> tuple[np.ndarray, np.ndarray]:
-    """A volume on at most so many voxels a side."""
+    """Return a volume on at most so many voxels a side."""
     if max(values.shape) <= most:
         return values, affine
     shape = tuple(min(n, most) for n in values.shape)
@@ -170,7 +187,7 @@ def small(values: np.ndarray, affine: np.ndarray, most: int = 128) -> tuple[np.n
 
 
 def picture(content: bytes, quality: int = 80) -> tuple[str, int, int]:
-    """A picture for the address of an image, with its width and height: WebP, a tenth of the PNG, where that can be.
+    """Return a picture as the address of an image, with its width and height: WebP if that can be, else PNG.
 
     Args:
         content: of a PNG file.
@@ -195,7 +212,7 @@ def picture(content: bytes, quality: int = 80) -> tuple[str, int, int]:
 
 
 def figure(path: Path, most: int | None = None) -> tuple[str, int, int]:
-    """The picture in a PNG file; at most so many bytes of text if lower quality can do that."""
+    """Return the picture in a PNG file; at most so many bytes of text if lower quality can do that."""
     content = path.read_bytes()
     found = picture(content)
     for quality in (60, 40, 20):

@@ -61,7 +61,7 @@ def write(folder: "str | os.PathLike[str]", only: Sequence[str] | None = None) -
 
 
 def page(folder: Path, only: Sequence[str] | None = None) -> str:
-    """The report as text."""
+    """Return the report as text."""
     try:
         import jinja2
         from markupsafe import Markup
@@ -125,7 +125,7 @@ def page(folder: Path, only: Sequence[str] | None = None) -> str:
 
 
 def embedded(value: Any) -> str:
-    """JSON for a script element: nothing in it can end the element or start a comment.
+    """Return JSON for a script element: nothing in it can end the element or start a comment.
 
     >>> embedded({"name": "</script><!--"})
     '{"name":"\\\\u003c/script\\\\u003e\\\\u003c!--"}'
@@ -155,7 +155,7 @@ def _hash(text: str) -> str:
 
 
 def number(value: Any) -> str:
-    """A number in a cell; nothing where there is none.
+    """Return a number for a cell; nothing if there is none.
 
     >>> number(1234.5), number(None), number("text")
     ('1.23 × 10³', '', '')
@@ -166,7 +166,7 @@ def number(value: Any) -> str:
 
 
 def seconds(value: Any) -> str:
-    """A time.
+    """Return a time for people.
 
     >>> seconds(0.25), seconds(75), seconds(7200.0), seconds(None)
     ('0.25 s', '1 min 15 s', '2 h 00 min', '')
@@ -181,7 +181,7 @@ def seconds(value: Any) -> str:
 
 
 def size(value: Any) -> str:
-    """An amount of memory.
+    """Return an amount of memory for people.
 
     >>> size(3 * 2**30), size(5 * 2**20), size(None)
     ('3.00 GiB', '5 MiB', '')
@@ -192,7 +192,7 @@ def size(value: Any) -> str:
 
 
 def pretty(value: Any) -> str:
-    """Settings as indented JSON."""
+    """Return settings as indented JSON."""
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
 
 
@@ -353,7 +353,7 @@ def _ordered(records: list[dict[str, Any]], config: Any) -> list[dict[str, Any]]
 
 
 def inside(folder: Path, name: Any) -> Path | None:
-    """The file of a record, unless it lies outside of the folder or is not there."""
+    """Return the file of a record, unless it lies outside of the folder or is not there."""
     if not isinstance(name, str) or not name or "\0" in name:
         return None
     try:

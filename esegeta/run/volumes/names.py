@@ -34,7 +34,7 @@ _OURS = ("space", "label", "chan", "desc")  # entities that the names of our fil
 
 
 def label(text: str) -> str:
-    """Letters and digits only, as labels of BIDS are.
+    """Return the letters and digits of a text only, as labels of BIDS are.
 
     Words are joined with capitals. What has letters beyond ASCII, or was too long, ends with a digest of the whole:
     without it two names could become one.
@@ -69,7 +69,7 @@ def _marked(text: str) -> str:
 
 
 def subject_label(text: str) -> str:
-    """A label that tells one subject from every other, whatever others there are.
+    """Return a label that tells one subject from every other, whatever others there are.
 
     Letters and digits stay as they are. Of anything else a digest is added: ``A-1`` and ``A_1`` are two people, and
     neither is ``A1``.
@@ -83,7 +83,7 @@ def subject_label(text: str) -> str:
 
 
 def subject(path: str | Path, pattern: str | None = None) -> str:
-    """The subject that the name of a file tells, and of that file alone.
+    """Return the subject that the name of a file tells, and of that file alone.
 
     Args:
         path: of an image.
@@ -167,7 +167,7 @@ def _told_by_itself(path: str | Path) -> str:
 
 
 def subjects(volumes: Sequence[Sequence[str | Path]], pattern: str | None = None) -> list[str]:
-    """A subject for each volume. What a volume is called never depends on the others: two alike are refused.
+    """Return a subject for each volume. Names never depend on the other volumes: two alike are refused.
 
     Args:
         volumes: for each the files of its channels; the first one tells the subject.
@@ -202,7 +202,7 @@ def name(
     channel: int | None = None,
     desc: str | None = None,
 ) -> str:
-    """The name of a file of a subject on the grid of its image: ``sub-01_space-orig_label-.._desc-.._suffix``.
+    """Return the name of a file on the grid of an image: ``sub-01_space-orig_label-.._desc-.._suffix``.
 
     Args:
         subject: as ``subject`` gives it; anything else is made so.
@@ -225,7 +225,7 @@ def name(
 
 
 def subject_of(text: str) -> str:
-    """A subject's name as it stands if it is one, else made so.
+    """Return a subject's name as it stands if it is one, else made so.
 
     >>> subject_of("sub-01_ses-2"), subject_of("evil")
     ('sub-01_ses-2', 'sub-evil')
@@ -234,7 +234,7 @@ def subject_of(text: str) -> str:
 
 
 def folder_of(subject: str) -> Path:
-    """The folder of a subject, and in it that of the session if there is one.
+    """Return the folder of a subject, and in it that of the session if there is one.
 
     >>> folder_of("sub-01_ses-2_run-1").as_posix(), folder_of("sub-01").as_posix()
     ('sub-01/ses-2', 'sub-01')
@@ -244,7 +244,7 @@ def folder_of(subject: str) -> Path:
 
 
 def anatomy(subject: str) -> Path:
-    """Where the image itself is written, relative to the folder of the run.
+    """Return where the image itself is written, relative to the folder of the run.
 
     >>> anatomy("sub-01_ses-2").as_posix()
     'sub-01/ses-2/anat/sub-01_ses-2_space-orig_desc-input.nii.gz'
@@ -253,7 +253,7 @@ def anatomy(subject: str) -> Path:
 
 
 def statmap(subject: str, target: str, method: str, ending: str = "statmap.nii.gz") -> Path:
-    """Where a map is written, or with another ending what belongs to it.
+    """Return where a map is written, or with another ending what belongs to it.
 
     >>> statmap("sub-01", "brain", "ig", "montage.png").name
     'sub-01_space-orig_label-brain_desc-ig_montage.png'
@@ -263,7 +263,7 @@ def statmap(subject: str, target: str, method: str, ending: str = "statmap.nii.g
 
 
 def prediction(subject: str, target: str) -> Path:
-    """Where the mask of what is predicted is written.
+    """Return where the mask of what is predicted is written.
 
     >>> prediction("sub-01", "brain").name
     'sub-01_space-orig_label-brain_desc-prediction_mask.nii.gz'
@@ -272,7 +272,7 @@ def prediction(subject: str, target: str) -> Path:
 
 
 def reference(subject: str, target: str) -> Path:
-    """Where the mask of what a given label map shows of a target is written.
+    """Return where the mask of what a given label map shows of a target is written.
 
     >>> reference("sub-01", "brain").name
     'sub-01_space-orig_label-brain_desc-reference_mask.nii.gz'
@@ -281,7 +281,7 @@ def reference(subject: str, target: str) -> Path:
 
 
 def job(subject: str, target: str, method: str) -> str:
-    """The id of a job: safe as the name of a file, and as stable as what it is made of.
+    """Return the id of a job: safe as the name of a file, and as stable as what it is made of.
 
     >>> job("sub-01", "brain", "integrated_gradients")
     'sub-01_brain_integratedGradients'
