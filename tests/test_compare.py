@@ -104,7 +104,15 @@ def test_what_cannot_be_said_is_missing_and_has_its_reason():
     assert math.isnan(flat.value)
     assert "got a finished map" in flat.reason
     assert flat.patients == 0
-    assert row(found, "flat", "iou").reason == "not defined for this map, mask or score"
+    assert row(found, "flat", "iou").reason == "the map is constant"
+    flat = row(found, "flat", "auc")
+    assert (flat.value, flat.reason) == (0.5, "the map is constant")  # a number, but none that says something
+    assert row(found, "right", "auc").reason == ""
+    for whole, reason in ((False, "the mask is empty"), (True, "the mask is full")):
+        filled = torch.full_like(MASKS, whole)
+        for only in compared(masks=filled, metrics={"auc": metrics.roc_auc}).rows[:2]:
+            assert math.isnan(only.value)
+            assert only.reason == reason
     assert "mask at the call, got nothing" in row(compared(masks=None), "right", "auc").reason
     nan = eg.compare(
         {"nan": lambda _: metrics.given(W * torch.nan)}, score, XS, metrics={"simple": metrics.entropy}

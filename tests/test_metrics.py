@@ -1000,6 +1000,16 @@ def test_a_finished_map_is_refused_where_other_explanations_are_needed(name):
         FRESH[name](given(torch.ones(1, 8, 8)))
 
 
+@pytest.mark.parametrize("name", sorted(set(FRESH) - {"smprt", "cascade", "emprt", "random_logit"}))
+def test_holes_in_an_explanation_are_refused_where_its_changes_count(name):
+    measure = FRESH[name](lambda x: torch.where(x > 0.5, torch.nan, x))
+    assert measure(torch.zeros(1, 8, 8), key=0).isfinite() or name.startswith("sensitivity")
+    with pytest.raises(
+        ValueError, match=f"metrics.{name}: expected finite values in the explanation, got 64 NaN"
+    ):
+        measure(torch.ones(1, 8, 8), key=0)
+
+
 def test_a_network_without_parameters_is_refused():
     for metric in (metrics.cascade, metrics.cascade_maps, metrics.smprt, metrics.emprt):
         with pytest.raises(ValueError, match="a network with parameters, got none to randomise"):

@@ -25,7 +25,7 @@ from esegeta.engine.estimates import value_and_error
 from esegeta.engine.execution import ExecutionWarning, execution
 from esegeta.engine.sharing import sharing
 from esegeta.metrics.declared import direction, spec_of
-from esegeta.metrics.explanations import asked, says
+from esegeta.metrics.explanations import asked, doubts, says
 from esegeta.metrics.nulls import Calibrated
 from esegeta.metrics.subsets import spearman
 
@@ -378,7 +378,7 @@ def _judged(
 ) -> Iterable[Cell]:
     """The cells of one method on one image."""
     name, image, patient = place
-    before, begun, explain = count[0], time.perf_counter(), None
+    before, begun, explain, a = count[0], time.perf_counter(), None, None
     with _until(end) as why:
         _in_time(end)
         found = method(watched)
@@ -393,8 +393,10 @@ def _judged(
             with _until(end) as more:
                 _in_time(end)
                 measure = metric(explain, watched) if _takes_score(metric) else metric(explain)
-                known = {"key": random.fold_in(key, number), **_masked(metric, mask)}
-                got, spread = value_and_error(measure, x, *refs, **called(measure, known))
+                masked = _masked(metric, mask)
+                known = called(measure, {"key": random.fold_in(key, number), **masked})
+                got, spread = value_and_error(measure, x, *refs, **known)
+                more += doubts(a, mask=known.get("mask"))
                 if isinstance(got, Calibrated):
                     null_mean, p = float(got.null_mean), float(got.p)
                     got = got.value

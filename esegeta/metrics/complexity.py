@@ -97,7 +97,7 @@ def gini(explain: Explain) -> Measure:
         k = torch.arange(1, len(sizes) + 1, device=x.device, dtype=sizes.dtype) - left_out
         values, total = rising.clamp(min=0), sizes.sum()
         found = 1 - 2 * (values / torch.where(total > 0, total, 1) * (n - k + 0.5) / n).sum()
-        return torch.where(total > 0, found, torch.nan)
+        return torch.where(total > 0, found.clamp(min=0), torch.nan)  # rounding may go below
 
     return measure
 

@@ -118,6 +118,29 @@ def mask_of(where: str, mask: object, x: Tensor, name: str = "mask") -> Tensor:
     return mask
 
 
+def doubts(a: Tensor | None, *, mask: Tensor | None = None, within: Tensor | None = None) -> list[str]:
+    """Return what makes a number of a map say little, or keeps it from being one.
+
+    >>> doubts(torch.ones(1, 3), mask=torch.zeros(3, dtype=torch.bool))
+    ['the map is constant', 'the mask is empty']
+    """
+    found = []
+    if a is not None:
+        if not bool((a != 0).any()):
+            found.append("the map is zero everywhere")
+        elif bool(a.amax() == a.amin()):
+            found.append("the map is constant")
+    if within is not None and not bool(within.any()):
+        found.append("the mask within is empty")
+    if mask is not None:
+        counts = torch.ones_like(mask) if within is None else within
+        if not bool((mask & counts).any()):
+            found.append("the mask is empty")
+        elif not bool((counts & ~mask).any()):
+            found.append("the mask is full")
+    return found
+
+
 def start(x: Tensor, refs: tuple[Tensor, ...]) -> Tensor:
     """Return what parts are replaced by: the last of the refs, or the mean of a stack of them; else zero."""
     if not refs:

@@ -30,6 +30,7 @@ def _moved(where: str, explain: Explain, radius: float) -> Callable[..., tuple[T
         word = check.key(where, key)
         own, around = random.fold_in(word, 0), random.fold_in(word, 1)
         a = asked(explain, x, refs, own)
+        check.finite(where, "the explanation", a, "A change of it is none of any size: repair the method")
 
         def at(i: Tensor) -> tuple[Tensor, Tensor]:
             drawn = random.uniform(random.fold_in(around, i), x.shape, dtype=x.dtype, device=x.device)

@@ -367,28 +367,6 @@ def _found(
     return _Found(answer, error, partial_share(run.events))
 
 
-def doubts(material: Material, masks: Mapping[str, Tensor], needs: tuple[str, ...]) -> list[str]:
-    """Return what makes a number of this map say little, or keeps it from being one."""
-    found = []
-    if "explain" not in needs:
-        a = material.map
-        if not bool((a != 0).any()):
-            found.append("the map is zero everywhere")
-        elif bool(a.amax() == a.amin()):
-            found.append("the map is constant")
-    within = masks.get("within")
-    if within is not None and not bool(within.any()):
-        found.append("the mask within is empty")
-    mask = masks.get("mask")
-    if mask is not None:
-        counts = torch.ones_like(mask) if within is None else within
-        if not bool((mask & counts).any()):
-            found.append("the mask is empty")
-        elif not bool((counts & ~mask).any()):
-            found.append("the mask is full")
-    return found
-
-
 @contextlib.contextmanager
 def as_reason() -> Any:
     """Make a refusal of what a metric cannot be asked: its message is the reason why there is no number."""

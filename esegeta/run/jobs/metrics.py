@@ -21,6 +21,7 @@ from esegeta._registry import METRICS, MetricSpec, find_method
 from esegeta.engine import check
 from esegeta.engine.execution import DeadlineExceeded, execution, parse_memory
 from esegeta.metrics.comparing import interval
+from esegeta.metrics.explanations import doubts
 from esegeta.run.config import building, catalogue
 from esegeta.run.config.annotations import with_files
 from esegeta.run.config.catalogue import nearest
@@ -392,7 +393,7 @@ def judge(payload: Record, inputs: Inputs, context: Context) -> Record:
             null = judging.null_of(section.null), section.random_maps, section.better
         refs = (judging.baseline(section.baseline, material),) if removes(spec) else ()
         found = judging.answer(spec, section.parameters, material, refs=refs, masks=given, null=null)
-        reasons = judging.doubts(material, given, spec.needs)
+        reasons = doubts(None if "explain" in spec.needs else material.map, **given)
     context.finishing(30.0)
     share = found.share
     if math.isnan(found.value) and share is not None:
