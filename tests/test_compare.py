@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import esegeta as eg
-from esegeta import metrics
+from esegeta import metrics, random
 from esegeta.engine.sharing import shared
 from esegeta.metrics.comparing import holm
 
@@ -283,6 +283,20 @@ def test_lists_are_named_by_what_is_in_them_and_random_maps_stand_beside():
     assert "random" in str(found).splitlines()[0]
     named = eg.compare([eg.gradient], score, XS[:1], metrics=["entropy", metrics.gini])
     assert [r.metric for r in named.rows] == ["entropy", "gini"]
+
+
+def test_contributions_and_slopes_are_told_apart_by_what_methods_declare():
+    score = lambda x: (W * x).sum().sin()
+    path = functools.partial(eg.integrated_gradients, steps=3)
+    refs = (torch.zeros_like(W),)
+    methods = {"path": path, "slopes": eg.gradient, "own": lambda s: eg.gradient(s)}
+    found = eg.compare(methods, score, XS[:1], refs=refs, metrics=["infidelity"], key=4)
+    key = random.fold_in(random.fold_in(4, 0), 1)
+    for name, multiplied in (("path", True), ("slopes", False)):
+        a = methods[name](score)(XS[0], *(refs if multiplied else ()))
+        direct = metrics.infidelity(metrics.given(a, multiplied=multiplied), score)(XS[0], *refs, key=key)
+        assert row(found, name, "infidelity").value == pytest.approx(direct.item())
+    assert "multiplied=True for contributions" in row(found, "own", "infidelity").reason
 
 
 def test_methods_with_and_without_a_baseline_share_the_refs():

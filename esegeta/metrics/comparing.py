@@ -24,7 +24,7 @@ from esegeta.engine import check, levels, progress
 from esegeta.engine.estimates import value_and_error
 from esegeta.engine.execution import ExecutionWarning, execution
 from esegeta.engine.sharing import sharing
-from esegeta.metrics.declared import direction, spec_of
+from esegeta.metrics.declared import contributions, direction, spec_of
 from esegeta.metrics.explanations import asked, doubts, says
 from esegeta.metrics.nulls import Calibrated
 from esegeta.metrics.subsets import spearman
@@ -331,16 +331,19 @@ def counted(score: Score, count: list[int]) -> Score:
     return watched
 
 
-def _once(explain: Explain, x: Tensor, refs: tuple[Tensor, ...], a: Tensor, key: Tensor) -> Explain:
-    """The explanation with its draws fixed, which remembers its map of x."""
+def _once(
+    explain: Explain, x: Tensor, refs: tuple[Tensor, ...], a: Tensor, key: Tensor, multiplied: bool | None
+) -> Explain:
+    """The explanation with its draws fixed, which remembers its map of x, and knows what its numbers are."""
 
     def again(y: Tensor, *others: Tensor) -> Tensor:
         same = y is x and len(others) == len(refs) and all(s is t for s, t in zip(others, refs, strict=True))
         return a if same else asked(explain, y, others, key)
 
-    for name in ("finished", "multiplied"):
-        if says(explain, name) is not None:
-            setattr(again, name, says(explain, name))
+    for name, usual in (("finished", None), ("multiplied", multiplied)):
+        told = says(explain, name)
+        if told is not None or usual is not None:
+            setattr(again, name, usual if told is None else told)
     return again
 
 
@@ -383,7 +386,7 @@ def _judged(
         _in_time(end)
         found = method(watched)
         a = asked(found, x, refs, random.fold_in(key, 0))
-        explain = _once(found, x, refs, a, random.fold_in(key, 0))
+        explain = _once(found, x, refs, a, random.fold_in(key, 0), contributions(method))
     cost = (count[0] - before, time.perf_counter() - begun)
     for number, (title, metric) in enumerate(metrics.items(), 1):
         before, started = count[0], time.perf_counter()

@@ -1,10 +1,10 @@
-"""What a metric declares of itself, found from the metric as it was set up."""
+"""What a metric or a method declares of itself, found from what was made of it."""
 
 import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
-from esegeta._registry import METRICS, MetricSpec
+from esegeta._registry import METHODS, METRICS, MetricSpec
 
 
 def spec_of(metric: Callable[..., Any]) -> MetricSpec | None:
@@ -14,9 +14,25 @@ def spec_of(metric: Callable[..., Any]) -> MetricSpec | None:
     >>> spec_of(functools.partial(metrics.deletion, steps=4)).answer
     'curve'
     """
-    while isinstance(metric, functools.partial):
-        metric = metric.func
+    metric = _bare(metric)
     return next((spec for spec in METRICS.values() if spec.fn is metric), None)
+
+
+def _bare(fn: Any) -> Any:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return fn
+
+
+def contributions(method: Callable[..., Any]) -> bool | None:
+    """Return whether a registered method gives contributions, False for slopes; None if neither, or not registered.
+
+    >>> import esegeta as eg
+    >>> contributions(eg.gradient), contributions(functools.partial(eg.integrated_gradients, steps=4))
+    (False, True)
+    """
+    method = _bare(method)
+    return next((spec.contributions for spec in METHODS.values() if spec.fn is method), None)
 
 
 def direction(metric: Callable[..., Any]) -> Literal["higher", "lower"] | None:
