@@ -1,8 +1,8 @@
 """Uncertainty: draws with dropout against forwards, and the memory of few and of many draws.
 
-The real network, whose dropout it was trained with. Claims: a draw takes at most 1.10 forwards, and the memory of many
-draws is that of one forward and of the maps: at most 1.10 forwards. What comes before the first dropout is computed
-once for all draws, which pays for the masks.
+The real network, which was trained with its dropout. Claims: a draw takes at most 1.10 forwards, and the memory of
+many draws is that of one forward and of the maps: at most 1.10 forwards. What comes before the first dropout is
+computed once for all draws, which pays for the masks.
 """
 
 import torch
