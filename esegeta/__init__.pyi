@@ -1,6 +1,7 @@
 # Written by: python -m esegeta._stubs
 from esegeta import axioms as axioms
 from esegeta import baselines as baselines
+from esegeta import concepts as concepts
 from esegeta import conformance as conformance
 from esegeta import dissection as dissection
 from esegeta import dreams as dreams
@@ -154,6 +155,7 @@ __all__ = [
     "cam",
     "channel_shapley",
     "compare",
+    "concepts",
     "conductance",
     "conformance",
     "contrastive_excitation_backprop",

@@ -22,7 +22,8 @@ class Facts:
 
     key: whether it takes a random key, None if only its signature tells; refs: the names of its tensors besides the
     first, likewise; differentiable: whether it has a derivative; rewritten: whether its derivatives follow rules;
-    changes_values: whether those rules change its values, too; unchecked: the same without the refusal of values
+    changes_values: whether those rules change its values, too; partial: whether its derivative is only a part of that
+    of its values, so that it may be zero where they vary; unchecked: the same without the refusal of values
     that are not finite; module: its network (B,C,*S) -> (B,); batched: the same for a batch, where vmap cannot.
     """
 
@@ -31,6 +32,7 @@ class Facts:
     differentiable: bool = True
     rewritten: bool = False
     changes_values: bool = False
+    partial: bool = False
     unchecked: Callable[..., Any] | None = None
     module: Any = None
     batched: Callable[..., Any] | None = None
@@ -39,7 +41,8 @@ class Facts:
 # A function that nobody of us made may say these by attributes of their names.
 _LOOSE = {
     "takes_key": "key",
-    **{name: name for name in ("refs", "differentiable", "rewritten", "changes_values", "module", "batched")},
+    **{name: name for name in ("refs", "differentiable", "rewritten", "changes_values", "partial")},
+    **{name: name for name in ("module", "batched")},
 }
 
 

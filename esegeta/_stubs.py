@@ -20,8 +20,8 @@ OF_AXIOMS = PATH.parent / "axioms" / "__init__.pyi"
 # Module to what it has that is public but in no registry; of the package itself these are modules.
 EXPLICIT = {
     "esegeta": (
-        *("axioms", "baselines", "conformance", "dissection", "dreams", "features", "masks", "methods"),
-        *("metrics",),
+        *("axioms", "baselines", "concepts", "conformance", "dissection", "dreams", "features", "masks"),
+        *("methods", "metrics"),
         *("models", "noise", "plot"),
         *("radiomics", "random", "reducers", "rules", "segmentation", "spatial", "transforms"),
         *("uncertainty", "zoo"),

@@ -567,6 +567,43 @@ def compare(
             path.write_text(text(), encoding="utf-8")
 
 
+@app.command(
+    name="app",
+    epilog="Examples: [bold]esegeta app[/bold] · [bold]esegeta app study --browse /data[/bold] · "
+    "[bold]esegeta app results[/bold]",
+)
+def page(
+    folder: Annotated[
+        Path, typer.Argument(help="Where the configuration is kept; the folder of a run shows that.")
+    ] = Path("."),
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="Of this machine; 0 for any.")
+    ] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Open none.")] = False,
+    browse: Annotated[
+        list[Path] | None,
+        typer.Option("--browse", help="A further folder that the page may read; several times for several."),
+    ] = None,
+    base_url: Annotated[
+        str, typer.Option("--base-url", help="The path or address under which a proxy shows the page.")
+    ] = "/",
+    trust: Trusted = None,
+) -> None:
+    """Open a page in the browser: choose a network and images, methods and their parameters, run, look at the maps.
+
+    It answers this machine alone and asks no other one for anything. What the page shows is a configuration in the
+    folder, app.toml, which `esegeta run` takes as well.
+    """
+    from esegeta.app import launch, server
+
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+    site = server.site_of(
+        folder, trust_given=tuple(trust or ()), browse=tuple(browse or ()), base_url=base_url
+    )
+    launch.serve(site, port, browser=not no_browser, say=say)
+
+
 # --- The way in and out -----------------------------------------------------------------------------------
 
 
@@ -604,7 +641,14 @@ def ended_by(error: BaseException) -> int:
 
 def _extra(module: str | None) -> str:
     top = (module or "").partition(".")[0]
-    extras = {"pydantic": "cli", "matplotlib": "viz", "jinja2": "viz", "hypothesis": "verify"}
+    extras = {
+        "starlette": "gui",
+        "uvicorn": "gui",
+        "pydantic": "cli",
+        "matplotlib": "viz",
+        "jinja2": "viz",
+        "hypothesis": "verify",
+    }
     return f'Install it: pip install "esegeta[{extras[top]}]"' if top in extras else "Install it"
 
 

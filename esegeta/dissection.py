@@ -723,8 +723,7 @@ class _Tally:
         self.drawn_there = torch.zeros(permutations, many, dtype=torch.float64)
         self.order = torch.zeros(permutations, n, dtype=torch.int64)
         if self.null == "swap":
-            orders = [random.permutation(random.fold_in(key, p), n) for p in range(permutations)]
-            self.order = torch.stack(orders).cpu()
+            self.order = random.bits(key, (permutations, n)).sort(dim=1, stable=True).indices.cpu()
 
     def begin(self, i: int, item: _Item) -> None:
         """Take up an image."""

@@ -27,7 +27,7 @@ LONG = (
 )
 # Of every way to compute one or two are searched in every run, the other methods among the slow tests.
 SEARCHED = (
-    *("gradient", "integrated_gradients", "gradient_shap", "guided_backprop", "deep_lift", "lrp(epsilon)"),
+    *("gradient", "integrated_gradients", "guided_backprop", "lrp(epsilon)"),
     *(
         "grad_cam",
         "score_cam",
@@ -38,8 +38,6 @@ SEARCHED = (
     ),
     *(
         "feature_permutation",
-        "kernel_shap",
-        "lime",
         "sobol_attribution",
         "extremal_perturbation",
         "smooth(gradient)",

@@ -325,6 +325,7 @@ def test_verify_takes_what_is_no_method(capsys):
     assert "rules.guided: 1 of 1 laws hold" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing(study, capsys):
     before = set(study.iterdir())
     assert cli.main(["run", str(study / "study.toml"), "--dry-run"]) == 0
@@ -369,7 +370,8 @@ def test_a_method_that_fails_fails_alone(study, capsys):
     assert not (study / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interrupted_run_ends_with_128_and_the_signal(study, name):
     text = (study / "study.toml").read_text()
     long = '[[methods]]\nname = "rise"\nparameters = { samples = 100000000 }\n[run]'

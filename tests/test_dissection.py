@@ -142,8 +142,8 @@ def test_p_values_are_uniform_where_channels_and_concepts_have_nothing_in_common
 
 @pytest.mark.slow
 def test_the_family_wise_error_is_held():
-    wrong = [bool((one.p_values("max")[1] <= 0.05).any()) for one in p_values("swap", 200, channels=8)]
-    assert 0.02 <= sum(wrong) / 200 <= 0.10  # 0.05 within 3.2 standard errors
+    wrong = [bool((one.p_values("max")[1] <= 0.05).any()) for one in p_values("swap", 100, channels=8)]
+    assert sum(wrong) <= 12  # 5 are expected; 3.2 standard errors
 
 
 def test_a_concept_in_the_middle_of_all_images_is_no_proof_unless_it_is_asked_for():

@@ -41,7 +41,10 @@ def code(path):
     return "\n".join(lines) + "\n"
 
 
-LONG = ("docs/pipeline.md", "docs/verification.md", "docs/strategies.md", "docs/cams.md", "docs/patches.md")
+LONG = (
+    *("docs/pipeline.md", "docs/verification.md", "docs/strategies.md", "docs/cams.md", "docs/patches.md"),
+    *("docs/coalitions.md", "docs/write_a_kind.md"),
+)
 
 
 @pytest.mark.parametrize(

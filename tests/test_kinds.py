@@ -221,6 +221,7 @@ def test_a_kind_of_a_plugin_is_a_file_and_a_table(tmp_path, stranger, capsys):
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, False]
 
 
+@pytest.mark.slow
 def test_a_kind_of_an_installed_package_is_known_when_it_is_trusted(tmp_path, monkeypatch):
     site = tmp_path / "site"
     (site / "stranger-1.0.dist-info").mkdir(parents=True)

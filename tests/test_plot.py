@@ -515,6 +515,7 @@ def test_figures_of_a_map_lie_beside_it(tmp_path, shape, kinds):
     assert set((tmp_path / "new").iterdir()) == set(written.values())
 
 
+@pytest.mark.slow
 def test_the_same_data_give_the_same_file_in_another_process(tmp_path, monkeypatch):
     monkeypatch.undo()
     script = (

@@ -194,7 +194,9 @@ def test_a_task_that_fails_fails_alone_and_says_why():
     assert "in segfault" in found["segfault"].trace  # where it was, in a process that has died
 
 
-@pytest.mark.parametrize("function", ["hang", "hang_inside_c", "hang_deaf"])
+@pytest.mark.parametrize(
+    "function", ["hang", "hang_inside_c", pytest.param("hang_deaf", marks=pytest.mark.slow)]
+)
 def test_a_task_that_hangs_is_ended_at_its_deadline(function):
     found, events = run([task("hangs", function, deadline=0.5), task("good", "double", 1)])
     assert found["hangs"].status == "timeout"

@@ -285,6 +285,7 @@ def test_no_correlation_between_keys_indices_or_lags():
         assert crossed.abs().max() < 5.3 / math.sqrt(n)
 
 
+@pytest.mark.slow
 def test_every_bit_of_key_and_index_avalanches():
     base = [random.fold_in(torch.tensor(1234), i) for i in range(32)]
     for where in ("key", "index", "draw"):

@@ -21,6 +21,7 @@ from esegeta.run.executors.child import Context
 from esegeta.run.jobs import dispatch
 from esegeta.run.jobs import metrics as kind
 from esegeta.run.jobs import plan as jobs
+from esegeta.run.jobs.plan import tables_of
 
 SHAPE = (8, 8, 8)
 METHODS = [
@@ -209,6 +210,46 @@ def test_networks_without_weights_or_classes_are_refused(tmp_path):
     assert "expected a map of one score" in refused["sub-1_spot_gradient_deletion"]
 
 
+def referenced(folder, numbers):
+    """Label maps beside scans, for some of the subjects, with their axes in another order."""
+    truths = {}
+    for number in numbers:
+        truth = np.random.default_rng(100 + number).integers(0, 3, SHAPE)
+        turned = np.diag([2.0, 1.5, 1.0, 1.0])[:, [2, 1, 0, 3]]
+        file = folder / f"sub-{number}_dseg.nii.gz"
+        nibabel.Nifti1Image(truth.transpose(2, 1, 0).astype(np.uint8), turned).to_filename(file)
+        truths[number] = torch.from_numpy(truth)
+    return truths, {"files": str(folder / "sub-*_dseg.nii.gz"), "grid": "nearest"}
+
+
+HELD_AGAINST = [
+    {"metric": "roc_auc", "mask": "reference"},
+    {"metric": "pointing_game", "mask": "reference"},
+    {"metric": "relevance_mass", "id": "beside", "mask": "reference", "within": "prediction"},
+    {"metric": "deletion", "parameters": {"steps": 3}, "within": "reference"},
+]
+
+
+def test_maps_are_held_against_references(tmp_path):
+    scan(tmp_path / "sub-1_T1w.nii.gz", seed=1)
+    scan(tmp_path / "sub-2_T1w.nii.gz", seed=2)
+    truths, table = referenced(tmp_path, [1])
+    found, refused = done_here(tables(tmp_path, HELD_AGAINST, reference=table))
+    model, x, score = by_hand(tmp_path)
+    given, mask = metrics.given(raw(tmp_path, "sub-1_spot_gradient"), multiplied=False), truths[1] == 1
+    predicted = eg.reducers.predicted_mask(model(x), 1)
+    direct = {
+        "rocAuc": metrics.roc_auc(given)(x, mask=mask),
+        "pointingGame": metrics.pointing_game(given)(x, mask=mask),
+        "beside": metrics.relevance_mass(given)(x, mask=mask, within=predicted),
+        "deletion": metrics.deletion(given, score, steps=3)(x, within=mask).area,
+    }
+    for name, value in direct.items():
+        assert found[f"sub-1_spot_gradient_{name}"]["value"] == pytest.approx(value.item(), rel=1e-5), name
+        reason = "a reference to hold the map against, got none for sub-2. Add one to [reference]"
+        assert reason in refused[f"sub-2_spot_gradient_{name}"]
+
+
 def test_what_a_deadline_leaves_is_said(tmp_path):
     scan(tmp_path / "sub-1_T1w.nii.gz")
     asked = [{"metric": "infidelity", "parameters": {"samples": 2000000}}]
@@ -312,7 +353,7 @@ def test_an_entry_is_read_as_it_is_written(tmp_path):
     path = tmp_path / "study.json"
     path.write_text(json.dumps(tables(tmp_path, [{"metric": "roc_auc", "mask": "m/*.nii"}])))
     loaded = config.load(path)
-    (entry,) = kind.tables(loaded)
+    (entry,) = tables_of(loaded, kind.TABLE, kind.Metric)
     assert entry.mask == str(tmp_path / "m" / "*.nii")
     assert config.load(config.dump(loaded)).more == loaded.more
     assert list(kind.settings(METRICS["random_logit"])) == ["other", "similarity"]
@@ -404,6 +445,21 @@ def test_a_run_has_tables_curves_and_a_report_and_computes_no_map_again(tmp_path
     assert (np.load(folder / jobs.raw_path("sub-1_spot_gradient")) == -map).all()
     assert second.repeated == 3  # two numbers and their mean
     assert not (folder / "metrics" / "spot_deletion_curves.png").exists()
+
+
+@pytest.mark.slow
+def test_a_run_holds_maps_against_references_and_says_where_there_are_none(tmp_path):
+    for number in (1, 2):
+        scan(tmp_path / f"sub-{number}_T1w.nii.gz", seed=number)
+    truths, table = referenced(tmp_path, [1])
+    whole = tables(tmp_path, HELD_AGAINST[:1], reference=table)
+    assert pipeline.run(config.load(whole), progress=False, threads=1).exit_code != 0
+    one, two = csv.DictReader((tmp_path / "out" / "metrics.csv").read_text().splitlines())
+    x = by_hand(tmp_path)[1]
+    direct = metrics.roc_auc(metrics.given(raw(tmp_path, "sub-1_spot_gradient")))(x, mask=truths[1] == 1)
+    assert float(one["value"]) == pytest.approx(direct.item(), rel=1e-5)
+    assert (two["value"], two["status"]) == ("", "refused")
+    assert "none for sub-2" in two["reason"]
 
 
 @pytest.mark.slow

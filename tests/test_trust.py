@@ -599,6 +599,7 @@ def test_a_worker_asks_before_it_imports_a_plugin(study, tmp_path, canary):
     assert not canary.exists()
 
 
+@pytest.mark.slow
 def test_a_plugin_that_has_changed_is_imported_again(tmp_path):
     """In a process that stays; here in one of its own, for what is registered would be tested with the rest."""
     script = textwrap.dedent(f"""

@@ -58,7 +58,7 @@ class Setting(NamedTuple):
     held_out: int  # phantoms for the Dice
 
 
-FULL = Setting(tuple(NETWORKS), 64, 8, 4, 1, 3, 2, 8)
+FULL = Setting(tuple(NETWORKS), 64, 3, 1, 1, 3, 2, 4)
 QUICK = Setting(("U-Net MSS deformation",), 32, 1, 1, 2, 2, 2, 1)
 
 

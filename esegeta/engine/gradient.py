@@ -140,7 +140,7 @@ def refuse_dead_score(where: str, score: Score, x: Tensor, attribution: Tensor) 
     """
     a = attribution.detach()
     dead = (a.amin() == 0) & (a.amax() == 0)
-    if not levels.true_anywhere(dead):
+    if declared(score).partial or not levels.true_anywhere(dead):
         return
     both = value_and_gradient(score)
     x = x.detach()

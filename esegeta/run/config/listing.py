@@ -157,7 +157,7 @@ def _text(spec: Spec, kind: str, facts: dict[str, str]) -> str:
     lines += [f"  {key}: {value}" for key, value in facts.items() if value]
     known = catalogue.of_method(spec)
     lines.append("  parameters:" if known else "  parameters: none")
-    words = _explained(spec.fn)
+    words = explained(spec.fn)
     for parameter in known.values():
         default = "no default" if parameter.required else f"default {str(parameter).partition('=')[2]}"
         lines.append(
@@ -166,8 +166,8 @@ def _text(spec: Spec, kind: str, facts: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _explained(fn: Callable[..., Any]) -> dict[str, str]:
-    """What the docstring says about each parameter."""
+def explained(fn: Callable[..., Any]) -> dict[str, str]:
+    """Return what the docstring of a function says about each parameter."""
     text = inspect.getdoc(fn) or ""
     section = text.partition("\nArgs:\n")[2].partition("\nReturns:")[0]
     found: dict[str, str] = {}

@@ -24,7 +24,7 @@ from esegeta.run.config.building import configuration, identities
 from esegeta.run.config.catalogue import references
 from esegeta.run.config.faults import Collector, Faults
 from esegeta.run.config.plugins import check_plugins
-from esegeta.run.config.schema import Call, Config, Method, Model, Run, Section
+from esegeta.run.config.schema import Call, Config, Input, Method, Model, Run, Section
 from esegeta.run.config.sources import check_model, is_program
 from esegeta.run.config.tables import part
 from esegeta.run.config.trust import Trust, asked, of_environment
@@ -96,6 +96,18 @@ def model_of(source: str | Path | Mapping[str, Any], *, trust: Iterable[str] = (
     if faults.lines or model is None:
         raise Faults(faults.lines)
     return _placed(model, folder), allowed
+
+
+def input_of(source: str | Path | Mapping[str, Any]) -> Input | None:
+    """Return the images of a configuration, whatever else is in it; None if it names none."""
+    raw, folder = read(source)
+    if not isinstance(raw.get("input"), Mapping) or not raw["input"].get("files"):
+        return None
+    faults = Collector()
+    found = part(Input, raw["input"], "input", faults)
+    if faults.lines or found is None:
+        raise Faults(faults.lines)
+    return found.model_copy(update={"files": _pattern(found.files, folder)})
 
 
 def plugins_of(source: str | Path | Mapping[str, Any], *, trust: Iterable[str] = ()) -> None:

@@ -33,7 +33,7 @@ def _quoted(text: str) -> str:
 
 
 def written(tables: Mapping[str, Any], comment: str = "") -> str:
-    """Return tables, and lists of tables, as a file.
+    """Return tables, and lists of tables, as a file; values beside them come first.
 
     >>> print(written({"run": {"workers": 2}, "targets": [{"name": "a"}]}), end="")
     [run]
@@ -43,8 +43,20 @@ def written(tables: Mapping[str, Any], comment: str = "") -> str:
     name = "a"
     """
     blocks = [f"# {comment}\n"] if comment else []
+    plain = {name: v for name, v in tables.items() if not _is_table(v)}
+    if plain:
+        blocks.append("\n".join(f"{_key(k)} = {value(v)}" for k, v in plain.items()) + "\n")
     for name, table in tables.items():
-        head, several = (f"[[{name}]]", table) if isinstance(table, list) else (f"[{name}]", [table])
+        if name in plain:
+            continue
+        key = _key(name)
+        head, several = (f"[[{key}]]", table) if isinstance(table, list) else (f"[{key}]", [table])
         for one in several:
             blocks.append("\n".join([head, *(f"{_key(k)} = {value(v)}" for k, v in one.items())]) + "\n")
     return "\n".join(blocks)
+
+
+def _is_table(v: Any) -> bool:
+    """Whether a value is a table, or a list of tables only."""
+    tables = v if isinstance(v, (list, tuple)) else [v]
+    return all(isinstance(one, Mapping) for one in tables) and bool(tables)

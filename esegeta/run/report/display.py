@@ -157,6 +157,23 @@ def of_outline(values: np.ndarray, affine: np.ndarray, most: int) -> Copy:
     return Copy(text, shape, values.shape, 1.0, 1, 1.0, (0.0, 0.0, 0.0))
 
 
+def of_labels(values: np.ndarray, affine: np.ndarray, most: int) -> Copy:
+    """A copy of a map of labels: whole numbers, of fewer voxels the one that is in the middle of each."""
+    labels = np.nan_to_num(values).astype(np.uint8)
+    full, place = labels.shape, affine
+    for _ in range(6):
+        text = packed(labels, place)
+        if len(text) <= most or max(labels.shape) <= SMALLEST:
+            break
+        steps = tuple(2 if n > SMALLEST else 1 for n in labels.shape)
+        labels = labels[tuple(slice(step // 2, None, step) for step in steps)]
+        move = np.diag([*map(float, steps), 1.0])
+        move[:3, 3] = [step // 2 for step in steps]
+        place = place @ move
+    largest = int(labels.max(initial=0))
+    return Copy(text, labels.shape, full, 1.0, max(1, largest), float(largest), (0.0, 0.0, 0.0))
+
+
 def small(values: np.ndarray, affine: np.ndarray, most: int = 128) -> tuple[np.ndarray, np.ndarray]:
     """Return a volume on at most so many voxels a side."""
     if max(values.shape) <= most:

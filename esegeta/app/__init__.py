@@ -1,0 +1,1 @@
+"""The local web page: choose a network and images, choose methods, run them, look at the maps."""
