@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from esegeta import spatial
+from esegeta._facts import named
 from esegeta._registry import reducer
 from esegeta._types import Model, Score
 from esegeta.engine import check, levels
@@ -1089,6 +1090,122 @@ def predicted_dice(model: Model, target: Whole, *, at: Tensor, exclusive: bool =
         return 2 * (now & then).sum().to(z.dtype) / (now.sum() + then.sum()).to(z.dtype)
 
     return score
+
+
+@reducer(mask=True, example={"target": 1, "low": 0.01, "high": 0.99})
+def uncertain_band(
+    model: Model,
+    target: Whole,
+    *,
+    at: Tensor | None = None,
+    low: float | int = 0.1,
+    high: float | int = 0.9,
+    dynamic: bool = False,
+    exclusive: bool = True,
+) -> Score:
+    r"""Sum the scores of a class where it is neither sure nor excluded: what makes this edge so wide?
+
+    .. math:: F(x) = \sum_{v \in B} z_{c,v}, \qquad B = \{v : l \le p_{c,v} < h\} \text{ at } x_0
+
+    With the thresholds of ``esegeta.uncertainty.conformal`` the band lies between the outer mask, which misses
+    little, and the inner mask, which includes little else: ``low=outer.threshold, high=inner.threshold``. Positive
+    values of an explanation speak for the class in the band, negative ones against it; the entropy would have no
+    gradient where doubt is largest.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)``.
+        target: class number.
+        at: the explained input, where the band is frozen.
+        low: the probability from which on a voxel may belong to the class.
+        high: that from which on it does.
+        dynamic: recompute the band at every evaluation instead.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> x = torch.tensor([[-5., -1., 2., 7.]])
+        >>> eg.reducers.uncertain_band(lambda x: x, 1, at=x)(x).item()
+        1.0
+
+    Reference: Angelopoulos et al., Conformal risk control, ICLR 2024 (the thresholds).
+    """
+    here = "uncertain_band"
+    target = _target(here, target)
+    ends = [check.non_negative(here, name, value) for name, value in (("low", low), ("high", high))]
+    if not ends[0] < ends[1]:
+        got = f"low = {low!r} and high = {high!r}"
+        advice = "An outer mask that lies within the inner one leaves no band"
+        raise check.refused(here, "low < high", got, advice)
+
+    def band(z: Tensor) -> Tensor:
+        p = _probability(here, z, target, exclusive)
+        return (p >= ends[0]) & (p < ends[1])
+
+    empty = f"no voxel has a probability from {low:g} to {high:g} of class {check.values(target)} at x"
+    return _summed(here, model, target, exclusive, _frozen(here, model, band, at, dynamic, empty))
+
+
+def difference(
+    model: Model,
+    other: Model,
+    target: Whole,
+    *,
+    at: Tensor | None = None,
+    mask: Tensor | None = None,
+    exclusive: bool = True,
+) -> Score:
+    r"""Sum how much more one model speaks for a class than another: where do two folds or versions disagree, and why?
+
+    .. math:: F(x) = \sum_{v \in M} \big(z^a_{c,v} - z^b_{c,v}\big), \qquad
+        M = \{v : \hat y^a_v = c \ne \hat y^b_v \text{ or } \hat y^b_v = c \ne \hat y^a_v\} \text{ at } x_0
+
+    The score is a difference of two scores on one mask, so an explanation of a method that is linear in the score
+    (``"linearity" in esegeta.find_method(name).axioms``) is exactly the difference of the two models' explanations.
+    Others explain the difference by rules of their own. A configuration has one model and cannot ask for it.
+
+    Args:
+        model: ``(C, *S) -> (K, *S)``.
+        other: likewise.
+        target: class number.
+        at: the explained input, where the mask is frozen: voxels that only one of them predicts as the class.
+        mask: boolean ``(*S)``, a mask of your own that replaces it.
+        exclusive: False where channels are independent labels.
+
+    Returns:
+        Score ``(C, *S) -> ()``.
+
+    Example:
+        >>> import esegeta as eg
+        >>> x = torch.tensor([[-1., 2., 3.]])
+        >>> score = eg.reducers.difference(lambda x: x, lambda x: 2 * x - 5, 1, at=x)
+        >>> score(x).item(), torch.func.grad(score)(x).tolist()
+        (3.0, [[0.0, -1.0, 0.0]])
+    """
+    here = "difference"
+    target = _target(here, target)
+    check.model(here, model), check.model(here, other)
+    if (at is None) == (mask is None):
+        got, advice = "both" if at is not None else "neither", "at=x takes the voxels where they disagree"
+        raise check.refused(here, "either at= or mask=", got, advice)
+    if at is not None:
+        found = [_output_at(here, one, at, False, "map") for one in (model, other)]
+        one, two = (_predicted(here, z, target, exclusive) for z in found if z is not None)
+        if one.shape != two.shape:
+            got, advice = f"{tuple(one.shape)} and {tuple(two.shape)}", "Resample one of them"
+            raise check.refused(here, "two models with answers on one grid", got, advice)
+        mask = one != two
+    assert mask is not None
+    inside = _given(here, mask, "the models predict the same voxels at x")
+
+    def score(x: Tensor) -> Tensor:
+        a, b = _output(here, model, x), _output(here, other, x)
+        own = _logit(here, a, target, exclusive) - _logit(here, b, target, exclusive)
+        return _sum(own, inside(a))
+
+    return named(score, f"difference(model, other, {check.values(target)})")
 
 
 # --- Classification ---------------------------------------------------------------------------------------

@@ -135,6 +135,7 @@ ORDER = (
     "run.jobs.judging",
     "run.jobs.metrics",
     "run.jobs.dreams",
+    "run.jobs.uncertainty",
     "run.jobs.figures",
     "run.jobs.dispatch",
     "run.report",

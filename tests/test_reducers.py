@@ -256,6 +256,16 @@ MAPS = {
         lambda m, x, z: reducers.region(m, 1, as_tensor(some(z), z), average=True),
         lambda z: total(z, 1, some(z)) / len(some(z)),
     ),
+    "uncertain_band": (
+        3,
+        lambda m, x, z: reducers.uncertain_band(m, 1, at=x, low=0.02, high=0.9),
+        lambda z: total(z, 1, [v for v in voxels(z) if 0.02 <= slow_probabilities(scores(z, v))[1] < 0.9]),
+    ),
+    "uncertain_band, one channel": (
+        1,
+        lambda m, x, z: reducers.uncertain_band(m, 1, at=x, low=0.02, high=0.95),
+        lambda z: total(z, 1, [v for v in voxels(z) if 0.02 <= slow_probabilities(scores(z, v))[1] < 0.95]),
+    ),
     "component": (
         1,
         lambda m, x, z: reducers.component(m, 1, at=x),
@@ -587,6 +597,7 @@ def test_the_reducers_with_a_mask_are_the_expected_ones():
         "boundary",
         "finer",
         "predicted_dice",
+        "uncertain_band",
     }
 
 

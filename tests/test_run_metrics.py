@@ -21,6 +21,7 @@ from esegeta.run.executors.child import Context
 from esegeta.run.jobs import dispatch
 from esegeta.run.jobs import metrics as kind
 from esegeta.run.jobs import plan as jobs
+from esegeta.run.jobs.plan import tables_of
 
 SHAPE = (8, 8, 8)
 METHODS = [
@@ -352,7 +353,7 @@ def test_an_entry_is_read_as_it_is_written(tmp_path):
     path = tmp_path / "study.json"
     path.write_text(json.dumps(tables(tmp_path, [{"metric": "roc_auc", "mask": "m/*.nii"}])))
     loaded = config.load(path)
-    (entry,) = kind.tables(loaded)
+    (entry,) = tables_of(loaded, kind.TABLE, kind.Metric)
     assert entry.mask == str(tmp_path / "m" / "*.nii")
     assert config.load(config.dump(loaded)).more == loaded.more
     assert list(kind.settings(METRICS["random_logit"])) == ["other", "similarity"]

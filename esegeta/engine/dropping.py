@@ -224,17 +224,21 @@ class Dropping(TorchFunctionMode):
         drawn = self.draw(self.keys, number, math.prod(shape) // len(self.keys), rate, h.device)
         # The channels of a voxel stand side by side, as they do in the layout in which networks run here.
         if len(shape) > 3:
-            kept = drawn.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+            mask = drawn.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).to(h.dtype)
         else:
-            kept = drawn.reshape(shape)
-        mask = kept.to(h.dtype)
+            mask = drawn.reshape(shape).to(h.dtype)
+        del drawn  # the last dropout is often where a network needs most memory
         if selu and rate < 1:
             a = (1 - rate) ** -0.5 * (1 + rate * _LOW**2) ** -0.5
             factor, added = mask * a, (1 - mask) * (_LOW * a) - rate * _LOW * a
             return h.mul_(factor).add_(added) if inplace else h * factor + added
         if scaled and rate < 1:
             mask = mask.mul_(1 / (1 - rate))
-        return h.mul_(mask) if inplace else h * mask
+        if inplace:
+            return h.mul_(mask)
+        if torch.is_grad_enabled() or mask.shape != h.shape:
+            return h * mask
+        return mask.mul_(h)
 
 
 @contextmanager

@@ -279,7 +279,7 @@ def montage(
     box: object = None,
     colours: str = "orange",
 ) -> "Figure":
-    """Parallel planes through the part of a volume that is not empty, from one end to the other.
+    """Draw parallel planes through the part of a volume that is not empty, from one end to the other.
 
     Args:
         map: ``(C,*S)``, two or three spatial axes; channels are added up.

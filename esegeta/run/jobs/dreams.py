@@ -15,11 +15,11 @@ from torch import Tensor
 from esegeta import dreams
 from esegeta._registry import OBJECTIVES, RECIPES, Spec
 from esegeta._types import Score
-from esegeta.engine.execution import execution, parse_memory, partial_share
+from esegeta.engine.execution import execution, partial_share
 from esegeta.run.config import building, catalogue
 from esegeta.run.config.annotations import with_files
 from esegeta.run.config.faults import Strict
-from esegeta.run.config.schema import Call, Config, Section
+from esegeta.run.config.schema import Call, Section
 from esegeta.run.config.tables import no_twins
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
@@ -28,7 +28,7 @@ from esegeta.run.jobs.inputs import Inputs
 from esegeta.run.jobs.kinds import Beside, Job, Kind, Record, register
 from esegeta.run.jobs.methods import METHODS, number, write_raw
 from esegeta.run.jobs.parts import Image, reader, refusals
-from esegeta.run.jobs.plan import AboutImage, Planning, contents, ended, raw_path, releases
+from esegeta.run.jobs.plan import AboutImage, Planning, contents, ended, limits, raw_path, releases, tables_of
 from esegeta.run.jobs.plan import header as plan_header
 from esegeta.run.volumes import names
 
@@ -111,12 +111,6 @@ def check_all(tables: Sequence[tuple[str, Dream]], beside: Beside, faults: Stric
 # ------------------------------------------------------------------ plan
 
 
-def asked_for(config: Config) -> list[Dream]:
-    """Return the entries of a configuration."""
-    found = config.more.get(TABLE)
-    return [one for one in found if isinstance(one, Dream)] if isinstance(found, list) else []
-
-
 def entries(planning: Planning) -> list[Job]:
     """Return a job for each dream from noise, and for each image and dream from an image."""
     # What a method is given tells which image and network it is about: the first of each image will do.
@@ -129,7 +123,7 @@ def entries(planning: Planning) -> list[Job]:
             ):
                 of_image[job.subject] = job
     found = []
-    for table in asked_for(planning.config):
+    for table in tables_of(planning.config, TABLE, Dream):
         images = planning.images if table.start == "image" else planning.images[:1]
         found += [_job(planning, of_image[image.subject], image, table) for image in images]
     return found
@@ -150,7 +144,6 @@ def _job(planning: Planning, of: Job, image: AboutImage, table: Dream) -> Job:
             "versions": releases(),
         }
 
-    memory = table.memory if table.memory is not None else config.run.memory
     title = table.title or f"{table.own.replace('_', ' ')}, {table.recipe.replace('_', ' ')}"
     return Job(
         id=f"{image.subject}_dream_{names.label(table.own)}",
@@ -159,8 +152,7 @@ def _job(planning: Planning, of: Job, image: AboutImage, table: Dream) -> Job:
         given={**of.given, "dream": written, "title": title},
         decides=decides,
         looks=[table.title, config.output.figures],
-        deadline=table.deadline if table.deadline is not None else config.run.deadline,
-        memory=None if memory is None else parse_memory("run", memory),
+        **limits(table, config.run),
     )
 
 

@@ -26,6 +26,7 @@ BUILT_IN = (
     "esegeta.run.jobs.summary",
     "esegeta.run.jobs.metrics",
     "esegeta.run.jobs.dreams",
+    "esegeta.run.jobs.uncertainty",
     "esegeta.run.jobs.figures",
 )
 

@@ -26,7 +26,6 @@ from esegeta.engine.execution import (
     DeadlineExceeded,
     ExecutionWarning,
     execution,
-    parse_memory,
     partial_share,
 )
 from esegeta.engine.memory import forecast
@@ -60,6 +59,7 @@ from esegeta.run.jobs.plan import (
     Planning,
     content,
     contents,
+    limits,
     raw_path,
     releases,
     write_record,
@@ -545,7 +545,6 @@ def _job(
         "plugins": list(config.plugins),
         "trust": config.trust.json(),
     }
-    memory = method.memory if method.memory is not None else config.run.memory
     return Job(
         id=names.job(image.subject, target.name, own),
         kind="methods",
@@ -553,8 +552,7 @@ def _job(
         given=given,
         decides=decides,
         looks=looks,
-        deadline=method.deadline if method.deadline is not None else config.run.deadline,
-        memory=None if memory is None else parse_memory("run", memory),
+        **limits(method, config.run),
     )
 
 

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from esegeta._registry import METRICS, MetricSpec, find_method
 from esegeta.engine import check
-from esegeta.engine.execution import DeadlineExceeded, execution, parse_memory
+from esegeta.engine.execution import DeadlineExceeded, execution
 from esegeta.metrics.comparing import interval
 from esegeta.metrics.explanations import doubts
 from esegeta.run.config import building, catalogue
 from esegeta.run.config.annotations import with_files
 from esegeta.run.config.catalogue import nearest
 from esegeta.run.config.faults import Strict
-from esegeta.run.config.schema import Call, Config, Section
+from esegeta.run.config.schema import Call, Section
 from esegeta.run.config.tables import no_twins
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
@@ -35,7 +35,7 @@ from esegeta.run.jobs.inputs import Inputs
 from esegeta.run.jobs.judging import Answer, Material
 from esegeta.run.jobs.kinds import Beside, Job, Kind, Record, register
 from esegeta.run.jobs.methods import METHODS, number
-from esegeta.run.jobs.plan import Planning, contents, ended, releases
+from esegeta.run.jobs.plan import Planning, contents, ended, limits, releases, tables_of
 from esegeta.run.jobs.plan import header as plan_header
 from esegeta.run.volumes import files, labels, names
 
@@ -218,12 +218,6 @@ def check_all(tables: Sequence[tuple[str, Metric]], beside: Beside, faults: Stri
 # ------------------------------------------------------------------ plan
 
 
-def tables(config: Config) -> list[Metric]:
-    """Return the entries of a configuration."""
-    found = config.more.get(TABLE)
-    return [one for one in found if isinstance(one, Metric)] if isinstance(found, list) else []
-
-
 def masks_of(given: str | None, planning: Planning) -> dict[str, Path]:
     """Return the file of each subject that has one, for a mask that is in files.
 
@@ -257,7 +251,7 @@ def entries(planning: Planning) -> list[Job]:
             METRICS.by_name[table.metric],
             {key: masks_of(getattr(table, key), planning) for key in ("mask", "within")},
         )
-        for table in tables(planning.config)
+        for table in tables_of(planning.config, TABLE, Metric)
     ]
     return [
         _job(planning, job, table, spec, masks)
@@ -294,7 +288,6 @@ def _job(
         about = reference() if callable(reference) else reference
         return {**decides, "files": contains, "reference": about and about["decides"]}
 
-    memory = table.memory if table.memory is not None else config.run.memory
     return Job(
         id=f"{of.id}_{names.label(table.own)}",
         kind="metrics",
@@ -309,8 +302,7 @@ def _job(
         decides=decided,
         looks=table.title,
         after=(of,),
-        deadline=table.deadline if table.deadline is not None else config.run.deadline,
-        memory=None if memory is None else parse_memory("run", memory),
+        **limits(table, config.run),
     )
 
 
@@ -551,7 +543,7 @@ def average(payload: Record, inputs: Inputs, context: Context) -> Record:
 def curve_entries(planning: Planning) -> list[Job]:
     """Return a job for each target and metric that has curves: all methods in one figure."""
     found = []
-    by_name = {table.own: table for table in tables(planning.config)}
+    by_name = {table.own: table for table in tables_of(planning.config, TABLE, Metric)}
     for (target, metric), jobs in _groups(planning, "target", "metric").items():
         spec = METRICS.by_name[by_name[metric].metric]
         if spec.answer != "curve":

@@ -16,14 +16,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import nibabel
 import numpy as np
+from pydantic import BaseModel
 
 from esegeta.engine import check
+from esegeta.engine.execution import parse_memory
 from esegeta.run.config import plugins
-from esegeta.run.config.schema import Config
+from esegeta.run.config.schema import Config, Run
 from esegeta.run.config.sources import is_program
 from esegeta.run.config.trust import located
 from esegeta.run.executors.child import Context, peak
@@ -71,6 +73,25 @@ class Planning(NamedTuple):
     network: dict[str, Any]
     images: list[AboutImage]
     jobs: list[Job]
+
+
+Table = TypeVar("Table", bound=BaseModel)
+
+
+def tables_of(config: Config, key: str, section: type[Table]) -> list[Table]:
+    """Return the tables of a configuration that a kind of jobs has brought along, in the order of the file."""
+    given = config.more.get(key)
+    return [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, section)]
+
+
+def limits(table: Any, run: Run) -> dict[str, Any]:
+    """Return the limits of a job: those of its table, else those of ``[run]``."""
+    deadline, memory = (getattr(table, name) for name in ("deadline", "memory"))
+    memory = run.memory if memory is None else memory
+    return {
+        "deadline": run.deadline if deadline is None else deadline,
+        "memory": None if memory is None else parse_memory(WHERE, memory),
+    }
 
 
 @functools.lru_cache(maxsize=4096)
