@@ -16,11 +16,10 @@ from esegeta import dreams
 from esegeta._registry import OBJECTIVES, RECIPES, Spec
 from esegeta._types import Score
 from esegeta.engine.execution import execution, partial_share
-from esegeta.run.config import building, catalogue
-from esegeta.run.config.annotations import with_files
+from esegeta.run.config import catalogue
 from esegeta.run.config.faults import Strict
 from esegeta.run.config.schema import Call, Section
-from esegeta.run.config.tables import no_twins
+from esegeta.run.config.tables import id_and_limits, no_twins, with_files
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
 from esegeta.run.jobs import outputs
@@ -82,9 +81,7 @@ def settings(spec: Spec) -> dict[str, catalogue.Parameter]:
 
 def check_table(table: Dream, path: str, faults: Strict) -> None:
     """Tell what is wrong with an entry, as far as the entry alone shows it."""
-    if table.id is not None:
-        building.check_name(table.id, f"{path}.id", faults)
-    building.limits(table, path, faults)
+    id_and_limits(table, path, faults)
     if table.sigma < 0:
         faults.add(f"{path}.sigma", "a deviation >= 0", str(table.sigma), "0.01 is usual")
     asked = (

@@ -32,9 +32,9 @@ from esegeta.engine.memory import forecast
 from esegeta.methods.gradient import gradient
 from esegeta.placing import tap
 from esegeta.run.config import catalogue
-from esegeta.run.config.annotations import with_files
 from esegeta.run.config.building import Built, class_of
 from esegeta.run.config.schema import Method, Target
+from esegeta.run.config.tables import with_files
 from esegeta.run.executors.child import Context, one_line, peak, reset_peak, resident, verdict
 from esegeta.run.jobs import marks, outputs
 from esegeta.run.jobs.inputs import Inputs, on_image

@@ -23,11 +23,9 @@ from esegeta.engine.execution import DeadlineExceeded, execution
 from esegeta.metrics.comparing import interval
 from esegeta.metrics.explanations import doubts
 from esegeta.run.config import building, catalogue
-from esegeta.run.config.annotations import with_files
-from esegeta.run.config.catalogue import nearest
-from esegeta.run.config.faults import Strict
+from esegeta.run.config.faults import Strict, nearest
 from esegeta.run.config.schema import Call, Section
-from esegeta.run.config.tables import no_twins
+from esegeta.run.config.tables import id_and_limits, no_twins, with_files
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
 from esegeta.run.jobs import judging, marks, outputs
@@ -110,9 +108,7 @@ def settings(spec: MetricSpec) -> dict[str, catalogue.Parameter]:
 def check_table(table: Metric, path: str, faults: Strict) -> None:
     """Tell what is wrong with an entry, as far as the entry alone shows it."""
     context = catalogue.checking(faults)
-    if table.id is not None:
-        building.check_name(table.id, f"{path}.id", faults)
-    building.limits(table, path, faults)
+    id_and_limits(table, path, faults)
     if table.baseline is not None:
         building.baselines(table.baseline, f"{path}.baseline", None, context)
     spec = catalogue.found(METRICS, table.metric, f"{path}.metric", faults)

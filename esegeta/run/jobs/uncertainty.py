@@ -19,11 +19,10 @@ from esegeta._types import Model
 from esegeta.engine import check
 from esegeta.engine.execution import execution, parse_memory, partial_share
 from esegeta.engine.network import ModuleModel
-from esegeta.run.config import building, catalogue
-from esegeta.run.config.annotations import with_files
+from esegeta.run.config import catalogue
 from esegeta.run.config.faults import Strict
 from esegeta.run.config.schema import Call, Config, Section
-from esegeta.run.config.tables import no_twins
+from esegeta.run.config.tables import id_and_limits, no_twins, with_files
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
 from esegeta.run.jobs import outputs
@@ -96,9 +95,7 @@ def change_of(call: Call, context: catalogue.Context, path: str) -> Any:
 
 def check_table(table: Estimate, path: str, faults: Strict) -> None:
     """Tell what is wrong with an entry, as far as the entry alone shows it."""
-    if table.id is not None:
-        building.check_name(table.id, f"{path}.id", faults)
-    building.limits(table, path, faults)
+    id_and_limits(table, path, faults)
     if table.samples < 2:
         faults.add(f"{path}.samples", "at least 2", str(table.samples), "30 is usual")
     for place, rate in table.rate.items():
