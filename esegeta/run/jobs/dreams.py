@@ -110,19 +110,10 @@ def check_all(tables: Sequence[tuple[str, Dream]], beside: Beside, faults: Stric
 
 def entries(planning: Planning) -> list[Job]:
     """Return a job for each dream from noise, and for each image and dream from an image."""
-    # What a method is given tells which image and network it is about: the first of each image will do.
-    of_image: dict[str, Job] = {}
-    for job in planning.jobs:
-        if job.kind == "methods":
-            whole = job.given["method"]["patches"] == "whole"
-            if job.subject not in of_image or (
-                whole and of_image[job.subject].given["method"]["patches"] != "whole"
-            ):
-                of_image[job.subject] = job
     found = []
     for table in tables_of(planning.config, TABLE, Dream):
-        images = planning.images if table.start == "image" else planning.images[:1]
-        found += [_job(planning, of_image[image.subject], image, table) for image in images]
+        few = None if table.start == "image" else 1
+        found += [_job(planning, job, image, table) for image, job in planning.by_image()[:few]]
     return found
 
 
@@ -209,7 +200,6 @@ def dream(payload: Record, inputs: Inputs, context: Context) -> Record:
     folder = Path(payload["folder"])
     write_raw(found.image, folder / raw_path(payload["id"]))
     record = {
-        **header(payload),
         "value": number(found.value),
         "steps": int(found.taken),
         "min": number(found.image.min()),

@@ -4,7 +4,6 @@ Pictures take longer than most maps. They are drawn last, one job for each subje
 the first ones; ``esegeta report FOLDER`` draws the others. Another setting of ``[figures]`` computes no map anew.
 """
 
-import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,12 +18,11 @@ from torch import Tensor
 
 from esegeta.plot.canvas import numeral
 from esegeta.run.config.schema import Section
-from esegeta.run.executors.child import Context, peak
-from esegeta.run.executors.status import Status
+from esegeta.run.executors.child import Context
 from esegeta.run.jobs import marks, outputs
 from esegeta.run.jobs.inputs import Inputs
 from esegeta.run.jobs.kinds import Job, Kind, Record, register
-from esegeta.run.jobs.plan import Planning, inputs_of, releases, write_record
+from esegeta.run.jobs.plan import Planning, ended, releases
 from esegeta.run.volumes import names, pictures
 
 TABLE = "figures"
@@ -92,24 +90,8 @@ def draw(payload: Record, inputs: Inputs, context: Context) -> Record:
                 found[job] = _of_map(folder, one, how)
                 context.progress("figures", (count + 1) / len(made))
             together = _together(folder, list(shown.values()))
-    record = {
-        **header(payload),
-        "figures": found,
-        "together": together,
-        "status": Status.DONE,
-        "share_done": 1.0,
-        "inputs": inputs_of(folder, payload["after"]),
-        "error": None,
-        "events": events,
-        "versions": releases(),
-        "seconds": time.monotonic() - started,
-        "peak_memory": peak(),
-        "device": "cpu",
-        "deadline": context.seconds,
-        "memory": context.memory,
-    }
-    write_record(folder, record)
-    return json.loads(outputs.json_text(record))
+    record = {"figures": found, "together": together, "events": events}
+    return ended(payload, record, context, started)
 
 
 class Shown(NamedTuple):

@@ -402,7 +402,6 @@ def judge(payload: Record, inputs: Inputs, context: Context) -> Record:
         status = Status.PARTIAL
     folder = Path(payload["folder"])
     record = {
-        **header(payload),
         **numbers(found),
         "curve": write_curve(folder, payload["id"], found),
         "status": status,
