@@ -45,9 +45,9 @@ from esegeta.run.config.tables import (
     id_and_limits,
     is_there,
     keys_of,
-    limits,
     no_twins,
     one,
+    own_limits,
     part,
     placed,
     several,
@@ -279,7 +279,7 @@ def _reference(
 
 def _run(run: Run, folder: Path, faults: Strict) -> Run:
     """Return how it runs, with the folder of results as an absolute path and memory in bytes."""
-    whole = {"output": absolute(run.output, folder), **limits(run, "run", faults)}
+    whole = {"output": absolute(run.output, folder), **own_limits(run, "run", faults)}
     for key in ("workers", "per_device", "threads"):
         value = getattr(run, key)
         if value is not None and value < 1:

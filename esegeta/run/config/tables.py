@@ -320,7 +320,7 @@ def check_name(value: str, path: str, faults: Strict) -> None:
         faults.add(path, "letters, digits, '.', '_' and '-'", shown(value), "It becomes a part of file names")
 
 
-def limits(given: Any, path: str, faults: Strict) -> dict[str, Any]:
+def own_limits(given: Any, path: str, faults: Strict) -> dict[str, Any]:
     """Return the ``deadline`` and the ``memory`` of a table, this one in bytes, and tell what is wrong with them."""
     if given.deadline is not None and given.deadline <= 0:
         faults.add(f"{path}.deadline", "seconds > 0", str(given.deadline), "Leave it out for none")
@@ -335,4 +335,4 @@ def id_and_limits(given: Any, path: str, faults: Strict) -> dict[str, Any]:
     """Return the limits of a table with an ``id``, and tell what is wrong with either."""
     if given.id is not None:
         check_name(given.id, f"{path}.id", faults)
-    return limits(given, path, faults)
+    return own_limits(given, path, faults)

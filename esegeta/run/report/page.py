@@ -578,7 +578,8 @@ def _drawn(folder: Path, record: Mapping[str, Any], notes: list[str]) -> list[di
         path = inside(folder, name)
         if path is None:
             continue
-        found += _figure(path, folder, f"{kind} of {record['title']}, {record['target']}", notes)
+        whose = ", ".join(str(record[name]) for name in ("title", "target") if record[name])
+        found += _figure(path, folder, f"{kind} of {whose}", notes)
     return found
 
 
