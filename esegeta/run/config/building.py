@@ -458,7 +458,16 @@ def identities(method: Method) -> list[str]:
     own = method.id or (spec.name if spec else method.name)
     if not isinstance(method.place, list):
         return [own]
-    return [f"{own}-{re.sub(r'[^A-Za-z0-9._-]', '-', place)}" for place in method.place]
+    return [f"{own}-{place_label(place)}" for place in method.place]
+
+
+def place_label(place: str) -> str:
+    """Return a place as a part of an id.
+
+    >>> place_label("decoder.1#0")
+    'decoder.1-0'
+    """
+    return re.sub(r"[^A-Za-z0-9._-]", "-", place)
 
 
 def _of_kind(
