@@ -136,6 +136,7 @@ ORDER = (
     "run.jobs.metrics",
     "run.jobs.dreams",
     "run.jobs.uncertainty",
+    "run.jobs.dissection",
     "run.jobs.figures",
     "run.jobs.dispatch",
     "run.report",

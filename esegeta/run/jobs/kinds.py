@@ -27,6 +27,7 @@ BUILT_IN = (
     "esegeta.run.jobs.metrics",
     "esegeta.run.jobs.dreams",
     "esegeta.run.jobs.uncertainty",
+    "esegeta.run.jobs.dissection",
     "esegeta.run.jobs.figures",
 )
 

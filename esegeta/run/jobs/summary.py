@@ -309,11 +309,7 @@ def _files(section: Summary, planning: Planning) -> dict[str, dict[str, Path]]:
         if one in OWN:
             continue
         try:
-            paths = volumes.glob(one)
-            if len(paths) == 1 and not any(sign in Path(one).name for sign in "*?["):
-                found[one] = dict.fromkeys(subjects, paths[0])
-            else:
-                found[one] = labels.matched(one, subjects, planning.config.input.subject)
+            found[one] = labels.of_subjects(one, subjects, planning.config.input.subject)
         except volumes.UnreadableInput as error:
             raise check.Refused(f"summary.regions: {message_of(error)}") from error
     return found
@@ -323,9 +319,8 @@ def _asked(one: str, files: Mapping[str, Mapping[str, Path]], subject: str) -> R
     """Return what a job is told of regions."""
     if one in OWN:
         return {"of": one, "file": None}
-    path, name = files[one].get(subject), Path(one).name
-    of = name[: len(name) - len(volumes.suffix_of(Path(name)))].strip("*_-.") or name
-    return {"of": of, "file": str(path) if path else None}
+    path = files[one].get(subject)
+    return {"of": labels.called(one), "file": str(path) if path else None}
 
 
 def _decides(regions: Sequence[Record], reference: Callable[[], Record | None]) -> list[Any]:

@@ -590,7 +590,8 @@ def _drawn(folder: Path, record: Mapping[str, Any], notes: list[str]) -> list[di
             notes.append(f"{path.name} could not be shown: {_line(error)}")
             continue
         file = path.relative_to(folder.resolve()).as_posix()
-        about = {"title": f"{kind} of {record['title']}, {record['target']}", "file": file}
+        whose = ", ".join(str(record[name]) for name in ("title", "target") if record[name])
+        about = {"title": f"{kind} of {whose}", "file": file}
         found.append({**about, "address": address, "width": width, "height": height})
     return found
 
