@@ -49,6 +49,7 @@ from esegeta.run.config.tables import (
     one,
     own_limits,
     part,
+    place_label,
     placed,
     several,
 )
@@ -359,7 +360,7 @@ def _entries(
     places, first = method.place, method.id or name
     if not isinstance(places, list):
         return [whole.model_copy(update={**common, "id": first})]
-    ids = [f"{first}-{re.sub(r'[^A-Za-z0-9._-]', '-', place)}" for place in places]
+    ids = [f"{first}-{place_label(place)}" for place in places]
     return [
         whole.model_copy(update={**common, "id": i, "place": p}) for i, p in zip(ids, places, strict=True)
     ]

@@ -320,6 +320,15 @@ def check_name(value: str, path: str, faults: Strict) -> None:
         faults.add(path, "letters, digits, '.', '_' and '-'", shown(value), "It becomes a part of file names")
 
 
+def place_label(place: str) -> str:
+    """Return a place as a part of an id.
+
+    >>> place_label("decoder.1#0")
+    'decoder.1-0'
+    """
+    return re.sub(r"[^A-Za-z0-9._-]", "-", place)
+
+
 def own_limits(given: Any, path: str, faults: Strict) -> dict[str, Any]:
     """Return the ``deadline`` and the ``memory`` of a table, this one in bytes, and tell what is wrong with them."""
     if given.deadline is not None and given.deadline <= 0:

@@ -239,6 +239,25 @@ def shown(record: Record, values: Tensor, payload: Record, image: Image) -> Reco
     return found
 
 
+def whose(payload: Record, record: Record) -> list[str]:
+    """Return what a dream is of: where it began, what it was made to be, and how far it came.
+
+    >>> dream = Dream(objective={"name": "channel", "place": "bottom", "channel": 2})
+    >>> payload = {"keys": {"subject": "sub-1"}, "dream": dream.model_dump(mode="json")}
+    >>> whose(payload, {"steps": 8, "value": 3.0})
+    ['noise on the grid of sub-1', 'channel (place bottom, channel 2)', '8 steps', 'value 3']
+    """
+    subject, dream = payload["keys"]["subject"], Dream.model_validate(payload["dream"])
+    asked = dream.climbed
+    more = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in asked.parameters.items())
+    return [
+        str(subject) if dream.start == "image" else f"{dream.start} on the grid of {subject}",
+        f"{asked.name} ({more})" if more else asked.name,
+        f"{record['steps']} steps",
+        f"value {record['value']:.4g}",
+    ]
+
+
 def draw(whole: Tensor, image: Image, path: Path, payload: Record, record: Record) -> str | None:
     """Draw the planes of a dream; say why if that cannot be."""
     try:
@@ -253,7 +272,7 @@ def draw(whole: Tensor, image: Image, path: Path, payload: Record, record: Recor
         volume.spacing,
         volume.affine,
         title=f"Dream: {payload['title']}",
-        subtitle=f"{payload['keys']['subject']}, {record['steps']} steps, value {record['value']:.4g}",
+        subtitle=" · ".join(whose(payload, record)),
     )
     outputs.write_bytes(path, plot.png(figure))
     return None

@@ -154,6 +154,26 @@ def facts(record: Mapping[str, Any]) -> str:
     return " · ".join(said)
 
 
+def in_common(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return what holds for all of several maps, for below the title of their picture.
+
+    >>> one = {"subject": "sub-1", "target": "brain", "method": "rise", "score": 2.0}
+    >>> in_common([one, {**one, "method": "lime"}]), in_common([one, {**one, "target": "skull", "score": 3.0}])
+    ('sub-1 · brain · score 2', 'sub-1 · rise')
+    """
+    alike = lambda name: len({repr(record.get(name)) for record in records}) == 1
+    one = records[0]
+    said = [str(one["subject"])] if alike("subject") else []
+    if alike("target") and alike("reducer"):
+        said.append(f"{one['target']} ({one['reducer']})" if one.get("reducer") else str(one["target"]))
+    own = [str(record.get("name") or record["method"]) for record in records]
+    if len(set(own)) == 1:
+        said.append(f"{own[0]} at {one['place']}" if one.get("place") and alike("place") else own[0])
+    if alike("score") and one.get("score") is not None:
+        said.append(f"score {numeral(one['score'])}")
+    return " · ".join(said)
+
+
 def _of_map(folder: Path, shown: Shown, how: Figures) -> dict[str, str]:
     from esegeta import plot
 
@@ -214,10 +234,19 @@ def _beside(
     maps: dict[str, Tensor] = {}
     for one in group:
         name = marks.titled(str(one.record[by]), marks.marks(one.record))
+        if by == "target" and one.record.get("score") is not None:
+            name = f"{name}, score {numeral(one.record['score'])}"
         maps[name if name not in maps else f"{name} ({one.record['method']})"] = one.map
     look = _common_look(group)
     figure = plot.side_by_side(
-        maps, group[0].anatomy, None, group[0].affine, title=title, shared=shared, **look
+        maps,
+        group[0].anatomy,
+        None,
+        group[0].affine,
+        title=title,
+        subtitle=in_common([one.record for one in group]),
+        shared=shared,
+        **look,
     )
     plot.save(figure, folder / path, 256)
     return [{"title": title, "file": path.as_posix(), "maps": len(maps)}]
@@ -238,7 +267,17 @@ def _sweep(folder: Path, group: Sequence[Shown], target: str, name: str) -> list
         title = f"{subject}, {target}: {name} at {len(maps)} places{', projected' if project else ''}"
         first = group[0]
         look = _common_look(group)
-        figure = plot.layers(maps, first.anatomy, None, first.affine, title=title, project=project, **look)
+        said = in_common([one.record for one in group])
+        figure = plot.layers(
+            maps,
+            first.anatomy,
+            None,
+            first.affine,
+            title=title,
+            subtitle=said,
+            project=project,
+            **look,
+        )
         plot.save(figure, folder / path, 256)
         found.append({"title": title, "file": path.as_posix(), "maps": len(maps)})
     return found

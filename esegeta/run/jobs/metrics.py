@@ -8,7 +8,7 @@ import inspect
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -568,9 +568,11 @@ def gather(payload: Record, inputs: Inputs, context: Context) -> Record:
     folder = Path(payload["folder"])
     rows: list[Record] = []
     lines: dict[str, list[Record]] = {}
+    subjects: set[str] = set()
     for _, record in inputs.many():
         if not record.get("curve"):
             continue
+        subjects.add(str(record["subject"]))
         curve = json.loads((folder / record["curve"]).read_text())
         lines.setdefault(record["method"], []).append(curve)
         x = curve["fractions"] or range(len(curve["values"]))
@@ -593,7 +595,9 @@ def gather(payload: Record, inputs: Inputs, context: Context) -> Record:
     }
     if payload["figures"]:
         path = Path(FOLDER, f"{stem}_curves.png")
-        message = draw(lines, folder / path, f"{payload['title']} ({payload['keys']['target']})")
+        message = draw(
+            lines, folder / path, f"{payload['title']} ({payload['keys']['target']}), {of_whom(subjects)}"
+        )
         if message:
             record["events"] = [{"event": "figures", "message": message}]
         else:
@@ -614,6 +618,16 @@ def mean_curve(curves: Sequence[Record], key: str = "values") -> tuple[np.ndarra
         for step, curve in zip(steps, curves, strict=True)
     ]
     return x, np.mean(ys, 0)
+
+
+def of_whom(subjects: Iterable[str]) -> str:
+    """Return whose curves are in a figure.
+
+    >>> of_whom(["sub-1"]), of_whom(["sub-1", "sub-2"])
+    ('sub-1', 'mean of 2 subjects')
+    """
+    some = list(subjects)
+    return some[0] if len(some) == 1 else f"mean of {len(some)} subjects"
 
 
 def draw(lines: Mapping[str, Sequence[Record]], path: Path, title: str) -> str | None:

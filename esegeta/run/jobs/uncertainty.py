@@ -294,6 +294,7 @@ def draw(map: Tensor, mean: Tensor, image: Image, path: Path, payload: Record, r
         title=f"{chosen.capitalize()}: {payload['title']}",
         subtitle=f"{payload['keys']['subject']}, {record['samples']} draws: {record['draws']}",
         unit=chosen,
+        signed=False,
         outline={"mean answer": outline} if bool(outline.any()) else None,
     )
     outputs.write_bytes(path, plot.png(figure))
