@@ -303,9 +303,9 @@ def section_of(section: type[BaseModel]) -> Form:
 
 
 def keys_of(text: str, known: Iterable[str]) -> dict[str, str]:
-    """Return what a docstring says of keys, each as ``name: words.`` or ``name: words;``, some names with one text.
+    r"""Return what a docstring says of keys, each as ``name: words.`` or ``name: words;``, some names with one text.
 
-    >>> keys_of("Do it.\n\na: the first; b, c: the\nothers. d: last.", "abcd")
+    >>> keys_of("Do it. a: the first; b, c: the others. d: last.", "abcd")
     {'a': 'the first', 'b': 'the others.', 'c': 'the others.', 'd': 'last.'}
     """
     one = "|".join(sorted(map(re.escape, known), key=len, reverse=True))
