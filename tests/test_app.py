@@ -423,6 +423,63 @@ def test_everything_that_is_registered_is_offered_with_words_for_every_field():
     json.dumps(found)
 
 
+def test_every_table_that_a_kind_of_jobs_brings_is_offered_with_words_for_every_field():
+    from esegeta.run.jobs import kinds
+
+    found = {one["name"]: one for one in forms.tables()}
+    known = {kind.table for kind in kinds.known() if kind.section is not None}
+    assert set(found) == known - set(forms.BY_NAME)
+    for one in (*found.values(), *forms.everything()["sections"].values()):
+        assert one["line"]
+        assert all(field["help"] for field in one["fields"]), one
+    fields = {field["name"]: field for field in found["uncertainty"]["fields"]}
+    assert (fields["samples"]["kind"], fields["samples"]["default"]) == ("integer", 30)
+    assert "affine" in [maker["name"] for maker in fields["changes"]["makers"]]
+    assert {field["name"]: field["kind"] for field in found["summary"]["fields"]}["regions"] == "texts"
+
+
+def test_every_volume_of_a_record_is_looked_at_and_nothing_else(home, client):
+    folder = home / "results"
+    (folder / ".jobs").mkdir(parents=True)
+    image = nibabel.nifti1.Nifti1Image(np.random.default_rng(0).normal(size=(8, 8, 8)), np.eye(4))
+    for name in ("mean", "entropy", "dream"):
+        image.to_filename(folder / f"{name}.nii.gz")
+    image.to_filename(home / "outside.nii.gz")
+    maps = {"mean": "mean.nii.gz", "entropy": "entropy.nii.gz", "far": "../outside.nii.gz"}
+    records = {"u": {"maps": maps}, "d": {"image": "dream.nii.gz"}, "f": {"status": "failed", "maps": maps}}
+    for name, more in records.items():
+        record = {"id": name, "kind": "uncertainty", "subject": "s", "status": "done", "digest": "1", **more}
+        (folder / ".jobs" / f"{name}.json").write_text(json.dumps(record))
+    rows = {row["id"]: row["volumes"] for row in client.get("/api/results").json()["rows"]}
+    assert rows == {"u": ["maps.mean", "maps.entropy"], "d": ["image"], "f": []}
+    ask = lambda what, job="u": client.get("/api/results/volume", params={"job": job, "what": what})
+    assert ask("maps.mean").headers["x-esegeta-copy"]
+    assert ask("image", "d").status_code == 200
+    picture = client.get("/api/results/picture", params={"job": "d", "what": "image"})
+    assert picture.headers["content-type"] == "image/png"
+    assert [ask(what).status_code for what in ("maps.far", "maps.none", "status", "../../etc")] == [
+        404,
+        404,
+        400,
+        400,
+    ]
+
+
+def test_copies_for_the_screen_are_bounded_whatever_the_size_of_a_map(tmp_path, monkeypatch):
+    from esegeta.app import pictures
+
+    monkeypatch.setattr(pictures, "SHELF", pictures.Shelf(600_000))
+    rng = np.random.default_rng(0)
+    for n in range(2):
+        volume = nibabel.nifti1.Nifti1Image(rng.normal(size=(64, 64, 64)).astype(np.float32), np.eye(4))
+        volume.to_filename(tmp_path / f"{n}.nii")
+        preview, about = pictures.copy(tmp_path / f"{n}.nii", "map", "preview")
+        fine, _ = pictures.copy(tmp_path / f"{n}.nii", "map", "fine")
+        assert len(preview) < pictures.LEVELS["preview"] < len(fine) < pictures.LEVELS["fine"]
+        assert (about["full"], max(about["shape"]) < 64) == ([64, 64, 64], True)
+    assert sum(map(len, pictures.SHELF.kept.values())) <= 600_000
+
+
 # --- A real server ----------------------------------------------------------------------------------------
 
 

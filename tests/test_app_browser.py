@@ -73,10 +73,26 @@ def opened(browser, key, **how):
     failed = lambda answer: page.heard["errors"].append(f"{answer.status} {answer.url}")
     page.on("response", lambda answer: failed(answer) if answer.status >= 400 else None)
     page.on("pageerror", lambda error: page.heard["errors"].append(str(error)))
-    page.on("console", lambda m: page.heard["errors"].append(m.text) if m.type == "error" else None)
+    page.on(
+        "console",
+        lambda m: page.heard["errors"].append(f"{m.text} {m.location}") if m.type == "error" else None,
+    )
     page.goto(key.as_uri())
     page.wait_for_selector("html[data-ready=yes]", state="attached")
     return page
+
+
+# Where the tests put things is nothing that a tour shows.
+PLAINLY = """(names) => {
+    const plainly = (text) => names.reduce((now, [found, shown]) => now.replaceAll(found, shown), text);
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+        const text = texts.currentNode;
+        if (plainly(text.data) !== text.data) text.data = plainly(text.data);
+    }
+    for (const one of document.querySelectorAll("input[type=text], textarea")) one.value = plainly(one.value);
+    scrollTo(0, 0);
+}"""
 
 
 def picture(page, name):
@@ -84,6 +100,9 @@ def picture(page, name):
     if PICTURES:
         from PIL import Image
 
+        folder = page.get_attribute("#where-kept", "title")
+        study = Path(folder).parent if Path(folder).name == "results" else Path(folder)
+        page.evaluate(PLAINLY, [[str(study), "study"], [str(starter.HEAD.parent), "scans"]])
         image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
         small = image.resize((1024, 640), Image.Resampling.LANCZOS).quantize(96, dither=Image.Dither.NONE)
         small.save(Path(PICTURES) / f"app_{name}.png", optimize=True)
@@ -198,6 +217,10 @@ def test_from_an_empty_folder_to_maps_and_away_with_the_configuration(browser, t
         pick_methods(page)
         # Run: progress, a map, a job that is cancelled, a reload in the middle.
         page.click("[data-step=run]")
+        page.click("summary:has-text('Settings of the run')")
+        page.click("summary:has-text('What is written')")
+        page.select_option("#run-settings [data-field=figures]", "false")
+        page.click("summary:has-text('Settings of the run')")
         page.click("#start")
         state(page, "run", "running")
         page.wait_for_selector(".map-entry[data-map$=gradCam]")
@@ -214,7 +237,7 @@ def test_from_an_empty_folder_to_maps_and_away_with_the_configuration(browser, t
         page.wait_for_selector("#numbers tbody tr:nth-child(3)")
         assert page.locator(".map-entry").count() == 2
         page.click("#log-box summary")
-        page.wait_for_function("document.getElementById('log').textContent.includes('rise')")
+        page.wait_for_function("() => document.getElementById('log').textContent.includes('rise')")
         # Keep: what was downloaded makes the same files.
         page.click("[data-step=keep]")
         with page.expect_download() as kept:
@@ -265,11 +288,17 @@ def look_at(browser, results):
         )
         words = page.inner_text("#where")
         assert words.count("±") == 2  # the value of either map at the same place
+        page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.2)  # and under the cursor
+        page.wait_for_function("text => document.getElementById('where').textContent !== text", arg=words)
         picture(page, "maps")
         page.locator("#threshold").press("End")
         page.wait_for_selector("label:has(#threshold) output:has-text('95 %')")
         page.uncheck("#symmetric")
         page.locator("body").press("n")
+        page.click("#grid")
+        page.wait_for_function(
+            "() => document.querySelectorAll('.map-entry[aria-pressed=true]').length === 2"
+        )
         assert page.locator("#report").is_visible()
         with page.expect_download() as report:
             page.click("#report")

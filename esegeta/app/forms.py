@@ -40,6 +40,12 @@ from esegeta.run.jobs.metrics import settings as settings_of_metric
 Form = dict[str, Any]
 # Tables of kinds of jobs whose entries name something that is registered: they are offered by these names.
 BY_NAME = ("methods", "metrics", "dreams")
+# What keys say that tables of many kinds have, where the table itself does not.
+SHARED = {
+    "title": "as figures and the report show it.",
+    "deadline": "in seconds, instead of that of the run.",
+    "memory": 'such as "8 GiB", instead of that of the run.',
+}
 # Numbers that most ranges leave out on either side: what refuses them says what it takes.
 _BEYOND: tuple[Any, ...] = (-(10**6), 10**6, 0.5)
 
@@ -281,9 +287,9 @@ def section_of(section: type[BaseModel]) -> Form:
     """Return a table of the configuration as fields, from its class.
 
     >>> section_of(Patches)["fields"][1]["name"], section_of(Patches)["fields"][1]["help"]
-    ('overlap', 'what neighbours share, from 0 to below 1.')
+    ('overlap', 'what neighbours share, from 0 to below 1')
     """
-    words = keys_of(inspect.getdoc(section) or "", section.model_fields)
+    words = SHARED | keys_of(inspect.getdoc(section) or "", section.model_fields)
     found = []
     for name, field in section.model_fields.items():
         if name == "id" or field.exclude:

@@ -139,6 +139,9 @@ def _routes(site: Site) -> list[Route]:
             raise FileNotFoundError(f"app: expected a file of the page, got {name[:100]!r}. Reload the page.")
         return Response(path.read_bytes(), media_type=_TYPES[path.suffix])
 
+    async def no_icon(_: Request) -> Response:
+        return Response(status_code=204)  # browsers ask for one whatever the page says
+
     # --- State ---
 
     def whole() -> dict[str, Any]:
@@ -366,6 +369,7 @@ def _routes(site: Site) -> list[Route]:
     return [
         Route("/", asset),
         Route("/assets/{name}", asset),
+        Route("/favicon.ico", no_icon),
         Route("/api/session", session, methods=["POST"]),
         Route("/api/state", get_state),
         Route("/api/state", put_state, methods=["PUT"]),

@@ -39,7 +39,7 @@ export function control(field, value, set, id) {
     return stack(field.name, field.makers, calls, "name", (entries) => set(entries.length ? structuredClone(entries) : undefined));
   }
   if (field.kind === "call") return call(field, value, set, common);
-  if (field.name === "place" || field.name === "layer") return placed(field, value, set, common);
+  if (["place", "places", "layer"].includes(field.name)) return placed(field, value, set, common);
   const number = field.kind === "integer" || field.kind === "number";
   const input = el("input", {
     ...common, type: number ? "number" : "text", step: field.kind === "integer" ? 1 : "any",
@@ -54,12 +54,12 @@ export function placed(field, value, set, common) {
   const input = el("input", { ...common, type: "text", value: shown(value), list: "places", required: field.required || undefined, placeholder: standard(field) });
   input.addEventListener("change", () => {
     const several = input.value.split(",").map((one) => one.trim()).filter(Boolean);
-    set(several.length > 1 ? several : several[0]);
+    set(field.kind === "texts" ? (several.length ? several : undefined) : several.length > 1 ? several : several[0]);
   });
   const pick = button("pick", async () => {
     const found = await choosePlace(input.value);
     if (found === null) return;
-    input.value = found;
+    input.value = field.kind === "texts" && input.value ? `${input.value}, ${found}` : found;
     input.dispatchEvent(new Event("change"));
   }, { class: "small", "aria-label": `Pick ${field.name} from the layers`, data: { pick: field.name } });
   return el("span", { class: "row" }, input, pick);

@@ -140,6 +140,8 @@ function card(kind, entry, n) {
     if (kind === "dreams") inner.append(...dream(entry, form)); else inner.append(...parameters(entry, "parameters", form.fields));
     if (kind === "methods") {
       inner.append(placeField(entry, form.place));
+      inner.append(row({ name: "patches", kind: "choice", choices: ["whole", "stitched", "per_patch"], default: "whole",
+        help: "The whole volume at once, or cut as the settings of the run say: maps of patches put together, or each by itself." }, entry.patches, (value) => put(entry, "patches", value)));
       if (form.refs.length || (entry.transforms || []).some((one) => one.name === "over_baselines")) inner.append(baselineField(entry));
       inner.append(el("h3", {}, "Transforms"), stack("Transforms", store.forms.transforms, structuredClone(entry.transforms || []), "name",
         (entries) => put(entry, "transforms", entries.length ? structuredClone(entries) : undefined)));

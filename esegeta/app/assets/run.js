@@ -9,6 +9,7 @@ let jobs = {}, run = { state: "none" }, results = { rows: [], tables: [] };
 let picked = [], screens = null, several = false, timer = null, drawn = false;
 
 const MADE = ["done", "partial"];
+const MOST = 6;  // screens at once: a browser draws into some and no more
 const WORDS = { waiting: "waits", running: "runs", skipped: "skipped: what it needs is missing" };
 
 // --- News from the server ---
@@ -136,8 +137,17 @@ function press() {
 }
 
 export function pick(name) {
-  if (several) picked = picked.includes(name) ? picked.filter((one) => one !== name) : [...picked, name].slice(-4);
+  if (several) picked = picked.includes(name) ? picked.filter((one) => one !== name) : [...picked, name].slice(-MOST);
   else picked = [name];
+  press();
+  display();
+}
+
+// Targets and methods in a grid: the first maps at once.
+function grid() {
+  several = true;
+  $("several").checked = true;
+  picked = shown().slice(0, MOST).map((row) => row.name);
   press();
   display();
 }
@@ -216,7 +226,7 @@ function controls() {
   view.addEventListener("change", () => { look.view = Number(view.value); screens?.turn(); });
   const beside = el("input", { type: "checkbox", id: "several" });
   beside.addEventListener("change", () => { several = beside.checked; if (!several) { picked = picked.slice(-1); press(); display(); } });
-  return el("div", { class: "controls" }, el("label", {}, "View ", view), el("label", {}, beside, "several side by side"),
+  return el("div", { class: "controls" }, el("label", {}, "View ", view), el("label", {}, beside, "several side by side"), button("grid", grid, { id: "grid", class: "small", title: `The first ${MOST} maps beside each other` }),
     slider("threshold", "Threshold", 1, 95, 30, (value) => { look.threshold = value / 100; }, (value) => `${value} %`),
     slider("opacity", "Opacity", 0, 100, 85, (value) => { look.opacity = value / 100; }, (value) => `${value} %`),
     slider("window", "Colours end at", -20, 20, 0, (value) => { look.window = 10 ** (value / 20); }, (value) => `× ${short(10 ** (value / 20))}`),

@@ -41,7 +41,8 @@ const views = (nv, flat) => {
 export const look = { threshold: 0.3, opacity: 0.85, window: 1, fade: true, smooth: true, view: slow() ? PLANES : 3, symmetric: true, outline: false };
 
 export class Screen {
-  constructor(moved) {
+  constructor(moved, hovered) {
+    this.hovered = hovered;
     this.canvas = el("canvas", { tabindex: "0", role: "img", "aria-label": "Planes and a rendering of the image with a map in colour" });
     this.caption = el("figcaption");
     this.root = el("figure", { class: "screen" }, this.canvas, this.caption);
@@ -62,6 +63,7 @@ export class Screen {
     });
     this.nv.onLocationChange = (location) => this.moved(this, location);
     await this.nv.attachToCanvas(this.canvas, false);
+    this.canvas.addEventListener("pointermove", (event) => this.over(event));
     this.nv.addColormap("esegeta_for", ramp(store.about.colours.positive));
     this.nv.addColormap("esegeta_against", ramp(store.about.colours.negative));
     this.nv.addColormap("esegeta_labels", ramp([[90, 200, 120], [90, 200, 120]]));
@@ -165,6 +167,14 @@ export class Screen {
     return Number.isFinite(found) ? `${short(found * map.about.step)} ± ${short(map.about.step / 2)}` : "";
   }
 
+  // The place under the cursor, which the crosshair does not follow.
+  over(event) {
+    if (!this.nv.volumes.length || event.buttons) return;
+    const dpr = this.nv.uiData.dpr || 1;
+    const at = this.nv.canvasPos2frac([event.offsetX * dpr, event.offsetY * dpr]);
+    if (at && at[0] >= 0) this.hovered([...this.nv.frac2mm(at)].slice(0, 3));
+  }
+
   close() {
     const context = this.canvas.getContext("webgl2");
     context?.getExtension("WEBGL_lose_context")?.loseContext();
@@ -187,6 +197,10 @@ export class Screens {
     for (const other of this.all) if (other !== screen) other.go(mm, false);
     this.busy = false;
     this.mm = mm;
+    this.tell(mm);
+  }
+
+  tell(mm) {
     const words = mm.map((v) => v.toFixed(0));
     const values = this.all.map((one) => [one.caption.textContent, one.value(mm)]).filter((pair) => pair[1]);
     this.where.textContent = `right ${words[0]}, front ${words[1]}, up ${words[2]} mm${values.map(([name, value]) => `; ${name} ${value}`).join("")}`;
@@ -195,7 +209,7 @@ export class Screens {
   show(list) {
     while (this.all.length > Math.max(1, list.length)) this.all.pop().close();
     while (this.all.length < list.length) {
-      const screen = new Screen((one, location) => this.moved(one, location));
+      const screen = new Screen((one, location) => this.moved(one, location), (mm) => this.tell(mm));
       this.all.push(screen);
       this.root.append(screen.root);
     }

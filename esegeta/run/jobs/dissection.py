@@ -43,8 +43,11 @@ class Dissection(Section):
     places: of the layers. concepts: "prediction" and "reference" (of each target), "tissues" (classes of intensity
     inside of ``within``), and label maps: a file for all subjects, or a pattern of a file for each. names: of labels,
     and then of those alone. grid: of a label map on another grid than the image, "same" refuses it, "nearest" takes
-    the nearest label. within: where voxels count: "all", "prediction" or "reference" of any target, or a mask. The
-    rest is as for ``esegeta.dissection.dissect`` and ``Dissection.rows``.
+    the nearest label. within: where voxels count: "all", "prediction" or "reference" of any target, or a mask.
+    tissues: how many classes of intensity; quantile: the share of values of a channel that are on; clean: masks of
+    channels, before they are compared; null: what is random about the structures of a permutation; permutations: how
+    many; least: the overlap of a detector; level: of its p-value; correction: of p-values for many channels and
+    structures. They are as for ``esegeta.dissection.dissect`` and ``Dissection.rows``.
     """
 
     places: list[str] = Field(min_length=1)
