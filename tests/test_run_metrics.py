@@ -453,13 +453,19 @@ def test_a_run_holds_maps_against_references_and_says_where_there_are_none(tmp_p
         scan(tmp_path / f"sub-{number}_T1w.nii.gz", seed=number)
     truths, table = referenced(tmp_path, [1])
     whole = tables(tmp_path, HELD_AGAINST[:1], reference=table)
+    whole["output"]["report"] = True
     assert pipeline.run(config.load(whole), progress=False, threads=1).exit_code != 0
     one, two = csv.DictReader((tmp_path / "out" / "metrics.csv").read_text().splitlines())
     x = by_hand(tmp_path)[1]
     direct = metrics.roc_auc(metrics.given(raw(tmp_path, "sub-1_spot_gradient")))(x, mask=truths[1] == 1)
     assert float(one["value"]) == pytest.approx(direct.item(), rel=1e-5)
     assert (two["value"], two["status"]) == ("", "refused")
-    assert "none for sub-2" in two["reason"]
+    reason = "expected a reference to hold the map against, got none for sub-2. Add one to [reference]."
+    assert two["reason"] == reason
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f'<td class="number" data-value="{float(one["value"])}">' in page
+    assert f'<td class="long">{reason}</td>' in page
+    assert page.index('<th scope="col">Value</th><th scope="col">Reason</th>') > 0
 
 
 @pytest.mark.slow

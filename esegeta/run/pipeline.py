@@ -514,12 +514,13 @@ def _group(job: Job) -> str | None:
 def without_result(job: Job, outcome: Outcome) -> Record:
     """Return the record of a job without a result."""
     kind = kinds.find(job.kind)
+    reason = None if outcome.error is None else outcome.error.removeprefix(f"{job.id}: ")
     return {
         **kind.blank,
         **kind.header(job.payload),
         "status": outcome.status,
         "error": outcome.error,
-        **({"reason": outcome.error} if "reason" in kind.blank else {}),
+        **({"reason": reason} if "reason" in kind.blank else {}),
         "share_done": 0.0,
         "seconds": outcome.seconds,
         "peak_memory": outcome.peak_memory,
