@@ -153,6 +153,55 @@ def run(
 
 
 @app.command(
+    epilog="Examples: [bold]esegeta dissect config.toml[/bold] · "
+    "[bold]esegeta dissect config.toml --output dissected --open[/bold]"
+)
+def dissect(
+    config: Annotated[Path, typer.Argument(help="A file .toml or .json with a table [dissection].")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Another folder than run.output.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Keep what is finished, or do it again.")
+    ] = True,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of bars.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+    trust: Trusted = None,
+) -> None:
+    """Dissect a network: which channel of which layer sees which structure, over all images of a configuration.
+
+    Of everything that the configuration asks for this is done alone; `esegeta run` does it with the rest.
+    """
+    from esegeta.run.config import loading as configuration
+    from esegeta.run.jobs import dissection, plan
+
+    changes: dict[str, Any] = {} if output is None else {"output": str(output.absolute())}
+    found = configuration.load(config, run=changes, trust=trust or ())
+    dissection.asked_of(found)
+    _execute(
+        config, changes=changes, only=["dissection"], resume=resume, plain=plain, open_=open_, trust=trust
+    )
+    record = plan.record_of(found.run.output, "dissection") or {}
+    detectors = [row for row in record.get("rows") or () if row["detector"]]
+    concepts = record.get("concepts") or ()
+    say(f"{len(detectors)} detectors among {record.get('channels')} channels and {len(concepts)} concepts.")
+    if detectors:
+        head = ("place", "channel", "concept", "iou", "adjusted")
+        show(head, [[_short(row[name]) for name in head] for row in detectors[:_MOST_ROWS]])
+
+
+def _short(value: object) -> str:
+    """Return a value for a cell of a printed table.
+
+    >>> _short(0.123456), _short(None), _short(7)
+    ('0.123', '-', '7')
+    """
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+@app.command(
     epilog="Examples: [bold]esegeta report results[/bold] · [bold]esegeta report results --open[/bold]"
 )
 def report(

@@ -776,7 +776,7 @@ Sizes = Sequence[tuple[tuple[int, ...], torch.dtype]]
 def pulled(
     where: str, score: Score, names: Sequence[views.Address], sizes: Sizes, x: Tensor, what: Any = "tap"
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
-    """What is seen at places, the gradients there, and with biases the gradient for the input, in one pass."""
+    """Return what is seen at places, the gradients there, and with biases the gradient for the input, in one pass."""
     seen = [Edit(name, what) for name in names]
 
     def nudged(*ds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -801,7 +801,7 @@ def _alone(score: Callable[..., Any]) -> bool:
 
 
 def of_tile(window: SlidingWindow, weight: Tensor, cotangent: Tensor, like: Callable[..., Any]) -> Score:
-    """What a tile adds to the score, to first order: its answer, weighted as it is stitched and as it counts."""
+    """Return what a tile adds to the score, to first order: its answer, weighted as it is stitched and counts."""
     tile = lambda patch: (weight * cotangent * window.model(patch)).sum()
     return named(tile, name_of(like))
 

@@ -25,11 +25,11 @@ from esegeta._registry import (
     Spec,
 )
 from esegeta.run.config import building, catalogue, listing
-from esegeta.run.config.annotations import members, type_words
 from esegeta.run.config.catalogue import Parameter
 from esegeta.run.config.faults import Collector
 from esegeta.run.config.schema import Method
 from esegeta.run.config.starter import HEAD
+from esegeta.run.config.tables import members, type_words
 from esegeta.run.jobs import kinds
 from esegeta.run.jobs.dreams import settings as settings_of_dream
 from esegeta.run.jobs.metrics import settings as settings_of_metric

@@ -140,7 +140,7 @@ class Runs:
 
     @property
     def log(self) -> Path:
-        """What the process has said."""
+        """Return the file of what the process has said."""
         return self.private / "run.txt"
 
     def starting(self) -> bool:

@@ -4,7 +4,7 @@ Needs pydantic: ``pip install "esegeta[cli]"``.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -33,6 +33,7 @@ class Call(BaseModel):
     """A function by its name, with its parameters beside it: ``{name = "smooth", noise = 0.1}``."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    written: ClassVar[str] = '{name = "...", ...}'
 
     name: str
 
@@ -46,6 +47,7 @@ class Step(BaseModel):
     """A step of preprocessing, with its parameters beside it: ``{step = "reorient", to = "RAS"}``."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    written: ClassVar[str] = '{step = "...", ...}'
 
     step: str
 

@@ -223,13 +223,33 @@ def reference_of(
     path = Path(given["file"])
 
     def read() -> Tensor:
-        found = labels.read(path, memory=memory)
-        volume, prepared = image.volume, image.prepared
-        own = labels.onto(found, volume.data.shape[1:], volume.affine, given["grid"], "reference.grid")
-        return own if grid == "file" else labels.onto(found, prepared.data.shape[1:], prepared.affine)
+        return labels_of(path, image, given["grid"], "reference.grid", to=grid, memory=memory)
 
     about = [str(path), given["decides"], payload["input_digest"], grid, list(image.prepared.data.shape)]
     return torch.isin(cached(cache, "reference", about, read, 4), torch.tensor(given["labels"]))
+
+
+def labels_of(
+    path: Path, image: Image, grid: str, key: str, *, to: str = "file", memory: int | None = None
+) -> Tensor:
+    r"""Return a label map on the grid of an image.
+
+    Args:
+        path: of the label map.
+        image: whose grid it is.
+        grid: of a label map on another grid than the file of the image: "same" refuses it, "nearest" takes the
+            nearest label.
+        key: of the configuration that says that.
+        to: "file" for the grid of the file, "network" for that of the prepared image.
+        memory: in bytes, what reading may take.
+
+    Returns:
+        int64 (\*S).
+    """
+    found = labels.read(path, memory=memory)
+    volume, prepared = image.volume, image.prepared
+    own = labels.onto(found, volume.data.shape[1:], volume.affine, grid, key)
+    return own if to == "file" else labels.onto(found, prepared.data.shape[1:], prepared.affine)
 
 
 def _memory(entry: Entry) -> int | None:

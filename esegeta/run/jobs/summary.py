@@ -22,7 +22,7 @@ from esegeta.run.executors.status import Status
 from esegeta.run.jobs.inputs import Inputs
 from esegeta.run.jobs.kinds import Job, Kind, Record, digest, register
 from esegeta.run.jobs.parts import cached, refusals
-from esegeta.run.jobs.plan import Planning, contents, ended, header, releases
+from esegeta.run.jobs.plan import Planning, contents, ended, header, releases, tables_of
 from esegeta.run.volumes import files as volumes
 from esegeta.run.volumes import labels, names
 from esegeta.run.volumes.reading import Array, Volume
@@ -277,9 +277,7 @@ def rows_of(record: Mapping[str, Any]) -> list[Record]:
 
 def entries(planning: Planning) -> list[Job]:
     """Return a job for each map, if the configuration has the table."""
-    section = planning.config.more.get("summary")
-    if not isinstance(section, Summary):
-        return []
+    (section,) = tables_of(planning.config, "summary", Summary)
     files_of = _files(section, planning)
     return [_job(job, section, files_of) for job in planning.jobs if job.kind == "methods"]
 
@@ -309,11 +307,7 @@ def _files(section: Summary, planning: Planning) -> dict[str, dict[str, Path]]:
         if one in OWN:
             continue
         try:
-            paths = volumes.glob(one)
-            if len(paths) == 1 and not any(sign in Path(one).name for sign in "*?["):
-                found[one] = dict.fromkeys(subjects, paths[0])
-            else:
-                found[one] = labels.matched(one, subjects, planning.config.input.subject)
+            found[one] = labels.of_subjects(one, subjects, planning.config.input.subject)
         except volumes.UnreadableInput as error:
             raise check.Refused(f"summary.regions: {message_of(error)}") from error
     return found
@@ -323,9 +317,8 @@ def _asked(one: str, files: Mapping[str, Mapping[str, Path]], subject: str) -> R
     """Return what a job is told of regions."""
     if one in OWN:
         return {"of": one, "file": None}
-    path, name = files[one].get(subject), Path(one).name
-    of = name[: len(name) - len(volumes.suffix_of(Path(name)))].strip("*_-.") or name
-    return {"of": of, "file": str(path) if path else None}
+    path = files[one].get(subject)
+    return {"of": labels.called(one), "file": str(path) if path else None}
 
 
 def _decides(regions: Sequence[Record], reference: Callable[[], Record | None]) -> list[Any]:

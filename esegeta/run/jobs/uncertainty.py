@@ -19,11 +19,10 @@ from esegeta._types import Model
 from esegeta.engine import check
 from esegeta.engine.execution import execution, parse_memory, partial_share
 from esegeta.engine.network import ModuleModel
-from esegeta.run.config import building, catalogue
-from esegeta.run.config.annotations import with_files
+from esegeta.run.config import catalogue
 from esegeta.run.config.faults import Strict
-from esegeta.run.config.schema import Call, Config, Section
-from esegeta.run.config.tables import no_twins
+from esegeta.run.config.schema import Call, Section
+from esegeta.run.config.tables import id_and_limits, no_twins, with_files
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
 from esegeta.run.jobs import outputs
@@ -31,7 +30,7 @@ from esegeta.run.jobs.inputs import Inputs
 from esegeta.run.jobs.kinds import Beside, Job, Kind, Record, register
 from esegeta.run.jobs.methods import METHODS, number, write_raw
 from esegeta.run.jobs.parts import Image, reader, refusals
-from esegeta.run.jobs.plan import AboutImage, Planning, contents, ended, raw_path, releases
+from esegeta.run.jobs.plan import AboutImage, Planning, contents, ended, raw_path, releases, tables_of
 from esegeta.run.jobs.plan import header as plan_header
 from esegeta.run.volumes import names
 
@@ -96,9 +95,7 @@ def change_of(call: Call, context: catalogue.Context, path: str) -> Any:
 
 def check_table(table: Estimate, path: str, faults: Strict) -> None:
     """Tell what is wrong with an entry, as far as the entry alone shows it."""
-    if table.id is not None:
-        building.check_name(table.id, f"{path}.id", faults)
-    building.limits(table, path, faults)
+    id_and_limits(table, path, faults)
     if table.samples < 2:
         faults.add(f"{path}.samples", "at least 2", str(table.samples), "30 is usual")
     for place, rate in table.rate.items():
@@ -125,26 +122,12 @@ def check_all(tables: Sequence[tuple[str, Estimate]], beside: Beside, faults: St
 # ------------------------------------------------------------------ plan
 
 
-def asked_for(config: Config) -> list[Estimate]:
-    """Return the entries of a configuration."""
-    found = config.more.get(TABLE)
-    return [one for one in found if isinstance(one, Estimate)] if isinstance(found, list) else []
-
-
 def entries(planning: Planning) -> list[Job]:
     """Return a job for each image and entry."""
-    # What a method is given tells which image and network it is about: one that sees the image as a whole.
-    of_image: dict[str, Job] = {}
-    for job in planning.jobs:
-        if job.kind == "methods":
-            known = of_image.get(job.subject)
-            whole = job.given["method"]["patches"] == "whole"
-            if known is None or (whole and known.given["method"]["patches"] != "whole"):
-                of_image[job.subject] = job
     return [
-        _job(planning, of_image[image.subject], image, table)
-        for table in asked_for(planning.config)
-        for image in planning.images
+        _job(planning, job, image, table)
+        for table in tables_of(planning.config, TABLE, Estimate)
+        for image, job in planning.by_image()
     ]
 
 
@@ -223,7 +206,6 @@ def estimate(payload: Record, inputs: Inputs, context: Context) -> Record:
     maps = torch.cat([getattr(found, name) for name in MAPS])
     write_raw(maps, folder / raw_path(payload["id"]))
     record = {
-        **header(payload),
         "draws": source.label,
         "samples": len(found.volumes),
         "link": link,
@@ -312,6 +294,7 @@ def draw(map: Tensor, mean: Tensor, image: Image, path: Path, payload: Record, r
         title=f"{chosen.capitalize()}: {payload['title']}",
         subtitle=f"{payload['keys']['subject']}, {record['samples']} draws: {record['draws']}",
         unit=chosen,
+        signed=False,
         outline={"mean answer": outline} if bool(outline.any()) else None,
     )
     outputs.write_bytes(path, plot.png(figure))

@@ -158,7 +158,7 @@ def of_outline(values: np.ndarray, affine: np.ndarray, most: int) -> Copy:
 
 
 def of_labels(values: np.ndarray, affine: np.ndarray, most: int) -> Copy:
-    """A copy of a map of labels: whole numbers, of fewer voxels the one that is in the middle of each."""
+    """Return a copy of a map of labels: whole numbers, of fewer voxels the one that is in the middle of each."""
     labels = np.nan_to_num(values).astype(np.uint8)
     full, place = labels.shape, affine
     for _ in range(6):

@@ -142,6 +142,30 @@ def matched(
     return {subject: own[subject] for subject in subjects if subject in own}
 
 
+def of_subjects(given: str, subjects: Sequence[str], pattern: str | None) -> dict[str, Path]:
+    """Return the label map of each subject that has one: a file is for all, a pattern matches one for each.
+
+    Args:
+        given: an absolute name or pattern.
+        subjects: of the images.
+        pattern: the regular expression that finds a subject in the name of a label map, as for the images.
+    """
+    paths = files.glob(given)
+    if len(paths) == 1 and not any(sign in Path(given).name for sign in "*?["):
+        return dict.fromkeys(subjects, paths[0])
+    return matched(given, subjects, pattern)
+
+
+def called(given: str) -> str:
+    """Return what a label map is called, from its name or its pattern without signs and ending.
+
+    >>> called("/data/sub-*_dseg.nii.gz"), called("atlas.nii")
+    ('sub-*_dseg', 'atlas')
+    """
+    name = Path(given).name
+    return name[: len(name) - len(files.suffix_of(Path(name)))].strip("*_-.") or name
+
+
 def meant(labels: Mapping[str, int | Sequence[int]], target: str, number: int | None) -> tuple[int, ...]:
     """Return the labels that show a target: those given by its name, else the number of its class.
 
