@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import zlib
 from pathlib import Path
 
@@ -248,6 +249,24 @@ def test_maps_are_held_against_references(tmp_path):
         assert found[f"sub-1_spot_gradient_{name}"]["value"] == pytest.approx(value.item(), rel=1e-5), name
         reason = "a reference to hold the map against, got none for sub-2. Add one to [reference]"
         assert reason in refused[f"sub-2_spot_gradient_{name}"]
+
+
+def test_a_figure_of_curves_says_what_they_are_and_how_large(tmp_path, monkeypatch):
+    drawn, known = [], eg.plot.curve
+    monkeypatch.setattr(eg.plot, "curve", lambda *a, **k: drawn.append(known(*a, **k)) or drawn[-1])
+    whole = {"fractions": [0.0, 1.0], "values": [4.0, 0.0], "area": 2.0}
+    cut = {"fractions": [0.0, 1.0], "values": [4.0, math.nan], "area": math.nan}
+    beside = {**whole, "null_low": [4.0, 0.0], "null_high": [4.0, 2.0]}
+    axes = METRICS["fidelity"].axes
+    assert kind.draw({"a": [whole], "b": [cut], "c": [beside]}, tmp_path / "a.png", "title", axes) is None
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    (axis,) = drawn[0].axes
+    assert [line.get_label() for line in axis.lines] == ["a (area 2)", "b (no area)", "c (area 2)"]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == axes
+    assert axes[1] == "share of the score that is lost"
+    assert METRICS["cascade"].axes[0] == "layers that are random, from the output down"
+    assert drawn[0].get_supxlabel() == "Shaded: where 95 % of the curves of random maps lie."
+    assert len(axis.collections) == 1
 
 
 def test_what_a_deadline_leaves_is_said(tmp_path):

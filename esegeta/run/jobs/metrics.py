@@ -650,10 +650,11 @@ def draw(lines: Mapping[str, Sequence[Record]], path: Path, title: str, axes: Se
         found: np.ndarray = np.interp(x, *mean_curve(curves, key))
         return found
 
-    labels = {
-        method: f"{method} (area {numeral(np.mean([curve['area'] for curve in curves]))})"
-        for method, curves in lines.items()
-    }
+    def labelled(method: str, curves: Sequence[Record]) -> str:
+        area = float(np.mean([curve["area"] for curve in curves]))
+        return f"{method} (area {numeral(area)})" if math.isfinite(area) else f"{method} (no area)"
+
+    labels = {method: labelled(method, curves) for method, curves in lines.items()}
     bands = {
         labels[method]: (onto(curves, "null_low"), onto(curves, "null_high"))
         for method, curves in lines.items()
