@@ -489,6 +489,21 @@ def entries(planning: Planning) -> list[Job]:
     ]
 
 
+def whole_of(planned: Sequence[Job]) -> dict[str, dict[str, Job]]:
+    """Return for each subject a job of each target, one that sees the image as a whole if there is any.
+
+    What it is given tells which image, target and network it is about, and that is for jobs of other kinds as well.
+    """
+    found: dict[str, dict[str, Job]] = {}
+    for job in planned:
+        if job.kind == "methods":
+            own = found.setdefault(job.subject, {})
+            known = own.setdefault(job.target, job).given["method"]["patches"]
+            if known != "whole" and job.given["method"]["patches"] == "whole":
+                own[job.target] = job
+    return found
+
+
 def _job(
     planning: Planning, image: AboutImage, target: Target, what: Record, method: Method, how: Record
 ) -> Job:

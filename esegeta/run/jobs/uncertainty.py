@@ -29,7 +29,7 @@ from esegeta.run.executors.status import Status
 from esegeta.run.jobs import outputs
 from esegeta.run.jobs.inputs import Inputs
 from esegeta.run.jobs.kinds import Beside, Job, Kind, Record, register
-from esegeta.run.jobs.methods import METHODS, number, write_raw
+from esegeta.run.jobs.methods import METHODS, number, whole_of, write_raw
 from esegeta.run.jobs.parts import Image, reader, refusals
 from esegeta.run.jobs.plan import AboutImage, Planning, contents, ended, raw_path, releases
 from esegeta.run.jobs.plan import header as plan_header
@@ -133,16 +133,9 @@ def asked_for(config: Config) -> list[Estimate]:
 
 def entries(planning: Planning) -> list[Job]:
     """Return a job for each image and entry."""
-    # What a method is given tells which image and network it is about: one that sees the image as a whole.
-    of_image: dict[str, Job] = {}
-    for job in planning.jobs:
-        if job.kind == "methods":
-            known = of_image.get(job.subject)
-            whole = job.given["method"]["patches"] == "whole"
-            if known is None or (whole and known.given["method"]["patches"] != "whole"):
-                of_image[job.subject] = job
+    about = whole_of(planning.jobs)
     return [
-        _job(planning, of_image[image.subject], image, table)
+        _job(planning, next(iter(about[image.subject].values())), image, table)
         for table in asked_for(planning.config)
         for image in planning.images
     ]
