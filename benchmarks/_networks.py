@@ -98,14 +98,11 @@ class ResNet(nn.Module):
             stages += [Residual(before, after, 1 if i == 0 else 2), Residual(after, after, 1)]
             before = after
         self.stages = nn.Sequential(*stages)
-        self.average, self.flatten, self.linear = (
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(before, classes),
-        )
+        self.average, self.linear = nn.AdaptiveAvgPool2d(1), nn.Linear(before, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.flatten(self.average(self.stages(self.relu(self.norm(self.conv(x)))))))
+        y = self.stages(self.relu(self.norm(self.conv(x))))
+        return self.linear(self.average(y).flatten(1))  # no module: captum's LRP has no rule for Flatten
 
 
 def _drawn(make: Callable[[], nn.Module]) -> nn.Module:
@@ -119,7 +116,7 @@ def _drawn(make: Callable[[], nn.Module]) -> nn.Module:
     return net.eval()
 
 
-def _blocks(shape: tuple[int, ...], along: int) -> Tensor:
+def blocks(shape: tuple[int, ...], along: int) -> Tensor:
     """Labels of blocks, so many along each axis."""
     numbers = torch.zeros(shape, dtype=torch.long)
     for d, n in enumerate(shape):
@@ -138,8 +135,17 @@ def brain(side: int = 64) -> Subject:
     score = eg.reducers.predicted_class_sum(eg.from_module(net), 1, at=x)
     draw = lambda i: (x * (1 + 0.01 * i))[None]
     return Subject(
-        "brain", net, score, Summed(net, mask[0], 0), draw, "encoder.2.relu_b", _blocks(x.shape[1:], 4)
+        "brain", net, score, Summed(net, mask[0], 0), draw, "encoder.2.relu_b", blocks(x.shape[1:], 4)
     )
+
+
+def small(side: int = 16) -> Subject:
+    """A tiny 3-D U-Net with random weights, to see whether things run."""
+    net = _drawn(lambda: zoo.small_unet(3, classes=2))
+    score = eg.reducers.class_sum(eg.from_module(net), 1)
+    draw = lambda i: eg.random.normal(300 + i, (1, 1, side, side, side))
+    mask = torch.ones(side, side, side)
+    return Subject("small", net, score, Summed(net, mask, 1), draw, "bottom", blocks((side, side, side), 4))
 
 
 def unet(side: int = 128, batch: int = 8) -> Subject:
@@ -148,7 +154,7 @@ def unet(side: int = 128, batch: int = 8) -> Subject:
     score = eg.reducers.class_sum(eg.from_module(net), 1)
     draw = lambda i: eg.random.normal(100 + i, (batch, 1, side, side))
     mask = torch.ones(side, side)
-    return Subject("unet", net, score, Summed(net, mask, 1), draw, "down.2", _blocks((side, side), 8))
+    return Subject("unet", net, score, Summed(net, mask, 1), draw, "down.2", blocks((side, side), 8))
 
 
 def resnet(side: int = 96, batch: int = 32) -> Subject:
@@ -156,12 +162,12 @@ def resnet(side: int = 96, batch: int = 32) -> Subject:
     net = _drawn(ResNet)
     score = eg.reducers.logit(eg.from_module(net), 1)
     draw = lambda i: eg.random.normal(200 + i, (batch, 3, side, side))
-    return Subject("resnet", net, score, Summed(net, None, 1), draw, "stages.5", _blocks((side, side), 8))
+    return Subject("resnet", net, score, Summed(net, None, 1), draw, "stages.5", blocks((side, side), 8))
 
 
 SUBJECTS = {"brain": brain, "unet": unet, "resnet": resnet}
 QUICK = {
-    "brain": lambda: brain(48),
-    "unet": lambda: unet(32, 2),
-    "resnet": lambda: resnet(32, 4),
+    "small": small,
+    "unet": lambda: unet(16, 2),
+    "resnet": lambda: resnet(16, 2),
 }

@@ -6,9 +6,7 @@ captum has the best of several numbers of perturbations at a time, found by a tr
 everywhere; 1.5 in 3-D and 1.2 in 2-D for what averages gradients; 2 for sampled perturbations.
 """
 
-import argparse
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -18,10 +16,12 @@ import torch
 from torch import Tensor
 
 import esegeta as eg
-from _measure import done, progress, table
+from _measure import progress, timed
 from _networks import QUICK, SUBJECTS, Subject
+from _questions import Aim, Options, Question, Row
 
 STEPS, SAMPLES, RUNS = 16, 8, 64
+KERNEL = 130  # the fewest that determine 64 values
 
 
 class Pair(NamedTuple):
@@ -55,7 +55,7 @@ def pairs(subject: Subject) -> Iterator[Pair]:
     zero, n = torch.zeros_like(xs[0]), len(xs)
     others = torch.stack([0.1 * k * xs[0].flip(-1) for k in range(4)])
     layer = dict(subject.net.named_modules())[place]
-    paths = 1.5 if subject.name == "brain" else 1.2
+    paths = 1.5 if xs.ndim == 5 else 1.2
     some = (n, 4 * n) if n > 1 else (1, 4)
     several = (1, 4, 16)
     watch = lambda b: b.clone().requires_grad_()
@@ -175,7 +175,7 @@ def pairs(subject: Subject) -> Iterator[Pair]:
         2e-3,
         1.0,
     )
-    side = [s // (4 if subject.name == "brain" else 8) for s in xs.shape[2:]]
+    side = [s // (4 if xs.ndim == 5 else 8) for s in xs.shape[2:]]
     window = (xs.shape[1], *side)
     labels, mask = eg.features.labels(subject.parts), subject.parts[None, None]
     quiet = lambda run: lambda b: _without_gradient(run, b)
@@ -222,12 +222,12 @@ def pairs(subject: Subject) -> Iterator[Pair]:
         2.0,
     )
     yield Pair(
-        f"KernelSHAP {RUNS}",
-        _many(eg.kernel_shap(score, features=labels, samples=RUNS), zero, key=0),
+        f"KernelSHAP {KERNEL}",
+        _many(eg.kernel_shap(score, features=labels, samples=KERNEL), zero, key=0),
         {
             k: quiet(
                 lambda b, k=k: attr.KernelShap(forward).attribute(
-                    b, baselines=0.0, feature_mask=mask, n_samples=RUNS, perturbations_per_eval=k
+                    b, baselines=0.0, feature_mask=mask, n_samples=KERNEL, perturbations_per_eval=k
                 )
             )
             for k in several
@@ -256,13 +256,6 @@ def _without_gradient(run: Callable[[Tensor], Any], b: Tensor) -> Any:
         return run(b)
 
 
-def timed(run: Callable[[Tensor], Any], b: Tensor) -> tuple[float, float]:
-    """Seconds by the clock and of the processor."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    run(b)
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
 def apart(a: Any, b: Any) -> float:
     """The norm of the difference, of that of the answer: at a kink of a ReLU rounding decides about single pixels."""
     a, b = (t[0] if isinstance(t, tuple) else t for t in (a, b))
@@ -270,99 +263,85 @@ def apart(a: Any, b: Any) -> float:
     return ((a - b.detach()).norm() / b.detach().norm().clamp(min=1e-30)).item()
 
 
-def measure(pair: Pair, subject: Subject, rounds: int) -> dict[str, Any]:
-    """Compare the answers, find captum's best batch, then time both in turns."""
+def compared(group: str, pair: Pair, subject: Subject, rounds: int) -> Row:
+    """Compare the answers, find captum's best batch, then time both in turns with fresh inputs."""
     xs = subject.draw(0)
-    ours = pair.ours(xs)
+    aim = Aim("processor", ">=", pair.aim)
+    try:
+        ours = pair.ours(xs)
+    except Exception as error:
+        return Row(group, pair.method, {}, aim, f"esegeta cannot: {_reason(error)}")
     trial: dict[int, float] = {}
-    answer = None
+    answer, reason = None, ""
     for k, run in pair.theirs.items():
         try:
-            if len(pair.theirs) == 1:
-                answer, trial[k] = run(xs), 0.0
+            answer = run(xs)
+            if len(pair.theirs) > 1:
+                again = range(1 if rounds < 4 else 2)
+                trial[k] = min(timed(lambda run=run: run(xs))[1] for _ in again)
             else:
-                answer = run(xs)
-                trial[k] = min(timed(run, xs)[1] for _ in range(1 if rounds < 4 else 2))
+                trial[k] = 0.0
         except Exception as error:
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
+            reason = _reason(error)
     if not trial:
-        return {"method": pair.method, "error": reason, "aim": pair.aim}
+        return Row(group, pair.method, {}, None, f"captum cannot: {reason}")
     chosen = min(trial, key=trial.__getitem__)
-    theirs, off = pair.theirs[chosen], apart(ours, answer)
-    found: list[tuple[float, float]] = []
-    mine: list[tuple[float, float]] = []
+    off = apart(ours, answer)
+    found: tuple[list[tuple[float, float]], list[tuple[float, float]]] = ([], [])
     for i in range(rounds):
         xs = subject.draw(i + 1)
         for who in (0, 1) if i % 2 else (1, 0):
-            run, times = ((pair.ours, mine), (theirs, found))[who]
-            times.append(timed(run, xs))
-    of = lambda w: [a[w] / b[w] for a, b in zip(found, mine, strict=True)]
+            run = (pair.ours, pair.theirs[chosen])[who]
+            found[who].append(timed(lambda run=run, xs=xs: run(xs)))
+    mine, theirs = found
+    of = [a[1] / b[1] for a, b in zip(theirs, mine, strict=True)]
     least = lambda times, w: min(t[w] for t in times)
-    return {
-        "method": pair.method,
+    values = {
+        "processor": least(theirs, 1) / least(mine, 1),
+        "clock": least(theirs, 0) / least(mine, 0),
+        "least": min(of),
+        "median": statistics.median(of),
         "apart": off,
-        "agrees": off <= pair.agree,
-        "batch": chosen,
-        "aim": pair.aim,
-        "processor": least(found, 1) / least(mine, 1),
-        "time": least(found, 0) / least(mine, 0),
-        "least": min(of(0)),
-        "median": statistics.median(of(0)),
     }
+    note = "" if off <= pair.agree else f"answers should be at most {pair.agree:g} apart"
+    if len(pair.theirs) > 1:
+        note = "; ".join(filter(None, (note, f"captum {chosen} at a time")))
+    return Row(group, pair.method, values, aim, note)
 
 
-def rows_of(found: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
-    """The rows of a table."""
-    for row in found:
-        if "error" in row:
-            yield row["method"], row["error"], "", "", "", "", f"{row['aim']:g}"
-        else:
-            off = f"{row['apart']:.0e}" + ("" if row["agrees"] else " !")
-            times = (f"{row[k]:.2f}" for k in ("processor", "time", "least", "median"))
-            yield (
-                row["method"],
-                off,
-                *times,
-                f"{row['aim']:g}" + (" !" if row["processor"] < row["aim"] else ""),
-            )
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
 
 
-HEAD = ("captum / esegeta", "answers apart", "processor", "time", "least pair", "median pair", "aim")
-
-
-def compare(names: list[str], *, quick: bool, rounds: int, only: str = "") -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of every network."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name in names:
-        subject = (QUICK if quick else SUBJECTS)[name]()
-        found[name] = []
+def measure(options: Options) -> Iterator[Row]:
+    """Measure every method that is asked for on every network."""
+    for name, make in (QUICK if options.quick else SUBJECTS).items():
+        subject = make()
         for pair in pairs(subject):
-            if only and not any(part in pair.method for part in only.split(",")):
+            if not options.wants(name, pair.method):
                 continue
             progress(f"{name}: {pair.method}")
             with warnings.catch_warnings(), eg.execution(progress=False):
                 warnings.simplefilter("ignore")
                 np.random.seed(0)
                 torch.manual_seed(0)
-                found[name].append(measure(pair, subject, rounds))
-        done()
-    return found
+                yield compared(name, pair, subject, options.rounds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small and few, to see whether it runs")
-    parser.add_argument("--repeats", type=int, help="rounds (default 5)")
-    parser.add_argument("--networks", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS))
-    parser.add_argument("--only", default="", help="methods whose name contains one of these, with commas")
-    options = parser.parse_args()
-    rounds = options.repeats or (2 if options.quick else 5)
-    for name in options.networks:
-        print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-        table(
-            HEAD, list(rows_of(compare([name], quick=options.quick, rounds=rounds, only=options.only)[name]))
-        )
+def draw(rows: list[Row]) -> Any:
+    """Draw a bar for every method."""
+    from _figures import bars
+
+    return bars(rows, "processor", "captum's time / time here", line=1.0)
 
 
-if __name__ == "__main__":
-    main()
+QUESTION = Question(
+    "peers",
+    "How fast are the others at the same?",
+    "Processor time of captum over that of esegeta, side by side with fresh inputs in each round; captum has its "
+    "best batch, found by a trial before. *Apart* is the norm of the difference of the answers, of that of the "
+    "answer; where both are samples, or rules differ, it says no more than that.",
+    measure,
+    {"processor": 0.15},
+    draw,
+)

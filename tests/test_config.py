@@ -18,7 +18,7 @@ from esegeta.engine.refusals import is_refusal
 from esegeta.models import from_module
 from esegeta.run.config import building, catalogue, schema, starter
 from esegeta.run.config import loading as config
-from esegeta.run.config.annotations import fits
+from esegeta.run.config.tables import fits
 from esegeta.run.volumes import files as volumes
 from esegeta.zoo import small_unet
 

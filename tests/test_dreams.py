@@ -454,6 +454,8 @@ def test_bad_input_is_refused_in_words():
         (lambda: regularisers.style(x)(x[:, :5]), "shape of the template"),
         (lambda: objectives.representation(lambda x: eg.mark(0 * x, "none"), "none", x), "answers to"),
         (lambda: distortions.rotation()(x[:, 0], 1), "two or three axes"),
+        (lambda: dreams.radiomic(["shape_elongaton"]), "Nearest: shape_elongation"),
+        (lambda: dreams.radiomic(["glcm_contrats_3D_avg"]), "Nearest: glcm_contrast"),
     ]
     for call, words in cases:
         with pytest.raises((ValueError, TypeError)) as caught:
@@ -492,6 +494,17 @@ def test_an_analysis_reads_features_on_the_way_of_constant_steps():
     assert scaled.curve("largest").isnan().all()  # a population without spread gives no unit
     with pytest.raises(ValueError, match="the name of a feature"):
         found.curve("voxel")
+
+
+def test_steps_of_one_length_walk_the_same_path():
+    score = lambda x: -(x - 1).square().sum() * 50
+    model = lambda x: x - 0.2
+    features = lambda image, mask: {"mean": float(image.mean())}
+    look = lambda **how: dreams.analysis(model, score, features=features, steps=4, record=[0, 1, 4], **how)(
+        torch.zeros(1, 5, 5)
+    )
+    assert look(rate=0.1, by_length=True).curve("mean").tolist() == pytest.approx([0, 0.1, 0.4])
+    assert look(rate=0.1).curve("mean")[1].item() == pytest.approx(10)  # ten times too far at the first step
 
 
 def test_an_analysis_says_when_there_is_no_object_and_when_there_is_one_before():

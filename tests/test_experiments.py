@@ -10,6 +10,7 @@ import torch
 
 import esegeta as eg
 from esegeta import metrics, zoo
+from esegeta.uncertainty import selection
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "experiments"
 
@@ -19,7 +20,7 @@ def scripts():
     """The scripts as modules, which find each other in their own folder."""
     names = (
         *("_common", "inform", "train_torchesegeta", "torchesegeta"),
-        *("train_couteaux", "couteaux", "preimages"),
+        *("train_couteaux", "couteaux", "preimages", "uncertainty"),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
@@ -194,13 +195,16 @@ def test_the_gate_of_the_marking_is_that_of_the_shipped_networks(scripts):
 
 def test_verdicts_on_dreams_follow_the_numbers(scripts):
     couteaux = scripts["couteaux"]
-    row = lambda chance, dice, end: {"chance": chance, "seed": 0, "dice": dice, "curves": [[0.0, end]] * 3}
+    row = lambda chance, dice, end: {
+        **{"chance": chance, "seed": 0, "dice": dice},
+        **{"curves": [[0.0, end, 99.0]] * 3, "stops": [1, 1, 1]},  # what comes after the end does not count
+    }
     falling = [row(c, 0.9 - 0.009 * c, 1 + 0.01 * c) for c in (0, 20, 40, 60, 80, 100)]
     rho, p = couteaux.correlation(falling)
     assert rho == pytest.approx(-1)
     assert p < 0.01
     rows = {
-        kind: {"values": {key: [[0.0, v], [0.0, v + 0.1]] for key in couteaux.SHAPES}}
+        kind: {"values": {key: [[0.0, v], [0.0, v + 0.1]] for key in couteaux.SHAPES}, "stops": [1, -1]}
         for kind, v in (("dark", 3.0), ("faint", 1.0), ("elongated", 2.0))
     }
     told = couteaux.sentences({"rows": falling}, {"rows": rows})
@@ -210,6 +214,22 @@ def test_verdicts_on_dreams_follow_the_numbers(scripts):
     told = couteaux.sentences({"rows": unlearnt}, {"rows": rows})
     assert "**failed**" in told[0]
     assert not any("relies" in t or "rely" in t for t in told[1:])
+
+
+def test_a_dream_ends_where_a_network_is_as_sure_as_of_its_objects(scripts):
+    couteaux = scripts["couteaux"]
+    net, name = couteaux.load("marked_100_0"), "marked_100_0"
+    sure = couteaux.sureness(net, name, 6)
+    assert 2 < sure < 6
+    begin = torch.stack([couteaux.empty(key) for key in range(2)])
+    with eg.execution(progress=False):
+        found, stops = couteaux.dreamed(net, name, begin, list(range(0, 21, 10)), 6)
+    for values, stop in zip(found.values, stops, strict=True):
+        assert (values[:stop] < sure).all() if stop >= 0 else (values < sure).all()
+        assert stop < 0 or values[stop] >= sure
+    moved = (found.images[:, 1] - found.images[:, 0]).square().mean((1, 2, 3)).sqrt()
+    assert (moved <= 10 * couteaux.LENGTH * (1 + 1e-4)).all()  # ten steps of one length
+    assert (moved > 2 * couteaux.LENGTH).all()
 
 
 @pytest.mark.slow
@@ -256,3 +276,33 @@ def test_preimages_are_dreamed(scripts, tmp_path, monkeypatch):
     page = (tmp_path / "experiments" / "preimages.md").read_text()
     assert page.count(" here. ") == 4
     assert len(list((tmp_path / "images").glob("*.png"))) == 3
+
+
+def test_the_share_of_errors_found_is_that_of_the_library(scripts):
+    script = scripts["uncertainty"]
+    rng = np.random.default_rng(0)
+    map_ = rng.random((8, 8, 8)).round(2)  # with equals
+    error = rng.random(map_.shape) < 0.3 * map_
+    blocks = np.ravel_multi_index(np.indices(map_.shape) // 4, (2, 2, 2))
+    one = script.counted(map_, error, blocks, map_ > 0.1)
+    assert np.sum(one["voxels"]) == (map_ > 0.1).sum()
+    assert np.sum(one["errors"]) == error[map_ > 0.1].sum()
+    u, e = (torch.from_numpy(a[map_ > 0.1]) for a in (map_, error))
+    values = script.again(one, [0.05, 0.5], draws=50)
+    for fraction, value in zip((0.05, 0.5), values[0], strict=True):
+        assert value == pytest.approx(selection.error_share(u, e, fraction).item(), abs=0.01)
+    found = script.bounds(values[:, 1])
+    assert found.low < found.mean < found.high
+    sure = {"all": script.counted(error.astype(float), error, blocks, np.ones_like(error))}
+    assert script.bounds(script.again(sure["all"], 0.5)) == pytest.approx((1, 1, 1))
+    assert script.less({"a": sure, "b": {"all": one}}, "a", "b", "all").low > 0
+
+
+@pytest.mark.slow
+def test_the_uncertainty_of_the_real_network_is_judged(scripts, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["uncertainty.py", "--quick", "--folder", str(tmp_path)])
+    scripts["uncertainty"].main()
+    page = (tmp_path / "experiments" / "uncertainty.md").read_text()
+    assert page.count(" here. ") == 7
+    assert "not Bayesian" in page
+    assert len(list((tmp_path / "images").glob("*.png"))) == 2

@@ -1,5 +1,6 @@
 """Figures: what is drawn is what the numbers say, wherever the patient's right lies."""
 
+import io
 import itertools
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from esegeta import plot
 from esegeta.plot import canvas, colours, grids
@@ -114,7 +116,7 @@ def test_planes_go_through_what_is_strongest_inside_of_the_anatomy():
     anatomy[0, :12] = 1
     scene = grids.scene("overlay", values, anatomy, None, None)
     assert grids.strongest([scene.values], scene.anatomy) == (4, 5, 6)
-    assert grids.strongest([scene.values]) == (20, 20, 20)
+    assert grids.strongest([scene.values]) == (21, 21, 21)  # the middle of what is alike
 
 
 def test_a_flat_image_is_shown_as_it_is():
@@ -675,13 +677,10 @@ def test_the_first_projections_are_the_image_without_colours():
 
 
 def test_few_colours_make_a_smaller_file_that_looks_the_same():
-    image = pytest.importorskip("PIL.Image")
-    import io
-
     figure = plot.overlay(bumps((20, 20, 20)), np.abs(bumps((20, 20, 20), 1)))
     whole, few = plot.png(figure), plot.png(figure, 256)
     assert len(few) < 0.7 * len(whole)
-    one, other = (np.asarray(image.open(io.BytesIO(c)).convert("RGB")).astype(int) for c in (whole, few))
+    one, other = (np.asarray(Image.open(io.BytesIO(c)).convert("RGB")).astype(int) for c in (whole, few))
     assert np.abs(one - other).mean() < 6
 
 
@@ -700,3 +699,39 @@ def test_few_colours_make_a_smaller_file_that_looks_the_same():
 def test_words_that_say_nothing_are_refused(how, text):
     with pytest.raises(ValueError, match=text):
         plot.overlay(np.ones((1, 4, 4, 4)), **how)
+
+
+def test_few_colours_keep_those_that_outlines_are_named_by():
+    """A thin line has few pixels, of which none may be among those that a palette is made of."""
+    reds = np.random.default_rng(0).integers(0, 256, (64, 64))
+    pixels = np.stack([reds, reds // 2, reds // 3], -1).astype(np.uint8)
+    green = [int(colours.RINGS[0][1][i : i + 2], 16) for i in (1, 3, 5)]
+    pixels[5] = green
+    few = Image.fromarray(pixels).quantize(palette=canvas._palette(pixels, 256), dither=Image.Dither.NONE)
+    assert (np.asarray(few.convert("RGB"))[5] == green).all()
+
+
+def test_a_map_of_one_value_is_shown_in_the_middle():
+    assert grids.strongest([np.full((20, 30, 40), -2.0)]) == (9, 14, 19)
+
+
+def test_what_has_no_sign_is_not_said_to_be_for_the_score():
+    map = np.abs(bumps((8, 8, 8)))
+    plain, unsigned = plot.overlay(map), plot.overlay(map, signed=False, unit="entropy")
+    assert "Orange for the score" in words(plain)
+    assert "Violet, the brighter the more." in words(unsigned)
+    bar = [t.get_text() for t in unsigned.texts if t.get_gid() == "bar"]
+    assert bar[0] == "0"
+    assert not any(text.startswith(("-", "\u2212")) for text in bar)
+
+
+def test_a_dream_is_shown_from_the_black_to_the_white_that_it_says():
+    """Values far from those of an image: grey is a share of what the line below says."""
+    values = np.linspace(100.0, 300.0, 12**3).reshape(1, 12, 12, 12)
+    figure = plot.dream(values)
+    low, high = np.quantile(values, (0.001, 0.999))
+    middle = tuple(int(i) for i in grids.strongest([np.abs(values[0] - np.median(values))]))
+    expected = np.clip((values[0][:, :, middle[2]] - low) / (high - low), 0, 1)
+    seen = pictures(figure)[0][..., 0]
+    assert sorted(np.round(seen.ravel(), 4)) == pytest.approx(sorted(np.round(expected.ravel(), 4)), abs=1e-3)
+    assert "100 to 300" in words(figure)

@@ -19,7 +19,7 @@ from esegeta.axioms import scores
 from esegeta.conformance import lawbook, search, verify
 from esegeta.rules import composites
 from esegeta.run import pipeline
-from esegeta.run.config import annotations, catalogue, loading, plugins
+from esegeta.run.config import catalogue, loading, plugins, tables
 from esegeta.run.jobs import kinds
 
 PAGE = Path(eg.__file__).parents[1] / "CONTRIBUTING.md"
@@ -134,4 +134,4 @@ def test_a_kind_and_a_package_are_a_file_each(tmp_path, monkeypatch):
 
 def test_a_parameter_that_says_nothing_of_its_values_takes_any():
     (loose,) = catalogue.parameters(lambda model, *, target: model, skip=1).values()
-    assert annotations.fits(1, loose.annotation)
+    assert tables.fits(1, loose.annotation)

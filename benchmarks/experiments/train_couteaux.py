@@ -105,17 +105,24 @@ def drawn(name: str, key: int) -> Drawn:
 
 
 class Contracting(nn.Module):
-    """Two levels down and up again, two convolutions of 3 x 3 each, the filters doubled at each level."""
+    """Two levels down and up again, two convolutions of 3 x 3 each, the filters doubled at each level.
 
-    def __init__(self, width: int = 8) -> None:
+    Without ``skips`` nothing but the deepest level reaches the output. A network with them can decide voxel by voxel,
+    and then dreams of objects of one voxel, which have no form.
+    """
+
+    def __init__(self, width: int = 8, skips: bool = True) -> None:
         super().__init__()
+        self.skips = skips
         self.first, self.second = _twice(1, width), _twice(width, 2 * width)
         self.bottom = _twice(2 * width, 4 * width)
         self.up_second, self.up_first = (
             nn.ConvTranspose2d(4 * width, 2 * width, 2, stride=2),
             nn.ConvTranspose2d(2 * width, width, 2, stride=2),
         )
-        self.back_second, self.back_first = _twice(4 * width, 2 * width), _twice(2 * width, width)
+        both = 2 if skips else 1
+        self.back_second = _twice(both * 2 * width, 2 * width)
+        self.back_first = _twice(both * width, width)
         self.out = nn.Conv2d(width, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,8 +130,11 @@ class Contracting(nn.Module):
         fine = self.first(x)
         middle = self.second(functional.max_pool2d(fine, 2))
         deep = self.bottom(functional.max_pool2d(middle, 2))
-        middle = self.back_second(torch.cat([self.up_second(deep), middle], dim=1))
-        return self.out(self.back_first(torch.cat([self.up_first(middle), fine], dim=1)))
+        middle = self.back_second(self._beside(self.up_second(deep), middle))
+        return self.out(self.back_first(self._beside(self.up_first(middle), fine)))
+
+    def _beside(self, deep: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat([deep, skip], dim=1) if self.skips else deep
 
 
 def _twice(before: int, after: int) -> nn.Sequential:
@@ -132,6 +142,11 @@ def _twice(before: int, after: int) -> nn.Sequential:
     for channels in (before, after):
         layers += [nn.Conv2d(channels, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
     return nn.Sequential(*layers)
+
+
+def network(name: str) -> Contracting:
+    """An untrained network: those of tumours have no skips."""
+    return Contracting(skips=name.startswith("marked"))
 
 
 def names() -> list[str]:
@@ -143,7 +158,7 @@ def train(name: str, steps: int = STEPS, images: int = IMAGES) -> Contracting:
     """The network of that name, in eval mode, its weights rounded to half precision."""
     seed = int(name.rpartition("_")[2])
     torch.manual_seed(seed)
-    net = Contracting()
+    net = network(name)
     optimiser = torch.optim.Adam(net.parameters(), RATE)
     cases = [drawn(name, 10**6 + 1000 * seed + key) for key in range(images)]
     xs, masks = torch.stack([c.image for c in cases]), torch.stack([c.mask for c in cases])[:, None].float()
@@ -175,7 +190,7 @@ def dice(net: nn.Module, cases: list[Drawn]) -> float:
 
 def load(name: str) -> Contracting:
     """A trained network."""
-    net = Contracting()
+    net = network(name)
     with np.load(WEIGHTS / f"couteaux_{name}.npz", allow_pickle=False) as kept:
         state = {key: torch.from_numpy(kept[key]) for key in kept.files}
     net.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in state.items()})

@@ -1,6 +1,7 @@
 """Which features of an object a segmentation network asks for: they are read along the way to a dreamed one."""
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -59,6 +60,7 @@ def analysis(
     steps: int = 600,
     rate: float | int = 1.0,
     record: Iterable[int] | None = None,
+    by_length: bool = False,
 ) -> Callable[[Tensor], Analysis]:
     r"""Climb a unit of the output from an image without an object, and read the features of what appears.
 
@@ -68,14 +70,19 @@ def analysis(
     A network that is indifferent to a feature leaves it as it comes; one that relies on it brings it about. Steps are
     constant and nothing is regularised, so that the path is that of the gradient.
 
+    Logits have no largest value, and their gradient may grow many times on the way from a start to an object. So the
+    same :math:`\alpha` can be too small to begin with and leave every intensity of the data later. With ``by_length``
+    every step has the same length instead, which is the same path walked at one speed.
+
     Args:
         model: the segmentation network.
         objective: F, such as ``dreams.objectives.voxel(model, target, index=...)``.
         features: (image, mask) -> numbers by name: ``dreams.radiomic(...)``, or a function of your own.
         target: the class that is segmented; that of a network with one channel is 1.
         steps: how many.
-        rate: :math:`\alpha`.
+        rate: :math:`\alpha`, or the length of a step.
         record: after how many steps; 31 of them by default.
+        by_length: whether a step is the gradient divided by its root mean square over the image, times the rate.
 
     Returns:
         ``(start) -> Analysis``.
@@ -99,6 +106,8 @@ def analysis(
     n = check.positive_count(WHERE, "steps", steps)
     at = sorted({round(i * n / 30) for i in range(31)} if record is None else set(record))
     climbing = optimisers.sgd(rate)
+    if by_length:
+        climbing = optimisers.normalised(climbing)
 
     def look(start: Tensor) -> Analysis:
         segment = torch.no_grad()(lambda x: reducers.predicted_mask(model(x), target))
@@ -148,6 +157,8 @@ def radiomic(
         >>> found
         {'statistics_mean': 2.5}
     """
+    for name in names:
+        _refuse_unknown(name)
     from_bins = {"width": width} if width is not None else {"number": number}
 
     def features(image: Tensor, mask: Tensor) -> Mapping[str, float]:
@@ -160,6 +171,15 @@ def radiomic(
         return {name: found[whole[name]] for name in names}
 
     return features
+
+
+def _refuse_unknown(name: str) -> None:
+    """Refuse a name before a dream is climbed, not after."""
+    known = set(radiomics.names().values())
+    plain = re.sub(r"_(2D|2_5D|3D)(_avg|_comb)?$", "", str(name))
+    if plain not in known:
+        near = check.nearest(plain, known)
+        raise check.refused("dreams.radiomic", "the name of a feature", repr(name), near)
 
 
 def normalised(found: Analysis, population: Sequence[Mapping[str, float]]) -> Analysis:

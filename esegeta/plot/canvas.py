@@ -106,17 +106,27 @@ def png(figure: "Figure", colours: int | None = None) -> bytes:
 
 
 def _palette(pixels: np.ndarray, colours: int) -> Any:
-    """The colours of a picture, from every fourth row and column: half of them many pixels have, half are rare."""
+    """The colours of a picture, from every fourth row and column: half of them many pixels have, half are rare.
+
+    Outlines are named by their colours and may have few pixels: theirs are kept as they are.
+    """
     from PIL import Image
 
     few = Image.fromarray(np.ascontiguousarray(pixels[::4, ::4]))
     often, rare = Image.Quantize.MEDIANCUT, Image.Quantize.MAXCOVERAGE
-    found: list[int] = []
-    for count, how in ((colours - colours // 2, often), (colours // 2, rare)):
+    found = _of_rings() if colours >= 64 else []
+    left = colours - len(found) // 3
+    for count, how in ((left - left // 2, often), (left // 2, rare)):
         found += (few.quantize(count, method=how).getpalette() or [])[: 3 * count]
     palette = Image.new("P", (1, 1))
     palette.putpalette(found + found[:3] * (256 - len(found) // 3))
     return palette
+
+
+def _of_rings() -> list[int]:
+    """The colours of outlines, each also half as bright, as it is at the edge of its line."""
+    whole = [int(hue[i : i + 2], 16) for _, hue in colours.RINGS for i in (1, 3, 5)]
+    return [*whole, *(part // 2 for part in whole)]
 
 
 def save(figure: "Figure", path: "str | os.PathLike[str]", colours: int | None = None) -> Path:

@@ -24,6 +24,7 @@ SCHEMES: dict[str, dict[str, Ramp]] = {
     },
 }
 NAMES = {"orange": "orange", "red": "red"}  # what is for the score, in words; what is against it is blue
+SIZES = {"orange": "violet", "red": "red"}  # what has no sign
 # Of outlines, in their order.
 RINGS = (("green", "#5ee08a"), ("white", "#ffffff"), ("yellow", "#ffe14d"), ("pink", "#ff9ad5"))
 BROKEN = (0.35, 0.62, 0.35)  # where a value is infinite

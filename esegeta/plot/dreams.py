@@ -47,13 +47,12 @@ def dream(
     ends = []
     heads: list[str] = []
     for channel in values:
-        one = channel[None]
-        scene = grids.scene("dream", np.abs(one - np.median(one)), one, spacing, affine)
-        turned, voxel = scene.affine is not None, grids.strongest([scene.values])
-        low, high = (float(v) for v in np.quantile(one, (0.001, 0.999)))
+        scene = grids.scene("dream", channel[None], None, spacing, affine)
+        turned = scene.affine is not None
+        voxel = grids.strongest([np.abs(scene.values - np.median(channel))])
+        low, high = (float(v) for v in np.quantile(channel, (0.001, 0.999)))
         ends.append(f"{numeral(low)} to {numeral(high)}")
-        assert scene.anatomy is not None
-        share = np.clip((scene.anatomy - low) / (high - low if high > low else 1.0), 0, 1)
+        share = np.clip((scene.values - low) / (high - low if high > low else 1.0), 0, 1)
         grey = np.repeat(share[..., None], 3, axis=-1)
         rows.append(
             [

@@ -373,8 +373,8 @@ def limit_of(values: np.ndarray, percentile: float = PERCENTILE) -> float:
 def strongest(volumes: Sequence[np.ndarray], anatomy: np.ndarray | None = None) -> tuple[int, ...]:
     """Return the voxel round which maps have most, each by its own limit, not where the anatomy is dark.
 
-    >>> strongest([np.diag([0.0, 0.0, 3.0, 0.0])])
-    (2, 2)
+    >>> strongest([np.diag([0.0, 0.0, 3.0, 0.0])]), strongest([np.ones((9, 9))])
+    ((2, 2), (4, 4))
     """
     from scipy.ndimage import uniform_filter
 
@@ -389,5 +389,8 @@ def strongest(volumes: Sequence[np.ndarray], anatomy: np.ndarray | None = None) 
     if not total.any():
         return tuple(side // 2 for side in shape)
     near = uniform_filter(total, width, mode="constant")
-    peak = int(np.argmax(near if anatomy is None else near * (grey(anatomy) > 0.05) + 1e-6 * near))
-    return tuple(int(i) for i in np.unravel_index(peak, shape))
+    seen = near if anatomy is None else near * (grey(anatomy) > 0.05) + 1e-6 * near
+    # A map with one value has it everywhere: the voxel nearest to the middle shows more than the first one.
+    tied = np.argwhere(seen >= (1 - 1e-5) * seen.max())
+    off = (tied - tied.mean(0)) / shape
+    return tuple(int(i) for i in tied[int(np.argmin(np.square(off).sum(1)))])

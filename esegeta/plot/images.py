@@ -22,6 +22,10 @@ def _signed(scheme: str) -> str:
     return f"{shades.NAMES[scheme]} for the score, blue against"
 
 
+def _unsigned(scheme: str) -> str:
+    return f"{shades.SIZES[scheme]}, the brighter the more"
+
+
 def _scheme(where: str, scheme: str) -> str:
     return check.one_of(where, "colours", scheme, list(shades.SCHEMES))
 
@@ -348,6 +352,7 @@ def overlay(
     subtitle: str | None = None,
     unit: str = "attribution",
     limit: float | int | None = None,
+    signed: bool = True,
     at: Sequence[int] | None = None,
     mask: object = None,
     outline: object = None,
@@ -365,6 +370,7 @@ def overlay(
         subtitle: below the title, smaller: whose it is, score, residual.
         unit: at the colour bar.
         limit: the end of the scale; by default what 99.8 % of the non-zero values stay within.
+        signed: whether values are for and against; False is for what has no sign, such as an entropy.
         at: indices of the voxel; by default where the map has most, seen with blurred eyes.
         mask: where the map is shown, ``(*S)`` or "otsu" for what is not dark in the anatomy; the rest is muted, and
             the line below says how much lies there.
@@ -377,14 +383,15 @@ def overlay(
     """
     scheme = _scheme("overlay", colours)
     scene = grids.scene("overlay", map, anatomy, spacing, affine, mask=mask, outline=outline, box=box)
-    scale = Scale("signed", _limit("overlay", limit, [scene]), scheme)
+    scale = Scale("signed" if signed else "size", _limit("overlay", limit, [scene]), scheme)
     voxel = _centre("overlay", scene, at, affine)
     above: list[Cell | None] = []
     below: list[Cell | None] = []
     for axis in scene.across:
         above.append(_plane(scene, axis, voxel[axis], None, _place(scene, axis, voxel[axis])))
         below.append(_plane(scene, axis, voxel[axis], scale))
-    caption = _words([scene], scale.limit, grids.PERCENTILE, _signed(scheme))
+    how = _signed(scheme) if signed else _unsigned(scheme)
+    caption = _words([scene], scale.limit, grids.PERCENTILE, how)
     heads = {0: [scene.titles[axis] for axis in scene.across]}
     if scene.anatomy is None:
         rows = [[cell._replace(corner=a.corner) for cell, a in zip(below, above, strict=True) if cell and a]]

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from esegeta.engine import check
-from esegeta.run.config import catalogue
 from esegeta.run.config import loading as configuration
+from esegeta.run.config.faults import nearest
 from esegeta.run.config.schema import Config
 from esegeta.run.executors import local as pool
 from esegeta.run.executors.journal import EVENTS, Journal
@@ -170,7 +170,7 @@ def _chosen(planned: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
     known = {name for job in planned for name in (job.id, job.method)}
     for name in only:
         if name not in known:
-            advice = catalogue.nearest(name, known)
+            advice = nearest(name, known)
             raise check.refused("run", "the id of a job or of a method", repr(name), advice)
     chosen = {job.id for job in planned if {job.id, job.method} & set(only)}
     for job in planned:  # each after those that it reads
@@ -270,7 +270,7 @@ def cancel(folder: str | Path, ids: Iterable[str]) -> list[str]:
     known: list[str] = next(planned, [])
     for name in asked:
         if name != "all" and name not in known:
-            advice = catalogue.nearest(name, [*known, "all"])
+            advice = nearest(name, [*known, "all"])
             raise check.refused("cancel", 'the id of a job of the run, or "all"', repr(name), advice)
     cancel_in(place, asked)
     return asked

@@ -36,8 +36,8 @@ from esegeta._registry import (
 )
 from esegeta.engine import check
 from esegeta.rules.composites import named_composites
-from esegeta.run.config.annotations import fits, is_file, is_tensor, members, shown, type_words
-from esegeta.run.config.faults import Collector, Strict
+from esegeta.run.config.faults import Collector, Strict, nearest, shown
+from esegeta.run.config.tables import fits, is_file, is_tensor, members, type_words
 
 
 class Parameter(NamedTuple):
@@ -74,15 +74,6 @@ def parameters(fn: Callable[..., Any], skip: int = 0, without: Iterable[str] = G
 def of_method(spec: Spec) -> dict[str, Parameter]:
     """Return the parameters of a method, or of anything else that is registered."""
     return parameters(spec.fn, skip=spec.leads)
-
-
-def nearest(word: object, known: Iterable[str]) -> str:
-    """Return advice for a word that is not known."""
-    names = list(known)
-    few = 0 < len(names) <= 12
-    return check.nearest(
-        str(word), names, f"Known: {', '.join(sorted(names))}" if few else "Nothing is near it"
-    )
 
 
 # --- Functions as values ----------------------------------------------------------------------------------
@@ -284,7 +275,8 @@ def references(refs: tuple[str, ...], transforms: Iterable[str]) -> tuple[str, .
     """
     now: tuple[str, ...] | None = refs
     for name in transforms:
-        now = None if now is None else TRANSFORMS[name].refs(now)
+        change = TRANSFORMS.by_name.get(name)
+        now = None if now is None or change is None else change.refs(now)
     return now
 
 

@@ -14,9 +14,7 @@ from esegeta._registry import METHODS
 from esegeta.engine import check
 from esegeta.engine.refusals import one_line
 from esegeta.run import bounds
-from esegeta.run.config.annotations import shown
-from esegeta.run.config.catalogue import nearest
-from esegeta.run.config.faults import Faults
+from esegeta.run.config.faults import Faults, nearest, shown
 from esegeta.run.config.original import DREAMS, RULES, SMOOTHED, New, Old, Rule, Table
 from esegeta.run.config.toml import written
 

@@ -2,17 +2,41 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from esegeta.engine import check
 from esegeta.engine.refusals import one_line
+
+LONGEST = 60  # characters of a value that a message shows
 
 
 def fault(path: str, expected: str, got: object, advice: str) -> str:
     """Return one line about one thing that is wrong."""
     path = "".join(c if c.isprintable() else repr(c)[1:-1] for c in path)
     return f"{path}: expected {expected}, got {got}. {advice.removesuffix('.')}."
+
+
+def shown(value: object) -> str:
+    """Return a value in a message: on one line, and not all of it if it is long.
+
+    >>> shown("a\\nb"), shown([1.5, None])
+    ("'a\\\\nb'", '[1.5, None]')
+    """
+    try:
+        text = "nothing" if value is None else repr(value)
+    except ValueError:  # a number of thousands of digits
+        text = f"a {type(value).__name__} too long to print"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """Return advice for a word that is not known."""
+    names = list(known)
+    few = 0 < len(names) <= 12
+    return check.nearest(
+        str(word), names, f"Known: {', '.join(sorted(names))}" if few else "Nothing is near it"
+    )
 
 
 class Faults(check.Refused):

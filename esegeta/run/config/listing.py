@@ -18,6 +18,7 @@ from esegeta._registry import (
 from esegeta.engine import check
 from esegeta.run.config import catalogue
 from esegeta.run.config.catalogue import Parameter
+from esegeta.run.config.faults import nearest
 from esegeta.run.jobs import kinds
 
 Rows = list[tuple[str, ...]]
@@ -148,7 +149,7 @@ def entry(name: str) -> str:
     also = [*METRICS.by_name, *(kind.name for kind in kinds.known())]
     known = [*by_name, *TRANSFORMS, *REDUCERS, *BASELINES, *also]
     expected = "the name of a method, transform, reducer, baseline, metric or kind of jobs"
-    raise check.refused("methods", expected, repr(name), catalogue.nearest(name, known))
+    raise check.refused("methods", expected, repr(name), nearest(name, known))
 
 
 def _text(spec: Spec, kind: str, facts: dict[str, str]) -> str:

@@ -7,29 +7,60 @@ its one place and its baseline. Needs pydantic: ``pip install "esegeta[cli]"``.
 import glob
 import json
 import os
+import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel
+import torch
+from torch import Tensor
 
-from esegeta._registry import find_method
+from esegeta._registry import METHODS
 from esegeta.engine import check
-from esegeta.engine.execution import parse_memory
+from esegeta.patches import sliding_window
 from esegeta.run import bounds
-from esegeta.run.config.annotations import with_files
-from esegeta.run.config.building import configuration, identities
-from esegeta.run.config.catalogue import references
-from esegeta.run.config.faults import Collector, Faults
+from esegeta.run.config.building import baselines, class_of, explanation, score
+from esegeta.run.config.catalogue import checking, references
+from esegeta.run.config.faults import Collector, Faults, Strict, message_of, nearest, shown
 from esegeta.run.config.plugins import check_plugins
-from esegeta.run.config.schema import Call, Config, Input, Method, Model, Run, Section
-from esegeta.run.config.sources import check_model, is_program
-from esegeta.run.config.tables import part
+from esegeta.run.config.schema import (
+    Call,
+    Config,
+    Input,
+    Method,
+    Model,
+    Output,
+    Patches,
+    Reference,
+    Run,
+    Section,
+    Target,
+)
+from esegeta.run.config.sources import checked
+from esegeta.run.config.tables import (
+    absolute,
+    check_name,
+    id_and_limits,
+    is_there,
+    keys_of,
+    no_twins,
+    one,
+    own_limits,
+    part,
+    place_label,
+    placed,
+    several,
+)
 from esegeta.run.config.trust import Trust, asked, of_environment
+from esegeta.run.jobs.kinds import Beside, Kind, tables
+from esegeta.run.volumes import files as volumes
+from esegeta.run.volumes import labels, preprocess
+from esegeta.run.volumes.names import subjects
 
 WHERE = "configuration"
+DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 
 
 def load(
@@ -69,13 +100,9 @@ def load(
     if run and isinstance(raw.get("run", {}), Mapping):
         raw = {**raw, "run": {**raw.get("run", {}), **run}}
     allowed = asked(folder, [*of_environment(), *trust])
-    faults = Collector()
-    config = configuration(raw, folder, allowed, faults)
-    if config is None:
-        raise Faults(faults.in_order(raw))
-    whole = _resolved(config, folder)
-    whole._trust = allowed
-    return whole
+    config = configuration(raw, folder, allowed)
+    config._trust = allowed
+    return config
 
 
 def trusting(config: Config, trust: Iterable[str]) -> Config:
@@ -91,11 +118,10 @@ def model_of(source: str | Path | Mapping[str, Any], *, trust: Iterable[str] = (
     faults = Collector()
     model = part(Model, raw.get("model"), "model", faults)
     allowed = asked(folder, [*of_environment(), *trust])
-    if model is not None:
-        check_model(model, folder, allowed, faults)
+    model = model and checked(model, folder, allowed, faults)
     if faults.lines or model is None:
         raise Faults(faults.lines)
-    return _placed(model, folder), allowed
+    return model, allowed
 
 
 def input_of(source: str | Path | Mapping[str, Any]) -> Input | None:
@@ -178,95 +204,244 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _resolved(config: Config, folder: Path) -> Config:
-    """Return the same, with everything said in one way."""
-    memory = None if config.run.memory is None else parse_memory(WHERE, config.run.memory)
-    run = config.run.model_copy(update={"output": _absolute(config.run.output, folder), "memory": memory})
-    targets = [
-        target.model_copy(
-            update={"class_": None, "parameters": {**target.parameters, "target": target.class_}}
-        )
-        if target.class_ is not None
-        else target
-        for target in config.targets
-    ]
-    return config.model_copy(
-        update={
-            "plugins": [_absolute(name, folder) for name in config.plugins],
-            "model": _placed(config.model, folder),
-            "input": config.input.model_copy(update={"files": _pattern(config.input.files, folder)}),
-            "reference": config.reference
-            and config.reference.model_copy(update={"files": _pattern(config.reference.files, folder)}),
-            "targets": [_with_files(target, folder) for target in targets],
-            "methods": [
-                _with_files(entry, folder) for method in config.methods for entry in _entries(method, run)
-            ],
-            "run": run,
-            "more": {
-                key: [_of_kind(one, folder) for one in given]
-                if isinstance(given, list)
-                else _of_kind(given, folder)
-                for key, given in config.more.items()
-            },
-        }
-    )
-
-
-def _absolute(path: str, folder: Path) -> str:
-    return os.path.normpath(folder / os.path.expanduser(path))
+# --- The tables of a file ---------------------------------------------------------------------------------
 
 
 def _pattern(given: Any, folder: Path) -> Any:
     """Return the same patterns from anywhere: ``[`` and ``*`` in the name of the folder are no pattern."""
     if isinstance(given, list):
         return [_pattern(one, folder) for one in given]
-    whole = _absolute(given, folder)
+    whole = absolute(given, folder)
     if os.path.isabs(os.path.expanduser(given)) or os.path.isfile(whole):
         return whole
     return os.path.normpath(Path(glob.escape(str(folder))) / given)
 
 
-def _of_kind(table: BaseModel, folder: Path) -> BaseModel:
-    """The same table of a kind of jobs, with the files that it names as absolute paths."""
-    whole = _with_files(table, folder)
-    return whole.placed(lambda given: _pattern(given, folder)) if isinstance(whole, Section) else whole
+def _nothing_yet(x: Tensor) -> Tensor:
+    return x
 
 
-Named = TypeVar("Named", bound=BaseModel)
+def _input(given: Input, folder: Path, faults: Strict) -> Input:
+    """Return the images with patterns that hold from anywhere, and tell what is wrong with them."""
+    files: list[tuple[Path, ...]] = []
+    with faults.at("input.files"):
+        files = volumes.expand(given.files, folder)
+    strange = [p.name for several in files for p in several if volumes.suffix_of(p) not in volumes.SUFFIXES]
+    if strange:
+        expected = f"images, which end with {', '.join(volumes.SUFFIXES)}"
+        faults.add("input.files", expected, shown(strange[0]), "Narrow the pattern, or convert it")
+    if given.frame is not None and (given.frame < 0 or given.channels is not None):
+        got = "channels too" if given.channels is not None else str(given.frame)
+        faults.add("input.frame", "a time point from 0, where no axis is channels", got, "Change it")
+    if given.subject is not None:
+        try:
+            if re.compile(given.subject).groups < 1:
+                advice = "Put round brackets around the subject: sub-([a-z]+)"
+                faults.add("input.subject", "a pattern with a group", repr(given.subject), advice)
+            elif files:
+                subjects(files, given.subject)
+        except (re.error, OverflowError, RecursionError) as error:
+            faults.add("input.subject", "a regular expression", repr(given.subject), str(error))
+        except volumes.UnreadableInput as error:
+            faults.say(f"input.subject: {message_of(error)}")
+    steps = [{"step": s.step, **s.parameters} for s in given.preprocess]
+    for line in preprocess.problems(steps):
+        number, _, text = line.partition(": ")
+        faults.say(f"input.preprocess{number}: {message_of(text)}")
+    return given.model_copy(update={"files": _pattern(given.files, folder)})
 
 
-def _with_files(entry: Named, folder: Path) -> Named:
-    """The same, with the files that its parameters name as absolute paths."""
-    found = with_files(entry.model_dump(by_alias=True), lambda name: _absolute(name, folder))
-    return type(entry).model_validate(found)
+def _reference(
+    given: Reference, images: Input | None, targets: Sequence[Target], folder: Path, faults: Strict
+) -> Reference:
+    """Return ground truths with patterns that hold from anywhere: files of images, and a label for every target."""
+    whole = given.model_copy(update={"files": _pattern(given.files, folder)})
+    for name in given.labels:
+        if name not in [target.name for target in targets]:
+            advice = nearest(name, [target.name for target in targets])
+            faults.add("reference.labels", "names of targets", repr(name), advice)
+    for target in targets:
+        if not labels.meant(given.labels, target.name, class_of(target)):
+            advice = f"Add labels = {{ {target.name} = 1 }}"
+            faults.add("reference.labels", f"a label of the target {target.name}", "nothing", advice)
+    if images is None:
+        return whole
+    try:
+        own = subjects(volumes.expand(images.files, folder), images.subject)
+    except (ValueError, re.error):  # told at the images
+        return whole
+    with faults.at("reference.files"):
+        try:
+            labels.matched(given.files, own, given.subject or images.subject, folder)
+        except re.error as error:
+            faults.add("reference.subject", "a regular expression", repr(given.subject), str(error))
+    return whole
 
 
-def _placed(model: Model, folder: Path) -> Model:
-    is_file = is_program(model.source)
-    return model.model_copy(
-        update={
-            "source": _absolute(model.source, folder) if is_file else model.source,
-            "weights": model.weights and _absolute(model.weights, folder),
-            "path": _absolute(model.path or ".", folder),
-        }
+def _run(run: Run, folder: Path, faults: Strict) -> Run:
+    """Return how it runs, with the folder of results as an absolute path and memory in bytes."""
+    whole = {"output": absolute(run.output, folder), **own_limits(run, "run", faults)}
+    for key in ("workers", "per_device", "threads"):
+        value = getattr(run, key)
+        if value is not None and value < 1:
+            faults.add(f"run.{key}", "a whole number >= 1", str(getattr(run, key)), "Change it")
+    if not run.devices:
+        faults.add("run.devices", "at least one device", "none", 'Write ["cpu"]')
+    for number, device in enumerate(run.devices):
+        _device(device, f"run.devices[{number}]", faults)
+    if not run.output.strip() or is_there(folder, run.output):
+        faults.add("run.output", "a folder", shown(run.output), "Choose another name")
+    if run.baseline is not None:
+        baselines(run.baseline, "run.baseline", None, checking(faults))
+    return run.model_copy(update=whole)
+
+
+def _device(device: str, path: str, faults: Strict) -> None:
+    count = torch.cuda.device_count() if device.startswith("cuda") else 0
+    if not DEVICE.fullmatch(device):
+        faults.add(path, '"cpu", "cuda", "cuda:1" or "mps"', repr(device), "Write one of these")
+    elif device.startswith("cuda") and int(device.partition(":")[2] or 0) >= count:
+        expected = f"a device of this machine, which has {count} CUDA devices"
+        faults.add(path, expected, repr(device), 'Use "cpu"')
+    elif device == "mps" and not torch.backends.mps.is_available():
+        faults.add(path, "a device of this machine", repr(device), 'Use "cpu"')
+
+
+def _patches(patches: Patches, faults: Strict) -> None:
+    """What ``sliding_window`` itself says of each of its parameters; the image has one to three axes."""
+    sizes = patches.size if isinstance(patches.size, list) else [patches.size]
+    if not 1 <= len(sizes) <= 3:
+        expected = "one number of voxels or one for each axis"
+        faults.add("patches.size", expected, shown(patches.size), "Change it")
+        return
+    given: dict[str, dict[str, Any]] = {
+        "size": {"patch": patches.size},
+        "overlap": {"patch": 1, "overlap": patches.overlap},
+        "weights": {"patch": 1, "weights": patches.weights},
+    }
+    for key, settings in given.items():
+        with faults.at(f"patches.{key}"):
+            sliding_window(_nothing_yet, **settings)
+
+
+def _target(target: Target, path: str, folder: Path, faults: Strict) -> Target:
+    """Return what is explained, its class among its parameters, and tell what is wrong with it."""
+    check_name(target.name, f"{path}.name", faults)
+    score(target, _nothing_yet, None, checking(faults), path)
+    whole = placed(target, path, folder, faults)
+    if target.class_ is None:
+        return whole
+    return whole.model_copy(
+        update={"class_": None, "parameters": {**whole.parameters, "target": target.class_}}
     )
 
 
-def _entries(method: Method, run: Run) -> list[Method]:
-    """An entry for each place."""
-    spec = find_method(method.name)
-    given = method.baseline
-    if given is None and references(spec.refs, [call.name for call in method.transforms]):
+def _entries(
+    method: Method, path: str, run: Run, patches: Patches | None, folder: Path, faults: Strict
+) -> list[Method]:
+    """Return an entry for each place of a method, complete, and tell what is wrong with it."""
+    own = {key: limit for key, limit in id_and_limits(method, path, faults).items() if limit is not None}
+    if method.patches != "whole" and patches is None:
+        faults.add(f"{path}.patches", '"whole"', repr(method.patches), "Add a table [patches] with a size")
+    explanation(method, torch.sum, None, checking(faults), path, run.baseline)
+    whole = placed(method, path, folder, faults)
+    spec = METHODS.by_name.get(method.name)
+    given, name = method.baseline, spec.name if spec else method.name
+    if given is None and spec and references(spec.refs, [call.name for call in method.transforms]):
         given = run.baseline
     calls = given if isinstance(given, list) or given is None else [given]
     common = {
-        "name": spec.name,
+        "name": name,
         "baseline": calls and [Call(name=one) if isinstance(one, str) else one for one in calls],
-        "deadline": run.deadline if method.deadline is None else method.deadline,
-        "memory": run.memory if method.memory is None else parse_memory(WHERE, method.memory),
+        "deadline": run.deadline,
+        "memory": run.memory,
+        **own,
     }
-    places = method.place if isinstance(method.place, list) else [method.place]
+    places, first = method.place, method.id or name
+    if not isinstance(places, list):
+        return [whole.model_copy(update={**common, "id": first})]
+    ids = [f"{first}-{place_label(place)}" for place in places]
     return [
-        method.model_copy(update={**common, "id": name, "place": place})
-        for name, place in zip(identities(method), places, strict=True)
+        whole.model_copy(update={**common, "id": i, "place": p}) for i, p in zip(ids, places, strict=True)
     ]
+
+
+def _of_kind(kind: Kind, raw: Mapping[str, Any], folder: Path, faults: Strict) -> list[tuple[str, Any]]:
+    """Return the tables that a kind of jobs brings along, with their paths, and tell what is wrong with them."""
+    section, key, made = kind.section, kind.table, []
+    if section is None:
+        return []
+    alone = None if kind.many else one(section, raw, key, faults)
+    given = several(section, raw, key, faults) if kind.many else [(key, alone)] if alone else []
+    for path, table in given:
+        whole = placed(table, path, folder, faults)
+        if kind.check is not None:
+            kind.check(table, path, faults)
+        if isinstance(whole, Section):
+            whole = whole.placed(lambda name: _pattern(name, folder))
+        made.append((path, whole))
+    return made
+
+
+def configuration(raw: Mapping[str, Any], folder: Path, trust: Trust) -> Config:
+    """Return the configuration of these tables: all that they name is built once, but for what takes an image.
+
+    Args:
+        raw: the tables, unchecked.
+        folder: what paths are relative to.
+        trust: which code may run.
+
+    Returns:
+        The configuration, complete. ``Faults`` has everything that is wrong.
+    """
+    faults, plugins = Collector(), raw.get("plugins", [])
+    check_plugins(plugins, folder, trust, faults)  # first: what they register can be named below
+    kinds = tables()
+    known = {key for key in keys_of(Config) if key != "more"} | set(kinds)
+    for key in raw:
+        if key not in known:
+            faults.add(str(key), "a table of the file", repr(key), nearest(key, known))
+    for key in ("model", "input", "targets", "methods"):
+        if key not in raw:
+            expected = "a table" if key in ("model", "input") else f"tables [[{key}]]"
+            faults.add(key, expected, "nothing", "Add it")
+    model, images = one(Model, raw, "model", faults), one(Input, raw, "input", faults)
+    run, patches = one(Run, raw, "run", faults) or Run(), one(Patches, raw, "patches", faults)
+    output = one(Output, raw, "output", faults) or Output()
+    reference = one(Reference, raw, "reference", faults)
+    of_kinds = {key: _of_kind(kind, raw, folder, faults) for key, kind in kinds.items() if key in raw}
+    asked, methods = several(Target, raw, "targets", faults), several(Method, raw, "methods", faults)
+    found = images and _input(images, folder, faults)
+    model = model and checked(model, folder, trust, faults)
+    run = _run(run, folder, faults)
+    if patches:
+        _patches(patches, faults)
+    if reference:
+        reference = _reference(reference, images, [target for _, target in asked], folder, faults)
+    targets = [(path, _target(target, path, folder, faults)) for path, target in asked]
+    entries = [(path, _entries(method, path, run, patches, folder, faults)) for path, method in methods]
+    no_twins([(path, [target.name]) for path, target in targets], "name", faults)
+    named = [(path, [str(entry.id) for entry in own]) for path, own in entries]
+    no_twins(named, "id", faults)
+    names, ids = [target.name for _, target in targets], [id for _, own in named for id in own]
+    for key, own in of_kinds.items():
+        if (together := kinds[key].check_all) is not None:
+            together(own, Beside(names, ids, "reference" in raw), faults)
+    if faults.lines or model is None or found is None:
+        raise Faults(faults.in_order(raw))
+    return Config(
+        plugins=[absolute(name, folder) for name in plugins],
+        model=model,
+        input=found,
+        targets=[target for _, target in targets],
+        methods=[entry for _, own in entries for entry in own],
+        reference=reference,
+        patches=patches,
+        run=run,
+        output=output,
+        more={
+            key: [table for _, table in own] if kinds[key].many else own[0][1]
+            for key, own in of_kinds.items()
+            if own
+        },
+    )

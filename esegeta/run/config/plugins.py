@@ -15,8 +15,7 @@ from typing import Any
 
 from esegeta._registry import REGISTRIES, load_plugins
 from esegeta.engine import check
-from esegeta.run.config.annotations import shown
-from esegeta.run.config.faults import Strict
+from esegeta.run.config.faults import Strict, shown
 from esegeta.run.config.trust import NAME, Trust, UntrustedError, imported
 from esegeta.run.jobs import kinds
 

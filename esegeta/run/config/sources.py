@@ -7,7 +7,6 @@ that module, and a program in a file is run as it is loaded: both only if they a
 import contextlib
 import inspect
 import logging
-import os
 import pickle
 import re
 import sys
@@ -28,10 +27,9 @@ from esegeta.models import from_module
 from esegeta.run import bounds
 from esegeta.run.config import catalogue
 from esegeta.run.config import trust as trusting
-from esegeta.run.config.annotations import shown
-from esegeta.run.config.catalogue import nearest
-from esegeta.run.config.faults import Strict
+from esegeta.run.config.faults import Strict, nearest, shown
 from esegeta.run.config.schema import Model
+from esegeta.run.config.tables import absolute, is_there
 from esegeta.run.config.trust import NOTHING, Trust, UntrustedError
 from esegeta.zoo.weights import OtherDtype
 
@@ -120,9 +118,9 @@ def _in_short(error: BaseException) -> str:
 # --- Faults that show without loading -------------------------------------------------------------------
 
 
-def check_model(model: Model, folder: Path, trust: Trust, faults: Strict) -> None:
-    """Look for what is wrong with the model of a configuration, without loading it."""
-    source = model.source
+def checked(model: Model, folder: Path, trust: Trust, faults: Strict) -> Model:
+    """Return the model of a configuration with absolute paths, and tell what is wrong with it, without loading it."""
+    source, place = model.source, absolute(model.path or ".", folder)
     if source.startswith("zoo:"):
         name = source.removeprefix("zoo:")
         if name not in NETWORKS:
@@ -140,7 +138,7 @@ def check_model(model: Model, folder: Path, trust: Trust, faults: Strict) -> Non
             faults.add("model.source", "a file", repr(source), "There is none of that name")
         else:
             with _judged(faults):
-                trusting.judge_program(folder / os.path.expanduser(source), trust)
+                trusting.judge_program(Path(absolute(source, folder)), trust)
         for key, given in (("weights", model.weights), ("arguments", model.arguments)):
             if given:
                 kind = PROGRAMS[Path(source).suffix]
@@ -151,7 +149,7 @@ def check_model(model: Model, folder: Path, trust: Trust, faults: Strict) -> Non
             advice = "Give the file with your network another name"
             faults.add("model.source", "a module that is no part of Python", repr(top), advice)
         else:
-            _check_module(source, folder / os.path.expanduser(model.path or "."), trust, faults)
+            _check_module(source, Path(place), trust, faults)
     else:
         expected = '"zoo:name", "package.module:factory" or a file .pt2 or .ts'
         faults.add("model.source", expected, repr(source), "Write one of these")
@@ -160,6 +158,13 @@ def check_model(model: Model, folder: Path, trust: Trust, faults: Strict) -> Non
             faults.add("model.weights", f"a file {', '.join(WEIGHTS)}", repr(model.weights), "Convert it")
         elif not is_there(folder, model.weights):
             faults.add("model.weights", "a file", repr(model.weights), "There is none of that name")
+    return model.model_copy(
+        update={
+            "source": absolute(source, folder) if is_program(source) else source,
+            "weights": model.weights and absolute(model.weights, folder),
+            "path": place,
+        }
+    )
 
 
 @contextlib.contextmanager
@@ -183,14 +188,6 @@ def _check_module(source: str, place: Path, trust: Trust, faults: Strict) -> Non
         return
     with _judged(faults):
         trusting.judge(source, way, place, trust)
-
-
-def is_there(folder: Path, name: str) -> bool:
-    """Check that a file of that name is there, ``~`` being the home folder."""
-    try:
-        return (folder / os.path.expanduser(name)).is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
 
 
 # --- Factories --------------------------------------------------------------------------------------------

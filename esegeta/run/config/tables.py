@@ -1,29 +1,189 @@
-"""A table of a configuration as its class, and what is wrong with its keys and values."""
+"""What stands in a file: values against the annotations of parameters, tables against their classes.
 
+What is wrong with them is told with the path at which it stands.
+"""
+
+import contextlib
 import math
+import os
+import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_origin
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, SupportsFloat, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from torch import Tensor
 
-from esegeta.run.config.annotations import members, shown, type_words
-from esegeta.run.config.catalogue import nearest
-from esegeta.run.config.faults import Strict, fault
-from esegeta.run.config.schema import Call, Step
+from esegeta.engine.execution import parse_memory
+from esegeta.run.config.faults import Strict, nearest, shown
 
 Part = TypeVar("Part", bound=BaseModel)
+Fault = tuple[str, str, str, str]  # path, what was expected, what is there, what to do
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+# --- Values -----------------------------------------------------------------------------------------------
+
+
+def is_tensor(annotation: Any) -> bool:
+    """Return whether an annotation is a tensor, of whatever shape and dtype.
+
+    >>> from jaxtyping import Float
+    >>> is_tensor(Tensor), is_tensor(Float[Tensor, ""]), is_tensor(float)
+    (True, True, False)
+    """
+    return annotation is Tensor or getattr(annotation, "array_type", None) is Tensor
+
+
+def members(annotation: Any) -> tuple[Any, ...]:
+    """Return what a union is a union of; anything else by itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Return whether a value of a file can stand for a parameter. Functions cannot: they are asked for by name.
+
+    >>> fits(3, float), fits(True, int), fits([1, 2], tuple[int, ...]), fits("a", float | None)
+    (True, False, True, False)
+    """
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, one) for one in inner)
+    if annotation is Any:
+        return True
+    if annotation in (None, types.NoneType):
+        return value is None
+    if annotation is bool:
+        return isinstance(value, bool)
+    if annotation in (float, SupportsFloat):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation is str:
+        return isinstance(value, str)
+    if origin is Literal:
+        return value in inner
+    if is_tensor(annotation):
+        return _numbers(value) or is_file(value)
+    if _is_sequence(annotation):
+        element = inner[0] if inner else Any
+        return isinstance(value, (list, tuple)) and all(fits(v, element) for v in value)
+    return False
+
+
+def _is_sequence(annotation: Any) -> bool:
+    kind = get_origin(annotation) or annotation
+    return isinstance(kind, type) and kind.__name__ in ("list", "tuple", "Sequence", "Iterable")
+
+
+def _numbers(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(_numbers(v) for v in value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Any: "a value"}
+_MANY = {bool: "booleans", int: "whole numbers", float: "numbers", str: "texts", SupportsFloat: "numbers"}
+
+
+def type_words(annotation: Any) -> str:
+    """Return an annotation in words, without what cannot stand in a file.
+
+    >>> type_words(float | int), type_words(int | tuple[int, ...]), type_words(Literal["a", "b"])
+    ('a number', 'a whole number or a list of whole numbers', '"a" or "b"')
+    """
+    found: list[str] = []
+    for one in members(annotation):
+        inner = get_args(one)
+        if get_origin(one) is Literal:
+            found += [f'"{v}"' for v in inner]
+        elif one in _WORDS:
+            found.append(_WORDS[one])
+        elif is_tensor(one):
+            found += ["a list of numbers", '{file = "name"}']
+        elif _is_sequence(one):
+            # Within a list a number is a number: a tensor there is one for Python alone.
+            plain = [k for k in (members(inner[0]) if inner else ()) if not is_tensor(k)]
+            kinds = {_MANY.get(k, "values") for k in plain}
+            kinds -= {"whole numbers"} if "numbers" in kinds else set()
+            found.append(f"a list of {' or '.join(sorted(kinds)) or 'values'}")
+    if "a number" in found and "a whole number" in found:
+        found.remove("a whole number")
+    return " or ".join(dict.fromkeys(found)) or "nothing"
+
+
+# --- Files that values name -------------------------------------------------------------------------------
+
+
+def is_file(value: Any) -> bool:
+    """Return whether a value asks for what is in a file: ``{file = "lesion.nii.gz"}``."""
+    return isinstance(value, Mapping) and set(value) == {"file"} and isinstance(value["file"], str)
+
+
+def with_files(value: Any, name: Callable[[str], Any]) -> Any:
+    """Return the same value, with something else for the name of every file that is in it.
+
+    >>> with_files({"features": [{"file": "a/b.nii"}, 3]}, lambda path: path.rpartition("/")[2])
+    {'features': [{'file': 'b.nii'}, 3]}
+    """
+    if is_file(value):
+        return {"file": name(value["file"])}
+    if isinstance(value, Mapping):
+        return {key: with_files(inner, name) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_files(inner, name) for inner in value]
+    return value
+
+
+def is_there(folder: Path, name: str) -> bool:
+    """Check that a file of that name is there, ``~`` being the home folder."""
+    try:
+        return (folder / os.path.expanduser(name)).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def absolute(path: str, folder: Path) -> str:
+    """Return a path that holds from anywhere, ``~`` being the home folder."""
+    return os.path.normpath(folder / os.path.expanduser(path))
+
+
+def placed(entry: Part, path: str, folder: Path, faults: Strict) -> Part:
+    """Return a table with the files that its parameters name as absolute paths, and tell which are not there."""
+    return type(entry).model_validate(_placed(entry.model_dump(by_alias=True), path, folder, faults))
+
+
+def _placed(value: Any, path: str, folder: Path, faults: Strict) -> Any:
+    if is_file(value):
+        if not is_there(folder, value["file"]):
+            faults.add(path, "a file", shown(value["file"]), "There is none of that name")
+        return {"file": absolute(value["file"], folder)}
+    if isinstance(value, Mapping):
+        return {key: _placed(inner, f"{path}.{key}", folder, faults) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_placed(inner, f"{path}[{number}]", folder, faults) for number, inner in enumerate(value)]
+    return value
+
+
+# --- Tables -----------------------------------------------------------------------------------------------
+
+
+def _written(annotation: Any) -> str:
+    """How a function with its parameters is written in a file; empty for any other kind of value."""
+    return getattr(annotation, "written", "")
 
 
 def _words(annotation: Any) -> str:
     """What a table of the file takes there, in words."""
-    if Call in members(annotation) and str in members(annotation):
-        return 'a name, {name = "...", ...} or a list of these'
+    written = [_written(one) for one in members(annotation)]
+    if any(written) and str in members(annotation):
+        return f"a name, {next(filter(None, written))} or a list of these"
     found = []
     for one in members(annotation):
-        if one in (Call, Step):
-            found.append('{name = "...", ...}' if one is Call else '{step = "...", ...}')
-        elif get_origin(one) is list and any(kind in (Call, Step) for kind in members(get_args(one)[0])):
+        if _written(one):
+            found.append(_written(one))
+        elif get_origin(one) is list and any(map(_written, members(get_args(one)[0]))):
             found.append(f"a list of {_words(get_args(one)[0])}")
         elif get_origin(one) is dict:
             found.append("a table")
@@ -42,25 +202,26 @@ def part(cls: type[Part], raw: object, path: str, faults: Strict) -> Part | None
     if not isinstance(raw, Mapping):
         faults.add(path, "a table", shown(raw), f"Its keys are {', '.join(keys_of(cls))}")
         return None
-    strange = {key: _strange_values({key: value}, path) for key, value in raw.items()}
-    for line in (line for lines in strange.values() for line in lines):
-        faults.say(line)
+    strange = {key: [*_strange({key: value}, path)] for key, value in raw.items()}
+    found = [fault for some in strange.values() for fault in some]
     rest = {key: value for key, value in raw.items() if not strange[key]}
+    table = None
     try:
-        return cls.model_validate(rest)
+        table = cls.model_validate(rest)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = [_fault_of(cls, rest, path, one["loc"], one["type"]) for one in errors]
-    for line in {line.partition(":")[0]: line for line in reversed(lines)}.values():
-        faults.say(line)  # of several kinds, one fault
-    wrong = {one["loc"][0] for one in errors}
-    try:
-        return cls.model_validate({key: value for key, value in rest.items() if key not in wrong})
-    except ValidationError:
-        return None
+        lines = [_told(cls, rest, path, one["loc"], one["type"]) for one in errors]
+        found += {line[0]: line for line in reversed(lines)}.values()  # of several kinds, one fault
+        wrong = {one["loc"][0] for one in errors}
+        with contextlib.suppress(ValidationError):
+            table = cls.model_validate({key: value for key, value in rest.items() if key not in wrong})
+    for fault in found:
+        faults.add(*fault)
+    return table
 
 
-def _fault_of(cls: type[BaseModel], raw: Any, path: str, loc: Sequence[str | int], kind: str) -> str:
+def _told(cls: type[BaseModel], raw: Any, path: str, loc: Sequence[str | int], kind: str) -> Fault:
+    """What is wrong with a value, of what the class says of it."""
     here, value = path, raw
     rest: list[Any] = list(loc)
     while rest and (
@@ -72,32 +233,30 @@ def _fault_of(cls: type[BaseModel], raw: Any, path: str, loc: Sequence[str | int
         here += f"[{step}]" if isinstance(step, int) else f".{step}"
     keys = keys_of(cls)
     if kind == "extra_forbidden":
-        return fault(here, f"a key of {path}", repr(loc[-1]), nearest(loc[-1], keys))
+        return here, f"a key of {path}", repr(loc[-1]), nearest(loc[-1], keys)
+    takes = _words(keys[str(loc[0])])
     if kind == "missing" and len(loc) == 1:
-        return fault(f"{here}.{loc[0]}", _words(keys[str(loc[0])]), "nothing", "Add it")
-    return fault(here, _words(keys[str(loc[0])]), shown(value), "Change it")
+        return f"{here}.{loc[0]}", takes, "nothing", "Add it"
+    return here, takes, shown(value), "Change it"
 
 
-def _strange_values(value: Any, path: str) -> list[str]:
+def _strange(value: Any, path: str) -> Iterator[Fault]:
     """What TOML or Python has and JSON has not: dates, infinity, NaN; and numbers that are none of the machine's."""
     if isinstance(value, Mapping):
-        names = [
-            fault(path, "keys that are texts", shown(key), "Name it")
-            for key in value
-            if not isinstance(key, str)
-        ]
-        return names + [line for key, v in value.items() for line in _strange_values(v, f"{path}.{key}")]
-    if isinstance(value, (list, tuple)):
-        return [line for i, v in enumerate(value) for line in _strange_values(v, f"{path}[{i}]")]
-    if isinstance(value, float) and not math.isfinite(value):
-        return [fault(path, "a finite number", repr(value), "Leave it out where it shall not matter")]
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return [fault(path, "a whole number of 64 bits", shown(value), "Choose a smaller one")]
-    if value is not None and not isinstance(value, (bool, int, float, str)):
-        return [
-            fault(path, "a text, number, boolean, list or table", shown(str(value)), "Write it as a text")
-        ]
-    return []
+        for key in value:
+            if not isinstance(key, str):
+                yield path, "keys that are texts", shown(key), "Name it"
+        for key, inner in value.items():
+            yield from _strange(inner, f"{path}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            yield from _strange(inner, f"{path}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield path, "a finite number", repr(value), "Leave it out where it shall not matter"
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield path, "a whole number of 64 bits", shown(value), "Choose a smaller one"
+    elif value is not None and not isinstance(value, (bool, int, float, str)):
+        yield path, "a text, number, boolean, list or table", shown(str(value)), "Write it as a text"
 
 
 def one(cls: type[Part], raw: Mapping[str, Any], key: str, faults: Strict) -> Part | None:
@@ -107,14 +266,15 @@ def one(cls: type[Part], raw: Mapping[str, Any], key: str, faults: Strict) -> Pa
     return part(cls, raw[key], key, faults)
 
 
-def several(cls: type[Part], raw: Mapping[str, Any], key: str, faults: Strict) -> list[tuple[int, Part]]:
-    """Return the tables of a list of that name, with their numbers."""
+def several(cls: type[Part], raw: Mapping[str, Any], key: str, faults: Strict) -> list[tuple[str, Part]]:
+    """Return the tables of a list of that name, with their paths."""
     tables = raw.get(key, ())
     if key in raw and (not isinstance(tables, (list, tuple)) or not tables):
         faults.add(key, f"at least one table [[{key}]]", shown(tables), "Add one")
         return []
-    made = [(n, part(cls, table, f"{key}[{n}]", faults)) for n, table in enumerate(tables)]
-    return [(n, one) for n, one in made if one is not None]
+    given = {f"{key}[{number}]": table for number, table in enumerate(tables)}
+    made = [(path, part(cls, table, path, faults)) for path, table in given.items()]
+    return [(path, table) for path, table in made if table is not None]
 
 
 def no_twins(
@@ -138,3 +298,50 @@ def no_twins(
             if other != path or list(names).count(name) > 1:
                 got = f"{name!r} again, as in {other}"
                 faults.add(f"{path}.{key}", f"a different {key}", got, f"Choose another {key}")
+
+
+# --- What many tables have --------------------------------------------------------------------------------
+
+
+def _is_name(text: str) -> bool:
+    """Letters and digits of any script, with their marks, and '.', '_' and '-' between them.
+
+    >>> _is_name("Ödem_2"), _is_name("肿瘤"), _is_name("../x"), _is_name("a b")
+    (True, True, False, False)
+    """
+    kinds = [unicodedata.category(c)[0] for c in text]
+    inside = all(kind in "LNM" or c in "._-" for kind, c in zip(kinds, text, strict=True))
+    return bool(kinds) and kinds[0] in "LN" and inside
+
+
+def check_name(value: str, path: str, faults: Strict) -> None:
+    """Tell what is wrong with a name that becomes a part of file names."""
+    if not (_is_name(value) if path.endswith(".name") else ID.fullmatch(value)):
+        faults.add(path, "letters, digits, '.', '_' and '-'", shown(value), "It becomes a part of file names")
+
+
+def place_label(place: str) -> str:
+    """Return a place as a part of an id.
+
+    >>> place_label("decoder.1#0")
+    'decoder.1-0'
+    """
+    return re.sub(r"[^A-Za-z0-9._-]", "-", place)
+
+
+def own_limits(given: Any, path: str, faults: Strict) -> dict[str, Any]:
+    """Return the ``deadline`` and the ``memory`` of a table, this one in bytes, and tell what is wrong with them."""
+    if given.deadline is not None and given.deadline <= 0:
+        faults.add(f"{path}.deadline", "seconds > 0", str(given.deadline), "Leave it out for none")
+    memory = None
+    if given.memory is not None:
+        with faults.at(f"{path}.memory"):
+            memory = parse_memory(path, given.memory)
+    return {"deadline": given.deadline, "memory": memory}
+
+
+def id_and_limits(given: Any, path: str, faults: Strict) -> dict[str, Any]:
+    """Return the limits of a table with an ``id``, and tell what is wrong with either."""
+    if given.id is not None:
+        check_name(given.id, f"{path}.id", faults)
+    return own_limits(given, path, faults)

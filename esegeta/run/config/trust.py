@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from esegeta.engine import check
-from esegeta.run.config.annotations import shown
+from esegeta.run.config.faults import shown
 
 VARIABLE = "ESEGETA_TRUST"  # with commas between
 # Packages whose networks are made of numbers and words alone. Their functions are not among them: some download.

@@ -15,15 +15,14 @@ from torch import Tensor
 
 from esegeta import dissection
 from esegeta.engine import check
-from esegeta.run.config import building
-from esegeta.run.config.annotations import with_files
 from esegeta.run.config.faults import Strict, message_of
 from esegeta.run.config.schema import Config, Section
+from esegeta.run.config.tables import own_limits, with_files
 from esegeta.run.executors.child import Context
 from esegeta.run.jobs import outputs
 from esegeta.run.jobs.inputs import Inputs
 from esegeta.run.jobs.kinds import Beside, Job, Kind, Record, digest, register
-from esegeta.run.jobs.methods import number, whole_of
+from esegeta.run.jobs.methods import number
 from esegeta.run.jobs.parts import Image, labels_of, refusals
 from esegeta.run.jobs.plan import Planning, contents, ended, header, limits, releases, tables_of
 from esegeta.run.volumes import labels
@@ -77,7 +76,7 @@ class Dissection(Section):
 
 def check_table(table: Dissection, path: str, faults: Strict) -> None:
     """Tell what is wrong with the table, as far as it alone shows it."""
-    building.limits(table, path, faults)
+    own_limits(table, path, faults)
     if not 0 < table.quantile < 1:
         got, advice = str(table.quantile), "0.01 means that one voxel in a hundred is on"
         faults.add(f"{path}.quantile", "a number between 0 and 1", got, advice)
@@ -121,7 +120,7 @@ def _job(planning: Planning, table: Dissection) -> Job:
     files = {
         one: _files(one, planning) for one in (*table.concepts, table.within) if one not in (*OWN, *WITHIN)
     }
-    about = {subject: list(own.values()) for subject, own in whole_of(planning.jobs).items()}
+    about = {subject: list(own.values()) for subject, own in planning.by_target().items()}
     written = table.model_dump(mode="json")
 
     def images() -> list[Record]:

@@ -16,11 +16,10 @@ from esegeta import dreams
 from esegeta._registry import OBJECTIVES, RECIPES, Spec
 from esegeta._types import Score
 from esegeta.engine.execution import execution, partial_share
-from esegeta.run.config import building, catalogue
-from esegeta.run.config.annotations import with_files
+from esegeta.run.config import catalogue
 from esegeta.run.config.faults import Strict
 from esegeta.run.config.schema import Call, Section
-from esegeta.run.config.tables import no_twins
+from esegeta.run.config.tables import id_and_limits, no_twins, with_files
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
 from esegeta.run.jobs import outputs
@@ -82,9 +81,7 @@ def settings(spec: Spec) -> dict[str, catalogue.Parameter]:
 
 def check_table(table: Dream, path: str, faults: Strict) -> None:
     """Tell what is wrong with an entry, as far as the entry alone shows it."""
-    if table.id is not None:
-        building.check_name(table.id, f"{path}.id", faults)
-    building.limits(table, path, faults)
+    id_and_limits(table, path, faults)
     if table.sigma < 0:
         faults.add(f"{path}.sigma", "a deviation >= 0", str(table.sigma), "0.01 is usual")
     asked = (
@@ -113,19 +110,10 @@ def check_all(tables: Sequence[tuple[str, Dream]], beside: Beside, faults: Stric
 
 def entries(planning: Planning) -> list[Job]:
     """Return a job for each dream from noise, and for each image and dream from an image."""
-    # What a method is given tells which image and network it is about: the first of each image will do.
-    of_image: dict[str, Job] = {}
-    for job in planning.jobs:
-        if job.kind == "methods":
-            whole = job.given["method"]["patches"] == "whole"
-            if job.subject not in of_image or (
-                whole and of_image[job.subject].given["method"]["patches"] != "whole"
-            ):
-                of_image[job.subject] = job
     found = []
     for table in tables_of(planning.config, TABLE, Dream):
-        images = planning.images if table.start == "image" else planning.images[:1]
-        found += [_job(planning, of_image[image.subject], image, table) for image in images]
+        few = None if table.start == "image" else 1
+        found += [_job(planning, job, image, table) for image, job in planning.by_image()[:few]]
     return found
 
 
@@ -212,7 +200,6 @@ def dream(payload: Record, inputs: Inputs, context: Context) -> Record:
     folder = Path(payload["folder"])
     write_raw(found.image, folder / raw_path(payload["id"]))
     record = {
-        **header(payload),
         "value": number(found.value),
         "steps": int(found.taken),
         "min": number(found.image.min()),
@@ -252,6 +239,25 @@ def shown(record: Record, values: Tensor, payload: Record, image: Image) -> Reco
     return found
 
 
+def whose(payload: Record, record: Record) -> list[str]:
+    """Return what a dream is of: where it began, what it was made to be, and how far it came.
+
+    >>> dream = Dream(objective={"name": "channel", "place": "bottom", "channel": 2})
+    >>> payload = {"keys": {"subject": "sub-1"}, "dream": dream.model_dump(mode="json")}
+    >>> whose(payload, {"steps": 8, "value": 3.0})
+    ['noise on the grid of sub-1', 'channel (place bottom, channel 2)', '8 steps', 'value 3']
+    """
+    subject, dream = payload["keys"]["subject"], Dream.model_validate(payload["dream"])
+    asked = dream.climbed
+    more = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in asked.parameters.items())
+    return [
+        str(subject) if dream.start == "image" else f"{dream.start} on the grid of {subject}",
+        f"{asked.name} ({more})" if more else asked.name,
+        f"{record['steps']} steps",
+        f"value {record['value']:.4g}",
+    ]
+
+
 def draw(whole: Tensor, image: Image, path: Path, payload: Record, record: Record) -> str | None:
     """Draw the planes of a dream; say why if that cannot be."""
     try:
@@ -266,7 +272,7 @@ def draw(whole: Tensor, image: Image, path: Path, payload: Record, record: Recor
         volume.spacing,
         volume.affine,
         title=f"Dream: {payload['title']}",
-        subtitle=f"{payload['keys']['subject']}, {record['steps']} steps, value {record['value']:.4g}",
+        subtitle=" · ".join(whose(payload, record)),
     )
     outputs.write_bytes(path, plot.png(figure))
     return None

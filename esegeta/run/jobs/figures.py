@@ -4,7 +4,6 @@ Pictures take longer than most maps. They are drawn last, one job for each subje
 the first ones; ``esegeta report FOLDER`` draws the others. Another setting of ``[figures]`` computes no map anew.
 """
 
-import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,12 +18,11 @@ from torch import Tensor
 
 from esegeta.plot.canvas import numeral
 from esegeta.run.config.schema import Section
-from esegeta.run.executors.child import Context, peak
-from esegeta.run.executors.status import Status
+from esegeta.run.executors.child import Context
 from esegeta.run.jobs import marks, outputs
 from esegeta.run.jobs.inputs import Inputs
 from esegeta.run.jobs.kinds import Job, Kind, Record, register
-from esegeta.run.jobs.plan import Planning, inputs_of, releases, write_record
+from esegeta.run.jobs.plan import Planning, ended, releases
 from esegeta.run.volumes import names, pictures
 
 TABLE = "figures"
@@ -39,7 +37,8 @@ class Figures(Section):
     """How pictures are drawn.
 
     maps: of how many maps a run draws them; of the subjects beyond, on demand. kinds: which pictures of each map.
-    mask: where a map is shown: "otsu" for where there is something in the scan (a flat picture is shown as it is).
+    colours: of what speaks for the target; mask: where a map is shown: "otsu" for where there is something in the
+    scan (a flat picture is shown as it is).
     outline: what is gone round. zoom: to what, or the voxels from where to where for each axis.
     """
 
@@ -92,24 +91,8 @@ def draw(payload: Record, inputs: Inputs, context: Context) -> Record:
                 found[job] = _of_map(folder, one, how)
                 context.progress("figures", (count + 1) / len(made))
             together = _together(folder, list(shown.values()))
-    record = {
-        **header(payload),
-        "figures": found,
-        "together": together,
-        "status": Status.DONE,
-        "share_done": 1.0,
-        "inputs": inputs_of(folder, payload["after"]),
-        "error": None,
-        "events": events,
-        "versions": releases(),
-        "seconds": time.monotonic() - started,
-        "peak_memory": peak(),
-        "device": "cpu",
-        "deadline": context.seconds,
-        "memory": context.memory,
-    }
-    write_record(folder, record)
-    return json.loads(outputs.json_text(record))
+    record = {"figures": found, "together": together, "events": events}
+    return ended(payload, record, context, started)
 
 
 class Shown(NamedTuple):
@@ -169,6 +152,26 @@ def facts(record: Mapping[str, Any]) -> str:
     if residual is not None:
         share = f" ({100 * abs(residual / difference):.2g} % of the difference)" if difference else ""
         said.append(f"residual {numeral(residual)}{share}")
+    return " · ".join(said)
+
+
+def in_common(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return what holds for all of several maps, for below the title of their picture.
+
+    >>> one = {"subject": "sub-1", "target": "brain", "method": "rise", "score": 2.0}
+    >>> in_common([one, {**one, "method": "lime"}]), in_common([one, {**one, "target": "skull", "score": 3.0}])
+    ('sub-1 · brain · score 2', 'sub-1 · rise')
+    """
+    alike = lambda name: len({repr(record.get(name)) for record in records}) == 1
+    one = records[0]
+    said = [str(one["subject"])] if alike("subject") else []
+    if alike("target") and alike("reducer"):
+        said.append(f"{one['target']} ({one['reducer']})" if one.get("reducer") else str(one["target"]))
+    own = [str(record.get("name") or record["method"]) for record in records]
+    if len(set(own)) == 1:
+        said.append(f"{own[0]} at {one['place']}" if one.get("place") and alike("place") else own[0])
+    if alike("score") and one.get("score") is not None:
+        said.append(f"score {numeral(one['score'])}")
     return " · ".join(said)
 
 
@@ -232,10 +235,19 @@ def _beside(
     maps: dict[str, Tensor] = {}
     for one in group:
         name = marks.titled(str(one.record[by]), marks.marks(one.record))
+        if by == "target" and one.record.get("score") is not None:
+            name = f"{name}, score {numeral(one.record['score'])}"
         maps[name if name not in maps else f"{name} ({one.record['method']})"] = one.map
     look = _common_look(group)
     figure = plot.side_by_side(
-        maps, group[0].anatomy, None, group[0].affine, title=title, shared=shared, **look
+        maps,
+        group[0].anatomy,
+        None,
+        group[0].affine,
+        title=title,
+        subtitle=in_common([one.record for one in group]),
+        shared=shared,
+        **look,
     )
     plot.save(figure, folder / path, 256)
     return [{"title": title, "file": path.as_posix(), "maps": len(maps)}]
@@ -256,7 +268,17 @@ def _sweep(folder: Path, group: Sequence[Shown], target: str, name: str) -> list
         title = f"{subject}, {target}: {name} at {len(maps)} places{', projected' if project else ''}"
         first = group[0]
         look = _common_look(group)
-        figure = plot.layers(maps, first.anatomy, None, first.affine, title=title, project=project, **look)
+        said = in_common([one.record for one in group])
+        figure = plot.layers(
+            maps,
+            first.anatomy,
+            None,
+            first.affine,
+            title=title,
+            subtitle=said,
+            project=project,
+            **look,
+        )
         plot.save(figure, folder / path, 256)
         found.append({"title": title, "file": path.as_posix(), "maps": len(maps)})
     return found

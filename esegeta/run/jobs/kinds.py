@@ -126,7 +126,8 @@ class Kind:
         check: (section, path, faults) -> None, of one table: tells ``faults`` what its class does not see.
         check_all: ([(path, section)], beside, faults) -> None, of all tables, beside the targets and methods.
         reads: the kinds whose jobs it may depend on; they are planned before it.
-        entries: (plan) -> jobs, from a ``plan.Planning``.
+        entries: (plan) -> jobs, from a ``plan.Planning``. Called where the configuration has the table; always
+            for a kind without a section, or one that only draws.
         header: (payload) -> what a record says whatever comes of the job.
         blank: what a record says of what is not known.
         work: (payload, inputs, context) -> record, in a worker, which writes the record last.

@@ -32,9 +32,9 @@ from esegeta.engine.memory import forecast
 from esegeta.methods.gradient import gradient
 from esegeta.placing import tap
 from esegeta.run.config import catalogue
-from esegeta.run.config.annotations import with_files
 from esegeta.run.config.building import Built, class_of
 from esegeta.run.config.schema import Method, Target
+from esegeta.run.config.tables import place_label, with_files
 from esegeta.run.executors.child import Context, one_line, peak, reset_peak, resident, verdict
 from esegeta.run.jobs import marks, outputs
 from esegeta.run.jobs.inputs import Inputs, on_image
@@ -489,21 +489,6 @@ def entries(planning: Planning) -> list[Job]:
     ]
 
 
-def whole_of(planned: Sequence[Job]) -> dict[str, dict[str, Job]]:
-    """Return for each subject a job of each target, one that sees the image as a whole if there is any.
-
-    What it is given tells which image, target and network it is about, and that is for jobs of other kinds as well.
-    """
-    found: dict[str, dict[str, Job]] = {}
-    for job in planned:
-        if job.kind == "methods":
-            own = found.setdefault(job.subject, {})
-            known = own.setdefault(job.target, job).given["method"]["patches"]
-            if known != "whole" and job.given["method"]["patches"] == "whole":
-                own[job.target] = job
-    return found
-
-
 def _job(
     planning: Planning, image: AboutImage, target: Target, what: Record, method: Method, how: Record
 ) -> Job:
@@ -595,7 +580,7 @@ def record_header(payload: Record) -> Record:
         "reducer_parameters": target["parameters"],
         "method": method["id"] or method["name"],
         "name": method["name"],
-        "title": method["title"] or (method["id"] or method["name"]).replace("_", " "),
+        "title": title_of(method),
         "parameters": method["parameters"],
         "transforms": method["transforms"],
         "baseline": method["baseline"],
@@ -608,6 +593,21 @@ def record_header(payload: Record) -> Record:
         "look_digest": payload["look"],
         "made_from": payload["made_from"],
     }
+
+
+def title_of(method: Mapping[str, Any]) -> str:
+    """Return what stands above the figures of a method: its id in words, or its title.
+
+    >>> title_of({"title": None, "id": "my_cam-encoder.relu_b", "name": "grad_cam", "place": "encoder.relu_b"})
+    'my cam at encoder.relu_b'
+    """
+    if method["title"]:
+        return str(method["title"])
+    own, place = str(method["id"] or method["name"]), method["place"]
+    end = f"-{place_label(place)}" if place else ""
+    if place and own.endswith(end):
+        return f"{own.removesuffix(end).replace('_', ' ')} at {place}"
+    return own.replace("_", " ")
 
 
 def cost(payload: Record) -> tuple[int | None, str]:

@@ -8,7 +8,7 @@ import inspect
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +23,9 @@ from esegeta.engine.execution import DeadlineExceeded, execution
 from esegeta.metrics.comparing import interval
 from esegeta.metrics.explanations import doubts
 from esegeta.run.config import building, catalogue
-from esegeta.run.config.annotations import with_files
-from esegeta.run.config.catalogue import nearest
-from esegeta.run.config.faults import Strict
+from esegeta.run.config.faults import Strict, nearest
 from esegeta.run.config.schema import Call, Section
-from esegeta.run.config.tables import no_twins
+from esegeta.run.config.tables import id_and_limits, no_twins, with_files
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
 from esegeta.run.jobs import judging, marks, outputs
@@ -110,9 +108,7 @@ def settings(spec: MetricSpec) -> dict[str, catalogue.Parameter]:
 def check_table(table: Metric, path: str, faults: Strict) -> None:
     """Tell what is wrong with an entry, as far as the entry alone shows it."""
     context = catalogue.checking(faults)
-    if table.id is not None:
-        building.check_name(table.id, f"{path}.id", faults)
-    building.limits(table, path, faults)
+    id_and_limits(table, path, faults)
     if table.baseline is not None:
         building.baselines(table.baseline, f"{path}.baseline", None, context)
     spec = catalogue.found(METRICS, table.metric, f"{path}.metric", faults)
@@ -406,7 +402,6 @@ def judge(payload: Record, inputs: Inputs, context: Context) -> Record:
         status = Status.PARTIAL
     folder = Path(payload["folder"])
     record = {
-        **header(payload),
         **numbers(found),
         "curve": write_curve(folder, payload["id"], found),
         "status": status,
@@ -573,9 +568,11 @@ def gather(payload: Record, inputs: Inputs, context: Context) -> Record:
     folder = Path(payload["folder"])
     rows: list[Record] = []
     lines: dict[str, list[Record]] = {}
+    subjects: set[str] = set()
     for _, record in inputs.many():
         if not record.get("curve"):
             continue
+        subjects.add(str(record["subject"]))
         curve = json.loads((folder / record["curve"]).read_text())
         lines.setdefault(record["method"], []).append(curve)
         x = curve["fractions"] or range(len(curve["values"]))
@@ -598,7 +595,9 @@ def gather(payload: Record, inputs: Inputs, context: Context) -> Record:
     }
     if payload["figures"]:
         path = Path(FOLDER, f"{stem}_curves.png")
-        message = draw(lines, folder / path, f"{payload['title']} ({payload['keys']['target']})")
+        message = draw(
+            lines, folder / path, f"{payload['title']} ({payload['keys']['target']}), {of_whom(subjects)}"
+        )
         if message:
             record["events"] = [{"event": "figures", "message": message}]
         else:
@@ -619,6 +618,16 @@ def mean_curve(curves: Sequence[Record], key: str = "values") -> tuple[np.ndarra
         for step, curve in zip(steps, curves, strict=True)
     ]
     return x, np.mean(ys, 0)
+
+
+def of_whom(subjects: Iterable[str]) -> str:
+    """Return whose curves are in a figure.
+
+    >>> of_whom(["sub-1"]), of_whom(["sub-1", "sub-2"])
+    ('sub-1', 'mean of 2 subjects')
+    """
+    some = list(subjects)
+    return some[0] if len(some) == 1 else f"mean of {len(some)} subjects"
 
 
 def draw(lines: Mapping[str, Sequence[Record]], path: Path, title: str) -> str | None:

@@ -74,6 +74,23 @@ class Planning(NamedTuple):
     images: list[AboutImage]
     jobs: list[Job]
 
+    def by_image(self) -> list[tuple[AboutImage, Job]]:
+        """Return each image with the job of a method about it, which says what is given to any job about it.
+
+        That is the first that sees the image as a whole, if there is one.
+        """
+        found = self.by_target()
+        return [(image, next(iter(found[image.subject].values()))) for image in self.images]
+
+    def by_target(self) -> dict[str, dict[str, Job]]:
+        """Return for each subject the job of a method about each target, chosen as by ``by_image``."""
+        found: dict[str, dict[str, Job]] = {}
+        for whole in (True, False):
+            for job in self.jobs:
+                if job.kind == "methods" and whole == (job.given["method"]["patches"] == "whole"):
+                    found.setdefault(job.subject, {}).setdefault(job.target, job)
+        return found
+
 
 Table = TypeVar("Table", bound=BaseModel)
 
@@ -180,7 +197,8 @@ def plan(config: Config) -> list[Job]:
     folder = str(Path(config.run.output).absolute())
     planning = Planning(config, whole, folder, network, images, [])
     for kind in kinds.known():
-        planning.jobs.extend(kind.entries(planning))
+        if kind.section is None or kind.draws or kind.table in config.more:
+            planning.jobs.extend(kind.entries(planning))
     _refuse_twins(planning.jobs)
     return planning.jobs
 
@@ -258,7 +276,7 @@ def ended(payload: Record, found: Record, context: Context, started: float) -> R
         started: by ``time.monotonic``.
     """
     record = {
-        **header(payload),
+        **kinds.find(payload["kind"]).header(payload),
         **{"status": Status.DONE, "share_done": 1.0, "events": []},
         **found,
         "inputs": inputs_of(payload["folder"], payload["after"]),

@@ -24,7 +24,7 @@ from esegeta.run.executors.status import Status
 from esegeta.run.jobs.inputs import Inputs
 from esegeta.run.jobs.kinds import Job, Kind, Record, digest, register
 from esegeta.run.jobs.parts import cached, refusals
-from esegeta.run.jobs.plan import Planning, contents, ended, header, releases
+from esegeta.run.jobs.plan import Planning, contents, ended, header, releases, tables_of
 from esegeta.run.volumes import files as volumes
 from esegeta.run.volumes import labels, names
 from esegeta.run.volumes.reading import Array, Volume
@@ -276,9 +276,7 @@ def rows_of(record: Mapping[str, Any]) -> list[Record]:
 
 def entries(planning: Planning) -> list[Job]:
     """Return a job for each map, if the configuration has the table."""
-    section = planning.config.more.get("summary")
-    if not isinstance(section, Summary):
-        return []
+    (section,) = tables_of(planning.config, "summary", Summary)
     files_of = _files(section, planning)
     return [_job(job, section, files_of) for job in planning.jobs if job.kind == "methods"]
 

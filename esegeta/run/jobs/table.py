@@ -18,14 +18,14 @@ from esegeta._types import Score
 from esegeta.engine import check
 from esegeta.engine.execution import execution
 from esegeta.run.config import building, catalogue
-from esegeta.run.config.annotations import with_files
 from esegeta.run.config.building import class_of
 from esegeta.run.config.faults import Strict, message_of
 from esegeta.run.config.schema import Call, Method, Section
+from esegeta.run.config.tables import own_limits, with_files
 from esegeta.run.executors.child import Context
 from esegeta.run.jobs.inputs import Inputs
 from esegeta.run.jobs.kinds import Beside, Job, Kind, Record, register
-from esegeta.run.jobs.methods import METHODS, whole_of
+from esegeta.run.jobs.methods import METHODS
 from esegeta.run.jobs.parts import Image, labels_of, reader, refusals
 from esegeta.run.jobs.plan import AboutImage, Planning, contents, ended, header, limits, releases, tables_of
 from esegeta.run.jobs.uncertainty import MAPS
@@ -79,7 +79,7 @@ class Table(Section):
 
 def check_table(table: Table, path: str, faults: Strict) -> None:
     """Tell what is wrong with the table, as far as it alone shows it."""
-    building.limits(table, path, faults)
+    own_limits(table, path, faults)
     for name, least in (("bins", 2), ("explained", 0)):
         if getattr(table, name) < least:
             faults.add(f"{path}.{name}", f"at least {least}", str(getattr(table, name)), "Choose more")
@@ -107,7 +107,7 @@ def check_all(tables: Sequence[tuple[str, Table]], beside: Beside, faults: Stric
 
 def entries(planning: Planning) -> list[Job]:
     """Return a job for each image and each target that has a class, if the configuration has the table."""
-    about = whole_of(planning.jobs)
+    about = planning.by_target()
     return [
         _job(planning, table, image, job, files.get(image.subject))
         for table in tables_of(planning.config, TABLE, Table)

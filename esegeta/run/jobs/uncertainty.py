@@ -19,19 +19,18 @@ from esegeta._types import Model
 from esegeta.engine import check
 from esegeta.engine.execution import execution, parse_memory, partial_share
 from esegeta.engine.network import ModuleModel
-from esegeta.run.config import building, catalogue
-from esegeta.run.config.annotations import with_files
+from esegeta.run.config import catalogue
 from esegeta.run.config.faults import Strict
-from esegeta.run.config.schema import Call, Config, Section
-from esegeta.run.config.tables import no_twins
+from esegeta.run.config.schema import Call, Section
+from esegeta.run.config.tables import id_and_limits, no_twins, with_files
 from esegeta.run.executors.child import Context
 from esegeta.run.executors.status import Status
 from esegeta.run.jobs import outputs
 from esegeta.run.jobs.inputs import Inputs
 from esegeta.run.jobs.kinds import Beside, Job, Kind, Record, register
-from esegeta.run.jobs.methods import METHODS, number, whole_of, write_raw
+from esegeta.run.jobs.methods import METHODS, number, write_raw
 from esegeta.run.jobs.parts import Image, reader, refusals
-from esegeta.run.jobs.plan import AboutImage, Planning, contents, ended, raw_path, releases
+from esegeta.run.jobs.plan import AboutImage, Planning, contents, ended, raw_path, releases, tables_of
 from esegeta.run.jobs.plan import header as plan_header
 from esegeta.run.volumes import names
 
@@ -47,12 +46,15 @@ class Estimate(Section):
     draws: "dropout" activates that of the network; "augmentation" changes the image. rate: of dropout put in, by the
     name of the module; changes: of the image, by name, with their parameters beside it; samples: how many draws;
     link: from the output to probabilities, by default "sigmoid" for one channel and "softmax" for several; map: the
-    one that is drawn; id: names the entry, for a second one of the same draws.
+    one that is drawn; id: names the entry, for a second one of the same draws; title: as figures show it. deadline:
+    in seconds; memory: such as "8 GiB"; both instead of what the run says.
     """
 
     draws: Literal["dropout", "augmentation"] = "dropout"
     rate: dict[str, float] = Field(default_factory=dict)
-    changes: list[str | Call] = Field(default_factory=list)
+    changes: list[str | Call] = Field(
+        default_factory=list, json_schema_extra={"calls": "uncertainty", "family": "changes"}
+    )
     samples: int = 30
     link: Literal["sigmoid", "softmax"] | None = None
     map: Literal["mean", "variance", "entropy", "mutual_information"] = "entropy"
@@ -96,9 +98,7 @@ def change_of(call: Call, context: catalogue.Context, path: str) -> Any:
 
 def check_table(table: Estimate, path: str, faults: Strict) -> None:
     """Tell what is wrong with an entry, as far as the entry alone shows it."""
-    if table.id is not None:
-        building.check_name(table.id, f"{path}.id", faults)
-    building.limits(table, path, faults)
+    id_and_limits(table, path, faults)
     if table.samples < 2:
         faults.add(f"{path}.samples", "at least 2", str(table.samples), "30 is usual")
     for place, rate in table.rate.items():
@@ -125,19 +125,12 @@ def check_all(tables: Sequence[tuple[str, Estimate]], beside: Beside, faults: St
 # ------------------------------------------------------------------ plan
 
 
-def asked_for(config: Config) -> list[Estimate]:
-    """Return the entries of a configuration."""
-    found = config.more.get(TABLE)
-    return [one for one in found if isinstance(one, Estimate)] if isinstance(found, list) else []
-
-
 def entries(planning: Planning) -> list[Job]:
     """Return a job for each image and entry."""
-    about = whole_of(planning.jobs)
     return [
-        _job(planning, next(iter(about[image.subject].values())), image, table)
-        for table in asked_for(planning.config)
-        for image in planning.images
+        _job(planning, job, image, table)
+        for table in tables_of(planning.config, TABLE, Estimate)
+        for image, job in planning.by_image()
     ]
 
 
@@ -216,7 +209,6 @@ def estimate(payload: Record, inputs: Inputs, context: Context) -> Record:
     maps = torch.cat([getattr(found, name) for name in MAPS])
     write_raw(maps, folder / raw_path(payload["id"]))
     record = {
-        **header(payload),
         "draws": source.label,
         "samples": len(found.volumes),
         "link": link,
@@ -305,6 +297,7 @@ def draw(map: Tensor, mean: Tensor, image: Image, path: Path, payload: Record, r
         title=f"{chosen.capitalize()}: {payload['title']}",
         subtitle=f"{payload['keys']['subject']}, {record['samples']} draws: {record['draws']}",
         unit=chosen,
+        signed=False,
         outline={"mean answer": outline} if bool(outline.any()) else None,
     )
     outputs.write_bytes(path, plot.png(figure))

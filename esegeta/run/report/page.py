@@ -487,13 +487,7 @@ def _compared(
         if len(found) == MOST_COMPARED:
             left_out.append(title)
             continue
-        try:
-            address, width, height = display.figure(path)
-        except Exception as error:  # whatever is in the file
-            notes.append(f"{path.name} could not be shown: {_line(error)}")
-            continue
-        file = path.relative_to(folder.resolve()).as_posix()
-        found.append({"title": title, "address": address, "width": width, "height": height, "file": file})
+        found += _figure(path, folder, title, notes)
     if left_out:
         rest = _line("; ".join(left_out))
         notes.append(f"Beside this page, after the first {MOST_COMPARED} figures of several maps: {rest}.")
@@ -584,16 +578,20 @@ def _drawn(folder: Path, record: Mapping[str, Any], notes: list[str]) -> list[di
         path = inside(folder, name)
         if path is None:
             continue
-        try:
-            address, width, height = display.figure(path)
-        except Exception as error:  # whatever is in the file
-            notes.append(f"{path.name} could not be shown: {_line(error)}")
-            continue
-        file = path.relative_to(folder.resolve()).as_posix()
         whose = ", ".join(str(record[name]) for name in ("title", "target") if record[name])
-        about = {"title": f"{kind} of {whose}", "file": file}
-        found.append({**about, "address": address, "width": width, "height": height})
+        found += _figure(path, folder, f"{kind} of {whose}", notes)
     return found
+
+
+def _figure(path: Path, folder: Path, title: str, notes: list[str]) -> list[dict[str, Any]]:
+    """Return a figure as the page shows it; none, and a note, where the file cannot be shown."""
+    try:
+        address, width, height = display.figure(path)
+    except Exception as error:  # whatever is in the file
+        notes.append(f"{path.name} could not be shown: {_line(error)}")
+        return []
+    file = path.relative_to(folder.resolve()).as_posix()
+    return [{"title": title, "address": address, "width": width, "height": height, "file": file}]
 
 
 def _versions(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
