@@ -487,7 +487,7 @@ class _Work:
             return None
         made = jobs.inputs_of(self.folder, [one.id for one in job.after])
         lost = [one.id for one in job.after if one.id not in made]
-        if not lost or (job.need == "any" and made):
+        if not lost or job.need == "none" or (job.need == "any" and made):
             return None
         rest = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         return f"there is no result of {lost[0]}{rest}"
@@ -562,7 +562,8 @@ def _write_tables(folder: Path, records: Sequence[Record], counts: Mapping[str, 
         own = [record for record in records if record.get("kind", "methods") == kind.name]
         if not own and kind.file != "summary":
             continue
-        added = dict.fromkeys(name for record in own for name in more.get(record["id"], {}))
+        names = (name for record in own for name in (*more.get(record["id"], {}), *kind.further(record)))
+        added = dict.fromkeys(names)
         columns = [*kind.columns, *(name for name in added if name not in kind.columns)]
         rows = [{**more.get(record["id"], {}), **row} for record in own for row in kind.rows(record)]
         outputs.keep_text(folder / f"{kind.file}.csv", outputs.table_text(rows, columns))
