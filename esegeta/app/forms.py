@@ -5,12 +5,14 @@ kind, its default, its choices, what its docstring says, and, where the function
 """
 
 import functools
+import inspect
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import torch
+from pydantic import BaseModel
 
 from esegeta._registry import (
     BASELINES,
@@ -20,6 +22,7 @@ from esegeta._registry import (
     OBJECTIVES,
     RECIPES,
     REDUCERS,
+    REGISTRIES,
     STEPS,
     TRANSFORMS,
     Spec,
@@ -27,7 +30,7 @@ from esegeta._registry import (
 from esegeta.run.config import building, catalogue, listing
 from esegeta.run.config.catalogue import Parameter
 from esegeta.run.config.faults import Collector
-from esegeta.run.config.schema import Method
+from esegeta.run.config.schema import Method, Output, Patches, Reference, Run
 from esegeta.run.config.starter import HEAD
 from esegeta.run.config.tables import members, type_words
 from esegeta.run.jobs import kinds
@@ -35,6 +38,8 @@ from esegeta.run.jobs.dreams import settings as settings_of_dream
 from esegeta.run.jobs.metrics import settings as settings_of_metric
 
 Form = dict[str, Any]
+# Tables of kinds of jobs whose entries name something that is registered: they are offered by these names.
+BY_NAME = ("methods", "metrics", "dreams")
 # Numbers that most ranges leave out on either side: what refuses them says what it takes.
 _BEYOND: tuple[Any, ...] = (-(10**6), 10**6, 0.5)
 
@@ -78,6 +83,9 @@ def kind_of(parameter: Parameter) -> str:
     if kinds_ and all(get_origin(one) is Literal for one in kinds_):
         return "choice"
     if len(kinds_) == 1:
+        inner = get_args(kinds_[0])
+        if get_origin(kinds_[0]) is list and (inner == (str,) or (inner and get_origin(inner[0]) is Literal)):
+            return "texts"
         return plain.get(kinds_[0], "value")
     if set(kinds_) <= {int, float}:
         return "number"
@@ -212,15 +220,16 @@ def everything() -> Form:
             }
             for name, spec in sorted(NETWORKS.items())
         ],
-        "kinds": [
-            {
-                "name": kind.name,
-                "table": kind.table,
-                "many": kind.many,
-                "line": plain(listing.first_line(kind.work)),
-            }
-            for kind in kinds.known()
-        ],
+        "kinds": tables(),
+        "sections": {
+            name: section_of(section)
+            for name, section in (
+                ("reference", Reference),
+                ("patches", Patches),
+                ("output", Output),
+                ("run", Run),
+            )
+        },
         "presets": presets(offered),
         "example": str(HEAD),
     }
@@ -246,6 +255,70 @@ def presets(offered: Iterable[Form]) -> list[Form]:
 
 def _known(names: Iterable[str]) -> list[str]:
     return [name for name in names if name in METHODS]
+
+
+# --- Tables -----------------------------------------------------------------------------------------------
+
+
+def tables() -> list[Form]:
+    """Return every table that a kind of jobs brings along and whose entries have no names of the registry.
+
+    >>> [form["name"] for form in tables()][:2]
+    ['summary', 'uncertainty']
+    """
+    found: dict[str, Form] = {}
+    for kind in kinds.known():
+        if kind.section is None or kind.table in BY_NAME or kind.table in found:
+            continue
+        about = {"name": kind.table, "title": kind.table.replace("_", " ").capitalize(), "many": kind.many}
+        more = {"also": [], "family": "", "paper": "", "origin": kind.origin}
+        work = plain(listing.first_line(kind.work))
+        found[kind.table] = {**section_of(kind.section), **about, **more, "does": work}
+    return list(found.values())
+
+
+def section_of(section: type[BaseModel]) -> Form:
+    """Return a table of the configuration as fields, from its class.
+
+    >>> section_of(Patches)["fields"][1]["name"], section_of(Patches)["fields"][1]["help"]
+    ('overlap', 'what neighbours share, from 0 to below 1.')
+    """
+    words = keys_of(inspect.getdoc(section) or "", section.model_fields)
+    found = []
+    for name, field in section.model_fields.items():
+        if name == "id" or field.exclude:
+            continue
+        shown = field.alias or name
+        default = (
+            inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True)
+        )
+        one = field_of(Parameter(shown, field.annotation, default), words.get(shown, ""))
+        if one["words"] == "nothing":
+            one["words"] = "a table, such as {}"
+        extra = field.json_schema_extra
+        if isinstance(extra, Mapping) and "calls" in extra:
+            one |= {"kind": "stack", "makers": _makers(str(extra["calls"]), str(extra.get("family", "")))}
+        found.append(one)
+    return {"line": plain(listing.first_line(section)), "fields": found}
+
+
+def keys_of(text: str, known: Iterable[str]) -> dict[str, str]:
+    r"""Return what a docstring says of keys, each as ``name: words.`` or ``name: words;``, some names with one text.
+
+    >>> keys_of("Do it. a: the first; b, c: the others. d: last.", "abcd")
+    {'a': 'the first', 'b': 'the others.', 'c': 'the others.', 'd': 'last.'}
+    """
+    one = "|".join(sorted(map(re.escape, known), key=len, reverse=True))
+    parts = re.split(rf"(?:^|(?<=[\s;.]))((?:{one})(?:, (?:{one}))*): ", " ".join(text.split()))
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    return {name: plain(words).strip().rstrip(";") for names, words in pairs for name in names.split(", ")}
+
+
+def _makers(registry: str, family: str) -> list[Form]:
+    """What of a registry can be named in a list of calls, all or one family of it."""
+    (table,) = [one for one in REGISTRIES if one.kind == registry]
+    specs = [spec for _, spec in sorted(table.items()) if not family or spec.family == family]
+    return [_form(spec, catalogue.of_method(spec)) for spec in specs]
 
 
 # --- Ranges -----------------------------------------------------------------------------------------------

@@ -255,14 +255,35 @@ def _row(folder: Path, record: Mapping[str, Any], metrics: Mapping[str, Any]) ->
     notes = [
         str(e.get("message", e)) if isinstance(e, Mapping) else str(e) for e in record.get("events") or []
     ]
-    return {**row, "has": has, "marks": marks.marks(record), "notes": notes, "metrics": dict(metrics)}
+    volumes = [what for what in volumes_of(record) if made and inside(folder, volumes_of(record)[what])]
+    return {
+        **row,
+        "has": has,
+        "volumes": volumes,
+        "marks": marks.marks(record),
+        "notes": notes,
+        "metrics": dict(metrics),
+    }
+
+
+def volumes_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the volumes of a record that are looked at, by what they are: its map or maps, or an image that it made.
+
+    >>> volumes_of({"map": "a.nii", "maps": {"mean": "b.nii"}, "image": None})
+    {'map': 'a.nii', 'maps.mean': 'b.nii'}
+    """
+    maps = record.get("maps")
+    several = {f"maps.{name}": path for name, path in maps.items()} if isinstance(maps, Mapping) else {}
+    found = {"map": record.get("map"), **several, "image": record.get("image")}
+    return {what: path for what, path in found.items() if path}
 
 
 def file_of(folder: Path, job: str, what: str) -> Path:
-    """Return a file that the record of a job names: "map", "anatomy", "prediction"; it lies in the folder."""
+    """Return a file that the record of a job names: one of ``volumes_of``, "anatomy", "prediction"; it is inside."""
     known = {path.stem for path in (folder / ".jobs").glob("*.json")}
     record = plan.record_of(folder, job) if job in known else None
-    found = None if record is None else inside(folder, record.get(what))
+    path = None if record is None else volumes_of(record).get(what, record.get(what))
+    found = inside(folder, path)
     if found is None:
         raise FileNotFoundError(check.problem("app", f"the {what} of a job", repr(job[:200]), "Run it first"))
     return found

@@ -310,8 +310,11 @@ def _routes(site: Site) -> list[Route]:
 
     async def picture(request: Request) -> Response:
         def make() -> bytes:
-            job = request.query_params.get("job", "")
-            return pictures.of_map(runs.file_of(state.results, job, "map"), _under(site, job))
+            job, what = request.query_params.get("job", ""), request.query_params.get("what", "map")
+            path = runs.file_of(state.results, job, _looked_at(what))
+            if what == "image":
+                return pictures.thumbnail([path], {})
+            return pictures.of_map(path, _under(site, request.query_params.get("under") or job))
 
         return Response(await run_in_threadpool(make), media_type="image/png")
 
@@ -319,16 +322,15 @@ def _routes(site: Site) -> list[Route]:
         def make() -> tuple[bytes, dict[str, Any]]:
             ask = request.query_params
             job, what, level = ask.get("job", ""), ask.get("what", "map"), ask.get("level", "fine")
-            if what not in ("map", "anatomy", "prediction") or level not in pictures.LEVELS:
-                raise check.refused("app", "a map, anatomy or prediction", repr(what[:50]), "Reload the page")
+            check.one_of("app", "level", level, tuple(pictures.LEVELS))
             if job == "trial":
                 path = site.place / (trial.IMAGE if what == "anatomy" else trial.ANSWER)
                 if not path.is_file():
                     raise FileNotFoundError("app: expected a trial, got none. Try the network first.")
                 return pictures.copy(path, "anatomy" if what == "anatomy" else "labels", level)
-            path = runs.file_of(state.results, job, what)
-            under = _under(site, job) if what == "map" else None
-            kind = {"map": "map", "anatomy": "anatomy", "prediction": "labels"}[what]
+            path = runs.file_of(state.results, job, _looked_at(what))
+            kind = {"anatomy": "anatomy", "image": "anatomy", "prediction": "labels"}.get(what, "map")
+            under = _under(site, ask.get("under") or job) if kind == "map" else None
             return pictures.copy(path, kind, level, under)
 
         content, about = await run_in_threadpool(make)
@@ -394,6 +396,13 @@ def _readable(path: Path) -> dict[str, Any]:
     if path.name.lower().endswith((".hdr", ".img", ".hdr.gz", ".img.gz")):
         return {}
     return pictures.facts([path], {})
+
+
+def _looked_at(what: str) -> str:
+    """What of a record may be looked at; anything else is refused."""
+    if what not in ("map", "image", "anatomy", "prediction") and not what.startswith("maps."):
+        raise check.refused("app", "a map, an image or a prediction", repr(what[:50]), "Reload the page")
+    return what
 
 
 def _under(site: Site, job: str) -> Path | None:

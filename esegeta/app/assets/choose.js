@@ -3,6 +3,7 @@ import * as api from "./api.js";
 import { browse } from "./browse.js";
 import { $, button, el, options, say, short } from "./dom.js";
 import { row, stack } from "./fields.js";
+import { tree } from "./places.js";
 import { change, list, lookAtTrial, on, saved, store, tell } from "./store.js";
 import { Screens } from "./viewer.js";
 
@@ -65,27 +66,6 @@ async function attempt() {
   start.disabled = false;
 }
 
-// Places by the parts of their names.
-function tree(places) {
-  const root = { inner: new Map(), place: null };
-  for (const place of places) {
-    let now = root;
-    for (const part of place.name.split(".")) {
-      if (!now.inner.has(part)) now.inner.set(part, { inner: new Map(), place: null });
-      now = now.inner.get(part);
-    }
-    now.place = place;
-  }
-  const draw = (name, node) => {
-    const words = node.place ? el("span", {}, el("strong", {}, name), ` ${node.place.shape.join(" × ")}`,
-      node.place.cut ? el("span", { class: "tag", title: "Everything passes through it" }, "cut") : null) : el("strong", {}, name);
-    const copy = node.place ? button("copy", () => { navigator.clipboard?.writeText(node.place.name); say(`${node.place.name} is copied.`); }, { class: "small", "aria-label": `Copy ${node.place.name}` }) : null;
-    if (!node.inner.size) return el("div", { class: "leaf", data: { place: node.place.name } }, words, copy);
-    return el("details", {}, el("summary", {}, words), copy, [...node.inner].map(([inner, one]) => draw(inner, one)));
-  };
-  return el("div", { class: "tree", "aria-label": "Layers of the network" }, [...root.inner].map(([name, node]) => draw(name, node)));
-}
-
 function tried() {
   const box = $("tried"), found = store.trial;
   if (!box) return;
@@ -93,7 +73,7 @@ function tried() {
   const facts = [["image", found.input.join(" × ")], ["answer", found.output.join(" × ")], ["one evaluation", `${short(found.seconds)} s`]];
   box.replaceChildren(
     el("dl", { class: "facts" }, facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
-    el("h3", {}, "Layers"), tree(found.places));
+    el("h3", {}, "Layers"), tree(found.places, (name) => button("copy", (event) => { event.preventDefault(); navigator.clipboard?.writeText(name); say(`${name} is copied.`); }, { class: "small", "aria-label": `Copy ${name}` })));
   document.documentElement.dataset.tried = "yes";
 }
 
@@ -140,7 +120,22 @@ function images() {
     el("details", { open: Boolean((input.preprocess || []).length) }, el("summary", {}, "Preparation"),
       stack("Steps of preparation", store.forms.steps, structuredClone(input.preprocess || []), "step", (entries) => set("input", "preprocess", entries.length ? structuredClone(entries) : undefined)),
       el("p", {}, el("label", {}, pad, "pad to sizes that the network takes")),
-      el("p", {}, el("label", {}, "axis of channels ", channels))));
+      el("p", {}, el("label", {}, "axis of channels ", channels))),
+    truth());
+}
+
+// Label maps that metrics compare with.
+function truth() {
+  const now = store.tables.reference || {};
+  const form = store.forms.sections.reference;
+  const put = (name) => (value) => change((tables) => {
+    const table = (tables.reference ||= {});
+    if (value === undefined) delete table[name]; else table[name] = value;
+    if (!Object.keys(table).length) delete tables.reference;
+  });
+  const look = button("Browse", async () => { const path = await browse(true); if (path) { put("files")(path); draw(); } }, { class: "small", "aria-label": "Browse for the ground truth" });
+  return el("details", { open: Boolean(store.tables.reference) }, el("summary", {}, "Ground truth"),
+    el("p", { class: "row" }, el("small", { class: "quiet" }, form.line), look), form.fields.map((field) => row(field, now[field.name], put(field.name))));
 }
 
 async function picture() {
@@ -162,7 +157,7 @@ async function picture() {
 
 // --- What is explained ---
 
-let screens = null;
+let screens = null, painting = false;
 
 function fresh(name) {
   const taken = new Set(list("targets").map((one) => one.name));
@@ -206,6 +201,7 @@ function picker() {
   box.replaceChildren(el("h3", {}, "Classes in the answer"), el("p", { class: "row" }, buttons.length ? buttons : "No voxel belongs to a class."));
   if (!found.grid) return;
   const where = el("p", { id: "picked", class: "row", "aria-live": "polite" }, "Click a voxel of the answer, which is green.");
+  painting = false;
   screens = new Screens(el("span"));
   const plain = screens.moved.bind(screens);
   let timer = null;
@@ -223,9 +219,10 @@ function picker() {
 }
 
 async function pick(mm, where) {
-  if (!mm) return;
+  if (!mm || painting) return;
   try {
     const found = await api.get("api/trial/voxel", { mm: mm.join(",") });
+    if (painting) return;
     const at = found.index.join(", "), name = `class${found.class}`;
     where.replaceChildren(`Voxel ${at}: class ${found.class}${found.part === null ? "" : `, part ${found.part}`}. `,
       button("the whole class", () => addTarget({ name, reducer: "predicted_class_sum", class: found.class }), { class: "small" }),
@@ -236,22 +233,26 @@ async function pick(mm, where) {
 
 // A region painted in the planes of the image becomes a file, on the grid of the network.
 async function paint(where) {
-  const screen = screens.all[0];
-  screen.nv.setDrawingEnabled(true);
-  screen.nv.setPenValue(1, true);
-  where.replaceChildren("Draw round a region in a plane: it is filled. ",
-    button("use it", async () => {
-      const found = await screen.nv.saveImage({ filename: "", isSaveDrawing: true });
-      screen.nv.setDrawingEnabled(false);
-      screen.nv.closeDrawing();
-      if (!found || !found.length) { where.textContent = "Nothing was painted."; return; }
-      try {
-        const kept = await api.upload(new File([found], "region.nii"));
-        addTarget({ name: "painted", reducer: "region", class: 1, parameters: { mask: { file: kept.path } } });
-        where.textContent = "The region is a target.";
-      } catch (error) { say(error.message, true); }
-    }, { class: "small" }),
-    button("give up", () => { screen.nv.setDrawingEnabled(false); screen.nv.closeDrawing(); where.textContent = ""; }, { class: "small" }));
+  const { nv } = screens.all[0];
+  painting = true;
+  nv.setDrawingEnabled(true);
+  nv.setPenValue(1, true);
+  const end = (words) => {
+    painting = false;
+    nv.setDrawingEnabled(false);
+    nv.closeDrawing();
+    where.textContent = words;
+  };
+  const use = async () => {
+    const found = await nv.saveImage({ filename: "", isSaveDrawing: true });
+    if (!found || !found.length) { end("Nothing was painted."); return; }
+    try {
+      const kept = await api.upload(new File([found], "region.nii"));
+      addTarget({ name: "painted", reducer: "region", class: 1, parameters: { mask: { file: kept.path } } });
+      end("The region is a target.");
+    } catch (error) { say(error.message, true); }
+  };
+  where.replaceChildren("Draw round a region in a plane: it is filled. ", button("use it", use, { class: "small" }), button("give up", () => end(""), { class: "small" }));
 }
 
 export function draw() {

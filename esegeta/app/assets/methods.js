@@ -9,24 +9,37 @@ const TABLES = {
   metrics: { key: "metric", forms: "metrics", title: "Metrics" },
   dreams: { key: "objective", forms: "objectives", title: "Dreams" },
 };
+// Beside these, tables that kinds of jobs bring along: entries without names of the registry.
+const bringing = () => store.forms.kinds || [];
+const kindOf = (name) => bringing().find((one) => one.name === name);
+const formsOf = (name) => (TABLES[name] ? store.forms[TABLES[name].forms] : [kindOf(name)]);
+const every = () => [...Object.entries(TABLES).map(([key, { title }]) => [key, title]), ...bringing().map((one) => [one.name, one.title])];
 let table = "methods", word = "", family = "";
 
 const estimate = (form) => {
   if (form.cost === undefined) return "";
   if (form.cost === null) return "the image decides what it costs";
   const pace = form.needs === "gradient" ? store.trial.gradient_seconds : store.trial.seconds;
-  return `${form.cost} ${form.needs === "gradient" ? "gradients" : "evaluations"}${pace ? `, about ${time(form.cost * pace)}` : ""}`;
+  const unit = form.needs === "gradient" ? "gradient" : "evaluation";
+  return `${form.cost} ${unit}${form.cost === 1 ? "" : "s"}${pace ? `, about ${time(form.cost * pace)}` : ""}`;
 };
 
 const needs = (form) => [form.place ? "a place" : "", ...(form.refs || []), form.key ? "random draws" : "", ...(Array.isArray(form.needs) ? form.needs : [])].filter(Boolean);
 
 function found() {
-  const forms = store.forms[TABLES[table].forms];
-  return forms.filter((form) => (!family || form.family === family)
+  return formsOf(table).filter((form) => (!family || form.family === family)
     && [form.name, form.line, form.family, form.paper, ...form.also].join(" ").toLowerCase().includes(word.toLowerCase()));
 }
 
 export function add(name, more = {}) {
+  if (!TABLES[table]) {
+    const many = kindOf(table).many;
+    const count = (store.tables[table] || []).length;
+    change((tables) => { if (many) (tables[table] ||= []).push(count ? { id: `${table}_${count + 1}` } : {}); else tables[table] ||= {}; });
+    opened.add(`${table}[${many ? count : ""}]`);
+    chosen();
+    return;
+  }
   const { key } = TABLES[table];
   change((tables) => {
     const entries = (tables[table] ||= []);
@@ -55,12 +68,12 @@ function suggested() {
 function offered() {
   $("offered").replaceChildren(...found().map((form) => el("div", { class: "method", data: { method: form.name } },
     el("div", { class: "row" }, el("strong", {}, form.name), button("add", () => add(form.name), { class: "small", "aria-label": `Add ${form.name}` })),
-    el("p", {}, form.line),
+    el("p", {}, form.line), form.does ? el("p", { class: "quiet" }, form.does) : null,
     el("div", { class: "tags" }, [form.family, estimate(form), ...needs(form).map((one) => `needs ${one}`), form.better ? `${form.better} is better` : ""]
       .filter(Boolean).map((tag) => el("span", { class: "tag" }, tag))),
     (form.axioms || []).length ? el("small", { class: "quiet" }, `Keeps ${form.axioms.join(", ").replaceAll("_", " ")}. `) : null,
     form.paper ? el("small", { class: "quiet" }, form.paper) : null)));
-  $("count").textContent = `${found().length} of ${store.forms[TABLES[table].forms].length}`;
+  $("count").textContent = `${found().length} of ${formsOf(table).length}`;
 }
 
 const put = (entry, key, value) => change(() => {
@@ -86,14 +99,11 @@ function text(entry, key, label, help, kind = "text") {
   return line(label, input, help);
 }
 
-function placeField(entry, needed) {
-  const input = el("input", { type: "text", value: Array.isArray(entry.place) ? entry.place.join(", ") : entry.place ?? "", list: "places", required: needed || undefined, data: { field: "place" } });
-  input.addEventListener("change", () => {
-    const several = input.value.split(",").map((one) => one.trim()).filter(Boolean);
-    put(entry, "place", several.length > 1 ? several : several[0]);
-  });
-  return line("place", input, needed ? "A layer of the network, from the tree of the first step; several with commas." : "Explain by the activations at a layer instead; several with commas.");
-}
+const placeField = (entry, needed) => row({ name: "place", kind: "text", required: needed,
+  help: needed ? "A layer of the network, from the tree of its layers; several with commas." : "Explain by the activations at a layer instead; several with commas." },
+entry.place, (value) => put(entry, "place", value));
+
+const several = (entry, key, help) => row({ name: key, kind: "texts", default: null, help }, entry[key], (value) => put(entry, key, value));
 
 function baselineField(entry) {
   const now = typeof entry.baseline === "string" ? entry.baseline : entry.baseline?.name ?? "";
@@ -109,6 +119,15 @@ function baselineField(entry) {
     (form ? form.fields : []).map((field) => row(field, (entry.baseline || {})[field.name], set(field.name))));
 }
 
+// What an entry costs as it is set, known when the configuration has been checked.
+function costing(own) {
+  const cost = store.costs[own];
+  if (!cost) return "";
+  if (cost.count === null) return "the image decides what it costs";
+  const pace = cost.needs === "gradients" ? store.trial.gradient_seconds : store.trial.seconds;
+  return `${cost.count} ${cost.count === 1 ? cost.needs.slice(0, -1) : cost.needs}${pace ? `, about ${time(cost.count * pace)}` : ""}`;
+}
+
 function card(kind, entry, n) {
   const { key, forms } = TABLES[kind];
   const name = named(entry, key);
@@ -116,7 +135,6 @@ function card(kind, entry, n) {
   const inner = el("div");
   const own = entry.id || name;
   const wrong = store.problems.filter((problem) => problem.startsWith(`${kind}[${n}]`));
-  const cost = store.costs[own];
   if (form) {
     inner.append(el("p", { class: "quiet" }, form.line));
     if (kind === "dreams") inner.append(...dream(entry, form)); else inner.append(...parameters(entry, "parameters", form.fields));
@@ -128,15 +146,38 @@ function card(kind, entry, n) {
     }
     if (kind === "metrics") {
       if (form.needs.includes("mask")) inner.append(text(entry, "mask", "mask", '"prediction", "reference", or files of masks'));
+      inner.append(several(entry, "methods", "Of which methods, by their ids; of all by default."), several(entry, "targets", "Of which targets, by their names; of all by default."));
       inner.append(text(entry, "null", "null", "Random maps beside each map, by name, such as surrogate."));
     }
     inner.append(text(entry, "id", "id", "The name of a second entry of the same."), text(entry, "title", "title", "As figures show it."),
       text(entry, "deadline", "deadline", "Seconds, instead of that of the run.", "number"));
   }
   return el("details", { class: "card", data: { chosen: own }, open: wrong.length > 0 || opened.has(own) },
-    el("summary", {}, el("strong", {}, own), cost ? ` ${cost.count ?? "?"} ${cost.needs} ` : " ",
+    el("summary", {}, el("strong", {}, own), " ", kind === "methods" ? el("span", { class: "quiet", data: { cost: own } }, costing(own)) : null, " ",
       button("remove", (event) => { event.preventDefault(); change((tables) => { tables[kind].splice(n, 1); if (!tables[kind].length) delete tables[kind]; }); chosen(); }, { class: "small", "aria-label": `Remove ${own}` })),
     wrong.map((problem) => el("p", { class: "bad" }, problem)), inner);
+}
+
+// An entry of a table that a kind brings along.
+function plainCard(kind, entry, n, remove) {
+  const own = `${kind.name}[${n}]`;
+  const set = (name) => (value) => change(() => { if (value === undefined) delete entry[name]; else entry[name] = value; });
+  const wrong = store.problems.filter((problem) => problem.startsWith(kind.many ? own : kind.name));
+  return el("details", { class: "card", data: { chosen: own }, open: wrong.length > 0 || opened.has(own) },
+    el("summary", {}, el("strong", {}, entry.id || kind.title), " ",
+      button("remove", (event) => { event.preventDefault(); change(remove); chosen(); }, { class: "small", "aria-label": `Remove ${entry.id || kind.title}` })),
+    wrong.map((problem) => el("p", { class: "bad" }, problem)), el("p", { class: "quiet" }, kind.line),
+    kind.fields.map((field) => row(field, entry[field.name], set(field.name))),
+    kind.many ? text(entry, "id", "id", "The name of a second entry of the same.") : null);
+}
+
+function plainCards(kind) {
+  const now = store.tables[kind.name];
+  if (!now) return [];
+  const cards = kind.many
+    ? now.map((entry, n) => plainCard(kind, entry, n, (tables) => { tables[kind.name].splice(n, 1); if (!tables[kind.name].length) delete tables[kind.name]; }))
+    : [plainCard(kind, now, "", (tables) => { delete tables[kind.name]; })];
+  return [el("h3", {}, kind.many ? `${kind.title}: ${now.length}` : kind.title), ...cards];
 }
 
 function dream(entry, form) {
@@ -159,7 +200,7 @@ export function chosen() {
   box.replaceChildren(...Object.entries(TABLES).flatMap(([kind, { title }]) => {
     const entries = store.tables[kind] || [];
     return entries.length || kind === "methods" ? [el("h3", {}, `${title}: ${entries.length}`), ...entries.map((entry, n) => card(kind, entry, n))] : [];
-  }));
+  }), ...bringing().flatMap(plainCards));
   $("places")?.replaceChildren(...(store.trial.places || []).map((place) => el("option", { value: place.name }, place.shape.join(" × "))));
 }
 
@@ -175,9 +216,9 @@ function faults() {
 }
 
 export function draw() {
-  const kinds = options(el("select", { "aria-label": "Kind" }), Object.entries(TABLES).map(([key, { title }]) => [key, title]), table);
+  const kinds = options(el("select", { "aria-label": "Kind" }), every(), table);
   kinds.addEventListener("change", () => { table = kinds.value; family = ""; draw(); });
-  const families = [...new Set(store.forms[TABLES[table].forms].map((form) => form.family).filter(Boolean))].sort();
+  const families = [...new Set(formsOf(table).map((form) => form.family).filter(Boolean))].sort();
   const select = options(el("select", { "aria-label": "Family" }), [["", "all families"], ...families], family);
   select.addEventListener("change", () => { family = select.value; offered(); });
   const search = el("input", { type: "search", id: "search", placeholder: "Search", "aria-label": "Search", value: word });
@@ -199,4 +240,7 @@ export function draw() {
 
 on("replaced", draw);
 on("tried", draw);
-on("checked", faults);
+on("checked", () => {
+  faults();
+  for (const one of document.querySelectorAll("[data-cost]")) one.textContent = costing(one.dataset.cost);
+});

@@ -1,8 +1,9 @@
 // The third step: jobs as they go on, and maps as they appear.
 import * as api from "./api.js";
 import { $, button, el, options, say, short, time } from "./dom.js";
+import { row } from "./fields.js";
 import { change, on, saved, store } from "./store.js";
-import { look, Screens } from "./viewer.js";
+import { look, PLANES, Screens } from "./viewer.js";
 
 let jobs = {}, run = { state: "none" }, results = { rows: [], tables: [] };
 let picked = [], screens = null, several = false, timer = null, drawn = false;
@@ -64,13 +65,21 @@ function head() {
 
 const kept = new Map();
 
+// Names of jobs begin with the subject, which is long: where all have the same one it is said once, above.
+function brief(name) {
+  const names = Object.keys(jobs).map((one) => one.split("_")[0]);
+  const first = name.split("_")[0];
+  const alone = names.filter((one) => one.startsWith("sub-")).every((one) => one === first);
+  return first.startsWith("sub-") && alone && name !== first ? name.slice(first.length + 1).replaceAll("_", " ") : name.replaceAll("_", " ");
+}
+
 function rows() {
   const body = $("jobs");
   for (const name of kept.keys()) if (!(name in jobs)) { kept.get(name).remove(); kept.delete(name); }
   for (const [name, job] of Object.entries(jobs)) {
     let line = kept.get(name);
     if (!line) {
-      line = el("tr", { data: { job: name } }, el("th", { scope: "row" }, name), el("td", {}, el("span"), " ", el("progress", { max: 1, "aria-label": `Progress of ${name}` })),
+      line = el("tr", { data: { job: name } }, el("th", { scope: "row", title: name }, brief(name)), el("td", {}, el("span"), " ", el("progress", { max: 1, "aria-label": `Progress of ${name}` })),
         el("td", {}, button("cancel", () => cancel([name]), { class: "small", "aria-label": `Cancel ${name}` })));
       kept.set(name, line);
       body.append(line);
@@ -98,9 +107,11 @@ function failures() {
   $("failures").hidden = !failed.length;
 }
 
-const shown = () => results.rows.filter((row) => row.has.map);
-const title = (row) => [row.subject, row.target, row.title || row.method].filter(Boolean).join(", ");
-const stamp = (row) => `${row.id} ${row.sum} ${row.max} ${row.seconds}`;
+// Every volume of every row: a job may have made several.
+const shown = () => results.rows.flatMap((row) => row.volumes.map((what) => ({ ...row, what, name: what === "map" ? row.id : `${row.id} ${what}` })));
+const alone = () => new Set(results.rows.map((row) => row.subject).filter(Boolean)).size < 2;  // then its name says nothing
+const title = (row) => [alone() ? "" : row.subject, row.target, row.title || row.method || row.id, row.what?.startsWith("maps.") ? row.what.slice(5).replaceAll("_", " ") : ""].filter(Boolean).join(", ");
+const stamp = (row) => `${row.name} ${row.sum} ${row.max} ${row.seconds}`;
 
 const entries = new Map();
 
@@ -108,16 +119,16 @@ function maps() {
   const box = $("maps"), all = shown();
   for (const [name, entry] of entries) if (!all.some((row) => stamp(row) === entry.stamp)) { entry.node.remove(); entries.delete(name); }
   for (const row of all) {
-    if (entries.has(row.id)) continue;
-    const node = button("", () => pick(row.id), { class: "map-entry", data: { map: row.id }, "aria-pressed": "false" });
-    node.append(el("img", { alt: "", loading: "lazy", src: api.address("api/results/picture", { job: row.id, stamp: stamp(row) }) }),
-      el("span", {}, title(row), row.marks.map((mark) => el("span", { class: "tag bad" }, mark))));
-    entries.set(row.id, { node, stamp: stamp(row) });
+    if (entries.has(row.name)) continue;
+    const node = button("", () => pick(row.name), { class: "map-entry", data: { map: row.name }, "aria-pressed": "false" });
+    node.append(el("img", { alt: "", loading: "lazy", src: api.address("api/results/picture", { job: row.id, what: row.what, ...under(row), stamp: stamp(row) }) }),
+      el("span", { class: "words" }, caption(row), row.marks.map((mark) => el("span", { class: "tag bad" }, mark))));
+    entries.set(row.name, { node, stamp: stamp(row) });
     box.append(node);
   }
   $("no-maps").hidden = all.length > 0;
-  picked = picked.filter((name) => all.some((row) => row.id === name));
-  if (!picked.length && all.length) pick(all[0].id); else press();
+  picked = picked.filter((name) => all.some((row) => row.name === name));
+  if (!picked.length && all.length) pick(all[0].name); else press();
 }
 
 function press() {
@@ -132,7 +143,7 @@ export function pick(name) {
 }
 
 export function step(by) {
-  const all = shown().map((row) => row.id);
+  const all = shown().map((row) => row.name);
   if (all.length) pick(all[(all.indexOf(picked.at(-1)) + by + all.length) % all.length]);
 }
 
@@ -141,15 +152,28 @@ function display() {
     screens = new Screens($("where"));
     $("screens").replaceChildren(screens.root);
   }
-  screens.show(picked.map((name) => shown().find((row) => row.id === name)).filter(Boolean).map((row) => ({
-    title: title(row), stamp: stamp(row), map: { job: row.id, what: "map", stamp: stamp(row) },
-    anatomy: row.has.anatomy ? { job: same(row, "anatomy"), what: "anatomy" } : null,
-    labels: row.has.prediction ? { job: row.id, what: "prediction" } : null,
-  })));
+  const all = shown();
+  screens.show(picked.map((name) => all.find((row) => row.name === name)).filter(Boolean).map((row) => {
+    const below = same(row, "anatomy"), outline = same(row, "prediction");
+    const own = { job: row.id, what: row.what, ...under(row), stamp: stamp(row) };
+    return {
+      title: title(row), stamp: stamp(row), map: row.what === "image" ? null : own,
+      anatomy: row.what === "image" ? own : below ? { job: below, what: "anatomy" } : null,
+      labels: outline ? { job: outline, what: "prediction" } : null,
+    };
+  }));
 }
 
-// Maps of one subject lie on one image: it is read once.
-const same = (row, what) => shown().find((one) => one.subject === row.subject && one.has[what]).id;
+// Maps of one subject lie on one image: it is read once. The answer is of a target, or of any where there is none.
+const same = (row, what) => (row.has[what] && what !== "anatomy" ? row
+  : results.rows.find((one) => one.subject === row.subject && one.has[what] && (what === "anatomy" || !row.target || one.target === row.target)))?.id;
+const under = (row) => { const found = same(row, "anatomy"); return found && !row.has.anatomy ? { under: found } : {}; };
+
+// A map in a narrow list: what it is first, of whom below.
+function caption(row) {
+  const whole = title(row), subject = alone() ? "" : row.subject;
+  return [el("strong", {}, subject ? whole.slice(subject.length + 2) : whole), el("small", { class: "quiet" }, subject)];
+}
 
 function tables() {
   const metrics = [...new Set(results.rows.flatMap((row) => Object.keys(row.metrics)))].sort();
@@ -157,8 +181,8 @@ function tables() {
   const maps_ = results.rows.filter((row) => row.kind === "methods");
   const number = (value) => el("td", { class: "number" }, short(value));
   const whole = el("table", { id: "numbers" },
-    el("thead", {}, el("tr", {}, ["subject", "target", "map"].map((head) => el("th", { scope: "col" }, head)), [...heads, ...metrics].map((head) => el("th", { scope: "col", class: "number" }, head)))),
-    el("tbody", {}, maps_.map((row) => el("tr", {}, el("td", {}, row.subject), el("td", {}, row.target), el("th", { scope: "row" }, row.title || row.method),
+    el("thead", {}, el("tr", {}, [...(alone() ? [] : ["subject"]), "target", "map"].map((head) => el("th", { scope: "col" }, head)), [...heads, ...metrics].map((head) => el("th", { scope: "col", class: "number" }, head)))),
+    el("tbody", {}, maps_.map((row) => el("tr", {}, alone() ? null : el("td", {}, row.subject), el("td", {}, row.target), el("th", { scope: "row" }, row.title || row.method),
       heads.map((head) => number(row[head])), metrics.map((name) => number(row.metrics[name]))))));
   const others = results.tables.map((table) => el("details", {}, el("summary", {}, table.title),
     el("table", {}, el("thead", {}, el("tr", {}, table.heads.map((head) => el("th", { scope: "col" }, head)))),
@@ -188,8 +212,8 @@ function controls() {
     input.addEventListener("change", () => { look[key] = input.checked; if (again) screens?.again(); else screens?.dress(); });
     return el("label", {}, input, label);
   };
-  const view = options(el("select", { id: "view" }), [["3", "planes and 3-D"], ["0", "axial"], ["1", "coronal"], ["2", "sagittal"], ["4", "3-D"]], "3");
-  view.addEventListener("change", () => { look.view = Number(view.value); screens?.dress(); });
+  const view = options(el("select", { id: "view" }), [[PLANES, "planes"], ["3", "planes and 3-D"], ["0", "axial"], ["1", "coronal"], ["2", "sagittal"], ["4", "3-D"]], String(look.view));
+  view.addEventListener("change", () => { look.view = Number(view.value); screens?.turn(); });
   const beside = el("input", { type: "checkbox", id: "several" });
   beside.addEventListener("change", () => { several = beside.checked; if (!several) { picked = picked.slice(-1); press(); display(); } });
   return el("div", { class: "controls" }, el("label", {}, "View ", view), el("label", {}, beside, "several side by side"),
@@ -211,12 +235,21 @@ function settings() {
   baseline.addEventListener("change", () => put("baseline", baseline.value || undefined));
   const precision = options(el("select", { id: "run-precision" }), ["float32", "bfloat16", "float16"], now.precision || "float32");
   precision.addEventListener("change", () => put("precision", precision.value === "float32" ? undefined : precision.value));
+  const section = (name, label) => {
+    const form = store.forms.sections[name], table = store.tables[name] || {};
+    return el("details", {}, el("summary", {}, label), el("small", { class: "quiet" }, form.line), form.fields.map((one) => row(one, table[one.name], (value) => change((tables) => {
+      const given = (tables[name] ||= {});
+      if (value === undefined) delete given[one.name]; else given[one.name] = value;
+      if (!Object.keys(given).length) delete tables[name];
+    }))));
+  };
   return el("details", {}, el("summary", {}, "Settings of the run"),
     field("output", "output", "text", "A folder below that of the page."), field("workers", "workers", "number", "Processes at once.", { min: 1, step: 1 }),
     field("deadline", "deadline", "number", "Seconds for each method.", { min: 0 }), field("memory", "memory", "text", "For each method, such as 8 GiB."),
     field("key", "key", "number", "Of everything that is random.", { step: 1 }),
     el("div", { class: "field" }, el("label", { for: "run-baseline" }, "baseline"), baseline, el("small", {}, "For every method that needs one and names none.")),
-    el("div", { class: "field" }, el("label", { for: "run-precision" }, "precision"), precision, el("small", {}, "Reduced precision changes results.")));
+    el("div", { class: "field" }, el("label", { for: "run-precision" }, "precision"), precision, el("small", {}, "Reduced precision changes results.")),
+    section("patches", "Patches"), section("output", "What is written"));
 }
 
 export function draw() {
@@ -229,7 +262,7 @@ export function draw() {
       el("div", { class: "card" }, el("div", { class: "row" }, button("Run", () => start(), { id: "start", class: "main", title: "Key r" }), button("All again", () => start(false), { id: "anew", title: "Do everything again" }),
         button("Cancel all", () => cancel(["all"]), { id: "cancel-all" })), el("p", {}, el("progress", { id: "progress", "aria-label": "All jobs" })),
       el("p", { id: "run-state", "aria-live": "polite" }), el("div", { id: "run-settings" }, settings())),
-      el("div", { class: "card" }, el("h2", {}, "Jobs"), el("div", { class: "wide" }, el("table", {}, el("tbody", { id: "jobs" }))), el("ul", { id: "failures", class: "faults bad", hidden: true }), log),
+      el("div", { class: "card" }, el("h2", {}, "Jobs"), el("div", { class: "wide jobs", tabindex: "0", role: "region", "aria-label": "Jobs" }, el("table", {}, el("tbody", { id: "jobs" }))), el("ul", { id: "failures", class: "faults bad", hidden: true }), log),
       el("div", { class: "card" }, el("h2", {}, "Maps"), el("p", { id: "no-maps", class: "quiet" }, "They appear as they are finished."), el("div", { id: "maps", class: "maps" }))),
     el("div", {}, el("div", { id: "screens" }), el("p", { id: "where", "aria-live": "off" }), controls(), el("div", { id: "tables" }),
       el("p", {}, el("a", { id: "report", href: "api/report", download: "report.html", hidden: true }, "Download the report")))));

@@ -66,6 +66,7 @@ async function check() {
     const found = await api.get("api/problems");
     store.problems = found.problems;
     store.costs = found.costs;
+    document.documentElement.dataset.problems = found.problems.length;
     tell("checked");
   } catch (error) { say(error.message, true); }
 }

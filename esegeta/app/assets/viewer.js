@@ -21,8 +21,24 @@ const ramp = (steps) => ({
   I: steps.map((_, i) => Math.round((255 * i) / (steps.length - 1))),
 });
 
+// Without a graphics card the processor draws: a rendering then takes seconds, so that it is shown when asked for.
+function slow() {
+  const gl = document.createElement("canvas").getContext("webgl2");
+  const info = gl?.getExtension("WEBGL_debug_renderer_info");
+  const name = info ? gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : "";
+  gl?.getExtension("WEBGL_lose_context")?.loseContext();
+  return /swiftshader|llvmpipe|softpipe|software/i.test(name);
+}
+
+export const PLANES = 10;  // the three planes without the rendering: a view of this page, not of the library
+const views = (nv, flat) => {
+  nv.opts.multiplanarShowRender = look.view === PLANES ? 0 : 1;
+  nv.opts.multiplanarLayout = look.view === PLANES ? 0 : 2;  // planes alone go as they fit, with the rendering in a square
+  nv.setSliceType(flat ? 0 : look.view === PLANES ? 3 : look.view);
+};
+
 // How a map is drawn, the same for all screens.
-export const look = { threshold: 0.3, opacity: 0.85, window: 1, fade: true, smooth: true, view: 3, symmetric: true, outline: false };
+export const look = { threshold: 0.3, opacity: 0.85, window: 1, fade: true, smooth: true, view: slow() ? PLANES : 3, symmetric: true, outline: false };
 
 export class Screen {
   constructor(moved) {
@@ -49,7 +65,7 @@ export class Screen {
     this.nv.addColormap("esegeta_for", ramp(store.about.colours.positive));
     this.nv.addColormap("esegeta_against", ramp(store.about.colours.negative));
     this.nv.addColormap("esegeta_labels", ramp([[90, 200, 120], [90, 200, 120]]));
-    this.nv.setSliceType(look.view);
+    views(this.nv, false);
     this.nv.setRenderAzimuthElevation(120, 15);
   }
 
@@ -68,19 +84,27 @@ export class Screen {
       negative || "", 0, 0, signed[0], signed[1], false, null, negative ? (look.fade ? 1 : 2) : 0, null);
   }
 
-  // Put a volume where the one before it was: both at once, so that nothing flickers.
-  place(part, image, about) {
-    const before = this.parts[part];
-    if (image) this.nv.addVolume(image);
-    if (before && this.nv.volumes.includes(before.image)) this.nv.removeVolume(before.image);
-    if (image) this.parts[part] = { image, about }; else delete this.parts[part];
-    this.order();
+  // All volumes at once, so that nothing flickers and each is taken to the graphics card once: the anatomy lies below,
+  // the map above it, outlines on top.
+  lay(parts) {
+    this.parts = parts;
+    this.nv.volumes = ["anatomy", "map", "labels"].filter((part) => parts[part]).map((part) => parts[part].image);
+    this.nv.back = this.nv.volumes[0] || null;
+    this.nv.overlays = this.nv.volumes.slice(1);
+    this.flat = (parts.anatomy || parts.map)?.about.full[2] === 1;
+    this.colour();
+    this.nv.setInterpolation(!look.smooth);
+    views(this.nv, this.flat);
+    if (this.nv.volumes.length) this.nv.updateGLVolume();
   }
 
-  // The anatomy lies below, the map above it, outlines on top.
-  order() {
-    ["anatomy", "map", "labels"].filter((part) => this.parts[part])
-      .forEach((part, n) => this.nv.setVolume(this.parts[part].image, n));
+  // A part of the picture: that which is there, if it is the same.
+  async part(part, query, make) {
+    const key = JSON.stringify(query);
+    if (!query) return null;
+    if (this.parts[part]?.key === key) return this.parts[part];
+    const found = await api.volume(query);
+    return { key, about: found.about, image: await make(found) };
   }
 
   show(what) {
@@ -90,48 +114,39 @@ export class Screen {
       if (!this.nv) await this.start();
       this.root.dataset.state = "reading";
       this.caption.textContent = what.title;
-      const key = (part) => JSON.stringify([what[part], what.stamp]);
-      if (this.anatomy !== key("anatomy")) {
-        if (what.anatomy) {
-          const found = await api.volume({ ...what.anatomy, level: "fine" });
-          this.place("anatomy", await this.image(found, "image", "gray", 1, 24, 255), found.about);
-        } else this.place("anatomy", null);
-        this.anatomy = key("anatomy");
-        this.flat = (this.parts.anatomy?.about.full || [2, 2, 2])[2] === 1;
+      const grey = (found) => this.image(found, "image", "gray", 1, 24, 255);
+      const colour = (found) => this.image(found, "map", "esegeta_for", look.opacity, 0, found.about.end, "esegeta_against");
+      const green = (found) => this.image(found, "labels", "esegeta_labels", 0.35, 0.5, 1);
+      const anatomy = await this.part("anatomy", what.anatomy && { ...what.anatomy, level: "fine" }, grey);
+      const labels = await this.part("labels", what.labels && (look.outline || what.always) ? { ...what.labels, level: "fine" } : null, green);
+      const fine = what.map && { ...what.map, level: "fine" };
+      const again = fine && this.parts.map?.key === JSON.stringify(fine);
+      let map = fine && await this.part("map", again ? fine : { ...what.map, level: "preview" }, colour);
+      if (this.wanted !== what) return;
+      this.lay({ anatomy, map, labels });
+      if (map && !this.seen) { this.seen = true; this.go(map.about.peak); }
+      if (what.map) this.root.dataset.shown = what.map.job;
+      if (map && JSON.stringify(map.about.shape) === JSON.stringify(map.about.full)) map.key = JSON.stringify(fine);
+      else if (map && !again) {
+        map = await this.part("map", fine, colour);
+        if (this.wanted !== what) return;
+        this.lay({ anatomy, map, labels });
       }
-      for (const level of ["preview", "fine"]) {
-        if (this.wanted !== what || !what.map) break;
-        if (level === "preview" && this.shown === key("map")) continue;
-        const found = await api.volume({ ...what.map, level });
-        const end = found.about.end * look.window;
-        this.place("map", await this.image(found, "map", "esegeta_for", look.opacity, look.threshold * end, end, "esegeta_against"), found.about);
-        if (level === "preview" && !this.seen) { this.seen = true; this.go(found.about.peak); }
-        this.root.dataset.shown = what.map.job;
-        if (JSON.stringify(found.about.shape) === JSON.stringify(found.about.full)) break;
-      }
-      if (!what.map) this.place("map", null);
-      this.shown = key("map");
-      const labels = what.labels && (look.outline || what.always) ? what.labels : null;
-      if (labels) {
-        const found = await api.volume({ ...labels, level: "fine" });
-        this.place("labels", await this.image(found, "labels", "esegeta_labels", 0.35, 0.5, 1), found.about);
-      } else this.place("labels", null);
-      this.dress();
-      this.nv.setSliceType(this.flat ? 0 : look.view);
       this.root.dataset.state = "ready";
     });
   }
 
+  colour() {
+    const { map } = this.parts;
+    if (!map) return;
+    const end = map.about.end * look.window, low = look.threshold * end;
+    Object.assign(map.image, { cal_min: low, cal_max: end, cal_minNeg: look.symmetric ? -low : NaN, cal_maxNeg: look.symmetric ? -end : NaN });
+    map.image.colormapType = look.fade ? 1 : 2;
+    map.image.opacity = look.opacity;
+  }
+
   dress() {
-    const map = this.parts.map;
-    if (map) {
-      const end = map.about.end * look.window, low = look.threshold * end;
-      Object.assign(map.image, { cal_min: low, cal_max: end, cal_minNeg: look.symmetric ? -low : NaN, cal_maxNeg: look.symmetric ? -end : NaN });
-      map.image.colormapType = look.fade ? 1 : 2;
-      map.image.opacity = look.opacity;
-    }
-    this.nv.setInterpolation(!look.smooth);
-    this.nv.updateGLVolume();
+    this.queue(() => this.lay(this.parts));
   }
 
   go(mm, tellOthers = true) {
@@ -141,11 +156,13 @@ export class Screen {
     if (tellOthers) this.nv.createOnLocationChange();
   }
 
-  value(location) {
-    const map = this.parts.map;
-    const index = map ? this.nv.volumes.indexOf(map.image) : -1;
-    const found = index >= 0 && location.values[index];
-    return found ? `${short(found.value * map.about.step)} ± ${short(map.about.step / 2)}` : "";
+  // The value of the map at a place in mm, as exactly as the copy has it.
+  value(mm) {
+    const { map } = this.parts;
+    if (!map) return "";
+    const voxel = map.image.mm2vox(mm);
+    const found = map.image.getValue(...voxel);
+    return Number.isFinite(found) ? `${short(found * map.about.step)} ± ${short(map.about.step / 2)}` : "";
   }
 
   close() {
@@ -171,7 +188,7 @@ export class Screens {
     this.busy = false;
     this.mm = mm;
     const words = mm.map((v) => v.toFixed(0));
-    const values = this.all.map((one) => [one.caption.textContent, one === screen ? one.value(location) : ""]).filter((pair) => pair[1]);
+    const values = this.all.map((one) => [one.caption.textContent, one.value(mm)]).filter((pair) => pair[1]);
     this.where.textContent = `right ${words[0]}, front ${words[1]}, up ${words[2]} mm${values.map(([name, value]) => `; ${name} ${value}`).join("")}`;
   }
 
@@ -186,8 +203,15 @@ export class Screens {
     list.forEach((what, n) => this.all[n].show(what));
   }
 
+  // A slider gives many values while it is moved: what is drawn is the last.
   dress() {
-    for (const screen of this.all) if (screen.nv) screen.queue(() => { screen.nv.setSliceType(screen.flat ? 0 : look.view); screen.dress(); });
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => { for (const screen of this.all) if (screen.nv) screen.dress(); }, 30);
+  }
+
+  // Only the view: nothing is read again.
+  turn() {
+    for (const screen of this.all) if (screen.nv) screen.queue(() => { views(screen.nv, screen.flat); screen.nv.drawScene(); });
   }
 
   again() { for (const screen of this.all) if (screen.wanted) screen.show({ ...screen.wanted }); }

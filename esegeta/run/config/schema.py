@@ -90,8 +90,9 @@ class Input(Section):
 class Reference(Section):
     """The ground truth: label maps, each of the subject that its name tells, as for the images.
 
-    ``grid`` says what is done with one on another grid than its image: "same" refuses it, "nearest" takes the nearest
-    label. ``labels`` has the label of each target, or several; without it that is the number of its class.
+    files: one, several, or a pattern; subject: a pattern of names of files, as that of the images. grid: of one on
+    another grid than its image, "same" refuses it, "nearest" takes the nearest label; labels: of each target, one or
+    several; without it that is the number of its class.
     """
 
     files: str | list[str]
@@ -125,7 +126,11 @@ class Method(Section):
 
 
 class Patches(Section):
-    """How a volume is cut for methods with ``patches = "stitched"`` or ``"per_patch"``."""
+    """How a volume is cut for methods with ``patches = "stitched"`` or ``"per_patch"``.
+
+    size: of a patch in voxels, one number or one for each axis; overlap: what neighbours share, from 0 to below 1;
+    weights: of a voxel of a patch where several overlap.
+    """
 
     size: int | list[int] = 64
     overlap: float = 0.5
@@ -133,7 +138,13 @@ class Patches(Section):
 
 
 class Run(Section):
-    """Where and with what it runs. ``deadline`` (seconds) and ``memory`` hold for each method by itself."""
+    """Where and with what it runs. ``deadline`` (seconds) and ``memory`` hold for each method by itself.
+
+    output: the folder of results; workers: processes at once; deadline: in seconds; memory: such as "8 GiB".
+    precision: a reduced one changes results. key: of everything that is random; devices: such as "cpu" or "cuda:0";
+    per_device: workers on a device that is not the CPU; threads: of a worker on the CPU; baseline: for every method
+    that needs one and names none.
+    """
 
     output: str = "results"
     workers: int = 1
@@ -148,7 +159,10 @@ class Run(Section):
 
 
 class Output(Section):
-    """What is written."""
+    """What is written.
+
+    nifti: maps as files; figures: pictures of maps; report: a page of everything; tables: of what the maps are like.
+    """
 
     nifti: bool = True
     figures: bool = True

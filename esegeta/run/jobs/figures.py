@@ -37,7 +37,8 @@ class Figures(Section):
     """How pictures are drawn.
 
     maps: of how many maps a run draws them; of the subjects beyond, on demand. kinds: which pictures of each map.
-    mask: where a map is shown: "otsu" for where there is something in the scan (a flat picture is shown as it is).
+    colours: of what speaks for the target; mask: where a map is shown: "otsu" for where there is something in the
+    scan (a flat picture is shown as it is).
     outline: what is gone round. zoom: to what, or the voxels from where to where for each axis.
     """
 

@@ -46,12 +46,15 @@ class Estimate(Section):
     draws: "dropout" activates that of the network; "augmentation" changes the image. rate: of dropout put in, by the
     name of the module; changes: of the image, by name, with their parameters beside it; samples: how many draws;
     link: from the output to probabilities, by default "sigmoid" for one channel and "softmax" for several; map: the
-    one that is drawn; id: names the entry, for a second one of the same draws.
+    one that is drawn; id: names the entry, for a second one of the same draws; title: as figures show it. deadline:
+    in seconds; memory: such as "8 GiB"; both instead of what the run says.
     """
 
     draws: Literal["dropout", "augmentation"] = "dropout"
     rate: dict[str, float] = Field(default_factory=dict)
-    changes: list[str | Call] = Field(default_factory=list)
+    changes: list[str | Call] = Field(
+        default_factory=list, json_schema_extra={"calls": "uncertainty", "family": "changes"}
+    )
     samples: int = 30
     link: Literal["sigmoid", "softmax"] | None = None
     map: Literal["mean", "variance", "entropy", "mutual_information"] = "entropy"
