@@ -34,6 +34,9 @@ from esegeta.engine.execution import DeadlineExceeded as DeadlineExceeded
 from esegeta.engine.execution import ExecutionWarning as ExecutionWarning
 from esegeta.engine.execution import execution as execution
 from esegeta.engine.memory import forecast as forecast
+from esegeta.lesions import Component as Component
+from esegeta.lesions import Components as Components
+from esegeta.lesions import components as components
 from esegeta.methods.ablation_cam import ablation_cam as ablation_cam
 from esegeta.methods.adaptive_integrated_gradients import (
     adaptive_integrated_gradients as adaptive_integrated_gradients,
@@ -137,6 +140,8 @@ from esegeta.trees import on_trees as on_trees
 
 __version__: str
 __all__ = [
+    "Component",
+    "Components",
     "DeadlineExceeded",
     "ExecutionWarning",
     "FullGradient",
@@ -155,6 +160,7 @@ __all__ = [
     "cam",
     "channel_shapley",
     "compare",
+    "components",
     "concepts",
     "conductance",
     "conformance",

@@ -148,11 +148,13 @@ class MetricSpec(Spec):
     better: which values are good, "" where neither direction is; answer: one number, a number with a standard error
     because it is a mean over draws, or a curve with an area; needs: what it reads besides a finished map,
     of ``METRIC_NEEDS``; exact: its number for the true map of a linear score, None if that depends on the score;
-    ranks: whether no permutation of the true map of an additive score has a better number.
+    ranks: whether no permutation of the true map of an additive score has a better number; axes: what a curve runs
+    along, and what its values are, in words.
     """
 
     better: Better = ""
     answer: Answer = "scalar"
+    axes: tuple[str, str] = ("", "")
     needs: tuple[str, ...] = ()
     exact: float | None = None
     ranks: bool = False
@@ -314,6 +316,7 @@ def metric(
     paper: str,
     exact: float | None = None,
     ranks: bool = False,
+    axes: tuple[str, str] | None = None,
     example: Mapping[str, Any] | None = None,
     also: tuple[str, ...] = (),
     cost: Callable[..., Cost] | None = None,
@@ -329,6 +332,7 @@ def metric(
         paper: where it comes from.
         exact: its number for the true map of a linear score; None if that depends on the score.
         ranks: whether no permutation of the true map of an additive score has a better number.
+        axes: of a curve, what it runs along and what its values are, as figures say it.
         example: arguments of a cheap instance, by name.
         also: other names that people look for.
         cost: from some of its arguments, by name, to the forwards, gradients and explanations of one value beyond
@@ -346,6 +350,7 @@ def metric(
         paper=paper,
         exact=exact,
         ranks=ranks,
+        axes=axes or ("share of the elements, the most relevant first", "score"),
         example=dict(example or {}),
         also=tuple(also),
         cost=cost,

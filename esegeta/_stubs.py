@@ -32,6 +32,7 @@ EXPLICIT = {
     "esegeta.engine.estimates": ("with_standard_error",),
     "esegeta.engine.execution": ("DeadlineExceeded", "ExecutionWarning", "execution"),
     "esegeta.engine.memory": ("forecast",),
+    "esegeta.lesions": ("Component", "Components", "components"),
     "esegeta.methods.adaptive_integrated_gradients": ("adaptive_report",),
     "esegeta.methods.full_gradient": ("FullGradient", "full_gradient"),
     "esegeta.methods.lime": ("LimeFit", "lime_fit"),

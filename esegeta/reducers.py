@@ -28,7 +28,6 @@ import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -246,13 +245,7 @@ class _Parts(torch.autograd.Function):
         """Label one mask."""
         if levels.fake(mask):
             return torch.zeros_like(mask, dtype=torch.int64)
-        from scipy import ndimage
-
-        labels, _ = ndimage.label(mask.cpu().numpy())
-        sizes = np.bincount(labels.ravel())
-        rank = np.zeros_like(sizes)
-        rank[1 + np.argsort(-sizes[1:], kind="stable")] = np.arange(1, len(sizes))
-        return torch.from_numpy(rank[labels].astype(np.int64)).to(mask.device)
+        return spatial.parts(mask)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004

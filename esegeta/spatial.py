@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterable
 from typing import SupportsFloat
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -184,6 +185,30 @@ def boundary(mask: Bool[Tensor, "..."], *, faces: bool = True) -> Bool[Tensor, "
     mask = _mask("boundary", mask)
     check.flag("boundary", "faces", faces)
     return _grow(mask, faces) & _grow(~mask, faces)
+
+
+def parts(mask: Bool[Tensor, "..."]) -> Int64[Tensor, "..."]:
+    r"""Number the face-connected parts of a mask by size: 1 for the largest, 0 outside.
+
+    Equally large ones are numbered in array order. Parts depend on values and are found on the host.
+
+    Args:
+        mask: boolean, (\*S).
+
+    Returns:
+        (\*S) -> (\*S), int64.
+
+    Example:
+        >>> parts(torch.tensor([True, False, True, True])).tolist()
+        [2, 0, 1, 1]
+    """
+    from scipy import ndimage
+
+    labels, _ = ndimage.label(_mask("parts", mask).cpu().numpy())
+    sizes = np.bincount(labels.ravel())
+    rank = np.zeros(len(sizes), dtype=np.int64)
+    rank[1 + np.argsort(-sizes[1:], kind="stable")] = np.arange(1, len(sizes))
+    return torch.from_numpy(rank[labels]).to(mask.device)
 
 
 def upsample(map: Float[Tensor, "..."], *, like: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

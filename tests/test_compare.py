@@ -231,6 +231,14 @@ def test_a_deadline_holds_for_each_method_and_is_told():
         assert last.patients < 7
 
 
+def test_an_error_of_torch_is_a_reason_and_leaves_the_others_their_numbers():
+    drawn = {"torch": lambda _: lambda x: x + torch.rand_like(x), "slope": eg.gradient}
+    asked = {"calm": functools.partial(metrics.sensitivity_max, samples=2)}
+    found = eg.compare(drawn, score, XS[:1], metrics=asked)
+    assert row(found, "torch", "calm").reason.startswith("RuntimeError: vmap: called random operation")
+    assert row(found, "slope", "calm").value == 0
+
+
 def test_what_is_called_wrongly_is_refused_at_once():
     with pytest.raises(TypeError, match="compare: expected methods by name"):
         eg.compare(eg.gradient, score, XS, metrics=METRICS)

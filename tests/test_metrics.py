@@ -1035,6 +1035,8 @@ def test_bad_maps_and_masks_are_refused_in_words():
         (TypeError, "a boolean mask", lambda: metrics.roc_auc(given(x))(x, mask=mask.float())),
         (ValueError, r"mask of shape \(4, 4\)", lambda: metrics.roc_auc(given(x))(x, mask=mask[:2])),
         (TypeError, "Wrap a finished map", lambda: metrics.roc_auc(x)),
+        (ValueError, r"on the grid of x, \(1, 4, 4\), got", lambda: metrics.gini(given(two[..., 1:]))(x)),
+        (ValueError, "two different classes, got 1 twice", lambda: metrics.random_logit(given, 1, 1)),
         (ValueError, "multiplied=True for contributions", lambda: metrics.infidelity(slopes, total)),
         (ValueError, "a map like x", lambda: metrics.infidelity(given(x), total)(two, key=0)),
         (ValueError, "a finite score", lambda: metrics.deletion(given(x), lambda x: x.sum() / 0)(x)),

@@ -582,6 +582,47 @@ def test_a_cascade_shows_every_map_above_its_number(shape):
         plot.cascade(found, [1.0, 0.5])
 
 
+def test_a_comparison_shows_every_number_with_its_interval_or_that_there_is_none():
+    import esegeta as eg
+    from esegeta import metrics
+
+    score = lambda x: (x * torch.tensor([3.0, 2.0, 1.0])).sum()
+    methods = {"slope": eg.gradient, "flat": lambda _: metrics.given(torch.zeros(1, 3)), "$x$": eg.saliency}
+    judges = {"area": metrics.deletion, "gini": metrics.gini}
+    judges |= {"top": metrics.calibrated(metrics.roc_auc, draws=2)}
+    xs, masks = torch.rand(3, 1, 3) + 1, torch.tensor([[True, False, False]] * 3)
+    found = eg.compare(methods, score, xs, masks=masks, metrics=judges)
+    figure = plot.comparison(found, title="three")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["area", "gini", "top"]
+    area, gini, top = figure.axes
+    rows = {(row.metric, row.method): row for row in found.rows}
+    points = [line for line in area.lines if line.get_marker() == "o"]
+    assert [p.get_xdata()[0] for p in points] == [rows["area", m].value for m in methods]
+    spans = [line.get_xdata().tolist() for line in area.lines if line.get_marker() != "o"]
+    assert spans == [[rows["area", m].low, rows["area", m].high] for m in methods]
+    assert [text.get_text() for text in gini.texts] == ["no number"]
+    assert gini.texts[0].get_position()[1] == 1
+    rings = [line.get_xdata()[0] for line in top.lines if line.get_markerfacecolor() == "white"]
+    assert rings == [rows["top", m].null_mean for m in methods]
+    assert (area.get_xlabel(), gini.get_xlabel()) == ("← lower is better", "")
+    assert "the mean of random maps" in words(figure)
+    assert plot.png(figure) == plot.png(plot.comparison(found, title="three"))
+    with pytest.raises(
+        ValueError, match=r"comparison: expected a table with rows, got int 3. Pass what eg.compare"
+    ):
+        plot.comparison(3)
+
+
+def test_the_legend_of_many_curves_stands_beside_them():
+    few, many = ({str(n): [n, 1] for n in range(count)} for count in (3, 4))
+    few, many = plot.curve([0, 1], few), plot.curve([0, 1], many, note="of four")
+    assert few.axes[0].get_legend() is not None
+    assert many.axes[0].get_legend() is None
+    (legend,) = many.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["0", "1", "2", "3"]
+    assert "of four" in words(many)
+
+
 def test_a_band_lies_behind_its_curve():
     figure = plot.curve([0, 1, 2], {"a": [3, 2, 1], "b": [1, 1, 1]}, bands={"a": ([2, 1, 0], [4, 3, 2])})
     (axes,) = figure.axes

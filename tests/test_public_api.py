@@ -197,6 +197,7 @@ PROMISED = [
     ("spatial.dilate", "mask", "faces"),
     ("spatial.erode", "mask", "faces"),
     ("spatial.boundary", "mask", "faces"),
+    ("spatial.parts", "mask", ""),
     ("spatial.upsample", "map", "like"),
     ("segmentation.slic", "x count", "spacing compactness iterations mask"),
     ("segmentation.graph_segmentation", "x scale", "spacing sigma minimum"),

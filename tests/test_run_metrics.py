@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import zlib
 from pathlib import Path
 
@@ -250,6 +251,24 @@ def test_maps_are_held_against_references(tmp_path):
         assert reason in refused[f"sub-2_spot_gradient_{name}"]
 
 
+def test_a_figure_of_curves_says_what_they_are_and_how_large(tmp_path, monkeypatch):
+    drawn, known = [], eg.plot.curve
+    monkeypatch.setattr(eg.plot, "curve", lambda *a, **k: drawn.append(known(*a, **k)) or drawn[-1])
+    whole = {"fractions": [0.0, 1.0], "values": [4.0, 0.0], "area": 2.0}
+    cut = {"fractions": [0.0, 1.0], "values": [4.0, math.nan], "area": math.nan}
+    beside = {**whole, "null_low": [4.0, 0.0], "null_high": [4.0, 2.0]}
+    axes = METRICS["fidelity"].axes
+    assert kind.draw({"a": [whole], "b": [cut], "c": [beside]}, tmp_path / "a.png", "title", axes) is None
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    (axis,) = drawn[0].axes
+    assert [line.get_label() for line in axis.lines] == ["a (area 2)", "b (no area)", "c (area 2)"]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == axes
+    assert axes[1] == "share of the score that is lost"
+    assert METRICS["cascade"].axes[0] == "layers that are random, from the output down"
+    assert drawn[0].get_supxlabel() == "Shaded: where 95 % of the curves of random maps lie."
+    assert len(axis.collections) == 1
+
+
 def test_what_a_deadline_leaves_is_said(tmp_path):
     scan(tmp_path / "sub-1_T1w.nii.gz")
     asked = [{"metric": "infidelity", "parameters": {"samples": 2000000}}]
@@ -453,13 +472,19 @@ def test_a_run_holds_maps_against_references_and_says_where_there_are_none(tmp_p
         scan(tmp_path / f"sub-{number}_T1w.nii.gz", seed=number)
     truths, table = referenced(tmp_path, [1])
     whole = tables(tmp_path, HELD_AGAINST[:1], reference=table)
+    whole["output"]["report"] = True
     assert pipeline.run(config.load(whole), progress=False, threads=1).exit_code != 0
     one, two = csv.DictReader((tmp_path / "out" / "metrics.csv").read_text().splitlines())
     x = by_hand(tmp_path)[1]
     direct = metrics.roc_auc(metrics.given(raw(tmp_path, "sub-1_spot_gradient")))(x, mask=truths[1] == 1)
     assert float(one["value"]) == pytest.approx(direct.item(), rel=1e-5)
     assert (two["value"], two["status"]) == ("", "refused")
-    assert "none for sub-2" in two["reason"]
+    reason = "expected a reference to hold the map against, got none for sub-2. Add one to [reference]."
+    assert two["reason"] == reason
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f'<td class="number" data-value="{float(one["value"])}">' in page
+    assert f'<td class="long">{reason}</td>' in page
+    assert page.index('<th scope="col">Value</th><th scope="col">Reason</th>') > 0
 
 
 @pytest.mark.slow

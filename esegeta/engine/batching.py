@@ -93,7 +93,8 @@ def batched(explain: Explain, in_dims: Axes = 0) -> Explain:
                     t[done : done + size] = v
             return done + size
 
-        stream.fold(one, tuple(mapped), absorb, 0, label=_label(explain))
+        voxels = mapped[0][0, 0].numel() if mapped[0].ndim > 2 else None
+        stream.fold(one, tuple(mapped), absorb, 0, label=_label(explain), voxels=voxels)
         return tree_map(lambda *vs: torch.cat(vs), *pieces) if out is None else out
 
     if facts.refs is None:

@@ -32,6 +32,7 @@ def fold(
     what: str = "samples",
     together: bool = True,
     chunk: int | None = None,
+    voxels: int | None = None,
 ) -> State:
     """Absorb ``fn(node)`` for every node into a state, a chunk at a time.
 
@@ -48,6 +49,7 @@ def fold(
         what: what the warning calls the nodes.
         together: False where several nodes cannot share a call (each its own weights): one at a time.
         chunk: how many nodes go together, where ``fn`` itself takes them stacked.
+        voxels: of how many a node is, where nodes are images: small ones need no measurement to go together.
 
     Returns:
         The last state.
@@ -66,7 +68,10 @@ def fold(
         many = lambda piece: tree_map(lambda t: t[None], fn(tree_map(lambda t: t[0], piece)))
     state, done = start, 0
     plan = Plan(
-        total if together else 1, chunk, lambda: likeness.likeness(fn, tree_map(lambda t: t[0], nodes))
+        total if together else 1,
+        chunk,
+        lambda: likeness.likeness(fn, tree_map(lambda t: t[0], nodes)),
+        voxels,
     )
     whole, inner = total + already, 1.0
 
@@ -117,6 +122,10 @@ def fold(
     return state
 
 
+# Images of so many voxels together, a pair of volumes of 64 cubed, go through at once before anything is measured.
+# Each chunk calls all operators again: for small images that takes longer than what they compute.
+FIRST_VOXELS = 2 * 64**3
+
 # Bytes that one node takes, by what it computes.
 _OCCUPIED = likeness.Memory()
 
@@ -133,6 +142,7 @@ class Plan:
         most: int,
         chunk: int | None = None,
         which: Callable[[], likeness.Likeness | None] = lambda: None,
+        voxels: int | None = None,
     ) -> None:
         self.most = most
         settings = current()
@@ -146,6 +156,9 @@ class Plan:
         else:
             # On CPU a 3-D convolution of a single example takes a slow kernel (1.5 to 5 times).
             self.size = min(most, max(1, -(-2 // levels.mapped())))
+        self.least = self.size
+        if voxels is not None and chunk is None and settings.chunk is None and settings.memory is None:
+            self.size = min(most, max(self.size, FIRST_VOXELS // (levels.mapped() * max(1, voxels))))
 
     def attempt(self, many: Callable[[Tree], Tree], piece: Tree, size: int, label: str) -> Tree | None:
         """Run ``size`` nodes; None where memory did not suffice and the next attempt takes fewer."""
@@ -181,7 +194,7 @@ class Plan:
         if self.known is None and not any(map(levels.fake, leaves)):
             _OCCUPIED.remember(self.which, each)
         allowed = memory.budget(leaves[0].device if leaves else device, current().memory)
-        floor = 1 if current().memory is not None else self.size
+        floor = 1 if current().memory is not None else self.least
         self.size = max(floor, min(self.most, allowed // each))
         self.measured = True
         return values

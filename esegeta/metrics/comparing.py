@@ -359,6 +359,10 @@ def _until(end: float) -> Iterator[list[str]]:
                 yield reasons
         except (ValueError, TypeError, TimeoutError, NotImplementedError) as problem:
             reasons.append(str(problem).splitlines()[0])
+        except (
+            RuntimeError
+        ) as problem:  # of torch, for example: the numbers of the others are not lost for it
+            reasons.append(f"{type(problem).__name__}: {str(problem).splitlines()[0]}")
     reasons += [str(w.message) for w in told if issubclass(w.category, ExecutionWarning)]
 
 

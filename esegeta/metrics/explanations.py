@@ -87,13 +87,13 @@ def attribution(
     check.image(where, "x", x)
     a = check.floating(where, "the explanation", asked(callable_(where, explain), x, refs, key))
     if a.ndim != x.ndim or a.shape[1:] != x.shape[1:] or a.shape[0] not in (1, x.shape[0]):
-        raise check.refused(
-            where,
-            f"a map on the grid of x, {(1, *x.shape[1:])} or {tuple(x.shape)}",
-            check.describe(a),
-            "Bring it there with esegeta.spatial.upsample",
-        )
-    check.finite(where, "the explanation", a, "Say which voxels count with within=, or repair the map")
+        shapes = " or ".join(dict.fromkeys(str(tuple(s)) for s in ((1, *x.shape[1:]), x.shape)))
+        advice = "Bring it there with esegeta.spatial.upsample"
+        raise check.refused(where, f"a map on the grid of x, {shapes}", check.describe(a), advice)
+    advice = (
+        "NaN is what was not computed, for example because of a deadline: explain again, or repair the map"
+    )
+    check.finite(where, "the explanation", a, advice)
     return a.to(torch.float64)
 
 

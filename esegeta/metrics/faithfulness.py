@@ -139,6 +139,7 @@ def aopc(
     family="faithfulness",
     better="higher",
     answer="curve",
+    axes=("share of the elements, the most relevant first", "share of the score that is lost"),
     needs=("score",),
     paper="Chatterjee et al. 2020, INFORM, Medical Imaging with Deep Learning",
     example={"steps": 4},

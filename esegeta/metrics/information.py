@@ -53,6 +53,7 @@ def code_length(x: Tensor, like: Tensor) -> Tensor:
     family="faithfulness",
     better="higher",
     answer="curve",
+    axes=("share of the information, the most relevant first", "share of the score that is back"),
     needs=("score",),
     paper="Kapishnikov et al. 2019, arXiv:1906.02825",
     example={"steps": 4},

@@ -189,6 +189,7 @@ def _refuse_without_parameters(where: str, method: object, module: object) -> No
     family="randomisation",
     better="lower",
     answer="curve",
+    axes=("layers that are random, from the output down", "likeness to the map of the network"),
     needs=("explain", "network", "key"),
     paper="Adebayo et al. 2018, arXiv:1810.03292",
     also=("model_parameter_randomisation", "mprt"),
@@ -381,6 +382,7 @@ def cascaded(
     family="randomisation",
     better="lower",
     answer="curve",
+    axes=("layers that are random, from the output down", "likeness to the map of the network"),
     needs=("explain", "network", "key"),
     paper="Hedstroem et al. 2023, arXiv:2401.06465",
     example={"samples": 2},
@@ -462,14 +464,17 @@ def random_logit(
         >>> import esegeta as eg
         >>> model = lambda x: torch.stack([x.sum(), (x * torch.tensor([1.0, -1.0, 2.0])).sum()])
         >>> explain_of = lambda c: eg.input_x_gradient(eg.reducers.logit(model, c))
-        >>> random_logit(explain_of, 1, 1)(torch.tensor([[1.0, 2.0, 3.0]])).item()
-        1.0
+        >>> random_logit(explain_of, 1, 0)(torch.tensor([[1.0, 2.0, 3.0]])).item()
+        0.5
 
     Reference:
         Sixt, Granz, Landgraf 2020, When explanations lie, arXiv:1912.09818.
     """
     where = "metrics.random_logit"
     fresh(where, explain_of)
+    if target == other:
+        advice = "The map of a class is like itself, whatever it shows"
+        raise check.refused(where, "two different classes", f"{target} twice", advice)
 
     def measure(x: Tensor, *refs: Tensor, key: Any = None) -> Tensor:
         one, two = (asked(fresh(where, explain_of(c)), x, refs, key) for c in (target, other))

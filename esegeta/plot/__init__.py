@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from esegeta.engine import check
 from esegeta.plot.canvas import png, save
 from esegeta.plot.cascade import cascade
+from esegeta.plot.comparison import comparison
 from esegeta.plot.detectors import detectors
 from esegeta.plot.dreams import analysis, dream
 from esegeta.plot.images import FIGURES, channels, layers, montage, overlay, projections, side_by_side
@@ -24,6 +25,7 @@ __all__ = [
     "analysis",
     "cascade",
     "channels",
+    "comparison",
     "curve",
     "detectors",
     "dream",

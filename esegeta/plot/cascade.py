@@ -6,13 +6,12 @@ import numpy as np
 
 from esegeta.engine import check
 from esegeta.plot import canvas, colours, grids
+from esegeta.plot.lines import PAPER, QUIET, TEXT, quiet_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from esegeta.metrics.randomisation import CascadeMaps
-
-PAPER, TEXT, QUIET = "white", "#1b1d20", "#55585e"
 
 
 def cascade(
@@ -63,10 +62,18 @@ def cascade(
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_title(names[n][-14:], color=TEXT, fontsize=7, parse_math=False)
-    below: Any = figure.add_subplot(rows[1, :])
+    below = quiet_axes(figure, rows[1, :])
     steps = np.arange(len(maps))
     for i, (label, line) in enumerate(lines.items()):
-        below.plot(steps, line, color=colours.LINES[i % 8], marker="o", markersize=4, label=label or None)
+        below.plot(
+            steps,
+            line,
+            color=colours.LINES[i % 8],
+            linewidth=1.8,
+            marker="o",
+            markersize=4,
+            label=label or None,
+        )
     below.set_xlim(-0.5, len(maps) - 0.5)
     below.set_xticks(steps, [str(n) for n in steps], fontsize=8)
     below.axhline(0, color="#888c92", linewidth=0.6)

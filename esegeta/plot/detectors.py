@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from esegeta.engine import check
 from esegeta.plot import canvas, colours
-from esegeta.plot.lines import PAPER, TEXT, _axes
+from esegeta.plot.lines import PAPER, TEXT, quiet_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def detectors(found: Any, *, title: str | None = None, **asked: Any) -> "Figure"
     height = 0.2 * len(rows) + 0.12 * len(places) + 1.6
     figure = canvas.new(8.0, height, PAPER)
     figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
-    axes = _axes(figure, 111)
+    axes = quiet_axes(figure, 111)
     each, middles, at = 1.0, [], 0.0
     top = max([row.iou for row in rows if row.iou == row.iou], default=0.0)
     for place in places:

@@ -11,10 +11,12 @@ from esegeta.plot import canvas, colours, grids
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PAPER, TEXT, GRID = "white", "#1b1d20", "#dcdfe3"
+FEW, SHORT = 3, 24  # of curves, and letters of a label, up to which the legend stands within the axes
+PAPER, TEXT, QUIET, GRID = "white", "#1b1d20", "#55585e", "#dcdfe3"
 
 
-def _axes(figure: "Figure", where: Any) -> Any:
+def quiet_axes(figure: "Figure", where: Any) -> Any:
+    """Add axes for numbers to a figure: a grid behind the lines, and no frame."""
     axes: Any = figure.add_subplot(where)
     axes.set_facecolor(PAPER)
     axes.grid(color=GRID, linewidth=0.6)
@@ -34,6 +36,7 @@ def curve(
     xlabel: str = "",
     ylabel: str = "",
     title: str | None = None,
+    note: str = "",
 ) -> "Figure":
     """Several curves over one axis: how a score falls as voxels are taken away, a loss, a sweep.
 
@@ -44,6 +47,7 @@ def curve(
         xlabel: what x is, with its unit.
         ylabel: what the curves are, with their unit.
         title: above the picture.
+        note: below it, such as what the bands are.
 
     Returns:
         A figure of matplotlib.
@@ -58,7 +62,7 @@ def curve(
     }
     figure = canvas.new(7.0, 4.2, PAPER)
     figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
-    axes = _axes(figure, 111)
+    axes = quiet_axes(figure, 111)
     for i, (label, y) in enumerate(lines.items()):
         marker = "osD^vPX*"[(i // len(colours.LINES)) % 8] if along.size <= 40 else None
         axes.plot(
@@ -73,9 +77,18 @@ def curve(
     if title:
         axes.set_title(title, color=TEXT, fontsize=11, loc="left", parse_math=False)
     if len(lines) > 1 or list(lines) != [""]:
-        legend = axes.legend(fontsize=8, frameon=False, labelcolor=TEXT, loc="best")
+        how: dict[str, Any] = {"fontsize": 8, "frameon": False, "labelcolor": TEXT}
+        if beside := len(lines) > FEW or max(map(len, lines)) > SHORT:  # it would lie over the lines
+            figure.set_size_inches(9.2, 4.2)
+        legend = (
+            figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", **how)
+            if beside
+            else axes.legend(loc="best", **how)
+        )
         for text in legend.get_texts():
             text.set_parse_math(False)
+    if note:
+        figure.supxlabel(note, fontsize=8, color=QUIET, x=0.01, ha="left", parse_math=False)
     return figure
 
 
@@ -141,7 +154,7 @@ def signal(
     extent = (-size / 2, along[-1] + size / 2)
     first = None
     if lines is not None:
-        first = _axes(figure, rows[0])
+        first = quiet_axes(figure, rows[0])
         shade = colours.blend(values[None], scale, np.ones((1, values.size, 3)))
         low, high = _range(lines)
         first.imshow(shade, aspect="auto", extent=(*extent, low, high), interpolation="nearest", alpha=0.75)
@@ -152,7 +165,7 @@ def signal(
         first.set_ylabel("signal", color=TEXT, fontsize=9)
         first.set_ylim(low, high)
         first.set_xlim(*extent)
-    axes = _axes(figure, rows[-1])
+    axes = quiet_axes(figure, rows[-1])
     clean = np.nan_to_num(values, posinf=0, neginf=0)
     for sign, colour in ((1, "#d64504"), (-1, "#1460c4")):
         part = np.maximum(sign * clean, 0) * sign

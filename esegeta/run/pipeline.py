@@ -487,7 +487,7 @@ class _Work:
             return None
         made = jobs.inputs_of(self.folder, [one.id for one in job.after])
         lost = [one.id for one in job.after if one.id not in made]
-        if not lost or (job.need == "any" and made):
+        if not lost or job.need == "none" or (job.need == "any" and made):
             return None
         rest = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         return f"there is no result of {lost[0]}{rest}"
@@ -514,12 +514,13 @@ def _group(job: Job) -> str | None:
 def without_result(job: Job, outcome: Outcome) -> Record:
     """Return the record of a job without a result."""
     kind = kinds.find(job.kind)
+    reason = None if outcome.error is None else outcome.error.removeprefix(f"{job.id}: ")
     return {
         **kind.blank,
         **kind.header(job.payload),
         "status": outcome.status,
         "error": outcome.error,
-        **({"reason": outcome.error} if "reason" in kind.blank else {}),
+        **({"reason": reason} if "reason" in kind.blank else {}),
         "share_done": 0.0,
         "seconds": outcome.seconds,
         "peak_memory": outcome.peak_memory,
@@ -561,7 +562,8 @@ def _write_tables(folder: Path, records: Sequence[Record], counts: Mapping[str, 
         own = [record for record in records if record.get("kind", "methods") == kind.name]
         if not own and kind.file != "summary":
             continue
-        added = dict.fromkeys(name for record in own for name in more.get(record["id"], {}))
+        names = (name for record in own for name in (*more.get(record["id"], {}), *kind.further(record)))
+        added = dict.fromkeys(names)
         columns = [*kind.columns, *(name for name in added if name not in kind.columns)]
         rows = [{**more.get(record["id"], {}), **row} for record in own for row in kind.rows(record)]
         outputs.keep_text(folder / f"{kind.file}.csv", outputs.table_text(rows, columns))

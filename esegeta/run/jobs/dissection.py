@@ -123,7 +123,7 @@ def _job(planning: Planning, table: Dissection) -> Job:
     files = {
         one: _files(one, planning) for one in (*table.concepts, table.within) if one not in (*OWN, *WITHIN)
     }
-    about = _whole(planning.jobs)
+    about = {subject: list(own.values()) for subject, own in planning.by_target().items()}
     written = table.model_dump(mode="json")
 
     def images() -> list[Record]:
@@ -171,15 +171,6 @@ def _job(planning: Planning, table: Dissection) -> Job:
         looks=[table.title, config.output.figures],
         **limits(table, config.run),
     )
-
-
-def _whole(planned: Sequence[Job]) -> dict[str, list[Job]]:
-    """Return for each subject a job of each target: what a method is given tells which image and network it is of."""
-    found: dict[str, dict[str, Job]] = {}
-    for job in planned:
-        if job.kind == "methods":
-            found.setdefault(job.subject, {}).setdefault(job.target, job)
-    return {subject: list(own.values()) for subject, own in found.items()}
 
 
 def _files(given: str, planning: Planning) -> dict[str, Path]:

@@ -28,6 +28,7 @@ BUILT_IN = (
     "esegeta.run.jobs.dreams",
     "esegeta.run.jobs.uncertainty",
     "esegeta.run.jobs.dissection",
+    "esegeta.run.jobs.table",
     "esegeta.run.jobs.figures",
 )
 
@@ -54,7 +55,7 @@ class Job:
     kind needs in a worker, as JSON. decides: what changes its numbers, and nothing else. looks: what changes only how
     they are shown. Where decides, looks, or a value of given is a function, it is called when it is the job's turn: a
     run need not read all inputs before its first job. after: the jobs that it reads; need: whether all of them must
-    have a result, or any. deadline and memory: its limits, in seconds and bytes.
+    have a result, or any, or none, if it only waits for them. deadline and memory: its limits, in seconds and bytes.
     """
 
     id: str
@@ -64,7 +65,7 @@ class Job:
     decides: Any
     looks: Any = None
     after: "tuple[Job, ...]" = ()
-    need: Literal["all", "any"] = "all"
+    need: Literal["all", "any", "none"] = "all"
     deadline: float | int | None = None
     memory: int | None = None
 
@@ -141,6 +142,7 @@ class Kind:
             they read, a dry run leaves them out, and a configuration that asks for none of them has none.
         joins: (record) -> the id of another job, and the columns that its row gets from this record.
         rows: (record) -> the rows that it becomes in the table and in the report; one by default.
+        further: (record) -> columns that its rows have besides, which depend on what was asked for.
         file: the table that its records become, without its ending, empty for none; columns: of that table.
         inner: the fields of a record that hold rows of their own, with their columns: a table of each, by its name.
         shown: column -> heading, of its table in the report; empty if the report knows it better.
@@ -169,6 +171,7 @@ class Kind:
     joins: Callable[[Mapping[str, Any]], tuple[str, Record]] | None = None
     draws: bool = False
     rows: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]] = lambda record: [record]
+    further: Callable[[Mapping[str, Any]], Sequence[str]] = lambda record: ()  # noqa: ARG005
     inner: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shown: Mapping[str, str] = field(default_factory=dict)
     title: str = ""

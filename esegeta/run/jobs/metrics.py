@@ -552,9 +552,10 @@ def curve_entries(planning: Planning) -> list[Job]:
                 given={
                     "folder": planning.folder,
                     "title": title,
+                    "axes": spec.axes,
                     "figures": planning.config.output.figures,
                 },
-                decides=["metrics_curves", planning.config.output.figures, title],
+                decides=["metrics_curves", planning.config.output.figures, title, spec.axes],
                 after=tuple(jobs),
                 need="any",
             )
@@ -574,7 +575,8 @@ def gather(payload: Record, inputs: Inputs, context: Context) -> Record:
             continue
         subjects.add(str(record["subject"]))
         curve = json.loads((folder / record["curve"]).read_text())
-        lines.setdefault(record["method"], []).append(curve)
+        area = math.nan if record.get("value") is None else record["value"]
+        lines.setdefault(record["method"], []).append({**curve, "area": area})
         x = curve["fractions"] or range(len(curve["values"]))
         for n, (at, value) in enumerate(zip(x, curve["values"], strict=True)):
             beside = {key: curve[key][n] for key in NULL[:3] if key in curve}
@@ -595,9 +597,8 @@ def gather(payload: Record, inputs: Inputs, context: Context) -> Record:
     }
     if payload["figures"]:
         path = Path(FOLDER, f"{stem}_curves.png")
-        message = draw(
-            lines, folder / path, f"{payload['title']} ({payload['keys']['target']}), {of_whom(subjects)}"
-        )
+        title = f"{payload['title']} ({payload['keys']['target']}), {of_whom(subjects)}"
+        message = draw(lines, folder / path, title, payload["axes"])
         if message:
             record["events"] = [{"event": "figures", "message": message}]
         else:
@@ -630,41 +631,45 @@ def of_whom(subjects: Iterable[str]) -> str:
     return some[0] if len(some) == 1 else f"mean of {len(some)} subjects"
 
 
-def draw(lines: Mapping[str, Sequence[Record]], path: Path, title: str) -> str | None:
-    """Draw the mean curve of each method, with the curves of random maps behind it; say why if that cannot be."""
+def draw(lines: Mapping[str, Sequence[Record]], path: Path, title: str, axes: Sequence[str]) -> str | None:
+    """Draw the mean curve of each method, with the curves of random maps behind it; say why if that cannot be.
+
+    The legend has the mean of the areas. Axes are in the words of the metric.
+    """
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         return outputs.NO_FIGURES
     from esegeta import plot
+    from esegeta.plot.canvas import numeral
 
     every = [curve for curves in lines.values() for curve in curves]
-    in_steps = any(curve["fractions"] is None for curve in every)
     x = np.unique(np.concatenate([mean_curve([curve])[0] for curve in every]))
 
     def onto(curves: Sequence[Record], key: str) -> np.ndarray:
         found: np.ndarray = np.interp(x, *mean_curve(curves, key))
         return found
 
-    outputs.write_bytes(
-        path,
-        plot.png(
-            plot.curve(
-                x,
-                {method: onto(curves, "values") for method, curves in lines.items()},
-                bands={
-                    method: (onto(curves, "null_low"), onto(curves, "null_high"))
-                    for method, curves in lines.items()
-                    if all("null_low" in curve for curve in curves)
-                },
-                xlabel="layers that are random, from the output down"
-                if in_steps
-                else "share of the elements",
-                ylabel="likeness to the map of the network" if in_steps else "score",
-                title=title,
-            )
-        ),
+    def labelled(method: str, curves: Sequence[Record]) -> str:
+        area = float(np.mean([curve["area"] for curve in curves]))
+        return f"{method} (area {numeral(area)})" if math.isfinite(area) else f"{method} (no area)"
+
+    labels = {method: labelled(method, curves) for method, curves in lines.items()}
+    bands = {
+        labels[method]: (onto(curves, "null_low"), onto(curves, "null_high"))
+        for method, curves in lines.items()
+        if all("null_low" in curve for curve in curves)
+    }
+    figure = plot.curve(
+        x,
+        {labels[method]: onto(curves, "values") for method, curves in lines.items()},
+        bands=bands,
+        xlabel=axes[0],
+        ylabel=axes[1],
+        title=title,
+        note="Shaded: where 95 % of the curves of random maps lie." if bands else "",
     )
+    outputs.write_bytes(path, plot.png(figure))
     return None
 
 
@@ -722,6 +727,7 @@ METRICS_KIND = register(
             "method": "Map",
             "title": "Metric",
             "value": "Value",
+            "reason": "Reason",
             "standard_error": "Standard error",
             "better": "Better",
             "null_mean": "Null mean",
@@ -729,7 +735,6 @@ METRICS_KIND = register(
             "null_high": "to",
             "p": "p",
             "status": "Status",
-            "reason": "Reason",
             "evaluations": "Forwards",
             "seconds": "Seconds",
         },

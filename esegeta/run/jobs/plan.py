@@ -79,12 +79,17 @@ class Planning(NamedTuple):
 
         That is the first that sees the image as a whole, if there is one.
         """
-        found: dict[str, Job] = {}
+        found = self.by_target()
+        return [(image, next(iter(found[image.subject].values()))) for image in self.images]
+
+    def by_target(self) -> dict[str, dict[str, Job]]:
+        """Return for each subject the job of a method about each target, chosen as by ``by_image``."""
+        found: dict[str, dict[str, Job]] = {}
         for whole in (True, False):
             for job in self.jobs:
                 if job.kind == "methods" and whole == (job.given["method"]["patches"] == "whole"):
-                    found.setdefault(job.subject, job)
-        return [(image, found[image.subject]) for image in self.images]
+                    found.setdefault(job.subject, {}).setdefault(job.target, job)
+        return found
 
 
 Table = TypeVar("Table", bound=BaseModel)

@@ -12,8 +12,10 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import scipy.ndimage
+import torch
 from pydantic import Field
 
+from esegeta import spatial
 from esegeta.engine import check
 from esegeta.run.config.faults import message_of
 from esegeta.run.config.schema import Section
@@ -131,11 +133,8 @@ def components(mask: Array) -> Array:
     >>> components(np.array([[1, 0, 0], [0, 1, 1]], dtype=bool)).tolist()
     [[1, -1, -1], [-1, 0, 0]]
     """
-    found, count = scipy.ndimage.label(mask)
-    sizes = np.bincount(found.ravel(), minlength=count + 1)[1:]
-    rank = np.full(count + 1, -1, dtype=np.int64)
-    rank[1 + np.argsort(-sizes, kind="stable")] = np.arange(count)
-    return rank[found]
+    found: Array = spatial.parts(torch.from_numpy(np.asarray(mask, dtype=bool))).numpy() - 1
+    return found
 
 
 def summarise(payload: Record, inputs: Inputs, context: Context) -> Record:
