@@ -46,7 +46,8 @@ def loss(logits: Tensor, labels: Tensor) -> Tensor:
     p = logits.softmax(1)[:, 1:]
     target = functional.one_hot(labels, logits.shape[1]).movedim(-1, 1)[:, 1:].to(p.dtype)
     both, sizes = (p * target).sum((0, 2, 3)), (p + target).sum((0, 2, 3))
-    return functional.cross_entropy(logits, labels, logits.new_tensor(WEIGHTS)) + 1 - ((2 * both + 1) / (sizes + 1)).mean()
+    weighted = functional.cross_entropy(logits, labels, logits.new_tensor(WEIGHTS))
+    return weighted + 1 - ((2 * both + 1) / (sizes + 1)).mean()
 
 
 def train(name: str, seed: int, steps: int | None) -> TumourNetwork:

@@ -141,8 +141,8 @@ def tumour_dense_unet() -> nn.Module:
 
     Names for layer access: ``stem``; ``encoder.0`` to ``encoder.3``, each with ``layers.0`` to ``layers.2`` (of
     ``norm, relu, conv, dropout``), ``norm, relu, mix``; ``pool.0`` to ``pool.2``; ``up.0`` to ``up.2``,
-    ``decoder.0`` to ``decoder.2`` (of ``conv_a, norm_a, relu_a, conv_b, norm_b, relu_b, dropout``), ``out``. The deepest decoder is
-    ``decoder.0``.
+    ``decoder.0`` to ``decoder.2`` (of ``conv_a, norm_a, relu_a, conv_b, norm_b, relu_b, dropout``),
+    ``out``. The deepest decoder is ``decoder.0``.
 
     Returns:
         A module from ``(N, 4, *S)`` to logits ``(N, 4, *S)``; two axes, sizes that are multiples of 8.
