@@ -121,6 +121,14 @@ def an_uncertainty(spec):
     return torch.as_tensor(number).nan_to_num().float().mean() + 0 * X
 
 
+def a_network(spec):
+    """What it says of an image with the channels and axes of its first convolution."""
+    net = spec.fn(**spec.example)
+    first = next(m for m in net.modules() if isinstance(m, nn.modules.conv._ConvNd))
+    size = 64 if spec.family == "trained" else 8
+    return net(torch.zeros(1, first.in_channels, *[size] * len(first.kernel_size)))[0].sum().detach() + 0 * X
+
+
 # How an example of each kind is run; all return something like x.
 RUNS = {
     "method": a_method,
@@ -135,12 +143,7 @@ RUNS = {
     "fill": lambda spec: catalogue._maker(spec).make(**spec.example)(X, 0 * X, (X > 0).float()),
     "noise": lambda spec: spec.fn(**spec.example)(X, 7),
     "mask": lambda spec: (lambda m: m.mask(torch.ones(m.grid)))(spec.fn(**spec.example)(X)).expand_as(X),
-    "network": lambda spec: (
-        spec.fn(**spec.example)(torch.zeros(1, 1, *([64] * 3 if spec.family == "trained" else [8] * 2)))[0]
-        .sum()
-        .detach()
-        + 0 * X
-    ),
+    "network": a_network,
     "step": a_step,
     "metric": a_metric,
     "perturbation": lambda spec: spec.fn(**spec.example)(X, 0 * X, torch.tensor(7)),
