@@ -465,27 +465,29 @@ def of_concepts(found: dict[str, Any]) -> list[str]:
     ]
     for what, control in (
         ("training makes them", "{}, untrained"),
-        ("they see more than one sequence", "sequences"),
+        ("no sequence shows them as well", "sequences"),
     ):
         parts = [
             (title, interval(paired(own[name]["best"], own[control.format(name)]["best"], asked)))
             for name, title in NETWORKS.items()
         ]
         says = together([verdict(part) for _, part in parts])
-        beside = "untrained networks" if "untrained" in control else "thresholded sequences"
+        beside = "untrained networks" if "untrained" in control else "sequences, thresholded alike"
         told.append(
             f"- *... and {what}*: **{says}** here. Overlap of the best channels in a slice less that of {beside}: "
             f"{'; '.join(f'{title} {part}' for title, part in parts)}."
         )
-    tissues = [(title, [own[name]["best"][c] for c in IMPLICIT]) for name, title in NETWORKS.items()]
-    seen = all(any(row["detector"] for row in rows) for _, rows in tissues)
-    best = "; ".join(
-        f"{title} " + ", ".join(f"{c} {number(row['iou'])}" for c, row in zip(IMPLICIT, rows, strict=True))
-        for title, rows in tissues
+    best = {title: {c: own[name]["best"][c] for c in IMPLICIT} for name, title in NETWORKS.items()}
+    seen = all(rows["grey matter"]["detector"] or rows["white matter"]["detector"] for rows in best.values())
+    overlaps = (
+        f"{title} "
+        + ", ".join(f"{c} {number(row['iou'])}{' (detector)' * row['detector']}" for c, row in rows.items())
+        for title, rows in best.items()
     )
     told.append(
-        f"- *Implicit concepts without labels are learnt too*: **{'holds' if seen else 'undecided'}** here. "
-        f"Best overlaps: {best}. A channel that is on in a twentieth of the pixels cannot cover a larger structure."
+        f"- *Grey or white matter, of which there are no labels, has filters too*: "
+        f"**{'holds' if seen else 'undecided'}** here. Best overlaps: {'; '.join(overlaps)}. "
+        f"A channel that is on in a twentieth of the pixels cannot cover a larger structure."
     )
     return told
 
