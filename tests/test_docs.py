@@ -43,7 +43,8 @@ def code(path):
 
 LONG = (
     *("docs/pipeline.md", "docs/verification.md", "docs/strategies.md", "docs/cams.md", "docs/patches.md"),
-    *("docs/coalitions.md", "docs/write_a_kind.md"),
+    *("docs/coalitions.md", "docs/write_a_kind.md", "README.md", "docs/dreams.md", "docs/figures.md"),
+    *("docs/local_evaluation.md", "docs/concepts.md"),
 )
 
 
