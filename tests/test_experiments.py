@@ -20,7 +20,7 @@ def scripts():
     """The scripts as modules, which find each other in their own folder."""
     names = (
         *("_common", "inform", "train_torchesegeta", "torchesegeta"),
-        *("train_couteaux", "couteaux", "preimages", "uncertainty"),
+        *("train_couteaux", "couteaux", "preimages", "uncertainty", "dissection"),
         *("train_natekar", "natekar"),
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -307,6 +307,35 @@ def test_the_uncertainty_of_the_real_network_is_judged(scripts, tmp_path, monkey
     assert page.count(" here. ") == 7
     assert "not Bayesian" in page
     assert len(list((tmp_path / "images").glob("*.png"))) == 2
+
+
+def test_an_image_keeps_its_place_on_the_grid_of_the_head(scripts):
+    head = zoo.head()
+    turned = np.ascontiguousarray(head.data[0].numpy()[::-1, :, ::2])
+    affine = head.affine @ np.array([[-1, 0, 0, 127], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
+    found = scripts["dissection"].on_grid(turned, affine, head, 0)
+    assert np.array_equal(found[..., ::2], head.data[0, :, :, ::2].numpy())
+
+
+def test_detectors_are_told_only_where_p_values_could_be_small_enough(scripts):
+    told, claims = scripts["dissection"].told, {"a": "spot", "b": "none of these"}
+    model = lambda x: eg.mark(torch.cat([x, -x]), "both")
+    images = [eg.random.normal(key, (1, 12, 12)) for key in range(3)]
+    data = [(x, {"spot": x[0] > 1.2}) for x in images]
+    for count, says in ((9, "undecided"), (39, "holds")):
+        way = eg.dissection.dissect(model, places="both", quantile=0.1, null="roll", permutations=count)
+        (line,) = told(way(data), claims)
+        assert f"**{says}**" in line
+
+
+@pytest.mark.slow
+def test_the_real_network_is_dissected(scripts, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dissection.py", "--quick", "--folder", str(tmp_path)])
+    scripts["dissection"].main()
+    page = (tmp_path / "experiments" / "dissection.md").read_text()
+    assert page.count("**undecided** here") >= 2
+    assert "No images with tumours were given." in page
+    assert len(list((tmp_path / "images").glob("*.png"))) == 1
 
 
 def test_regions_of_a_tumour_are_compared(scripts):
