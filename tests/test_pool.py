@@ -291,8 +291,11 @@ def test_what_a_task_has_started_ends_with_its_worker(tmp_path):
         assert gone(*started)
 
 
+# What is started in the background of a script ignores SIGINT, and so would what it starts.
 DRIVER = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from esegeta.run.executors import local as pool
 payloads = [{"file": name, "hang": True} for name in sys.argv[1:]]
 pool.run([pool.Task.of(p["file"], "pool_tasks:start_a_child", p) for p in payloads], workers=2)

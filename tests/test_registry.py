@@ -30,6 +30,7 @@ NET = drawn(lambda: nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Softplus(), 
 UNET = eg.from_module(eg.zoo.small_unet(2))
 SHARP = eg.reducers.class_sum(UNET, 1)
 SCORE = eg.reducers.class_sum(eg.from_module(NET), 1)
+NORMED = eg.reducers.class_sum(eg.from_module(nn.Sequential(nn.InstanceNorm2d(1), NET)), 1)
 REFS = {"baseline": torch.zeros_like(X), "baselines": torch.stack([torch.zeros_like(X), X.flip(-1)])}
 
 
@@ -121,13 +122,26 @@ def an_uncertainty(spec):
     return torch.as_tensor(number).nan_to_num().float().mean() + 0 * X
 
 
+def a_rewrite(spec):
+    given = {"at": X} if "at" in inspect.signature(spec.fn).parameters else {}
+    return eg.gradient(spec.fn(NORMED if given else SHARP, **given, **spec.example))(X)
+
+
+def a_network(spec):
+    """What it says of an image with the channels and axes of its first convolution."""
+    net = spec.fn(**spec.example)
+    first = next(m for m in net.modules() if isinstance(m, nn.modules.conv._ConvNd))
+    size = 64 if spec.family == "trained" else 8
+    return net(torch.zeros(1, first.in_channels, *[size] * len(first.kernel_size)))[0].sum().detach() + 0 * X
+
+
 # How an example of each kind is run; all return something like x.
 RUNS = {
     "method": a_method,
     "transform": a_transform,
     "combination": a_combination,
     "reducer": a_reducer,
-    "rewrite": lambda spec: eg.gradient(spec.fn(SHARP, **spec.example))(X),
+    "rewrite": a_rewrite,
     "composite": lambda spec: eg.lrp(SCORE, composite=spec.fn(**spec.example))(X),
     "baseline": lambda spec: spec.fn(X, **spec.example),
     "features": lambda spec: eg.feature_ablation(SCORE, features=spec.fn(**spec.example))(X, 0 * X),
@@ -135,12 +149,7 @@ RUNS = {
     "fill": lambda spec: catalogue._maker(spec).make(**spec.example)(X, 0 * X, (X > 0).float()),
     "noise": lambda spec: spec.fn(**spec.example)(X, 7),
     "mask": lambda spec: (lambda m: m.mask(torch.ones(m.grid)))(spec.fn(**spec.example)(X)).expand_as(X),
-    "network": lambda spec: (
-        spec.fn(**spec.example)(torch.zeros(1, 1, *([64] * 3 if spec.family == "trained" else [8] * 2)))[0]
-        .sum()
-        .detach()
-        + 0 * X
-    ),
+    "network": a_network,
     "step": a_step,
     "metric": a_metric,
     "perturbation": lambda spec: spec.fn(**spec.example)(X, 0 * X, torch.tensor(7)),

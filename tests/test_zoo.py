@@ -17,6 +17,8 @@ from esegeta.zoo.volumes import DATA
 
 FILES = ["brain_extraction_unet3d.safetensors", "colin27_brain_128.nii.gz", "colin27_t1_128.nii.gz"]
 VESSELS = ["vessel_unet", "vessel_unet_mss", "vessel_unet_mss_deformation"]
+TUMOURS = ["tumour_dense_unet", "tumour_plain", "tumour_residual_unet"]
+TRAINED_HERE = [*VESSELS, *TUMOURS]
 DICE = {"vessel_unet": 0.852, "vessel_unet_mss": 0.856, "vessel_unet_mss_deformation": 0.835}
 
 
@@ -117,10 +119,10 @@ def test_the_mask_lies_on_the_head(real):
 
 def test_the_files_come_with_their_terms():
     assert sorted(path.name for path in DATA.iterdir()) == sorted(
-        [*FILES, "NOTICE", *(f"{name}.safetensors" for name in VESSELS)]
+        [*FILES, "NOTICE", *(f"{name}.safetensors" for name in TRAINED_HERE)]
     )
     notice = (DATA / "NOTICE").read_text()
-    assert all(name in notice for name in [*FILES, *(f"{name}.safetensors" for name in VESSELS)])
+    assert all(name in notice for name in [*FILES, *(f"{name}.safetensors" for name in TRAINED_HERE)])
     assert "Permission is hereby granted, free of charge" in notice
     assert "Louis Collins, McConnell Brain Imaging Centre" in notice
 
@@ -140,6 +142,8 @@ def test_the_global_random_state_is_not_touched():
     zoo.small_classifier(key=1)
     zoo.vessel_unet()
     zoo.vessel_phantom(size=32)
+    zoo.tumour_plain()
+    zoo.tumour_slice(size=32)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -332,7 +336,7 @@ def test_networks_of_vessels_are_what_they_say():
 
 
 def test_their_weights_are_small_and_in_half_precision():
-    for name in VESSELS:
+    for name in TRAINED_HERE:
         file = DATA / f"{name}.safetensors"
         assert file.stat().st_size < 700_000
         weights = zoo.read_safetensors(file)
@@ -365,3 +369,69 @@ def test_phantoms_come_from_their_key():
     assert (x <= 1).float().mean() == pytest.approx(0.999, abs=1e-4)
     with pytest.raises(ValueError, match="vessel_phantom: expected size to be 32 or more, got 8"):
         zoo.vessel_phantom(size=8)
+
+
+def test_networks_of_tumours_are_what_they_say():
+    dense, plain, residual = (getattr(zoo, name)() for name in TUMOURS)
+    convolutions = lambda net: sum(isinstance(m, nn.Conv2d) for m in net.modules())
+    assert convolutions(residual) == convolutions(plain) + 4  # one beside each block of the encoder
+    assert (
+        dense.encoder[0](torch.zeros(1, 12, 8, 8)).shape
+        == residual.encoder[0](torch.zeros(1, 12, 8, 8)).shape
+    )
+    assert (dense.decoder[0].conv_a.in_channels, plain.decoder[0].conv_a.in_channels) == (48 + 32, 48)
+    for net in (dense, plain, residual):
+        assert sum(p.numel() for p in net.parameters()) < 300_000
+        assert not any(module.training for module in net.modules())
+        assert all(p.dtype == torch.float32 for p in net.parameters())
+        assert {m.p for m in net.modules() if isinstance(m, nn.Dropout)} == {0.2}
+        with torch.no_grad():
+            assert net(torch.zeros(2, 4, 16, 32)).shape == (2, 4, 16, 32)
+
+
+@pytest.mark.parametrize("name", TUMOURS)
+def test_they_find_tumours_that_they_have_not_seen(name):
+    drawn = [zoo.tumour_slice(key) for key in range(5000, 5008)]
+    with torch.no_grad():
+        found = getattr(zoo, name)()(torch.stack([one.data for one in drawn])).argmax(1) > 0
+    truth = torch.stack([one.labels for one in drawn]) > 0
+    dice = 2 * (found & truth).sum((1, 2)) / (found.sum((1, 2)) + truth.sum((1, 2)))
+    assert dice.mean() > 0.8
+
+
+def test_slices_come_from_their_key():
+    one, again, other = (zoo.tumour_slice(key=key, size=48) for key in (5, 5, 6))
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not torch.equal(one.labels, other.labels)
+    assert (one.data.shape, one.data.dtype, one.labels.dtype) == ((4, 48, 48), torch.float32, torch.int64)
+    assert (one.data[:, one.tissues == 0] == 0).all()
+    assert (one.labels[one.tissues == 0] == 0).all()
+    with pytest.raises(ValueError, match="tumour_slice: expected size to be 32 or more, got 8"):
+        zoo.tumour_slice(size=8)
+
+
+def test_sequences_see_the_parts_of_a_tumour_differently():
+    drawn = [zoo.tumour_slice(key) for key in range(30)]
+    values = {
+        name: torch.stack(
+            [one.data[:, mask].mean(1) for one in drawn if (mask := one.concepts[name]).any()]
+        ).mean(0)
+        for name in drawn[0].concepts
+    }
+    flair, t1, t1ce, t2 = range(4)
+    assert values["edema"][flair] > values["white matter"][flair] + 0.2
+    assert values["enhancing"][t1ce] > max(values["core"][t1ce], values["edema"][t1ce]) + 0.2
+    assert values["enhancing"][t1ce] > values["enhancing"][t1] + 0.2
+    assert values["core"][t1] < values["white matter"][t1] - 0.2
+    assert values["fluid"][t2] > values["grey matter"][t2] > values["white matter"][t2]
+    with_rim = sum(bool(one.concepts["enhancing"].any()) for one in drawn)
+    assert 15 < with_rim < 30
+
+
+def test_concepts_of_a_slice_fit_together():
+    concepts = zoo.tumour_slice(4).concepts
+    parts = [concepts[name] for name in ("core", "edema", "enhancing")]
+    assert torch.equal(sum(m.int() for m in parts), concepts["whole tumour"].int())
+    assert torch.equal(concepts["tumour core"], parts[0] | parts[2])
+    healthy = [concepts[name] for name in ("fluid", "grey matter", "white matter")]
+    assert torch.equal(sum(m.int() for m in [*healthy, concepts["whole tumour"]]), concepts["brain"].int())

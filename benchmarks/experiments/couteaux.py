@@ -238,7 +238,7 @@ def draw_shapes(found: dict[str, Any]) -> Any:
             axes.axhline(real, color=colour, linestyle=":", linewidth=1)
         axes.set_xlabel("steps (dotted: the validation tumours)", fontsize=8)
         if i == 0:
-            axes.legend(fontsize=8, frameon=False, title="trained on", title_fontsize=8)
+            axes.legend(fontsize=8, framealpha=0.9, edgecolor="none", title="trained on", title_fontsize=8)
     return drawn
 
 
@@ -321,7 +321,11 @@ def sentences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
         difference = interval(ends[0] - ends[1])
         told.append(
             f"- *{claim}*: **{verdict(difference)}** here. At the end, {TITLES[name]}, {more} minus {less}: "
-            f"{difference} over starts."
+            + (
+                f"{difference} over starts."
+                if np.isfinite(difference.mean)
+                else "some dreams end without an object, so there is no mean over starts."
+            )
         )
     return told
 
