@@ -343,7 +343,7 @@ def metric(
     check.one_of("metric", "answer", answer, ("scalar", "sampled", "curve"))
     for need in needs:
         check.one_of("metric", "needs", need, METRIC_NEEDS)
-    return METRICS.register(
+    register = METRICS.register(
         family=family,
         better=better,
         answer=answer,
@@ -357,6 +357,19 @@ def metric(
         cost=cost,
         leads=1 + bool({"score", "network"} & set(needs)),
     )
+    return (lambda fn: register(_of_a_score(fn))) if "score" in needs else register
+
+
+def _of_a_score(fn: Function) -> Function:
+    """Refuse a network where a metric takes a score, as methods do: a network takes batches."""
+
+    @functools.wraps(fn)
+    def factory(explain: Any, *score: Any, **static: Any) -> Any:
+        for one in (*score[:1], *([static["score"]] if "score" in static else [])):
+            check.score(f"metrics.{fn.__name__}", one)
+        return fn(explain, *score, **static)
+
+    return cast("Function", factory)
 
 
 def load_plugins(trusted: Callable[[EntryPoint], bool]) -> list[str]:

@@ -781,11 +781,16 @@ class _Tally:
         return _ratio(self.both, self.on, self.there)
 
     def drawn(self) -> Tensor:
-        """Over all images together, for each permutation."""
-        return _ratio(self.drawn_both, self.on.sum(0).expand(len(self.drawn_both), -1), self.drawn_there)
+        """Over all images together, for each permutation.
+
+        A concept that is shifted to where nothing counts overlaps with nothing. That is 0, and no lack of an answer:
+        NaN would be less than any overlap, and make a detector of every channel.
+        """
+        on = self.on.sum(0).expand(len(self.drawn_both), -1)
+        return _ratio(self.drawn_both, on, self.drawn_there, known=self.there.sum(0) > 0)
 
 
-def _ratio(both: Tensor, on: Tensor, there: Tensor) -> Tensor:
+def _ratio(both: Tensor, on: Tensor, there: Tensor, *, known: Tensor | None = None) -> Tensor:
     either = on[..., :, None] + there[..., None, :] - both
-    known = (there > 0)[..., None, :]
-    return torch.where(known, both / torch.where(known, either, 1.0), math.nan)
+    asked = (there > 0 if known is None else known)[..., None, :]
+    return torch.where(asked, both / either.clamp(min=1.0), math.nan)

@@ -142,6 +142,28 @@ def clicked(page, part=(0.3, 0.2)):
     return x, y
 
 
+def lacking(page):
+    """What a page lacks that has just been opened is said in steps; what was wrong goes when it is mended."""
+    page.keyboard.press("3")
+    page.wait_for_selector("#lacking li:nth-child(4)")
+    words = page.locator("#lacking li").all_inner_texts()
+    assert [word.rpartition(" ")[2] for word in words] == ["1.", "1.", "1.", "2."]
+    assert page.locator("#no-screens").is_visible()
+    assert not page.locator("#controls").is_visible()
+    page.keyboard.press("2")
+    page.fill("#search", "no such method")
+    page.wait_for_selector("#offered:has-text('Nothing of methods')")
+    page.fill("#search", "")
+    page.click("[data-step=choose]")
+    page.select_option("#network", "zoo:brain_extraction_unet")
+    page.click("#try")
+    page.wait_for_selector("#say.bad:has-text('an image to try')")
+    assert all("400" in error for error in page.heard["errors"])  # the refusal
+    page.heard["errors"].clear()
+    page.select_option("#network", "")
+    page.wait_for_selector("#say:not(.bad)", state="attached")
+
+
 def choose(page):
     """The network of the zoo and the example head; targets by clicking."""
     page.select_option("#network", "zoo:brain_extraction_unet")
@@ -213,6 +235,7 @@ def test_from_an_empty_folder_to_maps_and_away_with_the_configuration(browser, t
     site = server.site_of(folder)
     with serving(site) as key:
         page = opened(browser, key)
+        lacking(page)
         choose(page)
         pick_methods(page)
         # Run: progress, a map, a job that is cancelled, a reload in the middle.

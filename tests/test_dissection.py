@@ -43,6 +43,26 @@ def test_channels_that_are_concepts_are_found_with_an_overlap_of_one(shape, null
     assert [(row.concept, row.channel) for row in found.best()] == [("dark", 0), ("middle", 1), ("bright", 2)]
 
 
+@pytest.mark.parametrize("null", ["swap", "roll"])
+def test_a_concept_that_is_moved_to_where_nothing_counts_overlaps_with_nothing(null):
+    within = torch.zeros(12, 12, dtype=torch.bool)
+    within[4:8, 4:8] = True
+    data = []
+    for key in range(5):  # a channel that is on outside alone, one that knows nothing, and a concept within
+        noise = eg.random.normal(key, (1, 12, 12))
+        concept = torch.zeros(12, 12, dtype=torch.bool)
+        concept[5, 5 + key % 2] = True
+        data.append((noise, {"spot": concept if null == "roll" or key < 3 else ~within}, within))
+    model = lambda x: eg.mark(torch.cat([x * ~within + 100 * ~within, x]), "both")
+    found = dissect(model, places="both", quantile=0.2, null=null, permutations=60)(data)
+    assert found.drawn.isfinite().all()
+    p, adjusted = found.p_values()
+    assert (adjusted >= p).all()
+    assert not any(row.detector for row in found.rows())
+    assert found.iou[0, 0] == 0
+    assert p[0, 0] == 1
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     key=st.integers(0, 10**6),

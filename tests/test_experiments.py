@@ -20,7 +20,8 @@ def scripts():
     """The scripts as modules, which find each other in their own folder."""
     names = (
         *("_common", "inform", "train_torchesegeta", "torchesegeta"),
-        *("train_couteaux", "couteaux", "preimages", "uncertainty"),
+        *("train_couteaux", "couteaux", "preimages", "uncertainty", "dissection"),
+        *("train_natekar", "natekar"),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
@@ -306,3 +307,124 @@ def test_the_uncertainty_of_the_real_network_is_judged(scripts, tmp_path, monkey
     assert page.count(" here. ") == 7
     assert "not Bayesian" in page
     assert len(list((tmp_path / "images").glob("*.png"))) == 2
+
+
+def test_an_image_keeps_its_place_on_the_grid_of_the_head(scripts):
+    head = zoo.head()
+    turned = np.ascontiguousarray(head.data[0].numpy()[::-1, :, ::2])
+    affine = head.affine @ np.array([[-1, 0, 0, 127], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
+    found = scripts["dissection"].on_grid(turned, affine, head, 0)
+    assert np.array_equal(found[..., ::2], head.data[0, :, :, ::2].numpy())
+
+
+def test_detectors_are_told_only_where_p_values_could_be_small_enough(scripts):
+    told, claims = scripts["dissection"].told, {"a": "spot", "b": "none of these"}
+    model = lambda x: eg.mark(torch.cat([x, -x]), "both")
+    images = [eg.random.normal(key, (1, 12, 12)) for key in range(3)]
+    data = [(x, {"spot": x[0] > 1.2}) for x in images]
+    for count, says in ((9, "undecided"), (39, "holds")):
+        way = eg.dissection.dissect(model, places="both", quantile=0.1, null="roll", permutations=count)
+        (line,) = told(way(data), claims)
+        assert f"**{says}**" in line
+
+
+@pytest.mark.slow
+def test_the_real_network_is_dissected(scripts, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dissection.py", "--quick", "--folder", str(tmp_path)])
+    scripts["dissection"].main()
+    page = (tmp_path / "experiments" / "dissection.md").read_text()
+    assert page.count("**undecided** here") >= 2
+    assert "No images with tumours were given." in page
+    assert len(list((tmp_path / "images").glob("*.png"))) == 1
+
+
+def test_regions_of_a_tumour_are_compared(scripts):
+    train = scripts["train_natekar"]
+    truth = torch.tensor([[0, 1, 2, 3]])
+    assert train.overlaps(truth, truth) == [1, 1, 1]
+    whole, core, rim = train.overlaps(torch.tensor([[0, 2, 2, 0]]), truth)
+    assert (whole, core, rim) == (pytest.approx(0.8), 0, 0)
+    assert np.isnan(train.overlaps(torch.tensor([[0, 2]]), torch.tensor([[2, 2]]))[2])
+
+
+def test_where_maps_first_lie_in_a_tumour(scripts):
+    natekar = scripts["natekar"]
+    assert natekar.first([0.1, 0.6, 0.2], 0.5) == 0.5
+    assert natekar.first([0.1, float("nan"), 0.2], 0.5) == 1.5  # one layer behind the last
+    assert natekar.rising([0.1, 0.2, 0.9]) == pytest.approx(1)
+    assert natekar.rising([0.9, 0.2, float("nan")]) == pytest.approx(-1)
+    x, mask = torch.zeros(4, 4, 4), torch.eye(4).bool()
+    assert natekar.mass(mask[None].float(), x, mask) == 1
+    assert natekar.mass(torch.ones(1, 4, 4), x, mask) == pytest.approx(0.25)
+    assert np.isnan(natekar.mass(torch.zeros(1, 4, 4), x, mask))
+
+
+def test_the_last_layer_looks_at_the_tumour(scripts):
+    natekar = scripts["natekar"]
+    net, one = natekar.load(natekar.RESIDUAL), natekar.case(natekar.with_rim(1)[0])
+    places = natekar.layers(net, one.data)
+    assert (len(places), places[0], places[-1]) == (14, "encoder.0.relu_a", "decoder.2.relu_b")
+    last = natekar.cams(net, one.data, "whole tumour", places[-1:])[places[-1]]
+    assert last.shape == (1, 80, 80)
+    assert natekar.mass(last, one.data, one.labels > 0) > 0.8
+
+
+def located(natekar, late, deep):
+    """Maps that come to the tumour at a layer, of networks of six layers, in two slices."""
+    shares = lambda at: [[0.0] * at + [0.9] * (6 - at), [0.0] * at + [0.8] * (6 - at)]
+    return {
+        name: {
+            "layers": [
+                "encoder.0.a",
+                "encoder.0.b",
+                "encoder.3.a",
+                "encoder.3.b",
+                "decoder.0.a",
+                "decoder.0.b",
+            ],
+            "rows": [
+                {
+                    "brain": b,
+                    "whole tumour": [*w[:2], deep[name], deep[name], *w[4:]],
+                    "core": c,
+                    "enhancing": c,
+                }
+                for b, w, c in zip(shares(0), shares(late[name]), shares(5), strict=True)
+            ],
+        }
+        for name in natekar.NETWORKS
+    }
+
+
+def test_conclusions_on_tumour_networks_follow_the_numbers(scripts):
+    natekar = scripts["natekar"]
+    early = dict.fromkeys(natekar.NETWORKS, 1) | {natekar.PLAIN: 4}
+    deep = dict.fromkeys(natekar.NETWORKS, 0.4) | {natekar.PLAIN: 0.1}
+    found = {
+        "cams": located(natekar, early, deep),
+        "dice": {name: [[[0.9, 0.8, 0.7]] * 2] for name in natekar.NETWORKS},
+    }
+    told = natekar.of_cams(found, 1)
+    assert ["**holds**" in told[i] for i in (0, 2, 3)] == [True] * 3
+    late = dict.fromkeys(natekar.NETWORKS, 4) | {natekar.PLAIN: 1}
+    told = natekar.of_cams({**found, "cams": located(natekar, late, dict.fromkeys(natekar.NETWORKS, 0.1))}, 1)
+    assert "**does not hold**" in told[2]
+    assert "**undecided**" in told[3]
+    row = {"share": 0.5, "missed": float("nan"), "augrc": 0.1}
+    one = {"variance": row, "one forward": {**row, "share": 0.6}, "errors": 3}
+    told = natekar.of_uncertainty({"uncertainty": {"rows": dict.fromkeys(natekar.NETWORKS, [one] * 3)}})
+    says = ["holds", "undecided", "does not hold"]  # nothing was missed, so nothing is known of it
+    assert all(f"**{word}**" in line for word, line in zip(says, told, strict=True))
+    assert natekar.learnt(found).startswith("All")
+    found["dice"][natekar.PLAIN] = [[[0.7, 0.8, 0.7]] * 2]
+    assert natekar.learnt(found).startswith("**Failed.**")
+    assert "SimUnet (0.700)" in natekar.learnt(found)
+
+
+@pytest.mark.slow
+def test_tumour_networks_are_looked_into(scripts, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["natekar.py", "--quick", "--folder", str(tmp_path)])
+    scripts["natekar"].main()
+    page = (tmp_path / "experiments" / "natekar.md").read_text()
+    assert page.count(" here. ") == 11
+    assert len(list((tmp_path / "images").glob("natekar_*.png"))) == 6

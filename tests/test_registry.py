@@ -30,6 +30,7 @@ NET = drawn(lambda: nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Softplus(), 
 UNET = eg.from_module(eg.zoo.small_unet(2))
 SHARP = eg.reducers.class_sum(UNET, 1)
 SCORE = eg.reducers.class_sum(eg.from_module(NET), 1)
+NORMED = eg.reducers.class_sum(eg.from_module(nn.Sequential(nn.InstanceNorm2d(1), NET)), 1)
 REFS = {"baseline": torch.zeros_like(X), "baselines": torch.stack([torch.zeros_like(X), X.flip(-1)])}
 
 
@@ -121,6 +122,11 @@ def an_uncertainty(spec):
     return torch.as_tensor(number).nan_to_num().float().mean() + 0 * X
 
 
+def a_rewrite(spec):
+    given = {"at": X} if "at" in inspect.signature(spec.fn).parameters else {}
+    return eg.gradient(spec.fn(NORMED if given else SHARP, **given, **spec.example))(X)
+
+
 def a_network(spec):
     """What it says of an image with the channels and axes of its first convolution."""
     net = spec.fn(**spec.example)
@@ -135,7 +141,7 @@ RUNS = {
     "transform": a_transform,
     "combination": a_combination,
     "reducer": a_reducer,
-    "rewrite": lambda spec: eg.gradient(spec.fn(SHARP, **spec.example))(X),
+    "rewrite": a_rewrite,
     "composite": lambda spec: eg.lrp(SCORE, composite=spec.fn(**spec.example))(X),
     "baseline": lambda spec: spec.fn(X, **spec.example),
     "features": lambda spec: eg.feature_ablation(SCORE, features=spec.fn(**spec.example))(X, 0 * X),

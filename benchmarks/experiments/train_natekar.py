@@ -82,13 +82,33 @@ def train(name: str, seed: int, steps: int | None) -> TumourNetwork:
     return net.half().float().eval().to(memory_format=torch.contiguous_format)
 
 
-def settle(net: nn.Module, xs: Tensor) -> None:
-    """Make running statistics the plain mean over 160 slices without dropout, as the network is used."""
+def load(name: str, seed: int = 0) -> nn.Module:
+    """A trained network in eval mode: that of the zoo, or one of another seed."""
+    if seed == 0:
+        return getattr(zoo, name)()
+    net = NETWORKS[name][0]()
+    weights = zoo.read_safetensors(MORE_WEIGHTS / f"{name}_{seed}.safetensors")
+    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    return net.eval()
+
+
+def untrained(name: str) -> nn.Module:
+    """The network with initial weights and statistics of its activations on slices, in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = NETWORKS[name][0]()
+    settle(net, slices(range(160))[0])
+    return net.eval()
+
+
+def settle(net: nn.Module, xs: Tensor, active: tuple[type[nn.Module], ...] = (nn.BatchNorm2d,)) -> None:
+    """Make running statistics the plain mean over 160 slices; without dropout, as one forward is used."""
     net.eval()
-    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
+    for module in (m for m in net.modules() if isinstance(m, active)):
+        module.train()
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
     with torch.no_grad():
         for x in xs[:160].split(BATCH):
             net(x)

@@ -90,7 +90,7 @@ class ModuleModel:
         statics = tuple(None if t else leaf for t, leaf in zip(is_tensor, leaves, strict=True))
         session = visits.current()
         if any(isinstance(t, Window) for t in tensors):
-            return self._in_windows(leaves, spec, session is not None)
+            return self._in_windows(leaves, spec, session)
         if session is None:
             (y,) = self._fold(spec, is_tensor, statics)(*tensors)
             return y
@@ -118,16 +118,22 @@ class ModuleModel:
             self._folded[key] = folded
         return folded
 
-    def _in_windows(self, leaves: list[Any], spec: Any, observed: bool) -> Tensor:
+    def _in_windows(self, leaves: list[Any], spec: Any, session: Session | None) -> Tensor:
         """Run on what differs from a known input in a box only, operator by operator."""
         run = next(t for t in leaves if isinstance(t, Window)).run
         if run.by_crops:
+            if session is not None and session.local:
+                raise NotFollowed("crops of a network that other rules apply to")
             return self._in_crops(leaves)
+        observed = session is not None and not session.local
         if observed or self._native.outside or current().precision is not None:
             raise NotFollowed("the network is observed, compiled or runs in reduced precision")
+        call = self._native.plain(spec)
+        if session is not None:
+            call = self._watched_call(len(leaves), spec, session.bare(), [])
         batch = each(leaves, lambda t: t.unsqueeze(0))
-        with run.apart(), _put_back(self._native.tree, _holds_windows) as kept:
-            (y,) = self._native.guarded(batch, self._native.plain(spec), lambda t: t)
+        with run.apart(), _put_back(self._native.tree, _holds_windows) as kept, visits.aside():
+            (y,) = self._native.guarded(batch, call, lambda t: t)
         if kept:
             raise NotFollowed("the network keeps what it computes for later calls")
         return y.squeeze(0)

@@ -202,6 +202,9 @@ class Tracer(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.rewrite, self.active, self.where = rewrite, active, where
+        # The only operations that a rewrite asks for, whatever they compute on; None for all that compute on data.
+        self.only: frozenset[str] | None = getattr(rewrite, "only", None)
+        self.passed: Counter[Any] = Counter()  # how often a rewrite has met an operation in this run
         self._twins: Any = WeakIdKeyDictionary()
         self._gates: Any = WeakIdKeyDictionary()
         self._shared: Any = WeakIdKeyDictionary()  # twins that share memory with others
@@ -258,6 +261,8 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self.active(self):
             return func(*args, **kwargs)
+        if self.only is not None:
+            return self._asked_for(func, args, kwargs)
         func, args, kwargs = _in_order(func, args, kwargs)
         leaves, spec = _flat(args, kwargs)
         likeness = getattr(func, "__name__", "") in _LIKE
@@ -318,6 +323,16 @@ class Tracer(TorchFunctionMode):
         if written:
             out = self._write(args[0], out, there)
         return out
+
+    def _asked_for(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Give a rewrite the operations that it asks for by name; all others run as they are, and follow no data."""
+        name = getattr(func, "__name__", "")
+        if self.only is None or name not in self.only:
+            return func(*args, **kwargs)
+        leaves, spec = _flat(args, kwargs)
+        at = next(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
+        op = Operation(name, func, [leaves[at]], [], self.where(), None, False, leaves, spec, [at], self)
+        return self.rewrite.rule(op)
 
     def _ruled(self, op: Operation) -> tuple[Any, Any]:
         if op.name in _COMPARE or _is_detached(op):
@@ -840,7 +855,7 @@ _OURS = ("_Reroute", "_Replace", "_Once", "FoldedCall")
 
 def refuse_unseen(where: str, y: Tensor, tracer: Tracer) -> None:
     """Raise if data went through something that shows no operations: a gradient through it would be a plain one."""
-    if not y.requires_grad:
+    if not y.requires_grad or tracer.only is not None:
         return
     if not tracer.is_data(y):
         raise NotImplementedError(

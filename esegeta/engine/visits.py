@@ -186,6 +186,16 @@ class Session:
             owner = self.owner  # a tracer that knew its session would be a cycle, and activations would stay
             self.tracer = Tracer(rewrite, here, lambda: owner[-1])
 
+    @property
+    def local(self) -> bool:
+        """Return whether the code runs as it is but for operations that are replaced by local ones."""
+        return (
+            self.tracer is not None
+            and bool(getattr(self.tracer.rewrite, "local", False))
+            and self.listing is None
+            and not any(view.edits for view in self.views)
+        )
+
     def looking(self) -> "Session":
         """Return a session that only looks at the same places."""
         plan = Session([view.bare() for view in self.views])

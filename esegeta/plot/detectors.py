@@ -49,10 +49,10 @@ def detectors(found: Any, *, title: str | None = None, **asked: Any) -> "Figure"
         own = [row for row in rows if row.place == place]
         middles.append(at + each * (len(own) - 1) / 2)
         for row in own:
-            colour = colours.LINES[concepts.index(row.concept) % 8]
+            colour, hatch = _look(concepts.index(row.concept))
             known = 0.0 if row.iou != row.iou else row.iou
             face = colour if row.detector else "none"
-            axes.barh(at, known, height=0.82, color=face, edgecolor=colour, linewidth=1.0)
+            axes.barh(at, known, height=0.82, color=face, **_edge(colour, hatch, row.detector))
             said = f"channel {row.channel}" if row.iou == row.iou else "no image has it"
             text = axes.text(known + 0.012 * (top or 1.0), at, said, fontsize=7, color="#55585e", va="center")
             text.set_parse_math(False)
@@ -67,7 +67,10 @@ def detectors(found: Any, *, title: str | None = None, **asked: Any) -> "Figure"
     axes.set_xlabel("IoU over all images", color=TEXT, fontsize=9)
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=colours.LINES[i % 8], label=name) for i, name in enumerate(concepts)]
+    handles = [
+        Patch(facecolor=colour, label=name, **_edge(colour, hatch, True))
+        for name, (colour, hatch) in zip(concepts, map(_look, range(len(concepts))), strict=True)
+    ]
     legend = figure.legend(
         handles=handles, fontsize=8, frameon=False, labelcolor=TEXT, ncols=6, loc="outside upper left"
     )
@@ -83,3 +86,14 @@ def detectors(found: Any, *, title: str | None = None, **asked: Any) -> "Figure"
         ha="left",
     )
     return figure
+
+
+def _look(number: int) -> tuple[str, str | None]:
+    """The colour of a concept and its hatching: there are eight colours that everyone can tell apart."""
+    count = len(colours.LINES)
+    return colours.LINES[number % count], (None, "////", "....", "xxxx")[number // count % 4]
+
+
+def _edge(colour: str, hatch: str | None, filled: bool) -> dict[str, Any]:
+    """Lines of a bar; those of a hatching are white on a filled one."""
+    return {"edgecolor": "white" if filled and hatch else colour, "linewidth": 1.0, "hatch": hatch}

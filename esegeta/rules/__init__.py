@@ -24,6 +24,7 @@ from esegeta.rules.composites import (
 )
 from esegeta.rules.deeplift import deeplift
 from esegeta.rules.excitation import excitation
+from esegeta.rules.frozen_norms import NormDeviation, frozen_norms, norm_deviation
 from esegeta.rules.guided import deconvnet, guided
 from esegeta.rules.lrp import lrp, relevances
 from esegeta.rules.reveal_cancel import reveal_cancel
@@ -39,6 +40,7 @@ __all__ = [
     "Gamma",
     "GeneralisedGamma",
     "Layer",
+    "NormDeviation",
     "Pass",
     "WSquare",
     "ZBox",
@@ -52,8 +54,10 @@ __all__ = [
     "epsilon_gamma_box",
     "epsilon_plus",
     "excitation",
+    "frozen_norms",
     "guided",
     "lrp",
+    "norm_deviation",
     "relevances",
     "reveal_cancel",
     "rule",

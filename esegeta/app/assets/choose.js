@@ -57,13 +57,13 @@ async function attempt() {
   const start = $("try");
   start.disabled = true;
   say("The network runs once, in a process of its own.");
+  $("tried").replaceChildren(el("progress", { "aria-label": "The trial" }));
   try {
     await saved();
     store.trial = await api.send("api/trial", {});
     say("The network takes the image.");
     tell("tried");
-  } catch (error) { say(error.message, true); $("tried")?.replaceChildren(el("p", { class: "bad" }, error.message)); }
-  start.disabled = false;
+  } catch (error) { say(error.message, true); $("tried")?.replaceChildren(el("p", { class: "bad" }, error.message)); return; } finally { $("try").disabled = false; }
 }
 
 function tried() {
@@ -102,7 +102,7 @@ function images() {
     }
   };
   const chooser = el("input", { type: "file", id: "upload", multiple: true, accept: store.about.uploads.join(","), "aria-label": "Upload images" });
-  chooser.addEventListener("change", () => sent(chooser.files));
+  chooser.addEventListener("change", async () => { await sent([...chooser.files]); chooser.value = ""; });
   const drop = el("div", { class: "drop" }, "Drop files here, or ", chooser);
   drop.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
   drop.addEventListener("dragleave", () => drop.classList.remove("over"));

@@ -30,6 +30,9 @@ export function say(text, bad = false) {
   $("say").classList.toggle("bad", bad);
 }
 
+// What was wrong may not be wrong any more.
+export const unsay = () => { if ($("say").classList.contains("bad")) say(""); };
+
 export const short = (value) => {
   if (value === null || value === undefined || value === "") return "";
   if (typeof value !== "number") return String(value);

@@ -1,7 +1,7 @@
 // The second step: methods, metrics and dreams, each with its parameters.
 import { $, button, el, options, time } from "./dom.js";
 import { row, stack } from "./fields.js";
-import { change, list, on, store } from "./store.js";
+import { change, list, on, store, worded } from "./store.js";
 
 // What can be added: the table of the configuration, the key of the name there, and where its forms are.
 const TABLES = {
@@ -66,14 +66,16 @@ function suggested() {
 }
 
 function offered() {
-  $("offered").replaceChildren(...found().map((form) => el("div", { class: "method", data: { method: form.name } },
+  const all = found();
+  if (!all.length) $("offered").replaceChildren(el("p", { class: "quiet" }, `Nothing of ${every().find(([key]) => key === table)[1].toLowerCase()} has \u201c${word}\u201d in its name, its words or its paper${family ? `, among ${family}` : ""}.`));
+  else $("offered").replaceChildren(...all.map((form) => el("div", { class: "method", data: { method: form.name } },
     el("div", { class: "row" }, el("strong", {}, form.name), button("add", () => add(form.name), { class: "small", "aria-label": `Add ${form.name}` })),
     el("p", {}, form.line), form.does ? el("p", { class: "quiet" }, form.does) : null,
     el("div", { class: "tags" }, [form.family, estimate(form), ...needs(form).map((one) => `needs ${one}`), form.better ? `${form.better} is better` : ""]
       .filter(Boolean).map((tag) => el("span", { class: "tag" }, tag))),
     (form.axioms || []).length ? el("small", { class: "quiet" }, `Keeps ${form.axioms.join(", ").replaceAll("_", " ")}. `) : null,
     form.paper ? el("small", { class: "quiet" }, form.paper) : null)));
-  $("count").textContent = `${found().length} of ${formsOf(table).length}`;
+  $("count").textContent = `${all.length} of ${formsOf(table).length}`;
 }
 
 const put = (entry, key, value) => change(() => {
@@ -209,7 +211,7 @@ export function chosen() {
 function faults() {
   const box = $("faults");
   if (!box) return;
-  box.replaceChildren(...store.problems.map((problem) => el("li", { class: "bad" }, problem)));
+  box.replaceChildren(...store.problems.map((problem) => el("li", { class: "bad" }, worded(problem))));
   box.hidden = !store.problems.length;
   for (const one of document.querySelectorAll("details[data-chosen]")) {
     const wrong = store.problems.some((problem) => problem.includes(one.dataset.chosen));

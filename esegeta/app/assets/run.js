@@ -2,7 +2,7 @@
 import * as api from "./api.js";
 import { $, button, el, options, say, short, time } from "./dom.js";
 import { row } from "./fields.js";
-import { change, on, saved, store } from "./store.js";
+import { change, on, saved, store, worded } from "./store.js";
 import { look, PLANES, Screens } from "./viewer.js";
 
 let jobs = {}, run = { state: "none" }, results = { rows: [], tables: [] };
@@ -16,6 +16,7 @@ const WORDS = { waiting: "waits", running: "runs", skipped: "skipped: what it ne
 
 export function heard(news) {
   if (news.anew) jobs = {};
+  if (news.run && run.state === "running" && news.run.state === "ended") say("The run has ended.");
   if (news.run) run = news.run;
   if (news.jobs) jobs = { ...jobs, ...news.jobs };
   if (!drawn) return;
@@ -41,7 +42,7 @@ export async function start(resume = true) {
     await saved();
     await api.send("api/run", { resume });
     say("The run begins.");
-  } catch (error) { say(error.lines ? error.lines.join(" ") : error.message, true); }
+  } catch (error) { say(error.lines ? error.lines.map(worded).join(" ") : error.message, true); }
 }
 
 async function cancel(ids) {
@@ -100,11 +101,26 @@ function rows() {
   }
 }
 
+// What keeps it from running is said before the button is pressed.
+function lacking() {
+  if (!drawn) return;
+  $("lacking").replaceChildren(...store.problems.map((problem) => el("li", {}, worded(problem))));
+  $("lacking").hidden = !store.problems.length || store.about.finished;
+}
+
 // --- What there is ---
 
 function failures() {
   const failed = results.rows.filter((row) => !MADE.includes(row.status));
-  $("failures").replaceChildren(...failed.map((row) => el("li", {}, el("strong", {}, row.id), ` ${row.status}: ${row.error || "no reason was recorded"}`)));
+  // One reason often fails many jobs, and what needs them is skipped: each reason is told once.
+  const reasons = new Map();
+  for (const row of failed) {
+    const reason = row.status === "skipped" ? WORDS.skipped : `${row.status}: ${row.error || "no reason was recorded"}`;
+    reasons.set(reason, [...(reasons.get(reason) || []), brief(row.id)]);
+  }
+  $("failures").replaceChildren(...[...reasons].map(([reason, names]) => el("li", {}, names.length > 3
+    ? el("details", {}, el("summary", {}, el("strong", {}, `${names.length} jobs`), ` ${reason}`), names.join(", "))
+    : [el("strong", {}, names.join(", ")), ` ${reason}`])));
   $("failures").hidden = !failed.length;
 }
 
@@ -127,7 +143,8 @@ function maps() {
     entries.set(row.name, { node, stamp: stamp(row) });
     box.append(node);
   }
-  $("no-maps").hidden = all.length > 0;
+  $("no-maps").hidden = $("no-screens").hidden = all.length > 0;
+  $("controls").hidden = $("where").hidden = !all.length;
   picked = picked.filter((name) => all.some((row) => row.name === name));
   if (!picked.length && all.length) pick(all[0].name); else press();
 }
@@ -226,7 +243,7 @@ function controls() {
   view.addEventListener("change", () => { look.view = Number(view.value); screens?.turn(); });
   const beside = el("input", { type: "checkbox", id: "several" });
   beside.addEventListener("change", () => { several = beside.checked; if (!several) { picked = picked.slice(-1); press(); display(); } });
-  return el("div", { class: "controls" }, el("label", {}, "View ", view), el("label", {}, beside, "several side by side"), button("grid", grid, { id: "grid", class: "small", title: `The first ${MOST} maps beside each other` }),
+  return el("div", { id: "controls", class: "controls", hidden: true }, el("label", {}, "View ", view), el("label", {}, beside, "several side by side"), button("grid", grid, { id: "grid", class: "small", title: `The first ${MOST} maps beside each other` }),
     slider("threshold", "Threshold", 1, 95, 30, (value) => { look.threshold = value / 100; }, (value) => `${value} %`),
     slider("opacity", "Opacity", 0, 100, 85, (value) => { look.opacity = value / 100; }, (value) => `${value} %`),
     slider("window", "Colours end at", -20, 20, 0, (value) => { look.window = 10 ** (value / 20); }, (value) => `× ${short(10 ** (value / 20))}`),
@@ -271,10 +288,10 @@ export function draw() {
     el("div", {},
       el("div", { class: "card" }, el("div", { class: "row" }, button("Run", () => start(), { id: "start", class: "main", title: "Key r" }), button("All again", () => start(false), { id: "anew", title: "Do everything again" }),
         button("Cancel all", () => cancel(["all"]), { id: "cancel-all" })), el("p", {}, el("progress", { id: "progress", "aria-label": "All jobs" })),
-      el("p", { id: "run-state", "aria-live": "polite" }), el("div", { id: "run-settings" }, settings())),
+      el("p", { id: "run-state", "aria-live": "polite" }), el("ul", { id: "lacking", class: "faults bad", hidden: true }), el("div", { id: "run-settings" }, settings())),
       el("div", { class: "card" }, el("h2", {}, "Jobs"), el("div", { class: "wide jobs", tabindex: "0", role: "region", "aria-label": "Jobs" }, el("table", {}, el("tbody", { id: "jobs" }))), el("ul", { id: "failures", class: "faults bad", hidden: true }), log),
       el("div", { class: "card" }, el("h2", {}, "Maps"), el("p", { id: "no-maps", class: "quiet" }, "They appear as they are finished."), el("div", { id: "maps", class: "maps" }))),
-    el("div", {}, el("div", { id: "screens" }), el("p", { id: "where", "aria-live": "off" }), controls(), el("div", { id: "tables" }),
+    el("div", {}, el("p", { id: "no-screens", class: "placeholder" }, "Maps are shown here as soon as they are finished."), el("div", { id: "screens" }), el("p", { id: "where", "aria-live": "off" }), controls(), el("div", { id: "tables" }),
       el("p", {}, el("a", { id: "report", href: "api/report", download: "report.html", hidden: true }, "Download the report")))));
   head();
   rows();
@@ -282,3 +299,4 @@ export function draw() {
 }
 
 on("replaced", draw);
+on("checked", lacking);

@@ -1,6 +1,6 @@
 // The state of the page is the configuration that the server keeps in a file: here is a copy of it.
 import * as api from "./api.js";
-import { say } from "./dom.js";
+import { say, unsay } from "./dom.js";
 
 export const store = { tables: {}, mark: "", forms: {}, trial: {}, problems: [], costs: {}, about: {} };
 const listeners = {};
@@ -27,6 +27,7 @@ export function change(act, quietly = true) {
     say("This is a finished run: its configuration can be downloaded and opened in another folder.", true);
     return;
   }
+  unsay();
   act(store.tables);
   tell("changed");
   if (!quietly) tell("replaced");
@@ -75,5 +76,15 @@ export async function lookAtTrial() {
   store.trial = await api.get("api/trial");
   tell("tried");
 }
+
+// What a page that has just been opened lacks, said as a step of the page and not as a table of the configuration.
+const LACKING = [
+  [/^model: expected a table, got nothing/, "Choose a network, in step 1."],
+  [/^input: expected a table, got nothing/, "Choose an image, in step 1."],
+  [/^targets: expected tables .*, got nothing/, "Add a target, which says what is explained, in step 1."],
+  [/^methods: expected tables .*, got nothing/, "Add a method, or a preset, in step 2."],
+];
+
+export const worded = (problem) => LACKING.find(([form]) => form.test(problem))?.[1] || problem;
 
 export const list = (name) => (store.tables[name] ||= []);

@@ -42,11 +42,13 @@ _SHAPLEY = Method(name="channel_shapley")  # built for its baseline alone
 class Table(Section):
     """A row for each connected part of what the network predicts.
 
+    per: what has a row of its own; "component" is a connected part of the prediction.
     method: whose map says how much of the explanation of a part lies outside of it, with its parameters beside it.
     baseline: of the Shapley values of channels, and of the method. features: radiomic ones. bins: of their grey
     levels. explained: how many parts of each image have these, the largest first. uncertainty: the entry of
     ``[[uncertainty]]`` whose entropy is averaged, by default the first. atlas: a label map for all subjects, or a
-    pattern of one for each, on the grid of the image or brought there (``grid``); names: of its labels.
+    pattern of one for each. grid: "same" where the atlas lies on the grid of the image, "nearest" to bring it there.
+    names: of its labels.
     """
 
     per: Literal["component"]
