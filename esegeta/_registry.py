@@ -7,6 +7,7 @@ input around every explanation, so that a method is only its mathematics.
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -342,7 +343,7 @@ def metric(
     check.one_of("metric", "answer", answer, ("scalar", "sampled", "curve"))
     for need in needs:
         check.one_of("metric", "needs", need, METRIC_NEEDS)
-    return METRICS.register(
+    register = METRICS.register(
         family=family,
         better=better,
         answer=answer,
@@ -356,6 +357,19 @@ def metric(
         cost=cost,
         leads=1 + bool({"score", "network"} & set(needs)),
     )
+    return (lambda fn: register(_of_a_score(fn))) if "score" in needs else register
+
+
+def _of_a_score(fn: Function) -> Function:
+    """Refuse a network where a metric takes a score, as methods do: a network takes batches."""
+
+    @functools.wraps(fn)
+    def factory(explain: Any, *score: Any, **static: Any) -> Any:
+        for one in (*score[:1], *([static["score"]] if "score" in static else [])):
+            check.score(f"metrics.{fn.__name__}", one)
+        return fn(explain, *score, **static)
+
+    return cast("Function", factory)
 
 
 def load_plugins(trusted: Callable[[EntryPoint], bool]) -> list[str]:
@@ -373,6 +387,16 @@ def load_plugins(trusted: Callable[[EntryPoint], bool]) -> list[str]:
     for point in found:
         point.load()
     return [point.module for point in found]
+
+
+def waiting_plugins() -> tuple[str, ...]:
+    """Return the modules that installed packages offer to register and that were not imported: nobody trusts them."""
+    return tuple(module for module in _offered(tuple(sys.path)) if module not in sys.modules)
+
+
+@functools.cache
+def _offered(path: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ARG001  to look through all packages takes long
+    return tuple(dict.fromkeys(point.module for point in entry_points(group=GROUP)))
 
 
 # The kinds of tensor that an explanation takes besides x, and how each is checked against x.

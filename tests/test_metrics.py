@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import esegeta as eg
 from esegeta import features, metrics, random
-from esegeta._registry import METRICS
+from esegeta._registry import METRICS, SIMILARITIES
 from esegeta.engine.execution import execution
 from esegeta.metrics import given
 from esegeta.metrics.curves import area_under
@@ -701,6 +701,31 @@ def test_hog_sees_form_and_not_size(shape):
     assert metrics.hog_correlation(a, 3 * a, cell=4).item() == pytest.approx(1)
     assert metrics.hog_correlation(a, b, cell=4) < 0.999
     assert metrics.hog_correlation(a, 0 * b, cell=4).isnan()
+
+
+@pytest.mark.parametrize("name", sorted(SIMILARITIES))
+@pytest.mark.parametrize("shape", [(1, 20), (1, 16, 17), (1, 9, 8, 10)])
+def test_what_was_not_computed_is_like_nothing(name, shape):
+    """NaN is what a deadline leaves: a number for the rest would be one for another map."""
+    a, b = noise(*shape), noise(*shape, seed=1)
+    cut = a.clone()
+    cut.view(-1)[3] = torch.nan
+    alike = SIMILARITIES[name].fn
+    assert alike(a, b).isfinite()
+    assert alike(cut, b).isnan()
+    assert alike(b, cut).isnan()
+
+
+# --- Networks where scores belong -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(n for n in METRICS if "score" in METRICS[n].needs))
+def test_a_network_is_not_the_score_of_a_metric(name):
+    explain, network = eg.metrics.given(torch.zeros(1, 4, 4)), nn.Conv2d(1, 2, 3)
+    make = METRICS[name].fn
+    for call in (lambda: make(explain, network), lambda: make(explain, score=network.forward)):
+        with pytest.raises(TypeError, match=rf"metrics\.{name}: expected a score.*from_module"):
+            call()
 
 
 # --- Randomised networks ----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import esegeta as eg
 from _common import DOCS, LINES, figure, filled, interval, kept, number, table, together, verdict
 from esegeta import dissection, metrics, uncertainty, zoo
 from esegeta.uncertainty import selection
-from train_natekar import HELD_OUT, REGIONS, held_out, load, untrained
+from train_natekar import HELD_OUT, REGIONS, held_out, load, settle, slices, untrained
 
 NETWORKS = {"tumour_dense_unet": "DenseUnet", "tumour_residual_unet": "ResUnet", "tumour_plain": "SimUnet"}
 DENSE, RESIDUAL, PLAIN = NETWORKS
@@ -242,6 +242,35 @@ def known(values: Sequence[float]) -> np.ndarray:
     return array[~np.isnan(array)]
 
 
+def shifts(setting: Setting) -> dict[str, Any]:
+    """What norms make of dropout: errors of the mean answer with statistics from slices without and with it."""
+    xs, found = slices(range(160))[0], {}
+    for name in NETWORKS:
+        other = load(name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            settle(other, xs, (nn.BatchNorm2d, nn.Dropout))
+        rows = []
+        for n in range(setting.located):
+            one = case(n)
+            brain = one.tissues > 0
+            row = {}
+            for form, net in (("without", load(name)), ("with", other.eval())):
+                maps = unsure(net, one, max(2, setting.draws // 5), n)
+                with torch.no_grad():
+                    single = net(one.data[None])[0].argmax(0) != one.labels
+                row[form] = {
+                    "one forward": int(single[brain].sum()),
+                    "mean of draws": int(maps["error"][brain].sum()),
+                    "share": float(
+                        selection.error_share(maps["variance"][brain], maps["error"][brain], FRACTION)
+                    ),
+                }
+            rows.append(row)
+        found[name] = rows
+    return found
+
+
 # --- Everything ---------------------------------------------------------------------------------------------
 
 
@@ -256,7 +285,13 @@ def dices(setting: Setting) -> dict[str, Any]:
 
 def measured(setting: Setting, folder: Path | None) -> dict[str, Any]:
     """All numbers, or what a folder has kept of them."""
-    parts = {"dice": dices, "uncertainty": judged, "dissection": dissections, "cams": located}
+    parts = {
+        "dice": dices,
+        "uncertainty": judged,
+        "dissection": dissections,
+        "cams": located,
+        "shifts": shifts,
+    }
     return {
         name: kept(folder and folder / f"natekar_{name}.json", lambda part=part: part(setting))
         for name, part in parts.items()
@@ -333,7 +368,14 @@ def draw_channels(found: dict[str, Any]) -> Any:
             where = (0.03 + j * 0.121, 0.54 - i * 0.49, 0.115, 0.37)
             axes = bare(drawn, where, one.data[0], f"channel {k}", vmin=0, vmax=1)
             over(axes, on[k], LINES[1], filled=True)
-        drawn.text(0.012, 0.73 - i * 0.49, f"{NETWORKS[name]}\n{place}", rotation=90, va="center", fontsize=7)
+        drawn.text(
+            0.012,
+            0.73 - i * 0.49,
+            f"{NETWORKS[name]}, {place_in_words(place)}",
+            rotation=90,
+            va="center",
+            fontsize=6.5,
+        )
     return drawn
 
 
@@ -396,7 +438,9 @@ def draw_masses(found: dict[str, Any]) -> Any:
         axes.set_ylim(0, 1.02)
         quiet(axes, title, "depth, first to last layer")
         if i == 0:
-            axes.legend(fontsize=7, frameon=False)
+            axes.legend(
+                fontsize=7, framealpha=0.85, edgecolor="none", loc="upper right", bbox_to_anchor=(1, 0.8)
+            )
     return drawn
 
 
@@ -639,6 +683,17 @@ def page(found: dict[str, Any], setting: Setting, files: dict[str, str]) -> str:
             ]
             ratio = interval(known([row[map_]["wrong"] / row[map_]["right"] for row in rows]))
             unsure_rows.append([title, map_, *values, ratio])
+    shift_rows = [
+        [
+            *(NETWORKS[name], f"{form} dropout"),
+            *(
+                interval(known([row[form][what] for row in rows]))
+                for what in ("one forward", "mean of draws", "share")
+            ),
+        ]
+        for name, rows in found["shifts"].items()
+        for form in ("without", "with")
+    ]
     sentences = [*of_concepts(found), *of_cams(found, setting.seeds), *of_uncertainty(found)]
     return filled(
         "natekar",
@@ -668,6 +723,14 @@ def page(found: dict[str, Any], setting: Setting, files: dict[str, str]) -> str:
             ],
             unsure_rows,
         ),
+        shifts=table(
+            [
+                *("network", "statistics", "wrong pixels, one forward", "wrong pixels, mean of draws"),
+                f"errors in {FRACTION * 100:g} % by variance",
+            ],
+            shift_rows,
+        ),
+        shift_draws=max(2, setting.draws // 5),
         conclusions="\n".join(sentences),
     )
 

@@ -101,13 +101,14 @@ def untrained(name: str) -> nn.Module:
     return net.eval()
 
 
-def settle(net: nn.Module, xs: Tensor) -> None:
-    """Make running statistics the plain mean over 160 slices without dropout, as the network is used."""
+def settle(net: nn.Module, xs: Tensor, active: tuple[type[nn.Module], ...] = (nn.BatchNorm2d,)) -> None:
+    """Make running statistics the plain mean over 160 slices; without dropout, as one forward is used."""
     net.eval()
-    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
+    for module in (m for m in net.modules() if isinstance(m, active)):
+        module.train()
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
     with torch.no_grad():
         for x in xs[:160].split(BATCH):
             net(x)

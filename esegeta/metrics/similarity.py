@@ -21,7 +21,7 @@ def _pair(where: str, a: object, b: object) -> tuple[Tensor, Tensor]:
 
 @similarity(family="ranks", paper="Spearman 1904", also=("spearman",))
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Return Spearman's rank correlation of two maps with their signs; NaN where one is constant.
+    """Return Spearman's rank correlation of two maps with their signs; NaN where one is constant or has NaN.
 
     Example:
         >>> a = torch.tensor([[1.0, -2.0, 3.0]])
@@ -34,7 +34,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
 
 @similarity(family="ranks", paper="Adebayo et al. 2018, arXiv:1810.03292")
 def absolute_rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Return Spearman's rank correlation of the sizes of two maps; NaN where one is constant.
+    """Return Spearman's rank correlation of the sizes of two maps; NaN where one is constant or has NaN.
 
     Example:
         >>> a = torch.tensor([[1.0, -2.0, 3.0]])
@@ -122,7 +122,7 @@ def hog_correlation(a: Tensor, b: Tensor, *, cell: int = 8, bins: int = 9) -> Te
         bins: of the angle, in the plane.
 
     Returns:
-        A number in [-1, 1]; NaN where one map has no gradient.
+        A number in [-1, 1]; NaN where one map has no gradient, or values that are not finite.
 
     Example:
         >>> a = torch.rand(1, 16, 16)
@@ -136,7 +136,9 @@ def hog_correlation(a: Tensor, b: Tensor, *, cell: int = 8, bins: int = 9) -> Te
     a, b = _pair(where, a, b)
     check.positive_count(where, "cell", cell)
     check.positive_count(where, "bins", bins)
-    return correlation(_hog(a.sum(0), cell, bins), _hog(b.sum(0), cell, bins))
+    # The direction of what is not known would be dropped, and the rest compared as if it were all.
+    known = (a.isfinite() & b.isfinite()).all()
+    return torch.where(known, correlation(_hog(a.sum(0), cell, bins), _hog(b.sum(0), cell, bins)), torch.nan)
 
 
 def _hog(f: Tensor, cell: int, bins: int) -> Tensor:

@@ -49,12 +49,13 @@ def average_ranks(a: Tensor) -> Tensor:
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """Return Spearman's rank correlation; NaN where one of the two does not vary.
+    """Return Spearman's rank correlation; NaN where one of the two does not vary, or has a NaN, which has no rank.
 
     >>> round(spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 8.0, 27.0])).item(), 6)
     1.0
     """
-    return correlation(average_ranks(a), average_ranks(b))
+    known = ~(a.isnan().any() | b.isnan().any())
+    return torch.where(known, correlation(average_ranks(a), average_ranks(b)), torch.nan)
 
 
 def _agreement(
