@@ -7,6 +7,7 @@ input around every explanation, so that a method is only its mathematics.
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -386,6 +387,16 @@ def load_plugins(trusted: Callable[[EntryPoint], bool]) -> list[str]:
     for point in found:
         point.load()
     return [point.module for point in found]
+
+
+def waiting_plugins() -> tuple[str, ...]:
+    """Return the modules that installed packages offer to register and that were not imported: nobody trusts them."""
+    return tuple(module for module in _offered(tuple(sys.path)) if module not in sys.modules)
+
+
+@functools.cache
+def _offered(path: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ARG001  to look through all packages takes long
+    return tuple(dict.fromkeys(point.module for point in entry_points(group=GROUP)))
 
 
 # The kinds of tensor that an explanation takes besides x, and how each is checked against x.

@@ -1,6 +1,7 @@
 """Imports point one way, and what is clever stays in the engine."""
 
 import ast
+import functools
 import io
 import tokenize
 from pathlib import Path
@@ -221,10 +222,16 @@ def never_run(tree):
     }
 
 
+@functools.cache  # several tests read every file
+def tree_of(path):
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports_of(path):
     """Dotted names of everything that a file imports, wherever in the file, doctests excepted."""
     found = set()
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     silent = never_run(tree)
     for node in ast.walk(tree):
         if node in silent:
@@ -327,7 +334,7 @@ def test_the_insides_of_functorch_and_context_variables_stay_in_the_engine(path)
     for dotted in imports_of(path):
         assert not any(f"{dotted}.".startswith(f"{private}.") for private in FUNCTORCH), dotted
         assert dotted.partition(".")[0] != "contextvars", dotted
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Attribute):
             assert ast.unparse(node) not in FUNCTORCH, (
                 f"{name_of(path)}, line {node.lineno}: {ast.unparse(node)}"
@@ -339,7 +346,7 @@ MATHEMATICS = [p for p in files() if name_of(p).partition(".")[0] in ("methods",
 
 @together("path", MATHEMATICS, ids=name_of)
 def test_methods_and_transforms_leave_devices_chunks_and_randomness_to_others(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Attribute):
             whole = ast.unparse(node)
             # esegeta.random has no such names; torch's draw from a global state.

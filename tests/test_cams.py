@@ -276,7 +276,7 @@ THERE = [("unet", 1, "encoder.conv"), ("classifier", 2, "norm_a"), ("unet", 3, "
 
 
 @together("name", CAMS)
-@pytest.mark.parametrize("ndim", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("ndim", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 3])
 @together("kind", NETS)
 def test_every_map_is_the_published_formula(name, kind, ndim):
     look = LOOKED[kind, ndim, torch.float64]

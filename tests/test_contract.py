@@ -67,6 +67,20 @@ def test_contract(subject):
 FORMS = ("(gradient)", "(gradient_shap)", "(grad_cam)")
 # They look at some 340 coarse masks before their first step.
 SEARCHING = ("extremal_perturbation", "meaningful_perturbation")
+# Their way to compute is that of one that stays: paths, draws of coalitions, permutations, masks, layers, relevance.
+ALIKE = (
+    *("adaptive_integrated_gradients", "guided_integrated_gradients", "blur_integrated_gradients", "idgi"),
+    *(
+        "partition_shap",
+        "shapley_sampling",
+        "kernel_shap",
+        "lime",
+        "feature_shuffling",
+        "rise",
+        "hsic_attribution",
+    ),
+    *("conductance", "neuron_conductance", "internal_influence", "contrastive_excitation_backprop"),
+)
 
 
 def marked(chosen, slow):
@@ -85,7 +99,7 @@ FLAT = pytest.mark.filterwarnings("ignore:.*the second derivative of:esegeta.Exe
 
 
 @FLAT
-@pytest.mark.parametrize("subject", marked(METHODS, SEARCHING.__contains__))
+@pytest.mark.parametrize("subject", marked(METHODS, (*SEARCHING, *ALIKE).__contains__))
 @together("case", [VOLUME, SINGLE_LINE], ids=["volume", "line in single precision"])
 def test_contract_on_networks(case, subject):
     for check in ("shape_and_dtype", "repeatable", "batched_equals_loop"):

@@ -149,7 +149,7 @@ def p_values(null, trials, channels=24):
     return found
 
 
-@pytest.mark.parametrize("null", ["swap", "roll"])
+@pytest.mark.parametrize("null", ["swap", pytest.param("roll", marks=pytest.mark.slow)])
 def test_p_values_are_uniform_where_channels_and_concepts_have_nothing_in_common(null):
     found = p_values(null, 16 if null == "swap" else 8)
     ps = torch.cat([one.p_values()[0].flatten() for one in found])

@@ -211,6 +211,8 @@ def test_verdicts_on_dreams_follow_the_numbers(scripts):
     told = couteaux.sentences({"rows": falling}, {"rows": rows})
     assert ["**holds**" in t for t in told[1:]] == [True, True, False]
     assert "**does not hold**" in told[3]  # elongated ones are rounder here than faint ones
+    bands = [couteaux.band(inside) for inside in ([True, True], [True, False], [False, False])]
+    assert [line.split("**")[1] for line in bands] == ["holds", "holds in part", "does not hold"]
     unlearnt = [row(c, 0.7, 1 + 0.01 * c) for c in (0, 100)]
     told = couteaux.sentences({"rows": unlearnt}, {"rows": rows})
     assert "**failed**" in told[0]
@@ -315,6 +317,13 @@ def test_an_image_keeps_its_place_on_the_grid_of_the_head(scripts):
     affine = head.affine @ np.array([[-1, 0, 0, 127], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
     found = scripts["dissection"].on_grid(turned, affine, head, 0)
     assert np.array_equal(found[..., ::2], head.data[0, :, :, ::2].numpy())
+
+
+def test_what_is_called_brain_is_where_the_logit_is_positive(scripts):
+    called = scripts["dissection"].called_brain
+    assert called(lambda x: x - 0.5, torch.tensor([[0.2, 0.5, 0.7]])).tolist() == [False, False, True]
+    model, x = eg.from_module(zoo.brain_extraction_unet()), torch.zeros(1, 16, 16, 16)
+    assert model(x).shape == x.shape  # the one channel that the mask relies on
 
 
 def test_detectors_are_told_only_where_p_values_could_be_small_enough(scripts):

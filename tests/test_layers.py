@@ -77,7 +77,7 @@ def test_the_network_is_left_as_it_was(spec):
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
 
 
-@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("ndim", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 def test_conductance_of_a_cut_is_complete_and_of_one_of_its_places_is_not(ndim):
     score, x = unet(ndim)
     baseline = torch.full_like(x, 0.3)

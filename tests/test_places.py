@@ -358,7 +358,7 @@ def test_a_split_is_exact_at_every_place_of_the_small_unet(ndim):
     assert found["decoder.conv"].shape == (4,) + (8,) * ndim
 
 
-@pytest.mark.parametrize("split", [(16, 16, 16), (24, 32, 16)])
+@pytest.mark.parametrize("split", [pytest.param((16, 16, 16), marks=pytest.mark.slow), (24, 32, 16)])
 def test_a_split_is_exact_at_every_place_of_the_brain_network(split):
     net = zoo.brain_extraction_unet()
     score, x = eg.reducers.class_mean(eg.from_module(net), 1), torch.rand(1, *split)

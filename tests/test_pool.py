@@ -302,7 +302,14 @@ pool.run([pool.Task.of(p["file"], "pool_tasks:start_a_child", p) for p in payloa
 """
 
 
-@pytest.mark.parametrize("end", ["SIGKILL", "SIGKILL to the group", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "SIGKILL",
+        "SIGTERM",
+        *(pytest.param(e, marks=pytest.mark.slow) for e in ("SIGKILL to the group", "SIGINT")),
+    ],
+)
 def test_workers_end_when_the_one_who_started_them_does(tmp_path, end):
     files = [tmp_path / "a", tmp_path / "b"]
     process = subprocess.Popen(

@@ -14,12 +14,13 @@ import torch
 
 import esegeta as eg
 from esegeta import axioms, baselines, conformance
-from esegeta._registry import BASELINES, REGISTRIES
+from esegeta._registry import BASELINES, METHODS, REGISTRIES
 from esegeta.axioms import scores
 from esegeta.conformance import lawbook, search, verify
 from esegeta.rules import composites
 from esegeta.run import pipeline
 from esegeta.run.config import catalogue, loading, plugins, tables
+from esegeta.run.config.faults import Collector
 from esegeta.run.jobs import kinds
 
 PAGE = Path(eg.__file__).parents[1] / "CONTRIBUTING.md"
@@ -93,16 +94,32 @@ def test_an_axiom_is_two_files(monkeypatch):
     assert verify(sized, axioms=["oddness"], cases=30).broken == ("oddness",)
 
 
-@pytest.mark.slow
-def test_a_kind_and_a_package_are_a_file_each(tmp_path, monkeypatch):
-    site, here = tmp_path / "site", tmp_path / "study"
+def install(site):
+    """The package of the page in a folder of packages."""
     about = site / "saliency_of_mine-1.0.dist-info"
     about.mkdir(parents=True)
-    here.mkdir()
     about.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: saliency-of-mine\nVersion: 1.0\n")
     point = CODE["pyproject.toml"].splitlines()[1].replace('"', "")
     about.joinpath("entry_points.txt").write_text(f"[esegeta.plugins]\n{point}\n")
     (site / "saliency_of_mine.py").write_text(CODE["saliency_of_mine.py"])
+
+
+def test_what_a_package_may_bring_that_is_not_trusted_is_told_with_the_name_to_trust(tmp_path, monkeypatch):
+    install(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    told = Collector()
+    assert catalogue.found(METHODS, "difference_times_gradient", "methods[0].name", told) is None
+    (line,) = told.lines
+    assert "Nearest: " in line
+    assert line.endswith(". Installed plugins may bring it: --trust saliency_of_mine.")
+    assert "saliency_of_mine" not in sys.modules
+
+
+@pytest.mark.slow
+def test_a_kind_and_a_package_are_a_file_each(tmp_path, monkeypatch):
+    site, here = tmp_path / "site", tmp_path / "study"
+    install(site)
+    here.mkdir()
     (here / "counting.py").write_text(CODE["counting.py"])
     values = np.random.default_rng(0).standard_normal((8, 6, 6)).astype(np.float32)
     nibabel.Nifti1Image(values, np.eye(4)).to_filename(here / "sub-1.nii.gz")

@@ -237,8 +237,18 @@ def draw_shapes(found: dict[str, Any]) -> Any:
             real = np.nanmean([one[name] for one in row["population"]])
             axes.axhline(real, color=colour, linestyle=":", linewidth=1)
         axes.set_xlabel("steps (dotted: the validation tumours)", fontsize=8)
-        if i == 0:
-            axes.legend(fontsize=8, framealpha=0.9, edgecolor="none", title="trained on", title_fontsize=8)
+        if i == 1:  # the panel with room below the longest tumours
+            axes.legend(
+                fontsize=8,
+                framealpha=0.9,
+                edgecolor="none",
+                title="trained on",
+                title_fontsize=8,
+                ncols=3,
+                loc="upper center",
+                bbox_to_anchor=(0.5, 0.94),
+                columnspacing=1,
+            )
     return drawn
 
 
@@ -269,6 +279,8 @@ def draw_analysis(found: dict[str, Any]) -> Any:
     for i, name in enumerate(FEATURES):
         axes = panel(drawn, (0.56 + 0.24 * (i % 2), 0.72 - 0.32 * (i // 2), 0.18, 0.2), TITLES[name])
         axes.axhspan(-1, 1, color="#dddddd", linewidth=0)
+        if i >= len(FEATURES) - 2:
+            axes.set_xlabel("steps", fontsize=8)
         for curve, stop, real in zip(normalised(row, name), stops, row["stops"], strict=True):
             axes.plot(found["at"][: stop + 1], curve[: stop + 1], color=LINES[0], linewidth=0.8)
             axes.plot(found["at"][stop], curve[stop], "o" if real >= 0 else "x", color=LINES[0], markersize=4)
@@ -338,7 +350,7 @@ def page(first: dict[str, Any], second: dict[str, Any], files: dict[str, str]) -
         own = [row for row in rows if row["chance"] == chance]
         ends = interval([at_end(row["curves"], row["stops"]) for row in own])
         lines.append([f"{chance} %", number(np.mean([row["dice"] for row in own])), ends, reached(own)])
-    told = []
+    told, inside = [], []
     for name in FEATURES:
         row = second["rows"]["dark"]
         ends = at_end(normalised(row, name), row["stops"])
@@ -346,6 +358,7 @@ def page(first: dict[str, Any], second: dict[str, Any], files: dict[str, str]) -
         mean = interval(counted) if counted.size else interval([np.nan])
         within = "in" if abs(mean.mean) <= 1 else "above" if mean.mean > 1 else "below"
         told.append([TITLES[name], mean, "undefined" if np.isnan(mean.mean) else within, len(counted)])
+        inside.append(within == "in" and not np.isnan(mean.mean))
     kinds = [[kind, number(row["dice"]), reached([row])] for kind, row in second["rows"].items()]
     return filled(
         "couteaux",
@@ -357,11 +370,21 @@ def page(first: dict[str, Any], second: dict[str, Any], files: dict[str, str]) -
             lines,
         ),
         tumours=table(["trained on", "Dice", "dreams that end"], kinds),
+        features=band(inside),
         reached=table(["feature of the dream", "at the end", "the band", "dreams that have it"], told),
         seeds=len({row["seed"] for row in rows}),
         starts=len(rows[0]["curves"]),
         steps=first["at"][-1],
         **files,
+    )
+
+
+def band(inside: list[bool]) -> str:
+    """What holds of the paper's conclusion that dreams come to be like what a network was trained on."""
+    says = "holds" if all(inside) else "does not hold" if not any(inside) else "holds in part"
+    return (
+        f"- *Features of dreams come to be those of the tumours that a network learnt*: **{says}** here. At the end "
+        f"{sum(inside)} of {len(inside)} means lie in the band."
     )
 
 

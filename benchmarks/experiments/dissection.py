@@ -44,7 +44,7 @@ class Setting(NamedTuple):
     """How fine and how sure."""
 
     shrink: int = 1
-    permutations: int = 199
+    permutations: int = 99
     quantile: float = 0.05
 
 
@@ -114,6 +114,12 @@ def elsewhere(folder: Path, setting: Setting) -> list[Any]:
     return found
 
 
+def called_brain(model: Any, x: Tensor) -> Tensor:
+    """Where the network sees brain: it has one channel, a logit."""
+    with torch.no_grad():
+        return model(x)[0] > 0
+
+
 def measured(setting: Setting, folder: Path | None) -> dict[str, Any]:
     """The dissection over the head, that over the tumours, and how much of each image is called brain."""
     net = zoo.brain_extraction_unet()
@@ -123,15 +129,14 @@ def measured(setting: Setting, folder: Path | None) -> dict[str, Any]:
     )
     here, there = halves(setting), elsewhere(folder, setting) if folder else []
     voxel = float(np.prod(zoo.head().spacing)) * setting.shrink**3 / 1000
-    volumes = []
-    for x, _, _ in there:
-        with torch.no_grad():
-            volumes.append(float((model(x).argmax(0) == 1).sum()) * voxel)
+    answers = [called_brain(model, x) for x, _, _ in there]
+    tumours = [concepts["tumour"] for _, concepts, _ in there]
     return {
         "head": ways(here),
         "tumours": ways(there) if len(there) > 1 else None,
-        "volumes": volumes,
-        "sizes": [float(item[1]["tumour"].sum()) * voxel for item in there],
+        "volumes": [float(answer.sum()) * voxel for answer in answers],
+        "sizes": [float(tumour.sum()) * voxel for tumour in tumours],
+        "covered": [float(a[t].float().mean()) for a, t in zip(answers, tumours, strict=True)],
     }
 
 
@@ -178,9 +183,11 @@ def page(found: dict[str, Any], setting: Setting, files: dict[str, str]) -> str:
     if found["tumours"] is not None:
         sizes = " and ".join(f"{number(v)} ml" for v in found["sizes"])
         volumes = " and ".join(f"{number(v)} ml" for v in found["volumes"])
+        covered = " and ".join(f"{share:.0%}".replace("%", " %") for share in found["covered"])
         tumours = "\n\n".join(
             [
-                f"The tumours have {sizes}; the network calls {volumes} brain.",
+                f"The tumours have {sizes}. The network calls {volumes} of these heads brain, and of the tumours "
+                f"{covered}.",
                 f"![The best channel of each layer for each concept]({files['tumours']})",
                 table(head, best_of(found["tumours"])),
                 "\n".join(

@@ -260,7 +260,8 @@ def draw_sweeps(found: dict[str, Any], place: str) -> Any:
             keys = (place, what, amount)
             (row,) = [r for r in found["rows"] if (r["place"], r["what"], r["amount"]) == keys]
             at = (0.04 + 0.193 * j, 0.685 - 0.33 * i, 0.185, 0.28)
-            picture(drawn, at, row["plane"], f"{amount:g} {UNITS[what]}" if amount else "none")
+            title = f"{amount:g} {UNITS[what]}".replace("1 voxels", "1 voxel")
+            picture(drawn, at, row["plane"], title if amount else "none")
     return drawn
 
 

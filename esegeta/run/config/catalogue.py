@@ -33,6 +33,7 @@ from esegeta._registry import (
     Numbers,
     Registry,
     Spec,
+    waiting_plugins,
 )
 from esegeta.engine import check
 from esegeta.rules.composites import named_composites
@@ -165,7 +166,9 @@ def found(table: Registry[Any], name: str, path: str, faults: Strict) -> Any:
     known = table.by_name
     if name not in known:
         what = f"{'an' if table.kind[0] in 'aeiou' else 'a'} {table.kind}"
-        faults.add(path, what, repr(name), nearest(name, known))
+        waiting = waiting_plugins()
+        trust = f". Installed plugins may bring it: --trust {' --trust '.join(waiting)}" if waiting else ""
+        faults.add(path, what, repr(name), nearest(name, known) + trust)
     return known.get(name)
 
 
