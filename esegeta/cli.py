@@ -15,6 +15,7 @@ except ModuleNotFoundError as missing:
 
 from esegeta import __version__
 
+_SEEN_FROM = 56  # voxels a side of a head in which the network of the demo finds the brain
 BAD_INPUT, FAILED, UNDECIDED, INTERRUPTED = 2, 1, 3, 130
 
 app = typer.Typer(
@@ -100,7 +101,10 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder for everything.")] = Path(
         "esegeta_demo"
     ),
-    size: Annotated[int, typer.Option(help="Voxels a side, a multiple of 8 from 40 to 128.")] = 64,
+    size: Annotated[
+        int,
+        typer.Option(help="Voxels a side, a multiple of 8 from 40 to 128; below 56 little brain is found."),
+    ] = 64,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes at once.")] = 2,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
@@ -113,6 +117,10 @@ def demo(
         f"A U-Net finds the brain in a head of {size} voxels a side; a dozen methods say why, and five metrics "
         f"judge them. Into {output}."
     )
+    if size < _SEEN_FROM:
+        say(
+            f"Below {_SEEN_FROM} voxels a side the network misses most of the brain: a test, not a picture of it."
+        )
     _execute(starter.demo(str(output.absolute()), size, workers), open_=open_)
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from old_configurations import old
 
 import esegeta
-from esegeta import cli
+from esegeta import cli, zoo
 from esegeta._registry import METHODS, REDUCERS, TRANSFORMS
 from esegeta.run.config import loading as config
 from esegeta.run.executors import stopping
@@ -404,3 +405,13 @@ def test_a_shape_that_the_model_does_not_take_is_one_line(capsys):
     said = capsys.readouterr().err
     assert "expected a shape that the model takes, got 1,15,16,16" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("size", "warned"), [(40, True), (56, False), (64, False)])
+def test_the_demo_says_below_which_size_its_network_misses_the_brain(monkeypatch, capsys, size, warned):
+    x = torch.nn.functional.interpolate(zoo.head().data[None].float(), size=(size,) * 3, mode="trilinear")[0]
+    found = esegeta.from_module(zoo.brain_extraction_unet())(x / x.max())[0] > 0
+    assert (found.float().mean() < 0.15) == warned  # a quarter of the whole volume is brain
+    monkeypatch.setattr(cli, "_execute", lambda *_, **__: None)
+    cli.demo(Path("out"), size, 2, False)
+    assert ("misses most of the brain" in capsys.readouterr().out) == warned

@@ -44,7 +44,7 @@ class Setting(NamedTuple):
     """How fine and how sure."""
 
     shrink: int = 1
-    permutations: int = 199
+    permutations: int = 99
     quantile: float = 0.05
 
 

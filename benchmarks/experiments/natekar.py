@@ -425,7 +425,7 @@ def draw_masses(found: dict[str, Any]) -> Any:
     drawn = new(9.6, 2.9, "white")
     regions = {"brain": "#888888", "whole tumour": LINES[0], "core": LINES[2], "enhancing": LINES[1]}
     for i, (name, title) in enumerate(NETWORKS.items()):
-        axes = drawn.add_axes((0.05 + 0.325 * i, 0.16, 0.28, 0.74))
+        axes = drawn.add_axes((0.05 + 0.325 * i, 0.27, 0.28, 0.64))
         for region, colour in regions.items():
             values = np.nan_to_num(
                 np.array([row[region] for row in found["cams"][name]["rows"]], dtype=float)
@@ -437,10 +437,7 @@ def draw_masses(found: dict[str, Any]) -> Any:
             )
         axes.set_ylim(0, 1.02)
         quiet(axes, title, "depth, first to last layer")
-        if i == 0:
-            axes.legend(
-                fontsize=7, framealpha=0.85, edgecolor="none", loc="upper right", bbox_to_anchor=(1, 0.8)
-            )
+    drawn.legend(*axes.get_legend_handles_labels(), loc="lower center", ncol=4, fontsize=8, frameon=False)
     return drawn
 
 
