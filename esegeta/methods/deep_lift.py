@@ -6,7 +6,7 @@ from torch import Tensor
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine.gradient import gradient
-from esegeta.rules import deeplift
+from esegeta.rules.deeplift import deeplift
 
 
 @method(

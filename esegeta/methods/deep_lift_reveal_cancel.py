@@ -6,7 +6,7 @@ from torch import Tensor
 from esegeta._registry import method
 from esegeta._types import Explain, Score
 from esegeta.engine.gradient import gradient
-from esegeta.rules import reveal_cancel
+from esegeta.rules.reveal_cancel import reveal_cancel
 
 
 @method(

@@ -7,7 +7,7 @@ from esegeta._registry import Cost, method
 from esegeta._types import Explain, Score
 from esegeta.engine import stream
 from esegeta.engine.gradient import gradient
-from esegeta.rules import deeplift
+from esegeta.rules.deeplift import deeplift
 
 
 @method(
