@@ -581,3 +581,12 @@ def test_what_was_there_before_is_cleared_away_by_the_worker_before_it_begins(tm
     payload = {"id": "quick", "kind": "quick", "folder": str(tmp_path)}
     dispatch.main(payload, Context("cpu", None, None, {}, lambda **event: None))
     assert seen == [None]
+
+
+def test_kinds_have_one_order_whatever_was_imported_first():
+    told = [kind.name for kind in kinds.known()]
+    first = dict(sorted(kinds._KINDS.items(), key=lambda item: item[1].work.__module__, reverse=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kinds, "_KINDS", first)
+        assert list(first) != told
+        assert [kind.name for kind in kinds.known()] == told

@@ -212,6 +212,8 @@ def forget(module: str) -> None:
 def known() -> list[Kind]:
     """Return every kind, each after those that it reads. Those of the package are found by the names of modules.
 
+    In one order, whichever module a process happened to import first: those of the package, then others as they came.
+
     >>> [kind.name for kind in known()][0]
     'methods'
     """
@@ -230,7 +232,8 @@ def known() -> list[Kind]:
             enter(_KINDS[name])
         found.setdefault(kind.name, kind)
 
-    for kind in list(_KINDS.values()):
+    ranks = {module: rank for rank, module in enumerate(BUILT_IN)}
+    for kind in sorted(_KINDS.values(), key=lambda kind: ranks.get(kind.work.__module__, len(ranks))):
         enter(kind)
     return list(found.values())
 
