@@ -63,6 +63,39 @@ def by_position(explain, score, steps=None):
     return measure
 
 
+def by_threshold(explain):
+    """The share that goes when all from the median on go: of equal values more than half."""
+
+    def measure(x, key=None):
+        a = explain(x).flatten()
+        return (a >= a.quantile(0.5)).double().mean()
+
+    return measure
+
+
+def one_after_another(explain, score):
+    """How far the map of each element is from its loss, when all before it are gone, too."""
+
+    def measure(x, key=None):
+        a, gone, errors = explain(x).flatten(), x.clone(), []
+        for place in range(x.numel()):
+            before = score(gone)
+            gone.view(-1)[place] = 0
+            errors.append((before - score(gone) - a[place]) ** 2)
+        return torch.stack(errors).mean()
+
+    return measure
+
+
+def of_one_channel(explain, score):
+    """The value at the last element, by its place in the plane: beyond the first channel there is none."""
+
+    def measure(x, key=None):
+        return explain(x)[0].flatten()[x.numel() - 1]
+
+    return measure
+
+
 def counting_steps(explain, score, steps=4):
     """The sum of a curve, of which more steps have more."""
 
@@ -88,6 +121,9 @@ BROKEN = {
     "batches": MetricSubject("deep", lambda e, s: lambda x, key: e(x).sum() + levels.depth()),
     "chunks": MetricSubject("first chunk", lambda e, s: lambda x, key: e(x).sum() * current().chunk),
     "ties": MetricSubject("by position", by_position, ("score",), "lower"),
+    "orders": MetricSubject("by threshold", lambda e, s: by_threshold(e)),
+    "turns": MetricSubject("one after another", one_after_another, ("score",), "lower"),
+    "answers": MetricSubject("of one channel", of_one_channel, ("score",)),
     "steps": MetricSubject("counting steps", counting_steps, ("score",), "lower", steps=True),
     "units": MetricSubject("threshold", lambda e, s: lambda x, key: (e(x).abs() > 1.5).double().sum()),
     "no_number_without_meaning": MetricSubject(
@@ -191,6 +227,59 @@ def test_the_faults_of_other_metrics_are_found(name, torchvision):
         assert "ties" not in broken_ones
 
 
+# What is known to be wrong with other libraries, and the law by which the search finds it.
+REDISCOVERED = [
+    ("quantus:SensitivityN", "linear_scores"),  # sums of steps beside losses so far
+    ("quantus:SensitivityN", "chunks"),  # the first batch stands for all
+    ("quantus:Completeness", "linear_scores"),  # by ==
+    ("quantus:PointingGame", "no_number_without_meaning"),  # an empty mask is a hit
+    ("quantus:PointingGame(weighted=True)", "answers"),  # a hit raises
+    ("quantus:ROAD", "chunks"),  # the first batch stands for all
+    ("quantus:ROAD", "answers"),  # more than one channel raises
+    ("quantus:Infidelity", "answers"),  # a side that patches do not divide raises
+    ("quantus:Infidelity", "turns"),  # patches stay removed
+    ("quantus:IROF", "answers"),  # three channels raise
+    ("quantus:PixelFlipping", "steps"),  # the area is in steps
+    ("quantus:NonSensitivity", "linear_scores"),  # a < eps, not |a| < eps
+    ("grad_cam:RemoveMostRelevantFirst", "orders"),  # a percentile of equal values is more than its share
+    ("grad_cam:RemoveLeastRelevantFirst", "orders"),
+]
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+@pytest.mark.parametrize(("name", "law"), REDISCOVERED)
+def test_a_known_fault_is_rediscovered(name, law, torchvision, monkeypatch):
+    """By ``verify``, which is told the metric and the law; and that it is this fault the counterexample shows."""
+    import numpy as np
+
+    pytest.importorskip("pytorch_grad_cam" if name.startswith("grad_cam") else "quantus")
+    monkeypatch.setattr(np, "trapz", np.trapezoid, raising=False)  # gone in NumPy 2.4: that is another fault
+    monkeypatch.setattr(search, "SHRINKS", 5)
+    found = verify(name, axioms=[law], cases=60)[law]
+    assert found.kind == "violated", found.why
+    situation = rebuilt(found.counterexample.code)
+    residual, allowed = situation.measure(subject_of(name))
+    assert residual > allowed
+    ours = subject_of(f"metric:{OURS[name.partition('(')[0]]}") if name.partition("(")[0] in OURS else None
+    if ours is not None and law in ours.axioms:
+        residual, allowed = situation.measure(ours)
+        assert residual <= allowed
+
+
+# The metric here that does what the other is meant to, put to the same situation.
+OURS = {
+    "quantus:SensitivityN": "sensitivity_n",
+    "quantus:PointingGame": "pointing_game",
+    "quantus:ROAD": "road",
+    "quantus:Infidelity": "infidelity",
+    "quantus:IROF": "irof",
+    "quantus:PixelFlipping": "deletion",
+    "grad_cam:RemoveMostRelevantFirst": "deletion",
+    "grad_cam:RemoveLeastRelevantFirst": "deletion",
+}
+
+
 @pytest.mark.peers
 def test_an_area_that_counts_its_steps_is_found(torchvision, monkeypatch):
     """One curve has several areas, by the number of elements in a step."""
@@ -211,16 +300,95 @@ def test_an_area_that_counts_its_steps_is_found(torchvision, monkeypatch):
     assert max(numbers) > 2 * min(numbers)
 
 
-@pytest.mark.peers
-def test_completeness_by_equality_is_found(torchvision):
-    subject = peer("quantus:Completeness")
-    w = torch.tensor([[[0.1, 0.2, 0.3], [0.7, -0.4, 0.11]]], dtype=torch.float64)
-    law = METRIC_LAWS["linear_scores"](w, torch.full_like(w, 0.3), w)
-    residual, allowed = law.measure(subject)
-    assert residual > allowed  # False, for a residual of one part in 10 million
-    assert (
-        eg.axioms.completeness(lambda x, b: w * (x - b), lambda x: (w * x).sum())(
-            law.image, 0 * law.image
-        ).abs()
-        < 1e-12
-    )
+# -- libraries that are not installed: their formulas, written down here, and what the laws say of them ------------
+
+
+def noise_for_an_imputation(explain, score):
+    """ROAD of volumes as LATEC has it: what is removed keeps its value, and gets noise."""
+
+    def measure(x, key=7):
+        noise = 0.01 * torch.randn(
+            x.numel(), generator=torch.Generator().manual_seed(int(key)), dtype=x.dtype
+        )
+        kept, values = torch.ones(x.numel(), dtype=x.dtype), [score(x)]
+        for place in explain(x).flatten().argsort(descending=True, stable=True):
+            kept[place] = 0
+            values.append(score(x + ((1 - kept) * noise).reshape(x.shape)))
+        return area(torch.stack(values))
+
+    return measure
+
+
+def subsets(darkened, otherwise):
+    """mu-fidelity: the rank correlation of what sets of voxels lose with the sum of the map over them.
+
+    darkened: as PnPXAI has it, the voxels that are kept get noise, of which only what lowers them is left;
+    otherwise: what a correlation that is not defined becomes, 0 as Xplique has it.
+    """
+
+    def metric(explain, score, runs=24, share=0.2):
+        def measure(x, key=7):
+            generator = torch.Generator().manual_seed(int(key))
+            draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=x.dtype)
+            size, a = int(x.numel() * share), explain(x).flatten()
+            lost, sums = [], []
+            for _ in range(runs):
+                kept = (draw(x.numel()).argsort() > size).to(x.dtype)
+                noisy = x + share * (draw(*x.shape) * x.std() + x.mean())
+                image = torch.maximum(x - 1, torch.minimum(x, noisy)) if darkened else x
+                assert (image <= x).all()
+                lost.append(score(x) - score(image * kept.reshape(x.shape)))
+                sums.append((a * (1 - kept)).sum())
+            lost, sums = torch.stack(lost).round(decimals=9), torch.stack(sums).round(decimals=9)
+            undefined = lost.isnan().any() or sums.isnan().any() or not (lost.std() * sums.std() > 0)
+            return (
+                torch.tensor(otherwise) if undefined else eg.metrics.rank_correlation(lost[None], sums[None])
+            )
+
+        return measure
+
+    return metric
+
+
+def of_formula(name, metric, **declared):
+    return MetricSubject(name, metric, ("score",), drawn=True, **declared)
+
+
+def test_an_imputation_that_is_noise_does_not_tell_the_truth_from_other_orders():
+    law = METRIC_LAWS["truth_above_permutations"]
+    assert broken(law, of_formula("noise", noise_for_an_imputation, better="lower", ranks=True)) is not None
+    # What is removed has no part in an imputation; of noise upon it, it is nearly all.
+    x, keep = torch.arange(12.0).reshape(1, 2, 2, 3).double(), torch.arange(12).reshape(1, 2, 2, 3) % 3 > 0
+    other = torch.where(keep, x, -5.0)
+    impute = eg.metrics.imputed(noise=0.0)
+    filled = [impute(z, torch.zeros_like(z), keep.double()) for z in (x, other)]
+    torch.testing.assert_close(filled[0], filled[1])
+    assert torch.equal(filled[0][keep], x[keep])
+
+
+def test_subsets_in_a_darkened_image_are_no_losses_of_the_subset():
+    law = METRIC_LAWS["linear_scores"]
+    name = "mu-fidelity"
+    found = broken(law, of_formula(name, subsets(True, math.nan), better="higher", exact=1.0))
+    assert found is not None
+    assert found[1] > 0.01
+    assert broken(law, of_formula(name, subsets(False, math.nan), better="higher", exact=1.0)) is None
+    assert broken(law, subject_of("metric:mu_fidelity")) is None
+
+
+def test_a_correlation_that_is_not_defined_is_no_zero():
+    law = METRIC_LAWS["no_number_without_meaning"]
+    name = "mu-fidelity"
+    assert broken(law, of_formula(name, subsets(False, 0.0), better="higher")) is not None
+    assert broken(law, of_formula(name, subsets(False, math.nan), better="higher")) is None
+    assert broken(law, subject_of("metric:mu_fidelity")) is None
+
+
+def test_a_map_averaged_over_its_last_axis_has_no_order_within_a_row():
+    """As Xplique does with maps of four axes: it takes the last axis of a volume for channels."""
+    true = torch.arange(1.0, 13).reshape(1, 2, 2, 3).double()
+    score, x = lambda z: (true * z).sum(), torch.ones_like(true)
+    averaged = lambda a: a.mean(-1, keepdim=True).expand(a.shape)
+    number = lambda a: float(eg.metrics.deletion(eg.metrics.given(a), score, steps=None)(x).area)
+    assert number(averaged(true)) == pytest.approx(number(averaged(true.flip(-1))))
+    assert number(true) < number(averaged(true)) < number(true.flip(-1))

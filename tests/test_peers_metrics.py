@@ -2,7 +2,7 @@
 
 ``pytest -m peers``. Both get the same perturbations: what we draw from keys is handed to the other library. What it
 calls black is the least value of the image, so the baseline is given as a number. Faults of metrics that the laws
-find by themselves are in ``test_metric_laws``: completeness by ``==``, ties, areas that count steps, sums of steps.
+find by themselves are in ``test_metric_laws``; here is what they come to in numbers.
 """
 
 import contextlib

@@ -20,6 +20,7 @@ from esegeta._registry import MetricSpec
 from esegeta._types import Score
 from esegeta.conformance import cases
 from esegeta.conformance.lawbook import Law, laws_for
+from esegeta.engine.refusals import is_refusal
 from esegeta.metrics import given
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class MetricSubject:
     build: ``(explain, score, **settings) -> measure(x, key=, mask=)``; needs, better, exact, ranks: as the registry
     says; steps: whether it takes a number of steps; drawn: whether it draws by position; planar: whether it takes
     images with two spatial axes only; vectorised: whether its measure goes through vmap; slack: what its arithmetic
-    may be off by, relative to the size of its number.
+    may be off by, relative to the size of its number; several: whether ``build`` takes ``chunk=``, and then judges
+    several images, so many at once.
     """
 
     name: str
@@ -52,6 +54,7 @@ class MetricSubject:
     planar: bool = False
     vectorised: bool = True
     slack: float = 1e-9
+    several: bool = False
 
     kind: ClassVar[str] = "metric"
 
@@ -141,6 +144,16 @@ class MetricLaw(Law):
         called = {"mask": mask} if "mask" in subject.needs else {}
         found = measure(x, key=7, **called)
         return torch.as_tensor(getattr(found, "area", found), dtype=torch.float64)
+
+    def answer(
+        self, subject: MetricSubject, a: Tensor, score: Score, x: Tensor | None = None, **settings: Any
+    ) -> Tensor | None:
+        """Return the number of a map, None where it is refused in words, infinity for a crash."""
+        try:
+            return self.number(subject, a, score, x, **settings)
+        except Exception as error:  # a peer may refuse by any error that says why
+            in_words = isinstance(error, (ValueError, AssertionError)) and str(error)
+            return None if is_refusal(error) or in_words else a.new_full((), torch.inf)
 
     def unsuited(self, subject: MetricSubject) -> bool:
         """Return whether the subject takes no such images."""

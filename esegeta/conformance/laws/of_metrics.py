@@ -1,6 +1,9 @@
 """The laws of metrics: fair to the truth, free of what should not matter, and honest where there is no number."""
 
 import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +12,6 @@ from torch.func import vmap
 from esegeta.conformance.judging import MetricLaw, MetricSubject, apart
 from esegeta.conformance.lawbook import ABSURD, INAPPLICABLE, Measured, law
 from esegeta.engine.execution import execution
-from esegeta.engine.refusals import is_refusal
 
 UNIT = 4.0  # another unit; powers of two do not round
 NEARLY = 1e-3  # between two equal values, so that they have an order
@@ -64,9 +66,10 @@ class Chunks(MetricLaw):
         if self.unsuited(subject):
             return INAPPLICABLE
         score, found = self.score(bend=0.5), []
-        for chunk in (1, 3):
+        for chunk in (2, 4) if subject.several else (1, 3):  # some compare images, and need two
+            settings: dict[str, Any] = {"chunk": chunk} if subject.several else {}
             with execution(chunk=chunk):
-                found.append(self.number(subject, self.map, score))
+                found.append(self.number(subject, self.map, score, **settings))
         return apart(*found), self.allowed(subject, *found)
 
 
@@ -91,6 +94,87 @@ class Ties(MetricLaw):
         return apart(here, there), self.allowed(subject, here, there)
 
 
+@law("orders", of="metric")
+class Orders(MetricLaw):
+    """The number of a map with equal values lies among those of the orders that these values could have."""
+
+    @classmethod
+    def applies(cls, subject: MetricSubject) -> str:
+        """Accept only what draws nothing: draws would differ, too."""
+        return super().applies(subject) or ("it draws" if subject.drawn else "")
+
+    def measure(self, subject: MetricSubject) -> Measured:
+        if self.unsuited(subject):
+            return INAPPLICABLE
+        tied, score, n = self.map.sign(), self.score(), self.image.numel()
+        here = self.number(subject, tied, score)
+        true = (self.weights * self.image).flatten()
+        places = torch.arange(n)
+        orders = [true, -true, places, -places, *(places.mul(2 * k + 1).remainder(n) for k in (1, 2))]
+        ranks = [order.argsort(stable=True).argsort().reshape(tied.shape) for order in orders]
+        found = [self.number(subject, tied + NEARLY * rank / n, score) for rank in ranks]
+        if bool(here.isnan()) or any(bool(one.isnan()) for one in found):
+            return INAPPLICABLE
+        low, high = min(map(float, found)), max(map(float, found))
+        # A few orders are not all of them: the mean over all lies no further outside than these are apart.
+        allowed = high - low + NEARLY * max(1.0, abs(low), abs(high)) + self.allowed(subject, here)
+        return max(low - float(here), float(here) - high, 0.0), allowed
+
+
+@law("turns", of="metric")
+class Turns(MetricLaw):
+    """Nothing depends on where an image begins: turned round, with map, mask and score, it has the same number."""
+
+    @classmethod
+    def applies(cls, subject: MetricSubject) -> str:
+        """Accept only what draws nothing: draws are by position."""
+        return super().applies(subject) or ("what it draws is by position" if subject.drawn else "")
+
+    def measure(self, subject: MetricSubject) -> Measured:
+        if self.unsuited(subject):
+            return INAPPLICABLE
+        n, axes = self.image.numel(), tuple(range(1, self.image.ndim))
+        a = self.map + NEARLY * torch.arange(n).reshape(self.map.shape) / n
+        turn = lambda t: t.flip(axes)
+        here = self.number(subject, a, self.score(bend=0.5))
+        mask = self.mask.flip(tuple(range(self.mask.ndim)))
+        score = self.score(turn(self.weights), bend=0.5)
+        there = self.number(subject, turn(a), score, turn(self.image), mask=mask)
+        return apart(here, there), self.allowed(subject, here, there)
+
+
+@law("answers", of="metric")
+class Answers(MetricLaw):
+    """What has an answer for one image has one for its like, and nothing crashes.
+
+    Its like are the image in three channels, one that is longer by one along each axis, and the same map beside the
+    other side of the mask.
+    """
+
+    def measure(self, subject: MetricSubject) -> Measured:
+        if self.unsuited(subject):
+            return INAPPLICABLE
+        found = [
+            like.answer(subject, like.map, like.score(), mask=mask)
+            for like in self._alike()
+            for mask in ((like.mask, ~like.mask) if "mask" in subject.needs else (like.mask,))
+        ]
+        if any(one is not None and one.isinf() for one in found):
+            return ABSURD
+        refused = sum(one is None for one in found)
+        return (0.0, 0.0) if refused in (0, len(found)) else ABSURD
+
+    def _alike(self) -> "Iterator[Answers]":
+        def longer(t: Tensor) -> Tensor:
+            for axis in range(1, t.ndim):
+                t = torch.cat([t, t.narrow(axis, 0, 1)], axis)
+            return t
+
+        yield self
+        for change in (lambda t: torch.cat([t, t / 2, -t]), longer):
+            yield replace(self, **{k: change(getattr(self, k)) for k in ("weights", "image", "map")})
+
+
 @law("steps", of="metric")
 class Steps(MetricLaw):
     """More steps change an area by no more than the trapezoid rule leaves; of equal values by nothing."""
@@ -104,8 +188,9 @@ class Steps(MetricLaw):
         if self.unsuited(subject):
             return INAPPLICABLE
         score = self.score()
-        flat = [self.number(subject, torch.ones_like(self.map), score, steps=k) for k in (1, 2, 3)]
-        equal = max(apart(flat[0], other) for other in flat[1:])
+        every = [self.answer(subject, torch.ones_like(self.map), score, steps=k) for k in (1, 2, 3)]
+        flat = [one for one in every if one is not None]  # a peer may refuse equal values
+        equal = max((apart(flat[0], other) for other in flat[1:]), default=0.0)
         if equal > self.allowed(subject, *flat):
             return equal, self.allowed(subject, *flat)
         n = self.image.numel()
@@ -137,7 +222,10 @@ class Units(MetricLaw):
 
 @law("no_number_without_meaning", of="metric")
 class Degenerate(MetricLaw):
-    """Constant maps, zeros, and masks that are empty or full have a finite number, none, or a refusal in words."""
+    """Constant maps, zeros, and masks that are empty or full have a finite number, none, or a refusal in words.
+
+    A map with a hole, and where a map lies in an empty or a full mask, have none.
+    """
 
     def measure(self, subject: MetricSubject) -> Measured:
         if self.unsuited(subject):
@@ -145,23 +233,20 @@ class Degenerate(MetricLaw):
         score, none = self.score(), torch.zeros_like(self.mask)
         maps = [torch.full_like(self.map, 0.1), torch.zeros_like(self.map)]
         for a, mask in itertools.product(maps, (self.mask, none, ~none)):
-            found = self._answer(subject, a, score, mask)
+            found = self.answer(subject, a, score, mask=mask)
             if found is not None and found.isinf():
                 return ABSURD
+        hole = self.map.clone()
+        hole.flatten()[0] = torch.nan
+        found = self.answer(subject, hole, score)
+        if found is not None and not found.isnan():
+            return ABSURD
         if "mask" in subject.needs:
             for mask in (none, ~none):
-                found = self._answer(subject, self.map, score, mask)
+                found = self.answer(subject, self.map, score, mask=mask)
                 if found is not None and not found.isnan():
                     return ABSURD
         return 0.0, 0.0
-
-    def _answer(self, subject: MetricSubject, a: Tensor, score: object, mask: Tensor) -> Tensor | None:
-        """The number, None where it is refused; a crash is no refusal."""
-        try:
-            return self.number(subject, a, score, mask=mask)  # type: ignore[arg-type]
-        except Exception as error:  # a peer may refuse by any error that says why
-            in_words = isinstance(error, (ValueError, AssertionError)) and str(error)
-            return None if is_refusal(error) or in_words else a.new_full((), torch.inf)
 
 
 @law("linear_scores", of="metric")
@@ -176,12 +261,14 @@ class LinearScores(MetricLaw):
     def measure(self, subject: MetricSubject) -> Measured:
         if self.unsuited(subject):
             return INAPPLICABLE
+        weights = self.weights / 3  # sums of halves are exact, and would hide what leaves nothing to rounding
+        score = self.score(weights)
         if "explain" in subject.needs:  # the slopes of a linear score are the same everywhere
-            explain = lambda *_: self.weights
-            found = subject.build(explain, self.score())(self.image, key=7)
+            explain = lambda *_: weights
+            found = subject.build(explain, score)(self.image, key=7)
         else:
-            explain = lambda x, *_: self.weights * x  # as contributions
-            found = subject.build(explain, self.score())(self.image, key=7)
+            explain = lambda x, *_: weights * x  # as contributions
+            found = subject.build(explain, score)(self.image, key=7)
             found = torch.as_tensor(getattr(found, "area", found), dtype=torch.float64)
         if bool(found.isnan()):
             return INAPPLICABLE  # sets of equal sums: nothing varies
