@@ -177,7 +177,9 @@ def test_random_maps_share_forwards_with_the_map_and_maps_do_not_with_each_other
     }
     for method in ("gradient", "ig"):
         assert runs[method, "alone"] == runs[method, "beside"] == 1 + 4
-        assert runs[method, "curves"] == 2 + 4 * 3  # the whole image, none of it, and three stops of four curves
+        assert (
+            runs[method, "curves"] == 2 + 4 * 3
+        )  # the whole image, none of it, and three stops of four curves
     values = {record["value"] for record in found.values() if record.get("metric") in ("alone", "beside")}
     assert len(values) == 2  # of each map the same with and without random maps
 
