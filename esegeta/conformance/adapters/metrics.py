@@ -149,6 +149,7 @@ def _grad_cam(remover: str) -> Callable[..., Judge]:
     """What the score loses when a share of the image becomes zero: ``percentile`` 80 means a fifth."""
 
     def prepare(percentile: float = 80) -> Judge:
+        peers.torchvision()
         package = peers.package("pytorch_grad_cam.metrics.perturbation_confidence", "test")
 
         def judge(model: nn.Module, x: Tensor, a: Tensor, _: Tensor) -> float:
