@@ -201,7 +201,9 @@ def _solved(factor: Tensor, rows: Tensor) -> Tensor:
 
 
 def _unit(v: Tensor) -> Tensor:
-    largest = v.abs().amax(-1, keepdim=True)  # squares of very small and large weights leave the range of numbers
+    largest = v.abs().amax(
+        -1, keepdim=True
+    )  # squares of very small and large weights leave the range of numbers
     v = v / torch.where(largest > 0, largest, 1.0)
     size = v.norm(dim=-1, keepdim=True)
     return v / torch.where(size > 0, size, 1.0)
