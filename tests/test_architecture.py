@@ -37,6 +37,7 @@ ORDER = (
     "engine.twins",
     "engine.visits",
     "engine.interception",
+    "engine.compiling",
     "engine.native",
     "engine.severed",
     "engine.folded",

@@ -15,7 +15,7 @@ import esegeta as eg
 from esegeta import metrics, random
 from esegeta._registry import METRICS as REGISTERED
 from esegeta.engine.sharing import shared
-from esegeta.metrics.comparing import holm
+from esegeta.metrics.comparing import holm, interval, turned_signs
 
 W = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5]], dtype=torch.float64)
 METHODS = {
@@ -344,3 +344,10 @@ def test_methods_with_and_without_a_baseline_share_the_refs():
     assert [(row.patients, row.reason) for row in table.rows] == [(3, ""), (3, "")]
     alone = eg.metrics.deletion(eg.gradient(score), score)(xs[0], torch.zeros(1, 4))
     assert alone.area == eg.metrics.deletion(eg.gradient(score), score)(xs[0]).area
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_makes_no_difference_significant(bad):
+    values = torch.tensor([bad, bad, 1.0, 2.0], dtype=torch.float64)
+    assert math.isnan(turned_signs(values, 0))
+    assert all(math.isnan(bound) for bound in interval(values, 0)[1:])

@@ -16,7 +16,7 @@ PROMISED = [
     ("models.parametrised", "module output", ""),
     ("batched", "explain in_dims", ""),
     ("explained", "explain examples", "key"),
-    ("execution", "", "chunk memory layout evaluation precision progress deadline"),
+    ("execution", "", "chunk memory layout evaluation precision progress deadline compile"),
     ("on_trees", "method", ""),
     ("find_method", "name", ""),
     (

@@ -35,6 +35,7 @@ class Execution:
     precision: torch.dtype | None = None
     progress: bool | Report | None = None
     deadline: float | None = None
+    compile: bool = False
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def left(self) -> float:
@@ -124,6 +125,7 @@ def execution(
     precision: Literal["bfloat16", "float16"] | None = None,
     progress: bool | Report | None = None,
     deadline: float | int | None = None,
+    compile: bool | None = None,
 ) -> Iterator[Execution]:
     """Compute in another way inside this ``with`` block. What is not named stays as it is outside.
 
@@ -144,6 +146,9 @@ def execution(
         deadline: seconds from now. Sampling methods then return the mean of the samples that they have and
             warn; methods that look at one part of the image after another return NaN for those that they did
             not come to, and warn; a quadrature, whose partial sum means nothing, raises ``DeadlineExceeded``.
+        compile: run networks as ``torch.compile`` makes them, where nothing inside is observed or changed. The
+            first calls compile, for minutes if the network is large; it pays where the same network runs often.
+            It needs a C++ compiler, and a network that can be compiled as a whole; others are refused.
 
     Returns:
         The settings; their ``events`` list says afterwards what was retried, cut short or done otherwise.
@@ -182,6 +187,10 @@ def execution(
     if deadline is not None:
         seconds = check.non_negative(where, "deadline", deadline)
         changes["deadline"] = min(time.monotonic() + seconds, outer.deadline or float("inf"))
+    if compile is not None:
+        if not isinstance(compile, bool):
+            raise check.refused_type(where, "compile to be a bool", check.describe(compile), "Pass True")
+        changes["compile"] = compile
     settings = replace(outer, **changes, events=[])
     token = _current.set(settings)
     try:

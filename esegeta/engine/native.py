@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
-from esegeta.engine import check, layout, levels, memory
+from esegeta.engine import check, compiling, layout, levels, memory
 from esegeta.engine.execution import current, record
 
 Pick = int | str | Sequence[int | str] | Callable[[Any], Tensor] | None
@@ -50,6 +50,7 @@ class Native:
         # ban on saved-tensor hooks. A thread of one's own is outside.
         self.outside = any(type(m).__name__ == "OptimizedModule" for m in self.tree)
         self._lock = threading.RLock()
+        self._compiled = compiling.Compiled(self.name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies find out anew what the network takes."""
@@ -74,6 +75,32 @@ class Native:
             # tensor nor into a leaf of autograd's graph.
             y = pick(self.module(*tree_unflatten(each(leaves, arrange), spec)), self.output, self.name)
             return (self.checked(y, _first(leaves).shape[0]),)
+
+        return call
+
+    def fast(self, spec: Any) -> Call:
+        """Return the network, compiled where that is asked for and possible here."""
+        plain = self.plain(spec)
+
+        def call(leaves: list[Any], arrange: Arrange) -> tuple[Tensor, ...]:
+            first = _first(leaves)
+            if not (current().compile and compiling.usable()) or levels.fake(first):
+                return plain(leaves, arrange)
+            tree = self.tree
+            if self.writes_buffers is not False and any(m._buffers for m in tree):
+                if self.writes_buffers is None:
+                    return plain(leaves, arrange)  # which shows whether it does
+                raise check.refused(
+                    self.name,
+                    "a network that compiled code can run",
+                    "one that writes into its buffers",
+                    "Leave execution(compile=True) away for it",
+                )
+            if any(type(m).__name__ == "OptimizedModule" for m in tree):
+                return plain(leaves, arrange)
+            arguments = tree_unflatten(each(leaves, arrange), spec)
+            y = pick(self._compiled(self.module, tree, *arguments), self.output, self.name)
+            return (self.checked(y, first.shape[0]),)
 
         return call
 
@@ -109,7 +136,7 @@ class Native:
 
     def host(self, work: Callable[[], Any]) -> Any:
         """Run what touches autograd, in a thread if the network needs to be outside of functorch."""
-        if not self.outside:
+        if not (self.outside or current().compile):
             try:
                 return work()
             except RuntimeError as error:

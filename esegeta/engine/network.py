@@ -109,7 +109,7 @@ class ModuleModel:
             found = iter(tensors)
             leaves = [next(found) if t else s for t, s in zip(is_tensor, statics, strict=True)]
             self._native.settle(leaves, self._native.plain(spec))
-            return self._native(leaves, self._native.plain(spec), full)
+            return self._native(leaves, self._native.fast(spec), full)
 
         folded = fold(
             run, name_of(self.module), host=self._native.host, full=functools.partial(run, full=True)
