@@ -101,7 +101,7 @@ class Orders(MetricLaw):
     @classmethod
     def applies(cls, subject: MetricSubject) -> str:
         """Accept only what is about an order, along a curve or against a mask, and draws nothing."""
-        ordered = subject.ranks or "mask" in subject.needs
+        ordered = subject.ordered or "mask" in subject.needs
         unordered = "" if ordered else "it is not about an order"
         return super().applies(subject) or unordered or ("it draws" if subject.drawn else "")
 
@@ -120,7 +120,7 @@ class Orders(MetricLaw):
         if bool(here.isnan()) or any(bool(one.isnan()) for one in found):
             return INAPPLICABLE
         low, high = min(map(float, found)), max(map(float, found))
-        allowed = high - low + NEARLY * max(1.0, abs(low), abs(high)) + self.allowed(subject, here)
+        allowed = NEARLY * max(1.0, abs(low), abs(high)) + self.allowed(subject, here)
         return max(low - float(here), float(here) - high, 0.0), allowed
 
 
