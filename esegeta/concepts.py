@@ -201,8 +201,23 @@ def _solved(factor: Tensor, rows: Tensor) -> Tensor:
 
 
 def _unit(v: Tensor) -> Tensor:
+    largest = v.abs().amax(
+        -1, keepdim=True
+    )  # squares of very small and large weights leave the range of numbers
+    v = v / torch.where(largest > 0, largest, 1.0)
     size = v.norm(dim=-1, keepdim=True)
     return v / torch.where(size > 0, size, 1.0)
+
+
+def _checked(where: str, fit: Fit | None) -> Fit:
+    """Refuse weights that are not finite: no share is as far from 1/2 as NaN, so p would be 0."""
+    fitted = fit or ridge()
+
+    def finite(x: Tensor, y: Tensor) -> Tensor:
+        advice = "Scale the activations, or take another fit"
+        return check.finite(where, "weights of fit", fitted(x, y), advice)
+
+    return finite
 
 
 def _set(where: str, name: str, value: object, least: int, like: Tensor | None = None) -> Tensor:
@@ -238,7 +253,7 @@ def cav(concept: Tensor, others: Tensor, *, fit: Fit | None = None) -> Tensor:
     mine = _set("cav", "concept", concept, 2)
     rest = _set("cav", "others", others, 2, mine)
     y = torch.cat([torch.ones(len(mine)), torch.zeros(len(rest))]).to(mine.device)
-    return _unit((fit or ridge())(torch.cat([mine, rest]), y))
+    return _unit(_checked("cav", fit)(torch.cat([mine, rest]), y))
 
 
 def tcav_score(gradients: Tensor, direction: Tensor) -> Tensor:
@@ -323,7 +338,7 @@ def tcav(
     check.one_of("tcav", "null", null, NULLS)
     count = check.positive_count("tcav", "permutations", permutations)
     many = check.positive_count("tcav", "sets", sets, 2)
-    fitted = fit or ridge()
+    fitted = _checked("tcav", fit)
 
     def tested(gradients: Tensor, concept: Tensor, others: Tensor, *, key: int | Tensor = 0) -> Tcav:
         g = _set("tcav", "gradients", gradients, 1)

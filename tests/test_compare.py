@@ -13,8 +13,9 @@ import torch
 
 import esegeta as eg
 from esegeta import metrics, random
+from esegeta._registry import METRICS as REGISTERED
 from esegeta.engine.sharing import shared
-from esegeta.metrics.comparing import holm
+from esegeta.metrics.comparing import holm, interval, turned_signs
 
 W = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5]], dtype=torch.float64)
 METHODS = {
@@ -124,6 +125,32 @@ def test_what_cannot_be_said_is_missing_and_has_its_reason():
     table = list(csv.DictReader(io.StringIO(found.csv())))
     assert table[7]["value"] == ""
     assert float(table[0]["value"]) == pytest.approx(found.rows[0].value)
+
+
+OF_A_MAP = [n for n, s in REGISTERED.items() if not {"network", "targets", "explain"} & set(s.needs)]
+OF_A_MASK = [n for n in OF_A_MAP if "mask" in REGISTERED[n].needs]
+BAD = {
+    "a map of another shape": (torch.ones(1, 7, dtype=torch.float64), MASKS, OF_A_MAP, "on the grid of x"),
+    "a map with a hole": (W.where(W > 1, torch.nan), MASKS, OF_A_MAP, "finite"),
+    "a constant map": (torch.ones_like(W), MASKS, OF_A_MAP, "the map is constant"),
+    "an empty mask": (W, torch.zeros_like(MASKS), OF_A_MASK, "the mask is empty"),
+    "a full mask": (W, torch.ones_like(MASKS), OF_A_MASK, "the mask is full"),
+    "no mask": (W, None, OF_A_MASK, "mask at the call, got nothing"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_no_metric_has_a_silent_number_of(what):
+    a, masks, names, reason = BAD[what]
+    assert len(names) >= 10
+    methods = {"bad": lambda _: metrics.given(a)}
+    found = eg.compare(
+        methods, score, XS[:1], masks=None if masks is None else masks[:1], metrics=names, key=0
+    )
+    for only in found.rows:
+        assert reason in only.reason, only
+        assert what == "a constant map" or math.isnan(only.value), only
+    assert [only.metric for only in found.rows] == names
 
 
 def test_a_map_is_computed_once_and_its_cost_is_told():
@@ -317,3 +344,10 @@ def test_methods_with_and_without_a_baseline_share_the_refs():
     assert [(row.patients, row.reason) for row in table.rows] == [(3, ""), (3, "")]
     alone = eg.metrics.deletion(eg.gradient(score), score)(xs[0], torch.zeros(1, 4))
     assert alone.area == eg.metrics.deletion(eg.gradient(score), score)(xs[0]).area
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_makes_no_difference_significant(bad):
+    values = torch.tensor([bad, bad, 1.0, 2.0], dtype=torch.float64)
+    assert math.isnan(turned_signs(values, 0))
+    assert all(math.isnan(bound) for bound in interval(values, 0)[1:])

@@ -249,3 +249,23 @@ A = torch.rand(8, D, generator=torch.Generator().manual_seed(0))
 def test_bad_input_is_refused(call, text):
     with pytest.raises((ValueError, TypeError), match=text):
         call()
+
+
+def test_weights_that_are_not_finite_are_refused_and_never_significant():
+    g, mine, rest = sets(3)
+
+    def broken(x, y):
+        return torch.full((*y.shape[:-1], x.shape[1]), math.nan)
+
+    for null in concepts.NULLS:
+        with pytest.raises(ValueError, match="finite values in weights of fit"):
+            concepts.tcav(broken, null=null, permutations=9, sets=2)(g, mine, rest)
+    with pytest.raises(ValueError, match="finite values in weights of fit"):
+        concepts.cav(mine, rest, fit=broken)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_a_direction_does_not_depend_on_the_unit_of_activations(scale):
+    _, mine, rest = sets(4)
+    plain, scaled = concepts.cav(mine + 1, rest), concepts.cav(scale * (mine + 1), scale * rest)
+    assert torch.allclose(scaled, plain, atol=1e-4)

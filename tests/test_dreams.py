@@ -416,6 +416,9 @@ def test_at_a_deadline_there_is_what_there_is():
 def test_a_flat_start_is_told():
     with pytest.warns(eg.ExecutionWarning, match="gradient of .* is zero at the start"):
         dreams.ascend(lambda x: x.clamp(min=0).sum() * 1.0, torch.full((1, 3), -1.0), steps=2)()
+    flat = dreams.objectives.channel(lambda x: eg.mark(x.clamp(min=0), "relu"), "relu", 0)
+    with pytest.warns(eg.ExecutionWarning, match="gradient of channel is zero at the start"):
+        dreams.ascend(flat, torch.full((1, 3), -1.0), steps=2)()
 
 
 def test_bad_input_is_refused_in_words():

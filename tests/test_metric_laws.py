@@ -121,7 +121,7 @@ BROKEN = {
     "batches": MetricSubject("deep", lambda e, s: lambda x, key: e(x).sum() + levels.depth()),
     "chunks": MetricSubject("first chunk", lambda e, s: lambda x, key: e(x).sum() * current().chunk),
     "ties": MetricSubject("by position", by_position, ("score",), "lower"),
-    "orders": MetricSubject("by threshold", lambda e, s: by_threshold(e)),
+    "orders": MetricSubject("by threshold", lambda e, s: by_threshold(e), ordered=True),
     "turns": MetricSubject("one after another", one_after_another, ("score",), "lower"),
     "answers": MetricSubject("of one channel", of_one_channel, ("score",)),
     "steps": MetricSubject("counting steps", counting_steps, ("score",), "lower", steps=True),

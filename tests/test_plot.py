@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from esegeta import plot
-from esegeta.plot import canvas, colours, grids
+from esegeta.plot import canvas, colours, grids, images
 
 pytest.importorskip("matplotlib", reason="figures need the extra viz")
 
@@ -65,6 +65,26 @@ def test_planes_and_letters_agree_on_where_the_patient_s_right_is(axis):
     assert row in (0, picture.shape[0] - 1)
     assert column in (0, picture.shape[1] - 1)
     assert {across, down} == {"RAS"[a] for a in range(3) if a != axis}
+
+
+def test_a_file_without_a_place_does_not_pretend_to_know_sides():
+    def said(affine, box=None):
+        scene = grids.scene("overlay", bumps((6, 8, 10)), None, None, affine, box=box)
+        return images._words([scene], None, 99.5, "as it is")
+
+    moved = np.eye(4)
+    moved[:3, 3] = 0.25, -20, 3
+    assert "assume" in said(np.eye(4))
+    assert "assume" in said(np.eye(4), [[1, 5], [2, 6], [3, 9]])
+    assert "assume" not in said(moved)
+    assert "assume" not in said(AFFINE)
+
+
+def test_a_plane_through_the_middle_lies_at_0_mm_and_not_at_minus_0():
+    affine = np.diag([1.0, 1, 1, 1])
+    affine[:3, 3] = -2.2, -3.4, -4.3
+    scene = grids.scene("overlay", bumps((5, 7, 9)), None, None, affine)
+    assert [images._place(scene, axis, n) for axis, n in enumerate((2, 3, 4))] == ["0 mm"] * 3
 
 
 @pytest.mark.parametrize("kind", ["overlay", "projections", "montage"])

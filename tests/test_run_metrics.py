@@ -158,6 +158,32 @@ def test_numbers_are_those_of_the_metrics_on_the_maps_that_are_there(tmp_path):
     assert len(rows) == 15
 
 
+def test_random_maps_share_forwards_with_the_map_and_maps_do_not_with_each_other(tmp_path):
+    """Sets of parts are drawn once for a map and its random maps, and so are both ends of a curve."""
+    scan(tmp_path / "sub-1_T1w.nii.gz")
+    beside = {"null": "shifted", "draws": 3}
+    parameters = {"n": 9, "samples": 4}
+    asked = [
+        {"metric": "sensitivity_n", "id": "alone", "parameters": parameters},
+        {"metric": "sensitivity_n", "id": "beside", "parameters": parameters, **beside},
+        {"metric": "deletion", "id": "curves", "parameters": {"steps": 4}, **beside},
+    ]
+    found, refused = done_here(tables(tmp_path, asked, methods=METHODS[:2]))
+    assert not refused
+    runs = {
+        (record["method"], record["metric"]): record["evaluations"]
+        for record in found.values()
+        if record["kind"] == "metrics"
+    }
+    for method in ("gradient", "ig"):
+        assert runs[method, "alone"] == runs[method, "beside"] == 1 + 4
+        assert (
+            runs[method, "curves"] == 2 + 4 * 3
+        )  # the whole image, none of it, and three stops of four curves
+    values = {record["value"] for record in found.values() if record.get("metric") in ("alone", "beside")}
+    assert len(values) == 2  # of each map the same with and without random maps
+
+
 def test_what_cannot_be_said_has_its_reason(tmp_path):
     for number, values in ((1, None), (2, np.zeros(SHAPE)), (3, None)):
         scan(tmp_path / f"sub-{number}_T1w.nii.gz", seed=number, values=values)
@@ -385,6 +411,7 @@ def test_a_plan_tells_what_metrics_cost(tmp_path):
         {"metric": "entropy"},
         {"metric": "sensitivity_max", "parameters": {"samples": 3}},
         {"metric": "irof"},
+        {"metric": "mu_fidelity", "parameters": {"samples": 5}, "null": "shifted", "draws": 9},
     ]
     planned = jobs.plan(config.load(tables(tmp_path, asked, methods=METHODS[1:2])))
     told = {job.keys["metric"]: kind.cost(job.payload) for job in planned if job.kind == "metrics"}
@@ -393,6 +420,7 @@ def test_a_plan_tells_what_metrics_cost(tmp_path):
         "entropy": (0, "values"),
         "sensitivity_max": (8, "gradients"),
         "irof": (None, "values"),
+        "mu_fidelity": (6, "values"),
     }
 
 

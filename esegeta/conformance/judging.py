@@ -40,7 +40,8 @@ class MetricSubject:
     says; steps: whether it takes a number of steps; drawn: whether it draws by position; planar: whether it takes
     images with two spatial axes only; vectorised: whether its measure goes through vmap; slack: what its arithmetic
     may be off by, relative to the size of its number; several: whether ``build`` takes ``chunk=``, and then judges
-    several images, so many at once.
+    several images, so many at once; ordered: whether it is a loss, or an area, as elements go in the order
+    of the map.
     """
 
     name: str
@@ -55,6 +56,7 @@ class MetricSubject:
     vectorised: bool = True
     slack: float = 1e-9
     several: bool = False
+    ordered: bool = False
 
     kind: ClassVar[str] = "metric"
 
@@ -78,7 +80,8 @@ def of_metric(spec: MetricSpec) -> MetricSubject:
         return spec.fn(explain, *([score] if "score" in spec.needs else []), **own)
 
     facts = (spec.needs, spec.better, spec.exact, spec.ranks, "steps" in spec.parameters and spec.ranks)
-    return MetricSubject(spec.name, build, *facts, drawn="key" in spec.needs or "seed" in spec.parameters)
+    drawn = "key" in spec.needs or "seed" in spec.parameters
+    return MetricSubject(spec.name, build, *facts, drawn=drawn, ordered=spec.answer == "curve" and spec.ranks)
 
 
 @dataclass(frozen=True, repr=False)

@@ -256,18 +256,25 @@ def _recorded(k: object, steps: int) -> int:
     return k
 
 
+def _called(objective: Score) -> str:
+    """Return the name of an objective; those of this package are functions that others return."""
+    name, _, inner = getattr(objective, "__qualname__", "").partition(".<locals>.")
+    own = inner and str(getattr(objective, "__module__", "")).startswith("esegeta.")
+    return name if own else name_of(objective)
+
+
 def _warn(objective: Score, state: _State, steps: int) -> None:
     """Say why a dream is not what was asked for."""
     if levels.true_anywhere(state.stopped):
         done = int(levels.base(state.taken).min())
         text = (
-            f"{WHERE}: {name_of(objective)} was not finite at step {done + 1} of {steps}; the result is that of the "
+            f"{WHERE}: {_called(objective)} was not finite at step {done + 1} of {steps}; the result is that of the "
             f"{done} steps before. Take smaller steps, or bound the image."
         )
         record_partial(text, done, steps)
     if levels.true_anywhere(state.taken > 0) and not levels.true_anywhere(state.moved):
         text = (
-            f"{WHERE}: the gradient of {name_of(objective)} is zero at the start, so nothing leads from there. Begin "
+            f"{WHERE}: the gradient of {_called(objective)} is zero at the start, so nothing leads from there. Begin "
             "from stronger noise or from an image that the network answers to."
         )
         told.record("flat", text)

@@ -493,14 +493,16 @@ def _mean(values: list[float]) -> float:
 def interval(values: Tensor, key: int) -> tuple[float, float, float]:
     """Return the mean, and where 95 % of the means of resampled values lie; NaN of fewer than two.
 
+    The interval is NaN where a value is not finite.
+
     >>> interval(torch.tensor([1.0, 1.0, 1.0]), 0)
     (1.0, 1.0, 1.0)
     """
     count = len(values)
     if not count:
         return math.nan, math.nan, math.nan
-    if count == 1:
-        return values.item(), math.nan, math.nan
+    if count == 1 or not values.isfinite().all():
+        return values.mean().item(), math.nan, math.nan
     drawn = random.integers(random.fold_in(key, 1), (RESAMPLES, count), low=0, high=count)
     low, high = values[drawn].mean(1).quantile(values.new_tensor([0.025, 0.975])).tolist()
     return values.mean().item(), low, high
@@ -509,11 +511,13 @@ def interval(values: Tensor, key: int) -> tuple[float, float, float]:
 def turned_signs(values: Tensor, key: int) -> float:
     """Return p of a mean difference: how many choices of signs give one as large. All of them for few values.
 
+    NaN of fewer than two, and where a value is not finite: no mean is as large as NaN, so p would be 0.
+
     >>> turned_signs(torch.tensor([1.0, 2.0, 3.0]), 0)
     0.25
     """
     count = len(values)
-    if count < 2:
+    if count < 2 or not values.isfinite().all():
         return math.nan
     if count <= EXACT:
         signs = torch.tensor(list(itertools.product([1.0, -1.0], repeat=count)), dtype=values.dtype)

@@ -20,7 +20,8 @@ class Scene(NamedTuple):
     values: ``(*S)``, channels added up; anatomy: ``(*S)`` or ``(*S, 3)`` between 0 and 1; sizes: of a voxel;
     across: the axes that planes are drawn across; titles: what a plane across each axis is called;
     affine: of this grid, if known: then the axes point to the left, to the back and up; start: the voxel of the
-    whole grid where this one begins; hidden: the share of |a| that a mask hides; outlines: name -> mask ``(*S)``.
+    whole grid where this one begins; hidden: the share of |a| that a mask hides; outlines: name -> mask ``(*S)``;
+    placed: whether the affine says more than the identity, which readers give to files that say nothing, as .npy.
     """
 
     values: np.ndarray
@@ -33,6 +34,7 @@ class Scene(NamedTuple):
     start: tuple[int, ...] = (0, 0, 0)
     hidden: float | None = None
     outlines: Mapping[str, np.ndarray] = {}
+    placed: bool = True
 
 
 def array(where: str, name: str, value: object, axes: int | None = None) -> np.ndarray:
@@ -154,6 +156,7 @@ def scene(
     if under is not None and under.shape[1:] != found.shape[1:]:
         found = spatial.upsample(torch.from_numpy(found), like=torch.from_numpy(under)).numpy()
     lies = _affine(where, affine)
+    placed = lies is not None and not np.array_equal(lies, np.eye(4))
     sizes = spacing_of(where, spacing, lies, axes)
     channels = found.shape[0]
     with np.errstate(invalid="ignore", over="ignore"):
@@ -191,7 +194,7 @@ def scene(
     thin = tuple(a for a in range(3) if values.shape[a] == 1)
     across = (2,) if titles[0] == "" else thin if len(thin) == 1 else (2, 1, 0)
     begin = start if axes == 3 else (0, 0, 0)
-    return Scene(values, shown, sizes, across, titles, lies, channels, begin, hidden, rings)
+    return Scene(values, shown, sizes, across, titles, lies, channels, begin, hidden, rings, placed)
 
 
 def _share_outside(values: np.ndarray, seen: np.ndarray) -> float:

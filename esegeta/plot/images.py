@@ -78,7 +78,7 @@ def _place(scene: grids.Scene, axis: int, index: int) -> str:
     voxel = [(n - 1) / 2 for n in scene.values.shape]
     voxel[axis] = index
     way = int(np.argmax(np.abs(scene.affine[:3, axis])))
-    return f"{(scene.affine @ [*voxel, 1.0])[way]:.0f} mm"
+    return f"{round(float((scene.affine @ [*voxel, 1.0])[way]))} mm"
 
 
 def _words(scenes: Sequence[grids.Scene], limit: float | None, percentile: float, how: str) -> str:
@@ -113,6 +113,8 @@ def _words(scenes: Sequence[grids.Scene], limit: float | None, percentile: float
         said.append(f"Outlined: {', '.join(names)}.")
     if scenes[0].affine is not None:
         said.append("Seen as radiologists do: the patient's right is on the left of the picture.")
+        if not scenes[0].placed:
+            said.append("Letters and mm assume that voxels are of 1 mm and axes point right, front and up.")
         part = np.abs(scenes[0].affine[:3, :3] / np.linalg.norm(scenes[0].affine[:3, :3], axis=0)).max(0)
         if part.min() < np.cos(np.radians(5)):
             said.append("The grid is oblique: the letters say what each side is nearest to.")

@@ -51,9 +51,8 @@ class PeerMetric:
     steps: str = ""  # the option that says how many elements a step has
     batch: str = ""  # the option that says how many images are run at once
     decides: bool = False  # it looks at the class that wins: the other class has the mean score
-    slopes: bool = (
-        False  # it multiplies maps by what it takes off the image: it gets them per unit of the image
-    )
+    ordered: bool = False  # as ``MetricSubject`` says
+    slopes: bool = False  # it multiplies maps by changes of the image: it gets them per unit of it
 
 
 def _quantus(name: str, located: bool = False, **own_usual: Any) -> Callable[..., Judge]:
@@ -149,6 +148,7 @@ def _grad_cam(remover: str) -> Callable[..., Judge]:
     """What the score loses when a share of the image becomes zero: ``percentile`` 80 means a fifth."""
 
     def prepare(percentile: float = 80) -> Judge:
+        peers.torchvision()
         package = peers.package("pytorch_grad_cam.metrics.perturbation_confidence", "test")
 
         def judge(model: nn.Module, x: Tensor, a: Tensor, _: Tensor) -> float:
@@ -201,13 +201,13 @@ LIBRARIES: dict[str, dict[str, PeerMetric]] = {
         )
     },
     "torchcam": {
-        "deletion": PeerMetric(_torchcam("deletion_auc"), better="lower", ranks=True),
-        "insertion": PeerMetric(_torchcam("insertion_auc"), ranks=True),
+        "deletion": PeerMetric(_torchcam("deletion_auc"), better="lower", ranks=True, ordered=True),
+        "insertion": PeerMetric(_torchcam("insertion_auc"), ranks=True, ordered=True),
     },
     "grad_cam": {
-        "RemoveMostRelevantFirst": PeerMetric(_grad_cam("RemoveMostRelevantFirst"), ranks=True),
+        "RemoveMostRelevantFirst": PeerMetric(_grad_cam("RemoveMostRelevantFirst"), ranks=True, ordered=True),
         "RemoveLeastRelevantFirst": PeerMetric(
-            _grad_cam("RemoveLeastRelevantFirst"), better="lower", ranks=True
+            _grad_cam("RemoveLeastRelevantFirst"), better="lower", ranks=True, ordered=True
         ),
     },
 }
@@ -269,6 +269,7 @@ def find(library: str, name: str, options: dict[str, Any]) -> MetricSubject:
         vectorised=False,
         slack=1e-4,
         several=bool(peer.batch),
+        ordered=peer.ordered,
     )
 
 

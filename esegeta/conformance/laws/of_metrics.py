@@ -100,8 +100,10 @@ class Orders(MetricLaw):
 
     @classmethod
     def applies(cls, subject: MetricSubject) -> str:
-        """Accept only what draws nothing: draws would differ, too."""
-        return super().applies(subject) or ("it draws" if subject.drawn else "")
+        """Accept only what is about an order, along a curve or against a mask, and draws nothing."""
+        ordered = subject.ordered or "mask" in subject.needs
+        unordered = "" if ordered else "it is not about an order"
+        return super().applies(subject) or unordered or ("it draws" if subject.drawn else "")
 
     def measure(self, subject: MetricSubject) -> Measured:
         if self.unsuited(subject):
@@ -110,14 +112,15 @@ class Orders(MetricLaw):
         here = self.number(subject, tied, score)
         true = (self.weights * self.image).flatten()
         places = torch.arange(n)
-        orders = [true, -true, places, -places, *(places.mul(2 * k + 1).remainder(n) for k in (1, 2))]
+        inside = self.mask.expand(self.image.shape).flatten().long()
+        # Of curves of an additive score the first two are the extremes, of numbers against a mask the next two.
+        orders = [true, -true, inside, -inside, places, -places, places.mul(3).remainder(n)]
         ranks = [order.argsort(stable=True).argsort().reshape(tied.shape) for order in orders]
         found = [self.number(subject, tied + NEARLY * rank / n, score) for rank in ranks]
         if bool(here.isnan()) or any(bool(one.isnan()) for one in found):
             return INAPPLICABLE
         low, high = min(map(float, found)), max(map(float, found))
-        # A few orders are not all of them: the mean over all lies no further outside than these are apart.
-        allowed = high - low + NEARLY * max(1.0, abs(low), abs(high)) + self.allowed(subject, here)
+        allowed = NEARLY * max(1.0, abs(low), abs(high)) + self.allowed(subject, here)
         return max(low - float(here), float(here) - high, 0.0), allowed
 
 
@@ -262,13 +265,14 @@ class LinearScores(MetricLaw):
         if self.unsuited(subject):
             return INAPPLICABLE
         weights = self.weights / 3  # sums of halves are exact, and would hide what leaves nothing to rounding
+        x = torch.where(self.image == 0, 0.25, self.image)  # at zero a contribution says nothing of a slope
         score = self.score(weights)
         if "explain" in subject.needs:  # the slopes of a linear score are the same everywhere
             explain = lambda *_: weights
-            found = subject.build(explain, score)(self.image, key=7)
+            found = subject.build(explain, score)(x, key=7)
         else:
             explain = lambda x, *_: weights * x  # as contributions
-            found = subject.build(explain, score)(self.image, key=7)
+            found = subject.build(explain, score)(x, key=7)
             found = torch.as_tensor(getattr(found, "area", found), dtype=torch.float64)
         if bool(found.isnan()):
             return INAPPLICABLE  # sets of equal sums: nothing varies

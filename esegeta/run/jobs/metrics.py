@@ -318,7 +318,7 @@ def cost(payload: Record) -> tuple[int | None, str]:
     section = Metric.model_validate(payload["metric"])
     spec = METRICS[section.metric]
     own = spec.cost(**section.parameters)
-    times = 1 + section.random_maps
+    times = 1 if spec.answer == "sampled" else 1 + section.random_maps  # samples are those of all maps
     if "explain" not in spec.needs:
         return None if own.forwards is None else own.forwards * times, "values"
     method = find_method(payload["method"]["name"])

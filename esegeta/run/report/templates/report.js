@@ -171,7 +171,7 @@
 
   function located(location) {
     const mm = location.mm.slice ? [...location.mm].slice(0, 3) : [];
-    const words = mm.map((v) => v.toFixed(0));
+    const words = mm.map((v) => String(Math.round(v)));  // never -0
     let value = "";
     const index = nv.volumes.indexOf(state.map);
     if (index >= 0 && location.values[index]) value = `, map ${short(location.values[index].value * chosen().step)} ± ${short(chosen().step / 2)}`;
