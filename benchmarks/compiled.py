@@ -15,9 +15,8 @@ from _networks import resnet, unet
 def main():
     options = arguments(__doc__, size=96)
     print(f"compiled / plain, {setting(options)}\n")
-    rows = []
-    for subject in (unet(options.size, 4), resnet(options.size, 8)):
-        xs = subject.draw(0)
+    for subject in (resnet(options.size, 8), unet(options.size, 4)):
+        rows, xs = [], subject.draw(0)
         work = {
             "values": vmap(subject.score),
             "gradients": vmap(eg.gradient(subject.score)),
@@ -49,18 +48,18 @@ def main():
                     f"{apart:.1e}",
                 )
             )
-    table(
-        (
-            "network",
-            "what",
-            "compiling, in plain calls",
-            "time: of minima",
-            "least pair",
-            "median pair",
-            "apart",
-        ),
-        rows,
-    )
+        table(
+            (
+                "network",
+                "what",
+                "compiling, in plain calls",
+                "time: of minima",
+                "least pair",
+                "median pair",
+                "apart",
+            ),
+            rows,
+        )
 
 
 if __name__ == "__main__":

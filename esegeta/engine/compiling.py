@@ -5,10 +5,11 @@ ask for no gradient, because a compiled backward run computes all gradients that
 want that of the input only. It is compiled for the first size, then once more for other sizes.
 """
 
+import contextlib
 import copy
 import textwrap
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -35,25 +36,16 @@ class Compiled:
         seen = _fingerprint(tree)
         if self._run is None or self._seen is None or not _same(seen, self._seen):
             self._run, self._seen = self._made(module), seen
-        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException, TorchRuntimeError
-        from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
-
-        try:
+        with refusing(self.name):
             return self._run(*arguments)
-        except TorchRuntimeError:
-            raise  # an error of the network itself, which plain calls have as well
-        except (TorchDynamoException, FailOnRecompileLimitHit, CppCompileError, InvalidCxxCompiler) as error:
-            if _because_of(error, InvalidCxxCompiler):
-                raise check.refused(self.name, "a C++ compiler to compile with", "none", _COMPILER) from error
-            raise self._refused(error) from error
 
     def _made(self, module: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(module, torch.jit.ScriptModule):
-            raise self._refused(TypeError("TorchScript is compiled already"))
+            raise _refused(self.name, TypeError("TorchScript is compiled already"))
         try:
             twin = _twin(module)
         except Exception as error:  # copies are made by code of the network
-            raise self._refused(error) from error
+            raise _refused(self.name, error) from error
 
         def run(*arguments: Any) -> Any:
             return twin(*arguments)
@@ -62,15 +54,32 @@ class Compiled:
         own = types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
         return torch.compile(own, fullgraph=True)
 
-    def _refused(self, error: BaseException) -> ValueError:
-        error = getattr(error, "inner_exception", error)
-        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        return check.refused(
-            self.name,
-            "a network that torch.compile takes as a whole",
-            f"{type(error).__name__} ({textwrap.shorten(said, 160, placeholder=' ...')})",
-            _ADVICE,
-        )
+
+@contextlib.contextmanager
+def refusing(name: str) -> Iterator[None]:
+    """Refuse a network whose compiling fails inside: forward in its call, backward in the first gradient."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException, TorchRuntimeError
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+
+    try:
+        yield
+    except TorchRuntimeError:
+        raise  # an error of the network itself, which plain calls have as well
+    except (TorchDynamoException, FailOnRecompileLimitHit, CppCompileError, InvalidCxxCompiler) as error:
+        if _because_of(error, InvalidCxxCompiler):
+            raise check.refused(name, "a C++ compiler to compile with", "none", _COMPILER) from error
+        raise _refused(name, error) from error
+
+
+def _refused(name: str, error: BaseException) -> ValueError:
+    error = getattr(error, "inner_exception", error)
+    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return check.refused(
+        name,
+        "a network that torch.compile takes as a whole",
+        f"{type(error).__name__} ({textwrap.shorten(said, 160, placeholder=' ...')})",
+        _ADVICE,
+    )
 
 
 def usable() -> bool:

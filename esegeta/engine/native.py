@@ -136,7 +136,10 @@ class Native:
 
     def host(self, work: Callable[[], Any]) -> Any:
         """Run what touches autograd, in a thread if the network needs to be outside of functorch."""
-        if not (self.outside or current().compile):
+        if current().compile:
+            with compiling.refusing(self.name):
+                return _in_thread(work)
+        if not self.outside:
             try:
                 return work()
             except RuntimeError as error:
