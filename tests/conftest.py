@@ -1,5 +1,6 @@
 import importlib
 import os
+import signal
 
 # The tensors of the tests are small, and pytest runs one worker a core: threads would only wait for each other.
 # In the environment, for what tests start as well. Whoever sets OMP_NUM_THREADS gets as many.
@@ -10,6 +11,9 @@ for library in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+# In the background of a script SIGINT is ignored, and so it is in all that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if THREADS.isdigit():
     torch.set_num_threads(int(THREADS))  # a plugin may have imported torch before
 

