@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from esegeta._registry import network
 from esegeta.zoo.tumours import PARTS, SEQUENCES
-from esegeta.zoo.volumes import DATA
-from esegeta.zoo.weights import read_safetensors
+from esegeta.zoo.weights import trained
 
 WIDTHS = (12, 20, 32, 48)
 GROWTH, LAYERS = 8, 3  # channels that a layer of a dense block adds, and layers of a block
@@ -121,16 +120,6 @@ def plain_network() -> TumourNetwork:
     return TumourNetwork(plain_block, skips=False)
 
 
-def _trained(build: Callable[[], TumourNetwork], name: str) -> nn.Module:
-    with torch.device("meta"):  # draws no initial weights, so the global random state stays as it is
-        net = build()
-    weights = read_safetensors(DATA / f"{name}.safetensors")
-    net.load_state_dict(
-        {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}, assign=True
-    )
-    return net.eval()
-
-
 @network(family="trained")
 def tumour_dense_unet() -> nn.Module:
     r"""Return a trained 2-D U-Net with dense blocks that segments the tumours of ``tumour_slice``, in eval mode.
@@ -155,7 +144,7 @@ def tumour_dense_unet() -> nn.Module:
         Shaikh et al. 2017, Brain tumor segmentation using dense fully convolutional neural network,
         doi:10.1007/978-3-319-75238-9_27.
     """
-    return _trained(dense_unet, "tumour_dense_unet")
+    return trained(dense_unet, "tumour_dense_unet")
 
 
 @network(family="trained")
@@ -176,7 +165,7 @@ def tumour_residual_unet() -> nn.Module:
         Kermi, Mahmoudi, Khadir 2018, Deep convolutional neural networks using U-Net for automatic brain tumor
         segmentation in multimodal MRI volumes, doi:10.1007/978-3-030-11726-9_4.
     """
-    return _trained(residual_unet, "tumour_residual_unet")
+    return trained(residual_unet, "tumour_residual_unet")
 
 
 @network(family="trained")
@@ -197,4 +186,4 @@ def tumour_plain() -> nn.Module:
         Natekar, Kori, Krishnamurthi 2020, Demystifying brain tumor segmentation networks,
         doi:10.3389/fncom.2020.00006.
     """
-    return _trained(plain_network, "tumour_plain")
+    return trained(plain_network, "tumour_plain")

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from esegeta._registry import network
-from esegeta.zoo.volumes import DATA
-from esegeta.zoo.weights import read_safetensors
+from esegeta.zoo.weights import trained
 
 WIDTHS = (8, 12, 16, 24, 32, 32)
 
@@ -101,16 +100,6 @@ class PooledUNet(VesselUNet):
         self.out = nn.Conv3d(widths[0], 1, 1)
 
 
-def _trained(build: type[VesselUNet], name: str) -> nn.Module:
-    with torch.device("meta"):  # draws no initial weights, so the global random state stays as it is
-        net = build()
-    weights = read_safetensors(DATA / f"{name}.safetensors")
-    net.load_state_dict(
-        {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}, assign=True
-    )
-    return net.eval()
-
-
 @network(family="trained")
 def vessel_unet() -> nn.Module:
     r"""Return a trained 3-D U-Net that segments the vessels of ``vessel_phantom``, in eval mode.
@@ -134,7 +123,7 @@ def vessel_unet() -> nn.Module:
     Reference:
         Chatterjee et al. 2020, DS6, deformation-aware semi-supervised learning, https://arxiv.org/abs/2006.10802.
     """
-    return _trained(StridedUNet, "vessel_unet")
+    return trained(StridedUNet, "vessel_unet")
 
 
 @network(family="trained")
@@ -153,7 +142,7 @@ def vessel_unet_mss() -> nn.Module:
     Reference:
         Chatterjee et al. 2020, DS6, deformation-aware semi-supervised learning, https://arxiv.org/abs/2006.10802.
     """
-    return _trained(StridedUNet, "vessel_unet_mss")
+    return trained(StridedUNet, "vessel_unet_mss")
 
 
 @network(family="trained")
@@ -176,4 +165,4 @@ def vessel_unet_mss_deformation() -> nn.Module:
     Reference:
         Chatterjee et al. 2020, DS6, deformation-aware semi-supervised learning, https://arxiv.org/abs/2006.10802.
     """
-    return _trained(PooledUNet, "vessel_unet_mss_deformation")
+    return trained(PooledUNet, "vessel_unet_mss_deformation")

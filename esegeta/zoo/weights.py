@@ -2,14 +2,16 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esegeta.engine import check
+from esegeta.zoo.volumes import DATA
 
 WHERE = "read_safetensors"
 LITTLE_ENDIAN = {
@@ -134,3 +136,14 @@ def _counts(value: object) -> bool:
 
 def _problem(expected: str, got: object, advice: str) -> check.Refused:
     return check.Refused(check.problem(WHERE, expected, str(got), advice))
+
+
+def trained(build: Callable[[], nn.Module], name: str) -> nn.Module:
+    """Build a network with its shipped weights, in single precision and in eval mode."""
+    with torch.device("meta"):  # draws no initial weights, so the global random state stays as it is
+        net = build()
+    weights = read_safetensors(DATA / f"{name}.safetensors")
+    net.load_state_dict(
+        {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}, assign=True
+    )
+    return net.eval()
